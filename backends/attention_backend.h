@@ -1,0 +1,79 @@
+// The interface of one attention implementation.
+//
+// A backend is stateless and shared by all layers and jobs; what it precomputes for a step is its
+// AttentionMetadata, made by its builder once per step and role. One layout at this border:
+// [B, S, H, D] contiguous. Follows FastVideo's fastvideo/attention/backends/abstract.py, with the
+// limits asked *before* a call (Supports) instead of failing inside it.
+#ifndef DENOISED_BACKENDS_ATTENTION_BACKEND_H_
+#define DENOISED_BACKENDS_ATTENTION_BACKEND_H_
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "backends/attention_spec.h"
+
+namespace denoised {
+
+// The tensors of one call. S_q and S_kv may differ. Owned by the caller; never written to.
+struct AttentionInputs {
+  at::Tensor query;  // [B, S_q, H, D]
+  at::Tensor key;    // [B, S_kv, H, D]
+  at::Tensor value;  // [B, S_kv, H, D]
+  at::Tensor gate;   // [B, S_q, H, D] or undefined: VSA's learned gate of the coarse branch
+  at::Tensor mask;   // undefined, or broadcastable to [B, H, S_q, S_kv]: bool (true = attend) or
+                     // additive float
+  double scale = 0;  // softmax scale, usually D^-0.5
+  bool causal = false;
+  int layer_index = 0;  // block number in the model; some backends treat layers differently
+};
+
+// What a backend precomputed for one step (tile order, window table, sparsity). Immutable.
+class AttentionMetadata {
+ public:
+  virtual ~AttentionMetadata() = default;
+};
+
+// What a builder may use. Plain values of the step that is about to run.
+struct MetadataRequest {
+  int64_t step_index = 0;  // 0-based; FastVideo's current_timestep
+  int64_t num_steps = 1;
+  AttentionSpec spec;
+  std::string parameters_json;  // the backend's own parameters, a JSON object or ""
+};
+
+class AttentionMetadataBuilder {
+ public:
+  virtual ~AttentionMetadataBuilder() = default;
+  // Called by the engine thread once per step and role. Throws INVALID_ARGUMENT naming the
+  // parameter that does not fit. May return null where a backend needs nothing.
+  virtual std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) = 0;
+};
+
+class AttentionBackend {
+ public:
+  virtual ~AttentionBackend() = default;
+
+  virtual AttnBackend id() const = 0;
+  virtual std::string_view summary() const = 0;  // one line for ListBackends and --help
+
+  // Empty when this backend can serve the spec on the device; else one sentence that says why not,
+  // naming what was wanted and what came.
+  virtual std::optional<std::string> Supports(const AttentionSpec& spec,
+                                              const DeviceInfo& device) const = 0;
+
+  // A builder for one job (it may cache geometry between steps). Null: no metadata.
+  virtual std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const { return nullptr; }
+
+  // Attention over `inputs`; a fresh contiguous [B, S_q, H, D] tensor of the inputs' dtype.
+  // Thread-safe. `metadata` is what this backend's builder made for the step, or null.
+  virtual at::Tensor Forward(const AttentionInputs& inputs,
+                             const AttentionMetadata* metadata) const = 0;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_BACKENDS_ATTENTION_BACKEND_H_

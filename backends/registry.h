@@ -1,0 +1,45 @@
+// The table of backends, in the order in which automatic selection tries them.
+#ifndef DENOISED_BACKENDS_REGISTRY_H_
+#define DENOISED_BACKENDS_REGISTRY_H_
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backends/attention_spec.h"
+
+namespace denoised {
+
+class AttentionBackend;
+
+// Read-only after construction; shared by all threads. Tests make their own with invented backends.
+class BackendRegistry {
+ public:
+  struct Entry {
+    AttnBackend id;
+    const AttentionBackend* backend;  // null: known by name, not in this build
+    std::string absent_reason;        // why it is null and how to get it
+    bool automatic = true;            // false: only when asked for by name
+  };
+
+  explicit BackendRegistry(std::vector<Entry> entries) : entries_(std::move(entries)) {}
+
+  // The backends of this build (registry.cc holds the one table).
+  static const BackendRegistry& Default();
+
+  const std::vector<Entry>& entries() const { return entries_; }
+  const Entry* Find(AttnBackend id) const;
+  std::string_view Summary(AttnBackend id) const;
+
+  // Why `id` cannot serve the spec: not in this build, or the backend's own sentence.
+  std::optional<std::string> WhyNot(AttnBackend id, const AttentionSpec& spec,
+                                    const DeviceInfo& device) const;
+
+ private:
+  std::vector<Entry> entries_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_BACKENDS_REGISTRY_H_

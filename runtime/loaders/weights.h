@@ -1,0 +1,48 @@
+// The tensors of one component folder: a single safetensors file or a sharded set with its index.
+#ifndef DENOISED_RUNTIME_LOADERS_WEIGHTS_H_
+#define DENOISED_RUNTIME_LOADERS_WEIGHTS_H_
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace denoised {
+
+// Memory-mapped and read-only; tensors are converted as they are taken. Every failure is an Error
+// that names the file and the tensor. One thread.
+class Weights {
+ public:
+  // Opens `dir/stem.safetensors`, or `dir/stem.safetensors.index.json` with its shards. All headers
+  // are checked by the strict rules in safetensors.h before this returns.
+  // NOT_FOUND where neither file exists.
+  static Weights Open(const std::filesystem::path& dir, const std::string& stem);
+  ~Weights();
+  Weights(Weights&&) noexcept;
+  Weights& operator=(Weights&&) noexcept;
+
+  bool Contains(const std::string& name) const;
+
+  // A copy of tensor `name` in `dtype` on `device`. INVALID_ARGUMENT naming file, tensor, the wanted
+  // and the found shape where it is missing or of another shape.
+  at::Tensor Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
+                  at::Device device = at::kCPU);
+
+  // Names in the files that were never taken, sorted.
+  std::vector<std::string> Unused() const;
+
+  // SHA-256 over the sorted (file name, size, header) of all files and a sample of their bytes, hex:
+  // changes whenever a file was replaced, costs milliseconds.
+  std::string Digest() const;
+
+ private:
+  struct Impl;
+  explicit Weights(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_LOADERS_WEIGHTS_H_
