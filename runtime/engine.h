@@ -1,0 +1,154 @@
+// The engine: one thread that owns a device, its models and its random numbers. Torch-free face.
+//
+// Two crossings only: the job queue in, the job store (and the Denoise callback) out. Between two
+// steps the engine looks at cancels, deadlines, forces and waiting Denoise calls.
+#ifndef DENOISED_RUNTIME_ENGINE_H_
+#define DENOISED_RUNTIME_ENGINE_H_
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "backends/selector.h"
+#include "runtime/job.h"
+#include "runtime/job_store.h"
+#include "runtime/log.h"
+#include "runtime/observer.h"
+
+namespace denoised {
+
+struct EngineOptions {
+  std::string model_repository = "model_repository";
+  std::string device = "auto";  // auto | cpu | cuda:N
+  std::string dtype = "auto";   // auto | float32 | bfloat16: of the transformer and text encoder
+  std::optional<AttnBackend> environment_backend;  // FASTVIDEO_ATTENTION_BACKEND
+  int64_t max_queued_jobs = 64;
+  int64_t max_queued_denoise_calls = 256;
+  int64_t max_finished_jobs = 256;
+  int64_t max_artifact_bytes = int64_t{1} << 30;
+  int threads = 0;  // intra-op threads; 0 = one a physical core
+};
+
+// Bounds of one request field; the same table checks requests and documents them.
+struct FieldLimit {
+  std::string_view field;
+  double min, max;
+};
+const std::vector<FieldLimit>& RequestLimits();
+
+struct ModelInfo {
+  std::string name;        // folder name in the repository
+  std::string pipeline;    // "WanPipeline"
+  std::string description;
+  std::string device, dtype, weights_digest;
+  bool is_default = false;
+  int64_t transformer_parameters = 0, num_layers = 0, num_heads = 0, head_size = 0;
+  bool has_gate = false;   // to_gate_compress weights for VIDEO_SPARSE_ATTN
+  std::string scheduler;
+  ResolvedParameters defaults;
+  std::string default_prompt;  // "" where the model names none
+};
+
+// A backend as ListBackends shows it, for the model's self-attention at its default size.
+struct BackendInfo {
+  AttnBackend backend;
+  std::string summary;
+  bool automatic = false;             // automatic selection may take it
+  std::optional<std::string> why_not; // empty: usable
+};
+
+// What would run for a role, and why each other candidate would not.
+struct Explanation {
+  AttentionRole role;
+  AttentionSpec spec;
+  Selection selection;                 // meaningful when `error` is empty
+  std::optional<JobError> error;       // e.g. strict mode refused
+  struct Candidate {
+    AttnBackend backend;
+    bool listed;                       // by the layer
+    std::optional<std::string> why_not;
+  };
+  std::vector<Candidate> candidates;   // automatic order
+};
+
+struct ExplainQuery {
+  std::string model;
+  std::optional<int64_t> height, width, num_frames;
+  AttentionOptions attention;
+};
+
+// A cancel that any thread may raise; the engine looks at it between steps.
+struct CancelToken {
+  std::atomic<bool> cancelled{false};
+};
+
+class Engine {
+ public:
+  using SubmitResult = std::variant<JobSnapshot, Error>;
+  using DenoiseOutcome = std::variant<DenoiseResult, Error>;
+  enum class CancelResult : uint8_t { kCancelling, kNotFound, kAlreadyFinished };
+
+  // Loads every model of the repository and starts the thread. Throws Error naming the file or
+  // option. `observer` and `logger` are borrowed and outlive the engine.
+  static std::unique_ptr<Engine> Create(const EngineOptions& options, Observer* observer,
+                                        Logger* logger);
+  virtual ~Engine() = default;
+
+  // Any thread, all of these.
+
+  // Validates and queues. The value is INVALID_ARGUMENT (field named), NOT_FOUND (model),
+  // RESOURCE_EXHAUSTED (queue full, reason QUEUE_FULL) or UNAVAILABLE (draining, reason DRAINING).
+  virtual SubmitResult Submit(GenerationRequest request) = 0;
+  virtual CancelResult Cancel(const std::string& job_id) = 0;
+  virtual JobStore& jobs() = 0;
+
+  // One step. `done` runs exactly once, on the engine thread (or on the caller's, for an early
+  // refusal). A raised `cancel` gives CANCELLED if the step has not begun.
+  virtual void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
+                       std::function<void(DenoiseOutcome)> done) = 0;
+
+  virtual std::vector<ModelInfo> ListModels() const = 0;
+  virtual SelectionPolicy& policy() = 0;
+  // Checks a force before it is made: the value is FAILED_PRECONDITION with the usable names where
+  // no model could use `backend`.
+  virtual std::optional<Error> CheckForce(AttnBackend backend) const = 0;
+  virtual std::vector<BackendInfo> ListBackends() const = 0;
+  // By role, in the enum's order. Throws NOT_FOUND (model), INVALID_ARGUMENT (sizes).
+  virtual std::vector<Explanation> Explain(const ExplainQuery& query) const = 0;
+
+  virtual int64_t queue_depth() const = 0;   // waiting jobs
+  virtual int64_t running_jobs() const = 0;  // 0 or 1
+
+  // Refuses new work from now on; queued and running jobs go on. Idempotent.
+  virtual void Drain() = 0;
+  virtual bool draining() const = 0;
+  // True once nothing is queued or running; waits at most `timeout`.
+  virtual bool WaitIdle(std::chrono::milliseconds timeout) = 0;
+  // Cancels what is left and joins the thread. The destructor does the same.
+  virtual void Shutdown() = 0;
+};
+
+// One backend on given tensors, for cross-checking (`denoisectl attend`). Reads q, k, v and
+// optionally gate ([B, S, H, D]) from a safetensors file, writes `o` to another.
+struct AttendRequest {
+  AttnBackend backend = AttnBackend::kReference;
+  std::string in_path, out_path;
+  std::string parameters_json;
+  std::string device = "cpu";
+};
+struct AttendResult {
+  std::vector<int64_t> shape;
+  DType dtype = DType::kFloat32;
+  double seconds = 0;
+};
+// Throws Error; FAILED_PRECONDITION with the backend's own sentence where it cannot serve the spec.
+AttendResult Attend(const AttendRequest& request);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_H_

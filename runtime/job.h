@@ -1,0 +1,150 @@
+// Requests, jobs, receipts: the plain values that cross between server/ and the engine. Torch-free.
+// An unset optional is "not given": the engine takes the model's default and the job says which.
+#ifndef DENOISED_RUNTIME_JOB_H_
+#define DENOISED_RUNTIME_JOB_H_
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backends/attention_spec.h"
+#include "backends/error.h"
+#include "backends/selector.h"
+
+namespace denoised {
+
+// A dense tensor as bytes: row-major, little-endian.
+struct HostTensor {
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;
+  std::string data;
+};
+// Throws InvalidField(field, ...) where a dimension is negative, the product overflows or the byte
+// count is not what dtype and shape say.
+void CheckHostTensor(const HostTensor& tensor, const std::string& field);
+
+struct AttentionOptions {
+  std::optional<AttnBackend> backend;
+  SelectionMode mode = SelectionMode::kPrefer;
+  std::string parameters_json;  // the backend's own parameters: a JSON object, or ""
+};
+
+enum class ArtifactFormat : uint8_t { kMp4, kGif, kPng, kNpy, kSafetensors };
+std::string_view ArtifactFormatName(ArtifactFormat format);  // "mp4", ... also the file ending
+std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name);
+std::string_view ArtifactMediaType(ArtifactFormat format);   // "video/mp4", ...
+
+// A text-to-video job. Sizes in pixels and frames; names follow diffusers' WanPipeline.__call__.
+struct GenerationRequest {
+  std::string model;  // "" = the default model
+  std::string prompt;
+  std::optional<std::string> negative_prompt;
+  std::optional<int64_t> seed;  // unset: drawn, and reported
+  std::optional<int64_t> height, width, num_frames, fps;
+  std::optional<int64_t> num_inference_steps;
+  std::optional<double> guidance_scale;
+  std::optional<double> flow_shift;
+  std::optional<int64_t> max_sequence_length;
+  AttentionOptions attention;
+  std::optional<HostTensor> latents;      // initial noise [1, C, f, h, w]; unset: from the seed
+  std::vector<ArtifactFormat> formats;    // empty = {mp4}
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+};
+
+// What the request became once every default was filled in.
+struct ResolvedParameters {
+  std::string model;
+  int64_t seed = 0;
+  int64_t height = 0, width = 0, num_frames = 0, fps = 0;
+  int64_t num_inference_steps = 0;
+  double guidance_scale = 0, flow_shift = 0;
+  int64_t max_sequence_length = 0;
+  std::string negative_prompt;
+  std::string scheduler;
+};
+
+enum class JobState : uint8_t { kQueued, kRunning, kSucceeded, kFailed, kCancelled };
+std::string_view JobStateName(JobState state);  // "QUEUED", ...
+inline bool IsTerminal(JobState state) { return state >= JobState::kSucceeded; }
+
+enum class JobStage : uint8_t { kNone, kTextEncode, kDenoise, kDecode, kEncode };
+std::string_view JobStageName(JobStage stage);  // "text_encode", "denoise", "decode", "encode"
+
+// One row of the receipt: what ran for a role over a range of steps.
+struct ReceiptEntry {
+  AttentionRole role = AttentionRole::kSelf;
+  int64_t first_step = 0, last_step = 0;  // inclusive; 0..0 for roles outside the loop
+  std::optional<AttnBackend> asked;       // by the request
+  Selection selection;                    // what ran, source, refusals
+  uint64_t calls = 0;
+  double seconds = 0;
+};
+
+struct Receipt {
+  std::vector<ReceiptEntry> entries;
+  // What makes the result reproducible.
+  std::string weights_digest, device, dtype, version, torch_version;
+  std::string fingerprint;  // SHA-256 over all of the above that changes the pixels, hex
+  std::vector<std::string> notes;  // e.g. "gate branch off: the checkpoint has no to_gate_compress"
+};
+
+struct ArtifactInfo {
+  ArtifactFormat format = ArtifactFormat::kMp4;
+  std::string name;  // "video.mp4"
+  uint64_t size_bytes = 0;
+  std::string sha256;
+};
+
+struct JobError {
+  StatusCode code = StatusCode::kUnknown;
+  std::string message, field, reason;
+};
+
+// A job at one moment. Cheap to copy except for the receipt (kilobytes).
+struct JobSnapshot {
+  std::string id;
+  uint64_t sequence = 0;  // of the last event; grows by one with each change
+  JobState state = JobState::kQueued;
+  JobStage stage = JobStage::kNone;
+  int64_t step = 0, num_steps = 0;        // steps done, steps in all
+  std::optional<double> eta_seconds;
+  int64_t queue_position = 0;             // 0 = running or next
+  std::string prompt;
+  ResolvedParameters parameters;
+  std::chrono::system_clock::time_point created_at;
+  std::optional<std::chrono::system_clock::time_point> started_at, finished_at;
+  std::vector<std::pair<JobStage, double>> stage_seconds;
+  Receipt receipt;
+  std::vector<ArtifactInfo> artifacts;
+  std::optional<JobError> error;
+};
+
+// One denoising step for latents that the client holds.
+struct DenoiseRequest {
+  enum class Output : uint8_t { kPrediction, kNextLatents };
+  std::string model;
+  HostTensor latents;                     // [B, C, f, h, w] float32 or bfloat16
+  HostTensor timestep;                    // [B] float32 or int64, 0..1000
+  HostTensor encoder_hidden_states;       // [B, L, text_dim]
+  std::optional<HostTensor> negative_encoder_hidden_states;  // needed when guidance_scale > 1
+  double guidance_scale = 1;
+  Output output = Output::kPrediction;
+  double sigma = 0, sigma_next = 0;       // kNextLatents: x + (sigma_next - sigma) * v, in float32
+  AttentionOptions attention;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+};
+
+struct DenoiseResult {
+  HostTensor tensor;  // prediction in the model's dtype, or next latents in float32
+  Receipt receipt;
+  double queue_seconds = 0, forward_seconds = 0;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_JOB_H_

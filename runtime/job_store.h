@@ -1,0 +1,57 @@
+// Where jobs live. Torch-free. The memory store is the first implementation; a durable one takes its
+// place behind the same interface.
+#ifndef DENOISED_RUNTIME_JOB_STORE_H_
+#define DENOISED_RUNTIME_JOB_STORE_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/job.h"
+
+namespace denoised {
+
+// An encoded result. Immutable once stored.
+struct Artifact {
+  ArtifactInfo info;
+  std::string bytes;
+};
+
+struct JobPage {
+  std::vector<JobSnapshot> jobs;   // newest first
+  std::string next_page_token;     // "" at the end
+};
+
+// Thread-safe. Ids are 128-bit random, hex; the store never interprets them otherwise.
+class JobStore {
+ public:
+  virtual ~JobStore() = default;
+
+  virtual void Add(const JobSnapshot& job) = 0;
+  virtual std::optional<JobSnapshot> Get(const std::string& id) const = 0;
+  // `state` unset = all. Throws InvalidField("page_token") for a token that it did not make.
+  virtual JobPage List(std::optional<JobState> state, size_t page_size,
+                       const std::string& page_token) const = 0;
+  // Applies `change` under the lock, raises `sequence` by one and wakes the watchers. No effect on
+  // a terminal job. Returns what the job is afterwards; empty where it is unknown.
+  virtual std::optional<JobSnapshot> Update(const std::string& id,
+                                            const std::function<void(JobSnapshot&)>& change) = 0;
+  virtual void AddArtifact(const std::string& id, std::shared_ptr<const Artifact> artifact) = 0;
+  virtual std::shared_ptr<const Artifact> GetArtifact(const std::string& id,
+                                                      ArtifactFormat format) const = 0;
+
+  // Calls `wake` (short, must not block or call back into the store) after each change of the job,
+  // from the changing thread, until the returned handle is gone. Watchers then read Get(): a slow
+  // one skips states instead of holding anybody up, and always sees the last.
+  virtual std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) = 0;
+};
+
+// Keeps the newest `max_finished` ended jobs and at most `max_artifact_bytes` of results; older ones
+// are forgotten, oldest first. Queued and running jobs are never dropped.
+std::unique_ptr<JobStore> MakeMemoryJobStore(size_t max_finished, size_t max_artifact_bytes);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_JOB_STORE_H_

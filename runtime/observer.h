@@ -1,0 +1,41 @@
+// What the engine reports while it runs; server/metrics turns it into Prometheus series. Torch-free.
+#ifndef DENOISED_RUNTIME_OBSERVER_H_
+#define DENOISED_RUNTIME_OBSERVER_H_
+
+#include <string>
+#include <string_view>
+
+#include "backends/attention_spec.h"
+#include "backends/selector.h"
+#include "runtime/forward_context.h"
+#include "runtime/job.h"
+
+namespace denoised {
+
+// Every method has an empty default, must not throw and must not block. Called on the engine thread
+// unless the comment says otherwise. Times are seconds.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+
+  // One transformer forward: the seed's batch-size / forward-time table.
+  virtual void OnForward(const std::string& model, AttnBackend self_attention, Branch branch,
+                         int64_t batch_size, int64_t batch_tokens, double seconds) {}
+  virtual void OnStep(const std::string& model, double seconds) {}
+  virtual void OnStage(const std::string& model, JobStage stage, double seconds) {}
+  // Attention of one forward, summed over its layers.
+  virtual void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
+                           double seconds) {}
+  // A wish was refused and something else serves the layer.
+  virtual void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) {}
+  // The self-attention backend changed between two steps of a job.
+  virtual void OnBackendSwitch(SelectionSource cause) {}
+  virtual void OnJobStarted(const std::string& model, double queue_wait_seconds) {}
+  // Any thread (a queued job may be cancelled from outside).
+  virtual void OnJobFinished(const std::string& model, JobState outcome) {}
+  virtual void OnModelLoaded(const std::string& model, double seconds) {}
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_OBSERVER_H_
