@@ -1,5 +1,6 @@
-// What a layer needs from attention, and what the device offers. Torch-free plain values: everything
-// that can change a selection is in here or in the policy, so that Select() is a pure function.
+// What a layer needs from attention, and what the device offers. Torch-free plain values:
+// everything that can change a selection is in here or in the policy, so that Select() is a pure
+// function.
 #ifndef DENOISED_BACKENDS_ATTENTION_SPEC_H_
 #define DENOISED_BACKENDS_ATTENTION_SPEC_H_
 
@@ -26,9 +27,10 @@ struct DeviceInfo {
   enum class Type : uint8_t { kCpu, kCuda };
   Type type = Type::kCpu;
   int index = 0;
-  int major = 0, minor = 0;        // CUDA compute capability
-  std::string name;                // "AMD EPYC ...", "NVIDIA H100 80GB HBM3"
-  bool avx2 = false, avx512_bf16 = false, avx512_vnni = false, amx_bf16 = false, amx_int8 = false;
+  int major = 0, minor = 0;  // CUDA compute capability
+  std::string name;          // as the device calls itself
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, avx512_vnni = false;
+  bool amx_bf16 = false, amx_int8 = false;
   bool operator==(const DeviceInfo&) const = default;
 };
 
@@ -42,14 +44,14 @@ struct AttentionSpec {
   int64_t num_heads = 1;
   int64_t head_size = 64;
   DType dtype = DType::kFloat32;
-  int64_t q_len = 0;                          // tokens; 0 = not known yet
+  int64_t q_len = 0;  // tokens; 0 = not known yet
   int64_t kv_len = 0;
-  std::array<int64_t, 3> grid = {0, 0, 0};    // tokens per axis (T, H, W); zeros = no video grid
+  std::array<int64_t, 3> grid = {0, 0, 0};  // tokens per axis (T, H, W); zeros = no video grid
   bool causal = false;
-  bool has_mask = false;                      // an additive or boolean mask comes with the call
-  bool has_gate = false;                      // the checkpoint carries to_gate_compress (VSA)
-  bool custom_scale = false;                  // the softmax scale is not head_size^-0.5
-  std::vector<AttnBackend> supported;         // what the layer lists; never empty
+  bool has_mask = false;               // an additive or boolean mask comes with the call
+  bool has_gate = false;               // the checkpoint carries to_gate_compress (VSA)
+  bool custom_scale = false;           // the softmax scale is not head_size^-0.5
+  std::vector<AttnBackend> supported;  // what the layer lists; never empty
   bool operator==(const AttentionSpec&) const = default;
 };
 

@@ -10,6 +10,7 @@
 #ifndef DENOISED_BACKENDS_SELECTOR_H_
 #define DENOISED_BACKENDS_SELECTOR_H_
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -43,9 +44,10 @@ struct Refusal {
 struct Selection {
   AttnBackend backend = AttnBackend::kReference;
   SelectionSource source = SelectionSource::kAutomatic;
-  std::string force_id;             // set when source is kForce
-  std::vector<Refusal> refusals;    // stronger wishes first, then the automatic candidates passed over
-  std::string Reason() const;       // one sentence for receipts and logs
+  std::string force_id;  // set when source is kForce
+  std::vector<Refusal>
+      refusals;                // stronger wishes first, then the automatic candidates passed over
+  std::string Reason() const;  // one sentence for receipts and logs
 };
 
 // What the sources want for one job's layers at one moment; plain value.
@@ -71,8 +73,8 @@ Selection Select(const AttentionSpec& spec, const SelectionWishes& wishes,
 struct Force {
   std::string id;
   AttnBackend backend;
-  std::string reason;   // what the operator gave
-  std::string holder;   // peer or "stream"
+  std::string reason;  // what the operator gave
+  std::string holder;  // peer or "stream"
   std::chrono::system_clock::time_point created_at;
   std::optional<std::chrono::steady_clock::time_point> ends_at;
   uint64_t sequence = 0;
@@ -86,13 +88,14 @@ class SelectionPolicy {
   explicit SelectionPolicy(std::optional<AttnBackend> environment = std::nullopt,
                            Clock clock = std::chrono::steady_clock::now);
 
-  // Adds a force and returns it with its id. An unset ttl has no end.
+  // Adds a force and returns it with its id. An unset ttl has no end. Throws INVALID_ARGUMENT
+  // naming "ttl" where it is not in (0, 365 days].
   Force AddForce(AttnBackend backend, std::optional<std::chrono::milliseconds> ttl,
                  std::string reason, std::string holder);
-  bool Release(const std::string& id);  // false: no such force (already ended or never was)
-  void Clear();                         // global_force_attn_backend(None)
+  bool Release(const std::string& id);        // false: no such force (already ended or never was)
+  void Clear();                               // global_force_attn_backend(None)
   std::optional<AttnBackend> forced() const;  // get_global_forced_attn_backend()
-  std::vector<Force> List() const;      // live ones, newest first
+  std::vector<Force> List() const;            // live ones, newest first
   std::optional<AttnBackend> environment() const { return environment_; }
 
   // Fills force and environment of `wishes`.
@@ -104,21 +107,34 @@ class SelectionPolicy {
   uint64_t version() const;
 
  private:
+  friend class ScopedForce;
+
+  // A force, or (lifts) the absence of one: global_force_attn_backend(None) inside of a force.
+  struct Entry {
+    Force force;
+    bool lifts = false;
+  };
+
+  Force Add(std::optional<AttnBackend> backend, std::optional<std::chrono::milliseconds> ttl,
+            std::string reason, std::string holder);
   void DropExpired(std::chrono::steady_clock::time_point now) const;  // under mutex_
+  void Changed() const;                                               // under mutex_
 
   const std::optional<AttnBackend> environment_;
   const Clock clock_;
   mutable std::mutex mutex_;
-  mutable std::vector<Force> forces_;  // oldest first
+  mutable std::vector<Entry> entries_;  // oldest first
   uint64_t next_sequence_ = 1;
   mutable std::atomic<uint64_t> version_{0};
   mutable std::atomic<int64_t> next_expiry_ns_{INT64_MAX};
 };
 
 // global_force_attn_backend_context_manager: a force that ends with the scope, on every exit path.
+// An empty backend lifts every older force for as long as the scope lasts.
 class ScopedForce {
  public:
-  ScopedForce(SelectionPolicy& policy, AttnBackend backend, std::string holder = "scope");
+  ScopedForce(SelectionPolicy& policy, std::optional<AttnBackend> backend,
+              std::string holder = "scope");
   ~ScopedForce();
   ScopedForce(const ScopedForce&) = delete;
   ScopedForce& operator=(const ScopedForce&) = delete;

@@ -1,0 +1,58 @@
+// The backends that compute plain softmax attention: softmax(scale * q k^T + mask) v.
+#ifndef DENOISED_BACKENDS_DENSE_BACKENDS_H_
+#define DENOISED_BACKENDS_DENSE_BACKENDS_H_
+
+#include "backends/attention_backend.h"
+
+namespace denoised {
+
+// REFERENCE: the formula written out, one block of queries at a time. float32 and half inputs
+// accumulate in float64 (CPU) or float32 (CUDA half). The oracle of the contract suite: any head
+// size, dtype, mask, causal. A query row that may attend to nothing gives zeros.
+class ReferenceBackend final : public AttentionBackend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kReference; }
+  std::string_view summary() const override { return "softmax written out; exact and slow"; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+};
+
+// TORCH_SDPA: at::scaled_dot_product_attention on [B, H, S, D] views, as diffusers' native backend
+// calls it, so that results are the same bits.
+class TorchSdpaBackend final : public AttentionBackend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kTorchSdpa; }
+  std::string_view summary() const override { return "LibTorch's scaled_dot_product_attention"; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+};
+
+// FLASH_ATTN: LibTorch's flash kernels, called by name.
+class FlashAttnBackend final : public AttentionBackend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kFlashAttn; }
+  std::string_view summary() const override { return "flash attention; memory grows with tokens"; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+};
+
+// NO_ATTENTION: FastVideo declares the name and no platform accepts it. Always refuses.
+class NoAttentionBackend final : public AttentionBackend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kNoAttention; }
+  std::string_view summary() const override { return "a name that never serves a layer"; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_BACKENDS_DENSE_BACKENDS_H_

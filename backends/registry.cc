@@ -1,0 +1,69 @@
+#include "backends/registry.h"
+
+#include "backends/dense_backends.h"
+
+namespace denoised {
+namespace {
+
+constexpr char kNoCuda[] =
+    "not in this build: it needs CUDA (configure with -DDENOISED_CUDA=ON, preset \"cuda\")";
+constexpr char kComing[] = "not in this build: its kernel is not written yet";
+
+// The one table, in the order in which automatic selection tries. `automatic` is off for what
+// approximates attention: those run only when asked for by name.
+std::vector<BackendRegistry::Entry> MakeEntries() {
+  static const FlashAttnBackend flash_attn;
+  static const TorchSdpaBackend torch_sdpa;
+  static const ReferenceBackend reference;
+  static const NoAttentionBackend no_attention;
+  return {
+      // clang-format off
+      // name                          implementation  why absent  automatic
+      {AttnBackend::kCudnnAttn,         nullptr,        kNoCuda,    true},
+      {AttnBackend::kFlashAttn,         &flash_attn,    "",         true},
+      {AttnBackend::kTorchSdpa,         &torch_sdpa,    "",         true},
+      {AttnBackend::kReference,         &reference,     "",         true},
+      {AttnBackend::kSageAttn,          nullptr,        kComing,    false},
+      {AttnBackend::kSageAttnThree,     nullptr,        kComing,    false},
+      {AttnBackend::kAttnQatInfer,      nullptr,        kComing,    false},
+      {AttnBackend::kVideoSparseAttn,   nullptr,        kComing,    false},
+      {AttnBackend::kSlidingTileAttn,   nullptr,        kComing,    false},
+      {AttnBackend::kVmobaAttn,         nullptr,        kComing,    false},
+      {AttnBackend::kSlaAttn,           nullptr,        kComing,    false},
+      {AttnBackend::kSageSlaAttn,       nullptr,        kComing,    false},
+      {AttnBackend::kBsaAttn,           nullptr,        kComing,    false},
+      {AttnBackend::kNablaAttn,         nullptr,        kComing,    false},
+      {AttnBackend::kNoAttention,       &no_attention,  "",         false},
+      // clang-format on
+  };
+}
+
+}  // namespace
+
+const BackendRegistry& BackendRegistry::Default() {
+  static const BackendRegistry registry(MakeEntries());
+  return registry;
+}
+
+const BackendRegistry::Entry* BackendRegistry::Find(AttnBackend id) const {
+  for (const Entry& entry : entries_) {
+    if (entry.id == id) return &entry;
+  }
+  return nullptr;
+}
+
+std::string_view BackendRegistry::Summary(AttnBackend id) const {
+  const Entry* entry = Find(id);
+  if (entry == nullptr) return "not registered";
+  return entry->backend != nullptr ? entry->backend->summary() : entry->absent_reason;
+}
+
+std::optional<std::string> BackendRegistry::WhyNot(AttnBackend id, const AttentionSpec& spec,
+                                                   const DeviceInfo& device) const {
+  const Entry* entry = Find(id);
+  if (entry == nullptr) return "not registered";
+  if (entry->backend == nullptr) return entry->absent_reason;
+  return entry->backend->Supports(spec, device);
+}
+
+}  // namespace denoised
