@@ -12,7 +12,8 @@
 namespace denoised {
 
 // Parses a JSON file strictly: UTF-8, no duplicate keys, depth at most 16, size at most
-// `max_bytes`. Throws INVALID_ARGUMENT naming the file and the place (NOT_FOUND where it is absent).
+// `max_bytes`. Throws INVALID_ARGUMENT naming the file and the place (NOT_FOUND where it is
+// absent).
 nlohmann::json ReadJsonFile(const std::filesystem::path& path, size_t max_bytes = 64 << 20);
 nlohmann::json ParseJsonStrict(std::string_view text, const std::string& what, int max_depth = 16);
 

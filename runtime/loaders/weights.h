@@ -11,8 +11,9 @@
 
 namespace denoised {
 
-// Memory-mapped and read-only; tensors are converted as they are taken. Every failure is an Error
-// that names the file and the tensor. One thread.
+// Read-only; tensors are read and converted as they are taken (by pread, so that a file that is cut
+// while open is an Error and not a SIGBUS). Every failure is an Error that names the file and the
+// tensor. One thread.
 class Weights {
  public:
   // Opens `dir/stem.safetensors`, or `dir/stem.safetensors.index.json` with its shards. All headers
@@ -25,16 +26,16 @@ class Weights {
 
   bool Contains(const std::string& name) const;
 
-  // A copy of tensor `name` in `dtype` on `device`. INVALID_ARGUMENT naming file, tensor, the wanted
-  // and the found shape where it is missing or of another shape.
+  // A copy of tensor `name` in `dtype` on `device`. INVALID_ARGUMENT naming file, tensor, the
+  // wanted and the found shape where it is missing or of another shape.
   at::Tensor Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                   at::Device device = at::kCPU);
 
   // Names in the files that were never taken, sorted.
   std::vector<std::string> Unused() const;
 
-  // SHA-256 over the sorted (file name, size, header) of all files and a sample of their bytes, hex:
-  // changes whenever a file was replaced, costs milliseconds.
+  // SHA-256 over the sorted (file name, size, header) of all files and a sample of their bytes,
+  // hex: changes whenever a file was replaced, costs milliseconds.
   std::string Digest() const;
 
  private:
