@@ -1,0 +1,170 @@
+"""Holds the source to the house rules of the README: the arrow proto <- server -> runtime -> backends.
+
+    check_layering.py ROOT         print every violation, exit 1 if there is one
+    check_layering.py --self-test  prove on invented trees that each rule bites
+
+Includes are followed through our own headers, so a header cannot smuggle in what its includer must
+not see. Nothing but the standard library is used.
+"""
+
+import pathlib
+import re
+import sys
+import tempfile
+
+FOLDERS = ("proto", "server", "runtime", "backends")
+SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
+MAX_LINES = 700
+
+TORCH = re.compile(r"^(ATen|c10|torch|caffe2)/")
+WIRE = re.compile(r"^(google/|grpc|grpcpp/|absl/|prometheus/|denoised/v1/|inference/|.*\.pb\.h$)")
+# Folder -> (what its files must not see, not even through our own headers; how to say it).
+FORBIDDEN = {
+    "server": (TORCH, "LibTorch"),
+    "runtime": (WIRE, "protobuf, gRPC, absl or prometheus"),
+    "backends": (WIRE, "protobuf, gRPC, absl or prometheus"),
+}
+# Folder -> our folders that it may include directly.
+MAY_INCLUDE = {
+    "server": {"server", "runtime", "backends"},
+    "runtime": {"runtime", "backends"},
+    "backends": {"backends"},
+}
+MAY_READ_ENVIRONMENT = re.compile(r"^(server/config[^/]*|server/cli/.*config[^/]*|backends/attn_backend\.cc)$")
+MAY_SEE_PROMETHEUS = re.compile(r"^server/(metrics|prometheus)[^/]*$")
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+GETENV = re.compile(r"\b(secure_)?getenv\s*\(")
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
+CODE_MACRO = re.compile(r"^\s*#\s*define\s+\w+\(", re.MULTILINE)
+
+
+def sources(root):
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in SUFFIXES and path.is_file():
+                yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+
+
+def without_comments(text):
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def chains(name, includes, seen=None):
+    """Every (chain of our files, included name) that is reachable from file `name`."""
+    seen = {name} if seen is None else seen
+    for target in includes.get(name, ()):
+        yield (name,), target
+        if target in includes and target not in seen:
+            seen.add(target)
+            for chain, deeper in chains(target, includes, seen):
+                yield (name, *chain), deeper
+
+
+def check_includes(files):
+    includes = {name: INCLUDE.findall(without_comments(text)) for name, text in files.items()}
+    for name in files:
+        folder = name.split("/")[0]
+        if folder not in FORBIDDEN:
+            yield f"{name}: {folder}/ holds .proto files only"
+            continue
+        pattern, what = FORBIDDEN[folder]
+        for chain, target in chains(name, includes):
+            if pattern.match(target):
+                yield f"{' -> '.join(chain)} includes {target}: {folder}/ must not see {what}"
+        for target in includes[name]:
+            top = target.split("/")[0]
+            if top in FOLDERS and "/" in target and top not in MAY_INCLUDE[folder]:
+                yield f"{name} includes {target}: the arrow does not go from {folder}/ to {top}/"
+            if target == "torch/torch.h":
+                yield f"{name} includes torch/torch.h: include ATen/ATen.h"
+            if target.startswith("prometheus/") and not MAY_SEE_PROMETHEUS.match(name):
+                yield f"{name} includes {target}: only server/metrics knows Prometheus"
+
+
+def check_text(files):
+    for name, text in files.items():
+        code = without_comments(text)
+        if GETENV.search(code) and not MAY_READ_ENVIRONMENT.match(name):
+            yield f"{name}: reads the environment; only server/config and the selector's parser may"
+        if CODE_MACRO.search(code):
+            yield f"{name}: defines a macro that writes code"
+        if UNFINISHED.search(text):
+            yield f"{name}: has an unfinished mark ({UNFINISHED.search(text).group()})"
+        lines = text.count("\n")
+        if lines > MAX_LINES:
+            yield f"{name}: {lines} lines, at most {MAX_LINES}"
+
+
+def check_folders(root):
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*")):
+            if path.is_dir() and path.name in ("common", "util", "utils"):
+                yield f"{path.relative_to(root).as_posix()}/: no such folder; name it after what it does"
+
+
+def violations(root):
+    files = dict(sources(root))
+    if not files:
+        yield f"{root}: no sources found"
+    yield from check_includes(files)
+    yield from check_text(files)
+    yield from check_folders(root)
+
+
+# What must be reported (a piece of the message) for files that break one rule each.
+BROKEN = [
+    ("must not see LibTorch", {"server/a.cc": "#include <ATen/ATen.h>\n"}),
+    ("must not see LibTorch", {"server/a.cc": '#include "runtime/b.h"\n',
+                               "runtime/b.h": '#include "runtime/c.h"\n',
+                               "runtime/c.h": "#include <c10/core/Device.h>\n"}),
+    ("must not see protobuf", {"runtime/a.cc": "#include <grpcpp/grpcpp.h>\n"}),
+    ("must not see protobuf", {"backends/a.cc": '#include "denoised/v1/admin.pb.h"\n'}),
+    ("must not see protobuf", {"backends/a.cc": '#include "absl/status/status.h"\n'}),
+    ("from backends/ to runtime/", {"backends/a.cc": '#include "runtime/b.h"\n'}),
+    ("from runtime/ to server/", {"runtime/a.cc": '#include "server/b.h"\n'}),
+    ("include ATen/ATen.h", {"runtime/a.cc": "#include <torch/torch.h>\n"}),
+    ("only server/metrics", {"server/a.cc": "#include <prometheus/counter.h>\n"}),
+    ("reads the environment", {"runtime/a.cc": 'auto* p = std::getenv("X");\n'}),
+    ("macro that writes code", {"backends/a.cc": "#define TWICE(x) (2 * (x))\n"}),
+    ("unfinished mark", {"runtime/a.cc": "// TO" + "DO: later\n"}),
+    ("at most", {"runtime/a.cc": "\n" * (MAX_LINES + 1)}),
+    ("no such folder", {"runtime/util/a.cc": "int a;\n"}),
+    (".proto files only", {"proto/a.h": "int a;\n"}),
+    ("no sources found", {}),
+]
+CLEAN = {
+    "server/a.cc": '#include <grpcpp/grpcpp.h>\n#include "runtime/engine.h"\n// getenv( in a comment\n',
+    "server/config.cc": 'auto* p = getenv("X");\n',
+    "server/metrics.cc": "#include <prometheus/counter.h>\n",
+    "runtime/engine.h": '#include "backends/error.h"\n#define GUARD_H_\n',
+    "runtime/b.cc": '#include <ATen/ATen.h>\n#include "runtime/engine.h"\n',
+    "backends/error.h": "#include <string>\n",
+}
+
+
+def found_in(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        for name, text in tree.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return list(violations(root))
+
+
+def self_test():
+    failures = [f"not reported: {piece!r} for {tree}" for piece, tree in BROKEN
+                if not any(piece in line for line in found_in(tree))]
+    failures += [f"reported in a clean tree: {line}" for line in found_in(CLEAN)]
+    return failures
+
+
+def main():
+    lines = self_test() if sys.argv[1] == "--self-test" else list(violations(pathlib.Path(sys.argv[1])))
+    print("\n".join(lines) or "clean")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
