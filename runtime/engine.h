@@ -42,13 +42,13 @@ struct FieldLimit {
 const std::vector<FieldLimit>& RequestLimits();
 
 struct ModelInfo {
-  std::string name;        // folder name in the repository
-  std::string pipeline;    // "WanPipeline"
+  std::string name;      // folder name in the repository
+  std::string pipeline;  // "WanPipeline"
   std::string description;
   std::string device, dtype, weights_digest;
   bool is_default = false;
   int64_t transformer_parameters = 0, num_layers = 0, num_heads = 0, head_size = 0;
-  bool has_gate = false;   // to_gate_compress weights for VIDEO_SPARSE_ATTN
+  bool has_gate = false;  // to_gate_compress weights for VIDEO_SPARSE_ATTN
   std::string scheduler;
   ResolvedParameters defaults;
   std::string default_prompt;  // "" where the model names none
@@ -58,22 +58,22 @@ struct ModelInfo {
 struct BackendInfo {
   AttnBackend backend;
   std::string summary;
-  bool automatic = false;             // automatic selection may take it
-  std::optional<std::string> why_not; // empty: usable
+  bool automatic = false;              // automatic selection may take it
+  std::optional<std::string> why_not;  // empty: usable
 };
 
 // What would run for a role, and why each other candidate would not.
 struct Explanation {
   AttentionRole role;
   AttentionSpec spec;
-  Selection selection;                 // meaningful when `error` is empty
-  std::optional<JobError> error;       // e.g. strict mode refused
+  Selection selection;            // meaningful when `error` is empty
+  std::optional<JobError> error;  // e.g. strict mode refused
   struct Candidate {
     AttnBackend backend;
-    bool listed;                       // by the layer
+    bool listed;  // by the layer
     std::optional<std::string> why_not;
   };
-  std::vector<Candidate> candidates;   // automatic order
+  std::vector<Candidate> candidates;  // automatic order
 };
 
 struct ExplainQuery {

@@ -52,7 +52,7 @@ struct ForwardContext {
   double timestep = 0;           // the model's time input, 0..1000
   double sigma = 0;
   Branch branch = Branch::kNone;
-  int expert = 0;                // 0 = transformer, 1 = transformer_2
+  int expert = 0;  // 0 = transformer, 1 = transformer_2
   const AttentionPlan* attn_metadata = nullptr;
   const ForwardBatch* forward_batch = nullptr;
 };

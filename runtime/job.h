@@ -37,7 +37,7 @@ struct AttentionOptions {
 enum class ArtifactFormat : uint8_t { kMp4, kGif, kPng, kNpy, kSafetensors };
 std::string_view ArtifactFormatName(ArtifactFormat format);  // "mp4", ... also the file ending
 std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name);
-std::string_view ArtifactMediaType(ArtifactFormat format);   // "video/mp4", ...
+std::string_view ArtifactMediaType(ArtifactFormat format);  // "video/mp4", ...
 
 // A text-to-video job. Sizes in pixels and frames; names follow diffusers' WanPipeline.__call__.
 struct GenerationRequest {
@@ -51,8 +51,8 @@ struct GenerationRequest {
   std::optional<double> flow_shift;
   std::optional<int64_t> max_sequence_length;
   AttentionOptions attention;
-  std::optional<HostTensor> latents;      // initial noise [1, C, f, h, w]; unset: from the seed
-  std::vector<ArtifactFormat> formats;    // empty = {mp4}
+  std::optional<HostTensor> latents;    // initial noise [1, C, f, h, w]; unset: from the seed
+  std::vector<ArtifactFormat> formats;  // empty = {mp4}
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };
 
@@ -89,7 +89,7 @@ struct Receipt {
   std::vector<ReceiptEntry> entries;
   // What makes the result reproducible.
   std::string weights_digest, device, dtype, version, torch_version;
-  std::string fingerprint;  // SHA-256 over all of the above that changes the pixels, hex
+  std::string fingerprint;         // SHA-256 over all of the above that changes the pixels, hex
   std::vector<std::string> notes;  // e.g. "gate branch off: the checkpoint has no to_gate_compress"
 };
 
@@ -111,9 +111,9 @@ struct JobSnapshot {
   uint64_t sequence = 0;  // of the last event; grows by one with each change
   JobState state = JobState::kQueued;
   JobStage stage = JobStage::kNone;
-  int64_t step = 0, num_steps = 0;        // steps done, steps in all
+  int64_t step = 0, num_steps = 0;  // steps done, steps in all
   std::optional<double> eta_seconds;
-  int64_t queue_position = 0;             // 0 = running or next
+  int64_t queue_position = 0;  // 0 = running or next
   std::string prompt;
   ResolvedParameters parameters;
   std::chrono::system_clock::time_point created_at;
@@ -128,13 +128,13 @@ struct JobSnapshot {
 struct DenoiseRequest {
   enum class Output : uint8_t { kPrediction, kNextLatents };
   std::string model;
-  HostTensor latents;                     // [B, C, f, h, w] float32 or bfloat16
-  HostTensor timestep;                    // [B] float32 or int64, 0..1000
-  HostTensor encoder_hidden_states;       // [B, L, text_dim]
+  HostTensor latents;                                        // [B, C, f, h, w] float32 or bfloat16
+  HostTensor timestep;                                       // [B] float32 or int64, 0..1000
+  HostTensor encoder_hidden_states;                          // [B, L, text_dim]
   std::optional<HostTensor> negative_encoder_hidden_states;  // needed when guidance_scale > 1
   double guidance_scale = 1;
   Output output = Output::kPrediction;
-  double sigma = 0, sigma_next = 0;       // kNextLatents: x + (sigma_next - sigma) * v, in float32
+  double sigma = 0, sigma_next = 0;  // kNextLatents: x + (sigma_next - sigma) * v, in float32
   AttentionOptions attention;
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };

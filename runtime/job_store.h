@@ -1,5 +1,5 @@
-// Where jobs live. Torch-free. The memory store is the first implementation; a durable one takes its
-// place behind the same interface.
+// Where jobs live. Torch-free. The memory store is the first implementation; a durable one takes
+// its place behind the same interface.
 #ifndef DENOISED_RUNTIME_JOB_STORE_H_
 #define DENOISED_RUNTIME_JOB_STORE_H_
 
@@ -20,8 +20,8 @@ struct Artifact {
 };
 
 struct JobPage {
-  std::vector<JobSnapshot> jobs;   // newest first
-  std::string next_page_token;     // "" at the end
+  std::vector<JobSnapshot> jobs;  // newest first
+  std::string next_page_token;    // "" at the end
 };
 
 // Thread-safe. Ids are 128-bit random, hex; the store never interprets them otherwise.
@@ -43,13 +43,14 @@ class JobStore {
                                                       ArtifactFormat format) const = 0;
 
   // Calls `wake` (short, must not block or call back into the store) after each change of the job,
-  // from the changing thread, until the returned handle is gone. Watchers then read Get(): a slow
-  // one skips states instead of holding anybody up, and always sees the last.
+  // from the changing thread, until the returned handle is gone (a call that has begun by then may
+  // still end, so `wake` owns what it touches). Watchers then read Get(): a slow one skips states
+  // instead of holding anybody up, and always sees the last.
   virtual std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) = 0;
 };
 
-// Keeps the newest `max_finished` ended jobs and at most `max_artifact_bytes` of results; older ones
-// are forgotten, oldest first. Queued and running jobs are never dropped.
+// Keeps the newest `max_finished` ended jobs and at most `max_artifact_bytes` of results; older
+// ones are forgotten, oldest first. Queued and running jobs are never dropped.
 std::unique_ptr<JobStore> MakeMemoryJobStore(size_t max_finished, size_t max_artifact_bytes);
 
 }  // namespace denoised

@@ -1,4 +1,5 @@
-// What the engine reports while it runs; server/metrics turns it into Prometheus series. Torch-free.
+// What the engine reports while it runs; server/metrics turns it into Prometheus series.
+// Torch-free.
 #ifndef DENOISED_RUNTIME_OBSERVER_H_
 #define DENOISED_RUNTIME_OBSERVER_H_
 

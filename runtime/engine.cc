@@ -1,0 +1,607 @@
+#include "runtime/engine.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <random>
+#include <sstream>
+#include <thread>
+#include <utility>
+
+#include "runtime/artifacts.h"
+#include "runtime/engine_impl.h"
+#include "runtime/loaders/sha256.h"
+#include "runtime/threads.h"
+
+namespace denoised {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+using SystemClock = std::chrono::system_clock;
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+uint64_t RandomWord() {
+  thread_local std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+// 128 random bits, hex.
+std::string NewJobId() {
+  std::string id(32, '0');
+  constexpr std::string_view kHex = "0123456789abcdef";
+  for (size_t word = 0; word < 2; ++word) {
+    uint64_t bits = RandomWord();
+    for (size_t i = 0; i < 16; ++i, bits >>= 4) id[word * 16 + i] = kHex[bits & 15];
+  }
+  return id;
+}
+
+// Seeds stay within what a double holds, so that JSON clients can send them back.
+int64_t DrawSeed() { return static_cast<int64_t>(RandomWord() >> 32); }
+
+Error Cancelled() { return Error(StatusCode::kCancelled, "cancelled", "", "CANCELLED"); }
+
+Error DeadlinePassed() {
+  return Error(StatusCode::kDeadlineExceeded, "the deadline passed before the work was done", "",
+               "DEADLINE_EXCEEDED");
+}
+
+Error Draining() {
+  return Error(StatusCode::kUnavailable, "the server is draining and takes no new work", "",
+               "DRAINING");
+}
+
+JobError ToJobError(const Error& error) {
+  return {error.code(), error.what(), error.field(), error.reason()};
+}
+
+// Runs `work`; whatever it throws comes back as an Error.
+std::optional<Error> Caught(const std::function<void()>& work) {
+  try {
+    work();
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return Error(StatusCode::kResourceExhausted, "out of memory", "", "OUT_OF_MEMORY");
+  } catch (const std::exception& error) {
+    // LibTorch's messages carry a backtrace after the first line.
+    const std::string text = error.what();
+    return Error(StatusCode::kInternal, text.substr(0, text.find('\n')), "", "INTERNAL");
+  }
+}
+
+// Everything of the request that changes the pixels.
+std::string FingerprintText(const GenerationRequest& request, const ResolvedParameters& p) {
+  std::ostringstream text;
+  text.precision(17);
+  text << p.seed << ' ' << p.height << ' ' << p.width << ' ' << p.num_frames << ' '
+       << p.num_inference_steps << ' ' << p.guidance_scale << ' ' << p.flow_shift << ' '
+       << p.max_sequence_length << '\n'
+       << Sha256Hex(request.prompt) << '\n'
+       << Sha256Hex(p.negative_prompt) << '\n'
+       << request.attention.parameters_json << '\n';
+  if (request.latents) text << Sha256Hex(request.latents->data) << '\n';
+  return text.str();
+}
+
+}  // namespace
+
+struct EngineImpl::QueuedJob {
+  std::string id;
+  GenerationRequest request;
+  ResolvedParameters parameters;
+  Pipeline* pipeline;
+  std::shared_ptr<CancelToken> cancel;
+  SteadyClock::time_point queued_at;
+};
+
+struct EngineImpl::DenoiseCall {
+  DenoiseRequest request;
+  Pipeline* pipeline;
+  std::shared_ptr<CancelToken> cancel;
+  std::function<void(DenoiseOutcome)> done;
+  SteadyClock::time_point queued_at;
+};
+
+EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
+                       std::vector<std::unique_ptr<Pipeline>> pipelines,
+                       std::unique_ptr<JobStore> store, Observer* observer, Logger* logger)
+    : options_(options),
+      policy_(std::move(policy)),
+      pipelines_(std::move(pipelines)),
+      store_(std::move(store)),
+      observer_(observer),
+      logger_(logger),
+      thread_([this] { Loop(); }) {}
+
+EngineImpl::~EngineImpl() { Shutdown(); }
+
+Pipeline* EngineImpl::FindPipeline(const std::string& name) const {
+  for (const auto& pipeline : pipelines_) {
+    if (pipeline->info().name == name || (name.empty() && pipeline->info().is_default)) {
+      return pipeline.get();
+    }
+  }
+  std::string known;
+  for (const auto& pipeline : pipelines_) known += " " + pipeline->info().name;
+  throw Error(StatusCode::kNotFound,
+              "model: no model is called \"" + name + "\"; there is:" + known, "model",
+              "MODEL_NOT_FOUND");
+}
+
+// ---- the caller's side -------------------------------------------------------------------------
+
+EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
+  Pipeline* pipeline = FindPipeline(request.model);
+  ResolvedParameters parameters =
+      ResolveRequest(request, pipeline->info().defaults, pipeline->rules());
+  if (!request.seed) parameters.seed = DrawSeed();
+  pipeline->CheckRun(request, parameters);
+  CheckAttention(*pipeline, pipeline->DenoiseSpecs(parameters), request.attention);
+  if (request.formats.empty()) request.formats = {ArtifactFormat::kMp4};
+  for (ArtifactFormat format : request.formats) {
+    CheckArtifact(format, parameters.height, parameters.width);
+  }
+  return {NewJobId(),
+          std::move(request),
+          std::move(parameters),
+          pipeline,
+          std::make_shared<CancelToken>(),
+          SteadyClock::now()};
+}
+
+// Refuses at once what could only fail later: parameters that do not fit, and a strict request
+// that the layers cannot have.
+void EngineImpl::CheckAttention(const Pipeline& pipeline, const std::vector<AttentionSpec>& specs,
+                                const AttentionOptions& options) const {
+  Observer silent;
+  AttentionPlanner planner(pipeline.planner_setting(), options, &silent);
+  planner.Prepare(specs, 0, 1);
+}
+
+Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
+  std::optional<QueuedJob> job;
+  if (auto error = Caught([&] { job = Admit(std::move(request)); })) return *error;
+  JobSnapshot snapshot;
+  snapshot.id = job->id;
+  snapshot.prompt = job->request.prompt;
+  snapshot.parameters = job->parameters;
+  snapshot.num_steps = job->parameters.num_inference_steps;
+  snapshot.created_at = SystemClock::now();
+  {
+    std::lock_guard lock(mutex_);
+    if (draining_ || stopping_) return Draining();
+    if (static_cast<int64_t>(jobs_.size()) >= options_.max_queued_jobs) {
+      return Error(StatusCode::kResourceExhausted,
+                   "the queue is full (" + std::to_string(jobs_.size()) + " jobs wait)", "",
+                   "QUEUE_FULL");
+    }
+    snapshot.queue_position = static_cast<int64_t>(jobs_.size()) + (running_ ? 1 : 0);
+    store_->Add(snapshot);
+    jobs_.push_back(std::move(*job));
+  }
+  wake_.notify_one();
+  return *store_->Get(snapshot.id);
+}
+
+Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
+  const auto snapshot = store_->Get(job_id);
+  if (!snapshot) return CancelResult::kNotFound;
+  if (IsTerminal(snapshot->state)) return CancelResult::kAlreadyFinished;
+  std::optional<QueuedJob> waiting;
+  {
+    std::lock_guard lock(mutex_);
+    if (running_ && running_->id == job_id) {
+      running_->cancel->cancelled = true;
+      return CancelResult::kCancelling;
+    }
+    auto found = std::find_if(jobs_.begin(), jobs_.end(),
+                              [&](const QueuedJob& job) { return job.id == job_id; });
+    if (found == jobs_.end()) return CancelResult::kAlreadyFinished;
+    waiting = std::move(*found);
+    jobs_.erase(found);
+  }
+  FinishJob(*waiting, Cancelled(), {});
+  RefreshQueuePositions();
+  return CancelResult::kCancelling;
+}
+
+void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
+                         std::function<void(DenoiseOutcome)> done) {
+  DenoiseCall call{std::move(request), nullptr, std::move(cancel), std::move(done),
+                   SteadyClock::now()};
+  auto refusal = Caught([&] {
+    call.pipeline = FindPipeline(call.request.model);
+    call.pipeline->CheckDenoise(call.request);
+    std::lock_guard lock(mutex_);
+    if (draining_ || stopping_) throw Draining();
+    if (static_cast<int64_t>(calls_.size()) >= options_.max_queued_denoise_calls) {
+      throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL");
+    }
+    calls_.push_back(std::move(call));
+  });
+  if (refusal) return call.done(*refusal);
+  wake_.notify_one();
+}
+
+std::vector<ModelInfo> EngineImpl::ListModels() const {
+  std::vector<ModelInfo> models;
+  for (const auto& pipeline : pipelines_) models.push_back(pipeline->info());
+  return models;
+}
+
+std::optional<Error> EngineImpl::CheckForce(AttnBackend backend) const {
+  std::string sentence, usable;
+  for (const auto& pipeline : pipelines_) {
+    const PlannerSetting& setting = pipeline->planner_setting();
+    for (const AttentionSpec& spec : pipeline->DenoiseSpecs(pipeline->info().defaults)) {
+      if (spec.role != AttentionRole::kSelf) continue;
+      const auto why_not = setting.registry->WhyNot(backend, spec, setting.device);
+      if (!why_not) return std::nullopt;
+      sentence = *why_not;
+      for (AttnBackend other : spec.supported) {
+        if (!setting.registry->WhyNot(other, spec, setting.device)) {
+          usable += " " + std::string(AttnBackendName(other));
+        }
+      }
+    }
+  }
+  return Error(StatusCode::kFailedPrecondition,
+               std::string(AttnBackendName(backend)) +
+                   " cannot serve any loaded model: " + sentence + " Usable:" + usable,
+               "backend", "BACKEND_UNUSABLE");
+}
+
+std::vector<BackendInfo> EngineImpl::ListBackends() const {
+  const Pipeline& pipeline = *FindPipeline("");
+  const PlannerSetting& setting = pipeline.planner_setting();
+  AttentionSpec self;
+  for (const AttentionSpec& spec : pipeline.DenoiseSpecs(pipeline.info().defaults)) {
+    if (spec.role == AttentionRole::kSelf) self = spec;
+  }
+  std::vector<BackendInfo> backends;
+  for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
+    backends.push_back({entry.id, std::string(setting.registry->Summary(entry.id)),
+                        entry.automatic && entry.backend != nullptr,
+                        setting.registry->WhyNot(entry.id, self, setting.device)});
+  }
+  return backends;
+}
+
+std::vector<Explanation> EngineImpl::Explain(const ExplainQuery& query) const {
+  const Pipeline& pipeline = *FindPipeline(query.model);
+  GenerationRequest request;
+  request.height = query.height;
+  request.width = query.width;
+  request.num_frames = query.num_frames;
+  const ResolvedParameters parameters =
+      ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
+  std::vector<Explanation> explanations;
+  for (const AttentionSpec& spec : pipeline.DenoiseSpecs(parameters)) {
+    explanations.push_back(ExplainSpec(pipeline.planner_setting(), spec, query.attention));
+  }
+  return explanations;
+}
+
+Explanation EngineImpl::ExplainSpec(const PlannerSetting& setting, const AttentionSpec& spec,
+                                    const AttentionOptions& options) const {
+  Explanation explanation;
+  explanation.role = spec.role;
+  explanation.spec = spec;
+  SelectionWishes wishes;
+  wishes.request = options.backend;
+  wishes.mode = options.mode;
+  wishes.model_default = setting.model_default;
+  policy_->Apply(&wishes);
+  const auto error = Caught(
+      [&] { explanation.selection = Select(spec, wishes, *setting.registry, setting.device); });
+  if (error) explanation.error = ToJobError(*error);
+  for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
+    const bool listed =
+        std::find(spec.supported.begin(), spec.supported.end(), entry.id) != spec.supported.end();
+    explanation.candidates.push_back(
+        {entry.id, listed, setting.registry->WhyNot(entry.id, spec, setting.device)});
+  }
+  return explanation;
+}
+
+int64_t EngineImpl::queue_depth() const {
+  std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(jobs_.size());
+}
+
+int64_t EngineImpl::running_jobs() const {
+  std::lock_guard lock(mutex_);
+  return running_ ? 1 : 0;
+}
+
+void EngineImpl::Drain() {
+  std::lock_guard lock(mutex_);
+  draining_ = true;
+}
+
+bool EngineImpl::draining() const {
+  std::lock_guard lock(mutex_);
+  return draining_;
+}
+
+bool EngineImpl::Idle() const { return jobs_.empty() && calls_.empty() && !running_ && !calling_; }
+
+bool EngineImpl::WaitIdle(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_for(lock, timeout, [this] { return Idle(); });
+}
+
+void EngineImpl::Shutdown() {
+  {
+    std::lock_guard lock(mutex_);
+    draining_ = stopping_ = true;
+    if (running_) running_->cancel->cancelled = true;
+  }
+  wake_.notify_all();
+  std::lock_guard join(join_mutex_);
+  if (thread_.joinable()) thread_.join();
+}
+
+// ---- the engine thread -------------------------------------------------------------------------
+
+void EngineImpl::Loop() {
+  SetIntraOpThreads(options_.threads);
+  for (;;) {
+    std::unique_lock lock(mutex_);
+    idle_.notify_all();
+    wake_.wait(lock, [this] { return stopping_ || !jobs_.empty() || !calls_.empty(); });
+    if (stopping_) break;
+    if (calls_.empty()) {
+      running_ = std::move(jobs_.front());
+      jobs_.pop_front();
+    }
+    lock.unlock();
+    if (running_) {
+      RunJob(*running_);
+      lock.lock();
+      running_.reset();
+    } else {
+      RunDenoiseCalls();
+    }
+  }
+  AbandonAll();
+}
+
+void EngineImpl::AbandonAll() {
+  std::deque<QueuedJob> jobs;
+  std::deque<DenoiseCall> calls;
+  {
+    std::lock_guard lock(mutex_);
+    jobs.swap(jobs_);
+    calls.swap(calls_);
+  }
+  for (QueuedJob& job : jobs) FinishJob(job, Cancelled(), {});
+  for (DenoiseCall& call : calls) call.done(Draining());
+  idle_.notify_all();
+}
+
+void EngineImpl::RunDenoiseCalls() {
+  for (;;) {
+    DenoiseCall call;
+    {
+      std::lock_guard lock(mutex_);
+      calling_ = !calls_.empty();
+      if (!calling_) return;
+      call = std::move(calls_.front());
+      calls_.pop_front();
+    }
+    call.done(RunDenoise(call));
+  }
+}
+
+Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
+  if (call.cancel && call.cancel->cancelled) return Cancelled();
+  if (call.request.deadline && SteadyClock::now() >= *call.request.deadline) {
+    return DeadlinePassed();
+  }
+  const double queued = SecondsSince(call.queued_at);
+  DenoiseResult result;
+  auto error = Caught([&] {
+    AttentionPlanner planner(call.pipeline->planner_setting(), call.request.attention, observer_);
+    result = call.pipeline->Denoise(call.request, &planner, observer_);
+    result.receipt.entries = planner.Entries();
+    StampReceipt(*call.pipeline, nullptr, &result.receipt);
+  });
+  if (error) return *error;
+  result.queue_seconds = queued;
+  return result;
+}
+
+void EngineImpl::RunJob(const QueuedJob& job) {
+  observer_->OnJobStarted(job.parameters.model, SecondsSince(job.queued_at));
+  store_->Update(job.id, [](JobSnapshot& snapshot) {
+    snapshot.state = JobState::kRunning;
+    snapshot.queue_position = 0;
+    snapshot.started_at = SystemClock::now();
+  });
+  RefreshQueuePositions();
+  Receipt receipt;
+  auto error = Caught([&] {
+    AttentionPlanner planner(job.pipeline->planner_setting(), job.request.attention, observer_);
+    auto run_error = Caught([&] { DriveRun(job, &planner); });
+    receipt.entries = planner.Entries();
+    if (run_error) throw *run_error;
+  });
+  StampReceipt(*job.pipeline, &job, &receipt);
+  FinishJob(job, error, std::move(receipt));
+}
+
+void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
+  Interlude(job);
+  auto run = job.pipeline->NewRun(
+      {job.request.prompt, job.id, job.parameters, job.request.latents, planner, observer_});
+  Stage(job, JobStage::kTextEncode, [&] { run->Begin(); });
+  Stage(job, JobStage::kDenoise, [&] { Denoising(job, run.get()); });
+  Interlude(job);
+  VideoFrames frames;
+  const auto wants = [&](ArtifactFormat format) {
+    return std::find(job.request.formats.begin(), job.request.formats.end(), format) !=
+           job.request.formats.end();
+  };
+  const bool only_latents = job.request.formats.size() == 1 && wants(ArtifactFormat::kSafetensors);
+  if (!only_latents) {
+    Stage(job, JobStage::kDecode,
+          [&] { frames = run->Finish(wants(ArtifactFormat::kNpy), [&] { return Stopped(job); }); });
+    frames.fps = static_cast<int>(job.parameters.fps);
+  }
+  Interlude(job);
+  const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
+  Stage(job, JobStage::kEncode, [&] { StoreArtifacts(job, frames, latents); });
+}
+
+void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
+  const int64_t steps = job.parameters.num_inference_steps;
+  double spent = 0;
+  for (int64_t i = 0; i < steps; ++i) {
+    Interlude(job);
+    const auto start = SteadyClock::now();
+    run->Step(i);
+    const double seconds = SecondsSince(start);
+    observer_->OnStep(job.parameters.model, seconds);
+    spent += seconds;
+    store_->Update(job.id, [&](JobSnapshot& snapshot) {
+      snapshot.step = i + 1;
+      snapshot.eta_seconds =
+          spent / static_cast<double>(i + 1) * static_cast<double>(steps - i - 1);
+    });
+  }
+}
+
+void EngineImpl::StoreArtifacts(const QueuedJob& job, const VideoFrames& frames,
+                                const HostTensor& latents) {
+  for (ArtifactFormat format : job.request.formats) {
+    auto artifact = std::make_shared<Artifact>();
+    artifact->bytes = EncodeArtifact(format, frames, latents);
+    artifact->info = {format, "video." + std::string(ArtifactFormatName(format)),
+                      artifact->bytes.size(), Sha256Hex(artifact->bytes)};
+    store_->AddArtifact(job.id, artifact);
+    store_->Update(job.id,
+                   [&](JobSnapshot& snapshot) { snapshot.artifacts.push_back(artifact->info); });
+  }
+}
+
+void EngineImpl::Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work) {
+  store_->Update(job.id, [&](JobSnapshot& snapshot) { snapshot.stage = stage; });
+  const auto start = SteadyClock::now();
+  work();
+  const double seconds = SecondsSince(start);
+  observer_->OnStage(job.parameters.model, stage, seconds);
+  store_->Update(job.id, [&](JobSnapshot& snapshot) {
+    snapshot.stage_seconds.emplace_back(stage, seconds);
+    snapshot.eta_seconds.reset();
+  });
+}
+
+bool EngineImpl::Stopped(const QueuedJob& job) const {
+  return job.cancel->cancelled ||
+         (job.request.deadline && SteadyClock::now() >= *job.request.deadline);
+}
+
+// Between two steps: cancels, deadlines, and Denoise calls that wait.
+void EngineImpl::Interlude(const QueuedJob& job) {
+  if (job.cancel->cancelled) throw Cancelled();
+  ExpireQueued();
+  RunDenoiseCalls();
+  if (Stopped(job)) throw job.cancel->cancelled ? Cancelled() : DeadlinePassed();
+}
+
+void EngineImpl::ExpireQueued() {
+  const auto now = SteadyClock::now();
+  std::vector<QueuedJob> expired;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto it = jobs_.begin(); it != jobs_.end();) {
+      const bool late = it->request.deadline && now >= *it->request.deadline;
+      if (late) expired.push_back(std::move(*it));
+      it = late ? jobs_.erase(it) : it + 1;
+    }
+  }
+  for (QueuedJob& job : expired) FinishJob(job, DeadlinePassed(), {});
+  if (!expired.empty()) RefreshQueuePositions();
+}
+
+void EngineImpl::RefreshQueuePositions() {
+  std::vector<std::string> ids;
+  {
+    std::lock_guard lock(mutex_);
+    for (const QueuedJob& job : jobs_) ids.push_back(job.id);
+  }
+  for (size_t i = 0; i < ids.size(); ++i) {
+    store_->Update(ids[i], [&](JobSnapshot& snapshot) {
+      if (snapshot.state == JobState::kQueued) {
+        snapshot.queue_position = static_cast<int64_t>(i) + 1;
+      }
+    });
+  }
+}
+
+void EngineImpl::FinishJob(const QueuedJob& job, const std::optional<Error>& error,
+                           Receipt receipt) {
+  const JobState outcome = !error                                    ? JobState::kSucceeded
+                           : error->code() == StatusCode::kCancelled ? JobState::kCancelled
+                                                                     : JobState::kFailed;
+  store_->Update(job.id, [&](JobSnapshot& snapshot) {
+    snapshot.state = outcome;
+    snapshot.finished_at = SystemClock::now();
+    snapshot.eta_seconds.reset();
+    snapshot.queue_position = 0;
+    snapshot.receipt = std::move(receipt);
+    if (error) snapshot.error = ToJobError(*error);
+  });
+  observer_->OnJobFinished(job.parameters.model, outcome);
+  if (error) {
+    logger_->Warning("job_ended", {{"job", job.id},
+                                   {"state", std::string(JobStateName(outcome))},
+                                   {"reason", error->reason()},
+                                   {"message", error->what()}});
+  } else {
+    logger_->Info("job_ended", {{"job", job.id}, {"state", "SUCCEEDED"}});
+  }
+}
+
+// Fills in what makes the result reproducible; `job` is null for a Denoise call.
+void EngineImpl::StampReceipt(const Pipeline& pipeline, const QueuedJob* job,
+                              Receipt* receipt) const {
+  const ModelInfo& info = pipeline.info();
+  receipt->weights_digest = info.weights_digest;
+  receipt->device = pipeline.planner_setting().device.name;
+  receipt->dtype = info.dtype;
+  receipt->version = DENOISED_VERSION;
+  receipt->torch_version = LibTorchVersion();
+  std::string text = receipt->weights_digest + '\n' + receipt->device + '\n' + receipt->dtype +
+                     '\n' + receipt->version + '\n' + receipt->torch_version + '\n' +
+                     info.scheduler + '\n';
+  for (const ReceiptEntry& entry : receipt->entries) {
+    text += std::string(AttentionRoleName(entry.role)) + ' ' + std::to_string(entry.first_step) +
+            ' ' + std::to_string(entry.last_step) + ' ' +
+            std::string(AttnBackendName(entry.selection.backend)) + '\n';
+  }
+  if (job) text += FingerprintText(job->request, job->parameters);
+  receipt->fingerprint = Sha256Hex(text);
+}
+
+std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* observer,
+                                       Logger* logger) {
+  auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
+  SetIntraOpThreads(options.threads);
+  auto pipelines = LoadPipelines({options.model_repository, options.device, options.dtype},
+                                 policy.get(), observer, logger);
+  auto store = MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
+                                  static_cast<size_t>(options.max_artifact_bytes));
+  return std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
+                                      std::move(store), observer, logger);
+}
+
+}  // namespace denoised

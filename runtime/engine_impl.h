@@ -1,0 +1,96 @@
+// The engine behind engine.h. Its own header so that tests can give it a pipeline of their own.
+#ifndef DENOISED_RUNTIME_ENGINE_IMPL_H_
+#define DENOISED_RUNTIME_ENGINE_IMPL_H_
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "runtime/engine.h"
+#include "runtime/pipeline.h"
+
+namespace denoised {
+
+class EngineImpl : public Engine {
+ public:
+  // `pipelines` has exactly one default. Starts the thread.
+  EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
+             std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
+             Observer* observer, Logger* logger);
+  ~EngineImpl() override;
+
+  SubmitResult Submit(GenerationRequest request) override;
+  CancelResult Cancel(const std::string& job_id) override;
+  JobStore& jobs() override { return *store_; }
+  void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
+               std::function<void(DenoiseOutcome)> done) override;
+  std::vector<ModelInfo> ListModels() const override;
+  SelectionPolicy& policy() override { return *policy_; }
+  std::optional<Error> CheckForce(AttnBackend backend) const override;
+  std::vector<BackendInfo> ListBackends() const override;
+  std::vector<Explanation> Explain(const ExplainQuery& query) const override;
+  int64_t queue_depth() const override;
+  int64_t running_jobs() const override;
+  void Drain() override;
+  bool draining() const override;
+  bool WaitIdle(std::chrono::milliseconds timeout) override;
+  void Shutdown() override;
+
+ private:
+  struct QueuedJob;
+  struct DenoiseCall;
+
+  // Any thread.
+  Pipeline* FindPipeline(const std::string& name) const;  // throws NOT_FOUND
+  QueuedJob Admit(GenerationRequest request) const;
+  void CheckAttention(const Pipeline& pipeline, const std::vector<AttentionSpec>& specs,
+                      const AttentionOptions& options) const;
+  Explanation ExplainSpec(const PlannerSetting& setting, const AttentionSpec& spec,
+                          const AttentionOptions& options) const;
+  void FinishJob(const QueuedJob& job, const std::optional<Error>& error, Receipt receipt);
+  void RefreshQueuePositions();
+  bool Idle() const;  // under mutex_
+
+  // Engine thread.
+  void Loop();
+  void AbandonAll();
+  void RunDenoiseCalls();
+  DenoiseOutcome RunDenoise(const DenoiseCall& call);
+  void RunJob(const QueuedJob& job);
+  void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
+  void Denoising(const QueuedJob& job, GenerationRun* run);
+  void StoreArtifacts(const QueuedJob& job, const VideoFrames& frames, const HostTensor& latents);
+  void Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work);
+  bool Stopped(const QueuedJob& job) const;
+  void Interlude(const QueuedJob& job);
+  void ExpireQueued();
+  void StampReceipt(const Pipeline& pipeline, const QueuedJob* job, Receipt* receipt) const;
+
+  const EngineOptions options_;
+  const std::unique_ptr<SelectionPolicy> policy_;
+  const std::vector<std::unique_ptr<Pipeline>> pipelines_;
+  const std::unique_ptr<JobStore> store_;
+  Observer* const observer_;
+  Logger* const logger_;
+
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable wake_, idle_;
+  std::deque<QueuedJob> jobs_;
+  std::deque<DenoiseCall> calls_;
+  std::optional<QueuedJob> running_;  // written by the engine thread under mutex_
+  bool calling_ = false;              // a Denoise call is inside the pipeline
+  bool draining_ = false, stopping_ = false;
+
+  std::mutex join_mutex_;
+  std::thread thread_;  // last: starts when everything else is there
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_IMPL_H_

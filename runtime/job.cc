@@ -1,0 +1,76 @@
+#include "runtime/job.h"
+
+#include <algorithm>
+#include <array>
+
+namespace denoised {
+namespace {
+
+struct FormatRow {
+  ArtifactFormat format;
+  std::string_view name, media_type;
+};
+constexpr std::array<FormatRow, 5> kFormats = {{
+    {ArtifactFormat::kMp4, "mp4", "video/mp4"},
+    {ArtifactFormat::kGif, "gif", "image/gif"},
+    {ArtifactFormat::kPng, "png", "image/png"},
+    {ArtifactFormat::kNpy, "npy", "application/octet-stream"},
+    {ArtifactFormat::kSafetensors, "safetensors", "application/octet-stream"},
+}};
+
+const FormatRow& RowOf(ArtifactFormat format) { return kFormats[static_cast<size_t>(format)]; }
+
+// Bytes that `tensor` must have. Throws where a dimension is negative or the product overflows.
+uint64_t ExpectedBytes(const HostTensor& tensor, const std::string& field) {
+  uint64_t bytes = DTypeSize(tensor.dtype);
+  for (int64_t size : tensor.shape) {
+    if (size < 0) {
+      throw InvalidField(field + ".shape",
+                         "dimensions must not be negative, got " + std::to_string(size));
+    }
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes)) {
+      throw InvalidField(field + ".shape", "the product of the dimensions overflows");
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void CheckHostTensor(const HostTensor& tensor, const std::string& field) {
+  constexpr size_t kMaxRank = 8;
+  if (tensor.shape.size() > kMaxRank) {
+    throw InvalidField(field + ".shape",
+                       "at most 8 dimensions, got " + std::to_string(tensor.shape.size()));
+  }
+  const uint64_t bytes = ExpectedBytes(tensor, field);
+  if (bytes != tensor.data.size()) {
+    throw InvalidField(field + ".data", "shape and dtype need " + std::to_string(bytes) +
+                                            " bytes, got " + std::to_string(tensor.data.size()));
+  }
+}
+
+std::string_view ArtifactFormatName(ArtifactFormat format) { return RowOf(format).name; }
+
+std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name) {
+  for (const FormatRow& row : kFormats) {
+    if (row.name == name) return row.format;
+  }
+  return std::nullopt;
+}
+
+std::string_view ArtifactMediaType(ArtifactFormat format) { return RowOf(format).media_type; }
+
+std::string_view JobStateName(JobState state) {
+  constexpr std::array<std::string_view, 5> kNames = {"QUEUED", "RUNNING", "SUCCEEDED", "FAILED",
+                                                      "CANCELLED"};
+  return kNames[static_cast<size_t>(state)];
+}
+
+std::string_view JobStageName(JobStage stage) {
+  constexpr std::array<std::string_view, 5> kNames = {"none", "text_encode", "denoise", "decode",
+                                                      "encode"};
+  return kNames[static_cast<size_t>(stage)];
+}
+
+}  // namespace denoised

@@ -1,0 +1,124 @@
+#include "runtime/log.h"
+
+#include <array>
+#include <chrono>
+#include <ctime>
+
+namespace denoised {
+namespace {
+
+constexpr size_t kMaxLine = 8192;
+constexpr size_t kMaxValue = 2048;
+constexpr std::array<std::string_view, 4> kLevelNames = {"debug", "info", "warning", "error"};
+
+void AppendEscapedUnit(std::string* out, uint32_t code) {
+  std::array<char, 8> text;
+  std::snprintf(text.data(), text.size(), "\\u%04x", code & 0xffff);
+  *out += text.data();
+}
+
+// Characters that could forge a line, colour a terminal or reorder text in a viewer.
+bool MustEscape(uint32_t code) {
+  return code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x2028 || code == 0x2029 ||
+         code == 0x200e || code == 0x200f || (code >= 0x202a && code <= 0x202e) ||
+         (code >= 0x2066 && code <= 0x2069) || code == 0xfeff;
+}
+
+// Bytes of the well-formed UTF-8 sequence at `text`, with its code point; 0 where it is malformed.
+size_t DecodeUtf8(std::string_view text, uint32_t* code) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte(0);
+  if (lead < 0x80) {
+    *code = lead;
+    return 1;
+  }
+  const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc2 ? 2 : 0;
+  if (length == 0 || lead > 0xf4 || text.size() < length) return 0;
+  *code = lead & (0x7f >> length);
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+    *code = *code << 6 | (byte(i) & 0x3f);
+  }
+  constexpr std::array<uint32_t, 5> kSmallest = {0, 0, 0x80, 0x800, 0x10000};
+  const bool surrogate = *code >= 0xd800 && *code <= 0xdfff;
+  return *code < kSmallest[length] || *code > 0x10ffff || surrogate ? 0 : length;
+}
+
+void AppendJsonString(std::string* out, std::string_view text) {
+  *out += '"';
+  const size_t stop = out->size() + kMaxValue;
+  while (!text.empty() && out->size() < stop) {
+    uint32_t code = 0;
+    const size_t length = DecodeUtf8(text, &code);
+    if (length == 0) {
+      AppendEscapedUnit(out, 0xfffd);
+      text.remove_prefix(1);
+      continue;
+    }
+    if (code == '"' || code == '\\') {
+      *out += '\\';
+      *out += static_cast<char>(code);
+    } else if (MustEscape(code)) {
+      AppendEscapedUnit(out, code);
+    } else {
+      out->append(text.substr(0, length));
+    }
+    text.remove_prefix(length);
+  }
+  *out += '"';
+}
+
+std::string Timestamp() {
+  const auto now = std::chrono::system_clock::now();
+  const auto ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count();
+  const std::time_t seconds = ms / 1000;
+  std::tm utc{};
+  gmtime_r(&seconds, &utc);
+  std::array<char, 40> text;
+  const size_t used = std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%S", &utc);
+  std::snprintf(text.data() + used, text.size() - used, ".%03dZ", static_cast<int>(ms % 1000));
+  return text.data();
+}
+
+void AppendField(std::string* line, std::string_view key, std::string_view value) {
+  *line += line->empty() ? '{' : ',';
+  AppendJsonString(line, key);
+  *line += ':';
+  AppendJsonString(line, value);
+}
+
+}  // namespace
+
+std::optional<LogLevel> LogLevelFromName(std::string_view name) {
+  for (size_t i = 0; i < kLevelNames.size(); ++i) {
+    if (kLevelNames[i] == name) return static_cast<LogLevel>(i);
+  }
+  return std::nullopt;
+}
+
+std::string_view LogLevelName(LogLevel level) { return kLevelNames[static_cast<size_t>(level)]; }
+
+Logger::Logger(std::FILE* stream, LogLevel level) : stream_(stream), level_(level) {}
+
+void Logger::Log(LogLevel level, std::string_view event, std::initializer_list<Field> fields) {
+  if (level < this->level()) return;
+  std::string line;
+  AppendField(&line, "time", Timestamp());
+  AppendField(&line, "level", LogLevelName(level));
+  AppendField(&line, "event", event);
+  for (const auto& [key, value] : fields) {
+    const size_t before = line.size();
+    AppendField(&line, key, value);
+    if (line.size() > kMaxLine - 2) {  // keep the line whole: drop the field that does not fit
+      line.resize(before);
+      break;
+    }
+  }
+  line += "}\n";
+  std::lock_guard lock(mutex_);
+  std::fwrite(line.data(), 1, line.size(), stream_);
+  std::fflush(stream_);
+}
+
+}  // namespace denoised

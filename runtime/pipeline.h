@@ -1,0 +1,84 @@
+// What the engine asks of a model family: Begin -> Step x n -> Finish. Torch-free.
+//
+// The engine owns the loop and looks at cancels, deadlines and forces between two steps; a pipeline
+// owns what a step does. Everything here is called by the engine thread, except where a comment
+// says otherwise.
+#ifndef DENOISED_RUNTIME_PIPELINE_H_
+#define DENOISED_RUNTIME_PIPELINE_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "runtime/attention_planner.h"
+#include "runtime/engine.h"
+#include "runtime/job.h"
+#include "runtime/media/video_writer.h"
+#include "runtime/request_check.h"
+
+namespace denoised {
+
+// One job inside a pipeline: its embeddings, latents and solver state.
+class GenerationRun {
+ public:
+  virtual ~GenerationRun() = default;
+
+  // Prompt to embeddings, schedule, noise. Once, first.
+  virtual void Begin() = 0;
+  // Step i of parameters.num_inference_steps, in order. Throws Error (reason NON_FINITE) where the
+  // latents are no longer finite.
+  virtual void Step(int64_t i) = 0;
+  // Latents to frames. `cancelled` is asked between chunks; once true, CANCELLED is thrown.
+  // `keep_float` keeps the unrounded frames too, for .npy.
+  virtual VideoFrames Finish(bool keep_float, const std::function<bool()>& cancelled) = 0;
+  // The latents as they are now, [1, C, f, h, w] float32.
+  virtual HostTensor Latents() const = 0;
+};
+
+// What a run is made from. `planner` and `observer` outlive it.
+struct RunRequest {
+  std::string prompt;
+  std::string job_id;
+  ResolvedParameters parameters;
+  std::optional<HostTensor> latents;
+  AttentionPlanner* planner = nullptr;
+  Observer* observer = nullptr;
+};
+
+// A loaded model.
+class Pipeline {
+ public:
+  virtual ~Pipeline() = default;
+
+  // Constant after loading; any thread.
+  virtual const ModelInfo& info() const = 0;
+  virtual const GeometryRules& rules() const = 0;
+  virtual const PlannerSetting& planner_setting() const = 0;
+  // The specs of self- and cross-attention for a job of this size; any thread.
+  virtual std::vector<AttentionSpec> DenoiseSpecs(const ResolvedParameters& parameters) const = 0;
+  // Throws InvalidField where given latents, embeddings or timesteps do not fit the model; any
+  // thread.
+  virtual void CheckRun(const GenerationRequest& request,
+                        const ResolvedParameters& parameters) const = 0;
+  virtual void CheckDenoise(const DenoiseRequest& request) const = 0;
+
+  virtual std::unique_ptr<GenerationRun> NewRun(RunRequest request) = 0;
+  virtual DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
+                                Observer* observer) = 0;
+};
+
+// Loads every model folder under `repository` (each with a model_index.json), sorted by name.
+// Throws Error naming the folder or file; NOT_FOUND where there is none.
+struct RepositoryOptions {
+  std::string repository;
+  std::string device = "auto";
+  std::string dtype = "auto";
+};
+std::vector<std::unique_ptr<Pipeline>> LoadPipelines(const RepositoryOptions& options,
+                                                     const SelectionPolicy* policy,
+                                                     Observer* observer, Logger* logger);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_PIPELINE_H_

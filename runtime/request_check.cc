@@ -1,0 +1,123 @@
+#include "runtime/request_check.h"
+
+#include <cmath>
+#include <string>
+
+namespace denoised {
+namespace {
+
+constexpr double kMaxInt = 9007199254740992.0;    // 2^53: exact in a double
+constexpr int64_t kMaxPixels = int64_t{1} << 30;  // frames * height * width of one job
+
+std::string Number(double value) {
+  if (value == std::floor(value) && std::abs(value) < kMaxInt) {
+    return std::to_string(static_cast<int64_t>(value));
+  }
+  std::string text = std::to_string(value);
+  text.erase(text.find_last_not_of('0') + 1);
+  return text;
+}
+
+void CheckMultiple(const std::string& field, int64_t value, int64_t multiple) {
+  if (value % multiple == 0) return;
+  const int64_t below = value / multiple * multiple;
+  throw InvalidField(field, "must be a multiple of " + std::to_string(multiple) + ", got " +
+                                std::to_string(value) +
+                                " (nearest: " + (below > 0 ? std::to_string(below) + " and " : "") +
+                                std::to_string(below + multiple) + ")");
+}
+
+void CheckFrames(int64_t num_frames, int64_t stride) {
+  if ((num_frames - 1) % stride == 0) return;
+  const int64_t below = (num_frames - 1) / stride * stride + 1;
+  throw InvalidField("num_frames", "must be a multiple of " + std::to_string(stride) +
+                                       " plus 1, got " + std::to_string(num_frames) +
+                                       " (nearest: " + std::to_string(below) + " and " +
+                                       std::to_string(below + stride) + ")");
+}
+
+void CheckAxis(const std::string& field, int64_t tokens, int64_t max_tokens) {
+  if (tokens <= max_tokens) return;
+  throw InvalidField(field, "gives " + std::to_string(tokens) +
+                                " tokens on this axis; the model's position table has " +
+                                std::to_string(max_tokens));
+}
+
+// `given` within its limit, else `fallback`.
+template <class T>
+T Pick(std::string_view field, const std::optional<T>& given, T fallback) {
+  if (given) CheckLimit(field, static_cast<double>(*given));
+  return given.value_or(fallback);
+}
+
+}  // namespace
+
+const std::vector<FieldLimit>& RequestLimits() {
+  static const std::vector<FieldLimit> kLimits = {
+      {"height", 1, 4096},
+      {"width", 1, 4096},
+      {"num_frames", 1, 1025},
+      {"fps", 1, 240},
+      {"num_inference_steps", 1, 1000},
+      {"guidance_scale", 0, 100},
+      {"flow_shift", 0.01, 100},
+      {"max_sequence_length", 1, 4096},
+      {"seed", 0, kMaxInt},
+      {"prompt", 0, 65536},           // bytes
+      {"negative_prompt", 0, 65536},  // bytes
+  };
+  return kLimits;
+}
+
+void CheckLimit(std::string_view field, double value) {
+  for (const FieldLimit& limit : RequestLimits()) {
+    if (limit.field != field) continue;
+    if (value >= limit.min && value <= limit.max) return;  // false for NaN
+    const bool text = field == "prompt" || field == "negative_prompt";
+    throw InvalidField(std::string(field), "must be between " + Number(limit.min) + " and " +
+                                               Number(limit.max) + (text ? " bytes" : "") +
+                                               ", got " + Number(value));
+  }
+}
+
+void CheckGeometry(int64_t height, int64_t width, int64_t num_frames, const GeometryRules& rules) {
+  CheckLimit("height", static_cast<double>(height));
+  CheckLimit("width", static_cast<double>(width));
+  CheckLimit("num_frames", static_cast<double>(num_frames));
+  CheckMultiple("height", height, rules.height_multiple);
+  CheckMultiple("width", width, rules.width_multiple);
+  CheckFrames(num_frames, rules.frame_stride);
+  CheckAxis("height", height / rules.height_multiple, rules.max_tokens_per_axis);
+  CheckAxis("width", width / rules.width_multiple, rules.max_tokens_per_axis);
+  CheckAxis("num_frames", (num_frames - 1) / rules.frame_stride + 1, rules.max_tokens_per_axis);
+  if (height * width * num_frames > kMaxPixels) {  // each is bounded above: no overflow
+    throw InvalidField("num_frames", "height * width * num_frames must be at most " +
+                                         std::to_string(kMaxPixels) + ", got " +
+                                         std::to_string(height * width * num_frames));
+  }
+}
+
+ResolvedParameters ResolveRequest(const GenerationRequest& request,
+                                  const ResolvedParameters& defaults, const GeometryRules& rules) {
+  ResolvedParameters resolved = defaults;
+  CheckLimit("prompt", static_cast<double>(request.prompt.size()));
+  if (request.negative_prompt) {
+    CheckLimit("negative_prompt", static_cast<double>(request.negative_prompt->size()));
+    resolved.negative_prompt = *request.negative_prompt;
+  }
+  resolved.seed = Pick("seed", request.seed, int64_t{0});
+  resolved.height = request.height.value_or(defaults.height);
+  resolved.width = request.width.value_or(defaults.width);
+  resolved.num_frames = request.num_frames.value_or(defaults.num_frames);
+  CheckGeometry(resolved.height, resolved.width, resolved.num_frames, rules);
+  resolved.fps = Pick("fps", request.fps, defaults.fps);
+  resolved.num_inference_steps =
+      Pick("num_inference_steps", request.num_inference_steps, defaults.num_inference_steps);
+  resolved.guidance_scale = Pick("guidance_scale", request.guidance_scale, defaults.guidance_scale);
+  resolved.flow_shift = Pick("flow_shift", request.flow_shift, defaults.flow_shift);
+  resolved.max_sequence_length =
+      Pick("max_sequence_length", request.max_sequence_length, defaults.max_sequence_length);
+  return resolved;
+}
+
+}  // namespace denoised

@@ -1,0 +1,90 @@
+// Wan text-to-video: one model folder in HF-diffusers layout, and its denoising steps.
+//
+// Follows diffusers' WanPipeline.__call__ (pipelines/wan/pipeline_wan.py, 0.42.1) in the order of
+// operations and in dtypes, so that the same seed gives the same video.
+#ifndef DENOISED_RUNTIME_WAN_PIPELINE_H_
+#define DENOISED_RUNTIME_WAN_PIPELINE_H_
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/loaders/config.h"
+#include "runtime/models/umt5.h"
+#include "runtime/models/wan_transformer.h"
+#include "runtime/models/wan_vae.h"
+#include "runtime/pipeline.h"
+#include "runtime/schedulers/scheduler.h"
+#include "runtime/tokenizer/tokenizer.h"
+
+namespace denoised {
+
+class WanPipeline : public Pipeline {
+ public:
+  // Throws Error naming the file, key or tensor that does not fit.
+  static std::unique_ptr<WanPipeline> Load(const std::filesystem::path& dir,
+                                           const RepositoryOptions& options,
+                                           const SelectionPolicy* policy, Logger* logger);
+
+  const ModelInfo& info() const override { return info_; }
+  const GeometryRules& rules() const override { return rules_; }
+  const PlannerSetting& planner_setting() const override { return setting_; }
+  std::vector<AttentionSpec> DenoiseSpecs(const ResolvedParameters& parameters) const override;
+  void CheckRun(const GenerationRequest& request,
+                const ResolvedParameters& parameters) const override;
+  void CheckDenoise(const DenoiseRequest& request) const override;
+  std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
+  DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
+                        Observer* observer) override;
+
+  // Which is the default model of its repository; set once, while loading.
+  void set_default(bool is_default) { info_.is_default = is_default; }
+
+  // For runs; engine thread.
+  struct ForwardCall {
+    at::Tensor latents;    // [B, C, f, h, w], any float dtype
+    at::Tensor timestep;   // [B]
+    const TextContext* text;
+    Branch branch;
+    int64_t step_index;
+    double timestep_value, sigma;
+    std::vector<std::string> request_ids;
+  };
+  at::Tensor Forward(const ForwardCall& call, const AttentionPlan& plan, AttentionPlanner* planner,
+                     Observer* observer) const;
+  TextContext EncodePrompt(const std::string& prompt, int64_t max_length,
+                           AttentionPlanner* planner, Observer* observer) const;
+  std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
+  std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
+  void ReportAttention(AttentionPlanner* planner, Observer* observer) const;
+
+  const WanTransformer& transformer() const { return *transformer_; }
+  const WanVaeDecoder& vae() const { return *vae_; }
+  const ConfigReader& scheduler_config() const { return scheduler_config_; }
+  at::Device device() const { return device_; }
+
+ private:
+  WanPipeline(at::Device device, ConfigReader scheduler_config)
+      : device_(device), scheduler_config_(std::move(scheduler_config)) {}
+  void LoadComponents(const std::filesystem::path& dir, const RepositoryOptions& options);
+  void ReadDefaults(const std::filesystem::path& dir);
+  void Describe(const std::filesystem::path& dir);
+  void WarnUnused(Logger* logger) const;
+
+  const at::Device device_;
+  const ConfigReader scheduler_config_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Umt5Encoder> text_encoder_;
+  std::unique_ptr<WanTransformer> transformer_;
+  std::unique_ptr<WanVaeDecoder> vae_;
+  ModelInfo info_;
+  GeometryRules rules_;
+  PlannerSetting setting_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_WAN_PIPELINE_H_
