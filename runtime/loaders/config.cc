@@ -132,6 +132,11 @@ std::vector<T> ToList(const std::string& path, const std::string& key, const Jso
 Json ParseJsonStrict(std::string_view text, const std::string& what, int max_depth) {
   // RFC 8259 forbids a byte order mark in transmitted JSON; nlohmann would skip it.
   if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Bad(what, "begins with a byte order mark");
+  // nlohmann takes a NUL for the end of the text and would not look at what follows.
+  const size_t nul = text.find('\0');
+  if (nul != std::string_view::npos) {
+    throw Bad(what, "not valid JSON at byte " + std::to_string(nul) + ": NUL");
+  }
   StrictBuilder builder(what, max_depth);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.TakeRoot();

@@ -290,6 +290,8 @@ SafetensorsHeader ParseHeaderJson(std::string text, uint64_t file_size, const st
   if (first == std::string::npos || text[first] != '{') {
     throw Bad(what, "header does not begin with '{'");
   }
+  // ... and takes a NUL for the end.
+  if (text.find('\0') != std::string::npos) throw Bad(what, "header is not valid JSON: NUL");
   HeaderReader reader(what, limits);
   json::sax_parse(text.begin(), text.end(), &reader);
   SafetensorsHeader header = reader.Take();

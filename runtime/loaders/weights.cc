@@ -1,5 +1,7 @@
 #include "runtime/loaders/weights.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <set>
 #include <unordered_map>
@@ -37,22 +39,26 @@ at::ScalarType SourceType(const std::string& file, const SafetensorsEntry& entry
                       " is not supported; supported: F32, F16, BF16");
 }
 
-at::Tensor Allocate(const std::string& file, const SafetensorsEntry& entry, at::ScalarType dtype) {
-  try {
-    return at::empty(entry.shape, at::TensorOptions(dtype));
-  } catch (const c10::Error&) {
-    throw Error(
-        StatusCode::kResourceExhausted,
-        file + ": tensor '" + entry.name + "': no memory for shape " + ShapeText(entry.shape),
-        file);
-  }
+// A hostile file may declare terabytes of holes; an allocator that overcommits would say yes and
+// the reading would then end the process.
+void CheckMemory(const std::string& file, const SafetensorsEntry& entry, at::ScalarType dtype) {
+  const uint64_t machine =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t elements =
+      (entry.end - entry.begin) * 8 / static_cast<uint64_t>(SafetensorsDtypeBits(entry.dtype));
+  if (elements <= machine / c10::elementSize(dtype)) return;
+  throw Error(StatusCode::kResourceExhausted,
+              file + ": tensor '" + entry.name + "': shape " + ShapeText(entry.shape) +
+                  " is more than the machine's memory",
+              file);
 }
 
 // Reads the tensor into fresh memory, through a small buffer where the dtype changes.
 at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
                       at::ScalarType dtype) {
   const at::ScalarType source = SourceType(file.path(), entry);
-  at::Tensor out = Allocate(file.path(), entry, dtype);
+  CheckMemory(file.path(), entry, dtype);
+  at::Tensor out = at::empty(entry.shape, at::TensorOptions(dtype));
   if (source == dtype) {
     file.ReadAt(entry.begin, out.data_ptr(), entry.end - entry.begin);
     return out;
@@ -223,6 +229,12 @@ Weights Weights::Open(const std::filesystem::path& dir, const std::string& stem)
 }
 
 bool Weights::Contains(const std::string& name) const { return impl_->places.contains(name); }
+
+at::ScalarType Weights::StoredDtype(const std::string& name) const {
+  const SafetensorsEntry* entry = nullptr;
+  const Shard& shard = impl_->OwnerOf(name, &entry);
+  return SourceType(shard.file.path(), *entry);
+}
 
 at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                          at::Device device) {
