@@ -39,5 +39,7 @@ target_precompile_headers(denoised_aten_pch PRIVATE <ATen/ATen.h> <memory> <opti
 
 function(denoised_use_aten target)
   target_link_libraries(${target} PRIVATE denoised::torch)
+  # Programs would be compiled with -fPIE, and the header was not.
+  target_compile_options(${target} PRIVATE -fPIC)
   target_precompile_headers(${target} REUSE_FROM denoised_aten_pch)
 endfunction()
