@@ -34,6 +34,11 @@ std::optional<std::string> CudaLimits(const AttentionSpec& spec, const DeviceInf
 
 at::Tensor HeadsFirst(const at::Tensor& tensor) { return tensor.permute({0, 2, 1, 3}); }
 
+// The kernels read a head's elements as neighbours, and do not look whether they are.
+at::Tensor KernelView(const at::Tensor& tensor) {
+  return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
+}
+
 at::Tensor OnCpu(const AttentionInputs& inputs) {
   at::Tensor mask = NormaliseMask(inputs);
   std::optional<at::Tensor> additive;
@@ -44,13 +49,13 @@ at::Tensor OnCpu(const AttentionInputs& inputs) {
     additive = mask.to(inputs.query.scalar_type());
   }
   return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
-      HeadsFirst(inputs.query), HeadsFirst(inputs.key), HeadsFirst(inputs.value), 0.0,
+      KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
       inputs.causal, additive, SoftmaxScale(inputs)));
 }
 
 at::Tensor OnCuda(const AttentionInputs& inputs) {
   return std::get<0>(at::_scaled_dot_product_flash_attention(
-      HeadsFirst(inputs.query), HeadsFirst(inputs.key), HeadsFirst(inputs.value), 0.0,
+      KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
       inputs.causal, /*return_debug_mask=*/false, SoftmaxScale(inputs)));
 }
 

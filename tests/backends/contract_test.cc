@@ -1,0 +1,244 @@
+// What every backend owes: one table of cases, each backend of the registry against float64.
+// A new backend adds nothing here.
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backends/attention_backend.h"
+#include "backends/registry.h"
+#include "tests/backends/attention_oracle.h"
+
+namespace denoised {
+namespace {
+
+enum class Masking { kNone, kBoolean, kAdditive, kKeys };
+enum class Layout { kContiguous, kPackedQkv, kHeadsFirst, kHeadSizeOutside };
+
+struct Case {
+  std::string name;
+  DType dtype;
+  int64_t batch, q_len, kv_len, heads, head_size;
+  Masking masking = Masking::kNone;
+  bool causal = false;
+  Layout layout = Layout::kContiguous;
+  double magnitude = 1;
+  double scale = 0;
+};
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const std::string prefix = dtype == DType::kFloat32 ? "f32_" : "bf16_";
+    const auto add = [&](Case c) {
+      c.name = prefix + c.name;
+      c.dtype = dtype;
+      cases.push_back(std::move(c));
+    };
+    for (int64_t d : {40, 64, 80, 128}) {
+      add({"d" + std::to_string(d), dtype, 1, 333, 333, 2, d});
+    }
+    for (int64_t s : {1, 2, 15, 64, 65, 128, 129, 517}) {
+      add({"s" + std::to_string(s), dtype, 1, s, s, 2, 64});
+    }
+    add({"d_odd", dtype, 1, 70, 70, 2, 7});
+    add({"d_one", dtype, 1, 70, 70, 2, 1});
+    add({"d_large", dtype, 1, 70, 70, 1, 256});
+    add({"long", dtype, 1, 2500, 2500, 2, 64});
+    add({"batch3", dtype, 3, 100, 100, 3, 40});
+    add({"cross_short_keys", dtype, 2, 150, 11, 2, 64});
+    add({"cross_one_key", dtype, 2, 150, 1, 2, 64});
+    add({"cross_long_keys", dtype, 2, 9, 700, 2, 80});
+    add({"packed_qkv", dtype, 2, 90, 90, 3, 64, Masking::kNone, false, Layout::kPackedQkv});
+    add({"heads_first", dtype, 2, 90, 90, 3, 64, Masking::kNone, false, Layout::kHeadsFirst});
+    add({"head_size_outside", dtype, 2, 90, 90, 3, 64, Masking::kNone, false,
+         Layout::kHeadSizeOutside});
+    add({"huge", dtype, 1, 200, 200, 2, 128, Masking::kNone, false, Layout::kContiguous, 1e4});
+    add({"tiny", dtype, 1, 200, 200, 2, 128, Masking::kNone, false, Layout::kContiguous, 1e-4});
+    add({"causal", dtype, 2, 140, 140, 2, 64, Masking::kNone, true});
+    add({"causal_cross", dtype, 1, 140, 200, 2, 64, Masking::kNone, true});
+    add({"mask_bool", dtype, 2, 140, 130, 2, 64, Masking::kBoolean});
+    add({"mask_additive", dtype, 2, 140, 130, 2, 64, Masking::kAdditive});
+    add({"mask_keys", dtype, 2, 140, 130, 2, 64, Masking::kKeys});
+    add({"mask_and_causal", dtype, 2, 140, 140, 2, 64, Masking::kKeys, true});
+    add({"custom_scale", dtype, 1, 140, 140, 2, 64, Masking::kNone, false, Layout::kContiguous, 1,
+         0.31});
+  }
+  return cases;
+}
+
+AttentionSpec SpecOf(const Case& c, AttnBackend id) {
+  AttentionSpec spec;
+  spec.num_heads = c.heads;
+  spec.head_size = c.head_size;
+  spec.dtype = c.dtype;
+  spec.q_len = c.q_len;
+  spec.kv_len = c.kv_len;
+  spec.causal = c.causal;
+  spec.has_mask = c.masking != Masking::kNone;
+  spec.custom_scale = c.scale != 0;
+  spec.supported = {id};
+  return spec;
+}
+
+at::Tensor Random(int64_t length, const Case& c, at::Generator generator) {
+  const auto dtype = c.dtype == DType::kFloat32 ? at::kFloat : at::kBFloat16;
+  const auto draw = [&](std::vector<int64_t> shape) {
+    return at::randn(shape, generator, at::kFloat).mul_(c.magnitude).to(dtype);
+  };
+  switch (c.layout) {
+    case Layout::kContiguous:
+      return draw({c.batch, length, c.heads, c.head_size});
+    case Layout::kPackedQkv:
+      return draw({c.batch, length, 3, c.heads, c.head_size}).select(2, 1);
+    case Layout::kHeadsFirst:
+      return draw({c.batch, c.heads, length, c.head_size}).permute({0, 2, 1, 3});
+    case Layout::kHeadSizeOutside:
+      return draw({c.head_size, c.batch, length, c.heads}).permute({1, 2, 3, 0});
+  }
+  return {};
+}
+
+at::Tensor RandomMask(const Case& c, at::Generator generator) {
+  const std::vector<int64_t> full = {c.batch, c.heads, c.q_len, c.kv_len};
+  const std::vector<int64_t> keys = {c.batch, 1, 1, c.kv_len};
+  switch (c.masking) {
+    case Masking::kNone:
+      return {};
+    case Masking::kAdditive:
+      return at::randn(full, generator, at::kFloat);
+    case Masking::kBoolean:
+    case Masking::kKeys: {
+      at::Tensor mask =
+          at::rand(c.masking == Masking::kKeys ? keys : full, generator, at::kFloat).gt(0.4);
+      mask.select(3, 0).fill_(true);  // no row without a key
+      return mask;
+    }
+  }
+  return {};
+}
+
+AttentionInputs InputsOf(const Case& c) {
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(20260101);
+  AttentionInputs inputs;
+  inputs.query = Random(c.q_len, c, generator);
+  inputs.key = Random(c.kv_len, c, generator);
+  inputs.value = Random(c.kv_len, c, generator);
+  inputs.mask = RandomMask(c, generator);
+  inputs.causal = c.causal;
+  inputs.scale = c.scale != 0 ? c.scale : 1.0 / std::sqrt(static_cast<double>(c.head_size));
+  return inputs;
+}
+
+at::Tensor Attend(const AttentionBackend& backend, const Case& c, const AttentionInputs& inputs) {
+  std::shared_ptr<const AttentionMetadata> metadata;
+  if (auto builder = backend.MakeBuilder()) {
+    metadata = builder->Build({0, 1, SpecOf(c, backend.id()), ""});
+  }
+  return backend.Forward(inputs, metadata.get());
+}
+
+// at::empty gives NaN for as long as this lives, so that an element nobody wrote shows.
+class PoisonedMemory {
+ public:
+  PoisonedMemory() { Set(true); }
+  ~PoisonedMemory() { Set(false); }
+
+ private:
+  static void Set(bool on) {
+    at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(on);
+  }
+};
+
+struct Pair {
+  AttnBackend id;
+  Case c;
+};
+
+void PrintTo(const Pair& pair, std::ostream* out) {
+  *out << AttnBackendName(pair.id) << " " << pair.c.name;
+}
+
+std::vector<Pair> SupportedPairs() {
+  std::vector<Pair> pairs;
+  const DeviceInfo cpu = QueryCpu();
+  for (const BackendRegistry::Entry& entry : BackendRegistry::Default().entries()) {
+    for (const Case& c : Cases()) {
+      const auto why_not = BackendRegistry::Default().WhyNot(entry.id, SpecOf(c, entry.id), cpu);
+      if (!why_not) pairs.push_back({entry.id, c});
+    }
+  }
+  return pairs;
+}
+
+std::string PairName(const ::testing::TestParamInfo<Pair>& info) {
+  return std::string(AttnBackendName(info.param.id)) + "__" + info.param.c.name;
+}
+
+class Contract : public ::testing::TestWithParam<Pair> {
+ protected:
+  const Case& c_ = GetParam().c;
+  const AttentionBackend& backend_ = *BackendRegistry::Default().Find(GetParam().id)->backend;
+};
+
+TEST_P(Contract, EqualsFloat64AndWritesEveryElement) {
+  const AttentionInputs inputs = InputsOf(c_);
+  const at::Tensor want = OracleAttention(inputs);
+  const PoisonedMemory poisoned;
+  const at::Tensor got = Attend(backend_, c_, inputs);
+  EXPECT_EQ(got.scalar_type(), inputs.query.scalar_type());
+  EXPECT_EQ(got.sizes(), inputs.query.sizes());
+  EXPECT_TRUE(got.is_contiguous());
+  EXPECT_TRUE(got.isfinite().all().item<bool>());
+  EXPECT_LE(RelativeL2(got, want), c_.dtype == DType::kFloat32 ? 1e-5 : 1e-2);
+}
+
+TEST_P(Contract, LeavesItsInputsAlone) {
+  const AttentionInputs inputs = InputsOf(c_), before = InputsOf(c_);
+  Attend(backend_, c_, inputs);
+  EXPECT_TRUE(SameBits(inputs.query, before.query));
+  EXPECT_TRUE(SameBits(inputs.key, before.key));
+  EXPECT_TRUE(SameBits(inputs.value, before.value));
+}
+
+TEST_P(Contract, ARowIsTheSameBitsWhateverElseIsInTheBatch) {
+  const AttentionInputs inputs = InputsOf(c_);
+  const at::Tensor together = Attend(backend_, c_, inputs);
+  AttentionInputs alone = inputs;
+  const int64_t last = c_.batch - 1;
+  const auto row = [&](const at::Tensor& x) { return x.defined() ? x.narrow(0, last, 1) : x; };
+  alone.query = row(inputs.query);
+  alone.key = row(inputs.key);
+  alone.value = row(inputs.value);
+  alone.mask = row(inputs.mask);
+  EXPECT_TRUE(SameBits(Attend(backend_, c_, alone), row(together)));
+}
+
+TEST_P(Contract, TheBitsDoNotDependOnTheThreadCount) {
+  const AttentionInputs inputs = InputsOf(c_);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const at::Tensor one = Attend(backend_, c_, inputs);
+  at::set_num_threads(2);
+  const at::Tensor two = Attend(backend_, c_, inputs);
+  at::set_num_threads(threads);
+  EXPECT_TRUE(SameBits(one, two));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, Contract, ::testing::ValuesIn(SupportedPairs()), PairName);
+
+// A backend that refused every case would pass all of the above.
+TEST(ContractTable, EveryBackendOfThisBuildServesManyCases) {
+  std::map<AttnBackend, int> served;
+  for (const Pair& pair : SupportedPairs()) ++served[pair.id];
+  for (const BackendRegistry::Entry& entry : BackendRegistry::Default().entries()) {
+    if (entry.backend == nullptr || entry.id == AttnBackend::kNoAttention) continue;
+    EXPECT_GE(served[entry.id], 10) << AttnBackendName(entry.id);
+  }
+}
+
+}  // namespace
+}  // namespace denoised
