@@ -1,0 +1,86 @@
+#include "runtime/models/vae_network.h"
+
+namespace denoised {
+
+WanVaeNetwork::WanVaeNetwork(const WanVaeConfig& config, const LoadOptions& from)
+    : patch_size_(config.patch_size) {
+  const int64_t z = config.z_dim, levels = static_cast<int64_t>(config.dim_mult.size());
+  const at::Tensor weight = from.Take("post_quant_conv.weight", {z, z, 1, 1, 1});
+  post_quant_ = {weight.flatten(1), from.Take("post_quant_conv.bias", {z})};
+  // Widths from the latents' side: the innermost twice, then outwards.
+  std::vector<int64_t> dims = {config.decoder_base_dim * config.dim_mult.back()};
+  for (int64_t i = levels - 1; i >= 0; --i) {
+    dims.push_back(config.decoder_base_dim * config.dim_mult[i]);
+  }
+  conv_in_ = CausalConv3d::Take(from, "decoder.conv_in", z, dims[0], {3, 3, 3}, &slots_);
+  const std::string mid = "decoder.mid_block.";
+  mid_first_ = VaeResBlock::Take(from, mid + "resnets.0.", dims[0], dims[0], &slots_);
+  mid_attention_ = VaeAttention::Take(from, mid + "attentions.0.", dims[0]);
+  mid_last_ = VaeResBlock::Take(from, mid + "resnets.1.", dims[0], dims[0], &slots_);
+  for (int64_t i = 0; i < levels; ++i) {
+    // Wan 2.1's upsamplers halve the channels on the way.
+    const int64_t in = i > 0 && !config.is_residual ? dims[i] / 2 : dims[i];
+    up_blocks_.push_back(TakeUpBlock(config, from, i, in, dims[i + 1]));
+  }
+  gamma_out_ =
+      from.Take("decoder.norm_out.gamma", {dims.back(), 1, 1, 1}).view({-1}).to(at::kFloat);
+  conv_out_ = CausalConv3d::Take(from, "decoder.conv_out", dims.back(), config.out_channels,
+                                 {3, 3, 3}, &slots_);
+}
+
+WanVaeNetwork::UpBlock WanVaeNetwork::TakeUpBlock(const WanVaeConfig& config,
+                                                  const LoadOptions& from, int64_t index,
+                                                  int64_t in, int64_t out) {
+  const std::string name = "decoder.up_blocks." + std::to_string(index) + ".";
+  UpBlock block;
+  for (int64_t i = 0; i <= config.num_res_blocks; ++i) {
+    const std::string resnet = name + "resnets." + std::to_string(i) + ".";
+    block.resnets.push_back(VaeResBlock::Take(from, resnet, i == 0 ? in : out, out, &slots_));
+  }
+  if (index + 1 == static_cast<int64_t>(config.dim_mult.size())) return block;
+  block.temporal = config.temporal_upsample[index];
+  block.shortcut = config.is_residual;
+  block.out_channels = out;
+  const std::string upsampler = name + (config.is_residual ? "upsampler." : "upsamplers.0.");
+  block.upsample = VaeUpsample::Take(from, upsampler, out, config.is_residual ? out : out / 2,
+                                     block.temporal, &slots_);
+  return block;
+}
+
+VaeState WanVaeNetwork::MakeState() const {
+  VaeState state;
+  state.tails.resize(slots_);
+  return state;
+}
+
+at::Tensor WanVaeNetwork::Run(const at::Tensor& latents, VaeState* state) const {
+  at::Tensor x = conv_in_.Run(post_quant_(latents), state);
+  x = mid_last_.Run(mid_attention_.Run(mid_first_.Run(x, state)), state);
+  for (const UpBlock& block : up_blocks_) x = RunUpBlock(block, x, state);
+  const at::Tensor input = conv_out_.MakeInput(x.size(0), x.size(1), x.size(2), x.options());
+  RmsNormInto(x, gamma_out_, /*silu=*/true, input.narrow(0, conv_out_.history(), x.size(0)));
+  at::Tensor frames = Unpatchify(conv_out_.RunFilled(input, state));
+  state->first_chunk = false;
+  return frames.clamp_(-1.0, 1.0);
+}
+
+at::Tensor WanVaeNetwork::RunUpBlock(const UpBlock& block, const at::Tensor& x,
+                                     VaeState* state) const {
+  at::Tensor y = x;
+  for (const VaeResBlock& resnet : block.resnets) y = resnet.Run(y, state);
+  if (block.upsample) y = block.upsample->Run(y, state);
+  if (!block.shortcut) return y;
+  return y.add_(DuplicateUp(x, block.out_channels, block.temporal, state->first_chunk));
+}
+
+// Channels (c, x, y) of a position become its patch of pixels; the reference puts x before y.
+at::Tensor WanVaeNetwork::Unpatchify(const at::Tensor& x) const {
+  if (patch_size_ == 1) return x;
+  const int64_t p = patch_size_, frames = x.size(0), height = x.size(1), width = x.size(2);
+  const int64_t channels = x.size(3) / (p * p);
+  return x.view({frames, height, width, channels, p, p})
+      .permute({0, 1, 5, 2, 4, 3})
+      .reshape({frames, height * p, width * p, channels});
+}
+
+}  // namespace denoised

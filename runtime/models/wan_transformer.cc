@@ -1,0 +1,201 @@
+#include "runtime/models/wan_transformer.h"
+
+#include <c10/core/InferenceMode.h>
+
+#include "backends/error.h"
+#include "runtime/forward_context.h"
+
+namespace denoised {
+namespace {
+
+// [B, 1 or S, 6, D] -> the part `index` as [B, 1 or S, D].
+at::Tensor Part(const at::Tensor& modulation, int64_t index) { return modulation.select(2, index); }
+
+// Order of the six parts in a block's table.
+enum : int64_t { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
+
+bool SelfAttentionWantsGate() {
+  const AttentionPlan* plan = GetForwardContext().attn_metadata;
+  if (plan == nullptr) return false;
+  return (*plan)[static_cast<int>(AttentionRole::kSelf)].id == AttnBackend::kVideoSparseAttn;
+}
+
+}  // namespace
+
+std::array<int64_t, 3> WanTransformer::TokenGrid(at::IntArrayRef latent_shape) const {
+  std::array<int64_t, 3> grid{};
+  const char* const axes[] = {"frames", "height", "width"};
+  for (int i = 0; i < 3; ++i) {
+    const int64_t size = latent_shape.at(latent_shape.size() - 3 + i);
+    if (size < 1 || size % config_.patch_size[i] != 0) {
+      throw InvalidField("latents", std::string(axes[i]) + ": wanted a positive multiple of " +
+                                        std::to_string(config_.patch_size[i]) + ", came " +
+                                        std::to_string(size));
+    }
+    grid[i] = size / config_.patch_size[i];
+  }
+  return grid;
+}
+
+AttentionSpec WanTransformer::SelfSpec(const std::array<int64_t, 3>& grid) const {
+  AttentionSpec spec;
+  spec.role = AttentionRole::kSelf;
+  spec.num_heads = config_.num_heads;
+  spec.head_size = config_.head_dim;
+  spec.dtype = SpecDType(dtype_);
+  spec.q_len = spec.kv_len = grid[0] * grid[1] * grid[2];
+  spec.grid = grid;
+  spec.has_gate = has_gate_;
+  spec.supported = AllAttnBackends();
+  std::erase(spec.supported, AttnBackend::kNoAttention);
+  return spec;
+}
+
+AttentionSpec WanTransformer::CrossSpec(const std::array<int64_t, 3>& grid,
+                                        int64_t text_length) const {
+  AttentionSpec spec = SelfSpec(grid);
+  spec.role = AttentionRole::kCross;
+  spec.kv_len = text_length;
+  spec.grid = {0, 0, 0};
+  spec.has_gate = false;
+  spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kCudnnAttn,
+                    AttnBackend::kReference};
+  return spec;
+}
+
+TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
+  c10::InferenceMode guard;
+  RequireDim(embeds, 3, "text embeddings");
+  RequireSize(embeds, 2, config_.text_dim, "text embeddings");
+  const at::Tensor x = embeds.to(device_, dtype_).contiguous();
+  const at::Tensor text = text_linear_2_(at::gelu(text_linear_1_(x), "tanh"));
+  TextContext context;
+  context.blocks.reserve(blocks_.size());
+  for (const Block& block : blocks_) {
+    context.blocks.push_back({SplitHeads(RmsNorm(block.cross.to_k(text), block.cross.norm_k)),
+                              SplitHeads(block.cross.to_v(text))});
+  }
+  return context;
+}
+
+at::Tensor WanTransformer::Forward(const at::Tensor& latents, const at::Tensor& timestep,
+                                   const TextContext& text) const {
+  c10::InferenceMode guard;
+  RequireDim(latents, 5, "latents");
+  const std::array<int64_t, 3> grid = TokenGrid(latents.sizes());
+  CheckInputs(latents, timestep, text, grid[0] * grid[1] * grid[2]);
+  const RopeTables rope = rope_.Get(grid);
+  const Conditioning time = EmbedTime(timestep.to(device_));
+  Hidden hidden = Hidden::From(EmbedPatches(latents));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    hidden = RunBlock(static_cast<int>(i), hidden, time, rope, text.blocks[i]);
+  }
+  return Project(hidden, time, grid);
+}
+
+void WanTransformer::CheckInputs(const at::Tensor& latents, const at::Tensor& timestep,
+                                 const TextContext& text, int64_t tokens) const {
+  const int64_t batch = latents.size(0);
+  RequireSize(latents, 1, config_.in_channels, "latents");
+  if (timestep.dim() != 2) RequireDim(timestep, 1, "timestep");
+  RequireSize(timestep, 0, batch, "timestep");
+  if (timestep.dim() == 2) RequireSize(timestep, 1, tokens, "timestep");
+  if (text.blocks.size() != blocks_.size()) {
+    throw InvalidField("text embeddings",
+                       "were made for a model of " + std::to_string(text.blocks.size()) +
+                           " layers, this one has " + std::to_string(blocks_.size()));
+  }
+  RequireSize(text.blocks.front().key, 0, batch, "text embeddings");
+}
+
+WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timestep) const {
+  const int64_t batch = timestep.size(0), tokens = timestep.dim() == 2 ? timestep.size(1) : 1;
+  const at::Tensor angle = timestep.reshape({-1, 1}).to(at::kFloat) * time_frequencies_;
+  const at::Tensor features =
+      at::cat({angle.cos(), angle.sin()}, -1).view({batch, tokens, config_.freq_dim});
+  Conditioning time;
+  // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
+  const at::Tensor rows = timestep.dim() == 2 ? features : features.squeeze(1);
+  const at::Tensor embedding = time_linear_2_(at::silu(time_linear_1_(rows))).to(dtype_);
+  const at::Tensor projection = time_projection_(at::silu(embedding)).to(at::kFloat);
+  time.embedding = embedding.view({batch, tokens, config_.width()});
+  time.projection = projection.view({batch, tokens, 6, config_.width()});
+  return time;
+}
+
+at::Tensor WanTransformer::EmbedPatches(const at::Tensor& latents) const {
+  const at::Tensor x = latents.to(device_, dtype_);
+  const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
+  return patches.flatten(2).transpose(1, 2).contiguous();
+}
+
+Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Conditioning& time,
+                                const RopeTables& rope, const TextContext::KeyValue& text) const {
+  const Block& block = blocks_[layer];
+  const at::Tensor m = block.modulation.unsqueeze(1) + time.projection;  // [B, 1 or S, 6, D]
+  const at::Tensor n1 =
+      Modulate(LayerNorm(hidden.wide), Part(m, kScale1) + 1, Part(m, kShift1), dtype_);
+  const Hidden h1 = AddGated(hidden, SelfAttend(layer, n1, rope), Part(m, kGate1));
+
+  const at::Tensor n2 = config_.cross_attn_norm
+                            ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias).to(dtype_)
+                            : h1.value;
+  const Hidden h2 = Add(h1, CrossAttend(layer, n2, text));
+
+  const at::Tensor n3 =
+      Modulate(LayerNorm(h2.wide), Part(m, kScale2) + 1, Part(m, kShift2), dtype_);
+  at::Tensor f = block.ffn_in(n3);
+  at::gelu_(f, "tanh");
+  return AddGated(h2, block.ffn_out(f), Part(m, kGate2));
+}
+
+at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
+                                      const RopeTables& rope) const {
+  const Attention& attention = blocks_[layer].self;
+  const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
+  const at::Tensor k = SplitHeads(RmsNorm(attention.to_k(x), attention.norm_k));
+  const at::Tensor v = SplitHeads(attention.to_v(x));
+  at::Tensor gate;
+  if (has_gate_ && SelfAttentionWantsGate()) gate = SplitHeads(blocks_[layer].to_gate(x));
+  const AttentionLayer run(AttentionRole::kSelf, layer);
+  const at::Tensor out =
+      run.Forward(Rotate(q, rope.cos, rope.sin), Rotate(k, rope.cos, rope.sin), v, gate);
+  return attention.to_out(out.flatten(2));
+}
+
+at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x,
+                                       const TextContext::KeyValue& text) const {
+  const Attention& attention = blocks_[layer].cross;
+  const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
+  const AttentionLayer run(AttentionRole::kCross, layer);
+  return attention.to_out(run.Forward(q, text.key, text.value).flatten(2));
+}
+
+// Norm, modulate, and from tokens back to latents. The channel is the fastest index of a token's
+// numbers.
+at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& time,
+                                   const std::array<int64_t, 3>& grid) const {
+  const at::Tensor m = out_modulation_.unsqueeze(1) + time.embedding.unsqueeze(2);
+  const at::Tensor n = Modulate(LayerNorm(hidden.wide), Part(m, 1) + 1, Part(m, 0), dtype_);
+  const auto& p = config_.patch_size;
+  const int64_t batch = hidden.value.size(0);
+  return proj_out_(n)
+      .view({batch, grid[0], grid[1], grid[2], p[0], p[1], p[2], config_.out_channels})
+      .permute({0, 7, 1, 4, 2, 5, 3, 6})
+      .reshape({batch, config_.out_channels, grid[0] * p[0], grid[1] * p[1], grid[2] * p[2]});
+}
+
+at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
+  return x.view({x.size(0), x.size(1), config_.num_heads, config_.head_dim});
+}
+
+at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
+                                     const at::Tensor& bias) const {
+  return at::layer_norm(wide, {config_.width()}, weight, bias, config_.eps);
+}
+
+at::Tensor WanTransformer::RmsNorm(const at::Tensor& x, const at::Tensor& weight) const {
+  return at::rms_norm(x, {config_.width()}, weight, config_.eps);
+}
+
+}  // namespace denoised

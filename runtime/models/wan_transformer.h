@@ -1,0 +1,149 @@
+// The diffusion transformer of Wan 2.1 and 2.2 (diffusers' WanTransformer3DModel), text-to-video.
+//
+// Numbers follow diffusers op for op and dtype for dtype, so that a forward has its bits. What
+// depends on the prompt alone (text embedder, every block's cross-attention keys and values) is
+// computed once per job in EncodeText. Paper: Wan team, arXiv:2503.20314.
+//
+// Room for more: per-token timesteps (Wan 2.2 TI2V) are in; an image context (2.1 I2V) would be a
+// second set of keys and values in TextContext and a second attention call in CrossAttend.
+#ifndef DENOISED_RUNTIME_MODELS_WAN_TRANSFORMER_H_
+#define DENOISED_RUNTIME_MODELS_WAN_TRANSFORMER_H_
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/attention_layer.h"
+#include "runtime/models/fused.h"
+#include "runtime/models/layers.h"
+#include "runtime/models/rope.h"
+
+namespace denoised {
+
+class ConfigReader;
+
+struct WanTransformerConfig {
+  std::array<int64_t, 3> patch_size = {1, 2, 2};  // T, H, W
+  int64_t num_heads = 40;
+  int64_t head_dim = 128;
+  int64_t in_channels = 16;
+  int64_t out_channels = 16;
+  int64_t text_dim = 4096;
+  int64_t freq_dim = 256;
+  int64_t ffn_dim = 13824;
+  int64_t num_layers = 40;
+  bool cross_attn_norm = true;
+  double eps = 1e-6;
+  int64_t rope_max_seq_len = 1024;
+
+  int64_t width() const { return num_heads * head_dim; }
+  int64_t patch_volume() const { return patch_size[0] * patch_size[1] * patch_size[2]; }
+
+  // INVALID_ARGUMENT naming file, key and value for anything that this model does not do.
+  static WanTransformerConfig Read(const ConfigReader& reader);
+};
+
+// What a prompt is to the transformer: one per job and branch, shared by all its steps. Rows of
+// several jobs may be concatenated (equal L).
+struct TextContext {
+  struct KeyValue {
+    at::Tensor key;    // [B, L, H, head_dim]
+    at::Tensor value;  // [B, L, H, head_dim]
+  };
+  std::vector<KeyValue> blocks;
+};
+
+// Immutable after Load; used by the engine thread, inside a ScopedForwardContext whose plan has
+// backends for AttentionRole::kSelf and kCross.
+class WanTransformer {
+ public:
+  // Reads config.json and diffusion_pytorch_model.safetensors (or shards) of `dir`. What diffusers
+  // keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
+  static std::unique_ptr<WanTransformer> Load(const std::filesystem::path& dir,
+                                              at::ScalarType dtype, at::Device device);
+
+  // embeds [B, L, text_dim] in any floating dtype.
+  TextContext EncodeText(const at::Tensor& embeds) const;
+
+  // The velocity [B, out_channels, f, h, w] in the model's dtype.
+  // latents [B, in_channels, f, h, w] (cast to the model's dtype), timestep [B] or, one per token,
+  // [B, S]; int64 or floating.
+  at::Tensor Forward(const at::Tensor& latents, const at::Tensor& timestep,
+                     const TextContext& text) const;
+
+  // Tokens per axis of latents [.., f, h, w]. INVALID_ARGUMENT where an axis is not a positive
+  // multiple of the patch.
+  std::array<int64_t, 3> TokenGrid(at::IntArrayRef latent_shape) const;
+
+  // What the two kinds of attention need, for Select().
+  AttentionSpec SelfSpec(const std::array<int64_t, 3>& grid) const;
+  AttentionSpec CrossSpec(const std::array<int64_t, 3>& grid, int64_t text_length) const;
+
+  // The checkpoint carries to_gate_compress, the learned gate of VIDEO_SPARSE_ATTN.
+  bool has_gate() const { return has_gate_; }
+  const WanTransformerConfig& config() const { return config_; }
+  at::ScalarType dtype() const { return dtype_; }
+  const std::vector<std::string>& unused_tensors() const { return unused_; }
+  const std::string& digest() const { return digest_; }
+
+ private:
+  struct Attention {
+    Linear to_q, to_k, to_v, to_out;
+    at::Tensor norm_q, norm_k;  // [D]: over all heads at once
+  };
+  struct Block {
+    at::Tensor modulation;  // [1, 6, D] float32
+    Attention self, cross;
+    Linear to_gate;                       // undefined weight: none in the checkpoint
+    at::Tensor norm2_weight, norm2_bias;  // [D] float32, undefined without cross_attn_norm
+    Linear ffn_in, ffn_out;
+  };
+  struct Conditioning {
+    at::Tensor embedding;   // [B, 1 or S, D] in the model's dtype
+    at::Tensor projection;  // [B, 1 or S, 6, D] float32
+  };
+
+  WanTransformer(WanTransformerConfig config, at::ScalarType dtype, at::Device device);
+  void TakeTensors(const LoadOptions& from);
+  Block TakeBlock(const LoadOptions& from, int64_t index) const;
+  Attention TakeAttention(const LoadOptions& from, const std::string& name) const;
+
+  void CheckInputs(const at::Tensor& latents, const at::Tensor& timestep, const TextContext& text,
+                   int64_t tokens) const;
+  Conditioning EmbedTime(const at::Tensor& timestep) const;
+  at::Tensor EmbedPatches(const at::Tensor& latents) const;
+  Hidden RunBlock(int layer, const Hidden& hidden, const Conditioning& time, const RopeTables& rope,
+                  const TextContext::KeyValue& text) const;
+  at::Tensor SelfAttend(int layer, const at::Tensor& x, const RopeTables& rope) const;
+  at::Tensor CrossAttend(int layer, const at::Tensor& x, const TextContext::KeyValue& text) const;
+  at::Tensor Project(const Hidden& hidden, const Conditioning& time,
+                     const std::array<int64_t, 3>& grid) const;
+  at::Tensor SplitHeads(const at::Tensor& x) const;
+  at::Tensor LayerNorm(const at::Tensor& wide, const at::Tensor& weight = {},
+                       const at::Tensor& bias = {}) const;
+  at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) const;
+
+  const WanTransformerConfig config_;
+  const at::ScalarType dtype_;
+  const at::Device device_;
+  const RopeCache rope_;
+  at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
+  at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
+  Linear time_linear_1_, time_linear_2_;  // float32
+  Linear time_projection_;                // D -> 6 D
+  Linear text_linear_1_, text_linear_2_;
+  std::vector<Block> blocks_;
+  at::Tensor out_modulation_;  // [1, 2, D] float32
+  Linear proj_out_;
+  bool has_gate_ = false;
+  std::vector<std::string> unused_;
+  std::string digest_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_MODELS_WAN_TRANSFORMER_H_

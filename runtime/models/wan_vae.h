@@ -1,0 +1,91 @@
+// The decoder of Wan's causal video autoencoder (diffusers' AutoencoderKLWan), 2.1 and 2.2.
+//
+// Decodes a few latent frames at a time; every causal convolution carries its last input frames
+// over, so memory does not grow with the length of the video. Paper: arXiv:2503.20314, section 4.1.
+#ifndef DENOISED_RUNTIME_MODELS_WAN_VAE_H_
+#define DENOISED_RUNTIME_MODELS_WAN_VAE_H_
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/attention_layer.h"
+#include "runtime/models/layers.h"
+
+namespace denoised {
+
+class ConfigReader;
+class WanVaeNetwork;
+
+struct WanVaeConfig {
+  int64_t decoder_base_dim = 96;
+  int64_t z_dim = 16;
+  std::vector<int64_t> dim_mult = {1, 2, 4, 4};
+  int64_t num_res_blocks = 2;
+  std::vector<bool> temporal_upsample = {true, true, false};  // from the latents' side
+  std::vector<double> latents_mean;                           // z_dim numbers
+  std::vector<double> latents_std;
+  bool is_residual = false;  // Wan 2.2: shortcuts around the up blocks
+  int64_t out_channels = 3;  // of the network; 3 * patch_size^2
+  int64_t patch_size = 1;    // pixels per side of an output position
+  int64_t scale_factor_temporal = 4;
+  int64_t scale_factor_spatial = 8;
+
+  // INVALID_ARGUMENT naming file, key and value for anything that this decoder does not do.
+  static WanVaeConfig Read(const ConfigReader& reader);
+};
+
+// Immutable after Load; used by the engine thread, inside a ScopedForwardContext whose plan has a
+// backend for AttentionRole::kVae. A decode keeps its state on its own stack.
+class WanVaeDecoder {
+ public:
+  // frames [1, 3, n, H, W] in [-1, 1], the VAE's dtype, laid out channels-last: permuted to
+  // [n, H, W, 3] they are contiguous. first_frame = index of the first of the n in the video.
+  using Sink = std::function<void(const at::Tensor& frames, int64_t first_frame)>;
+
+  // Reads config.json and the decoder's part of diffusion_pytorch_model.safetensors in `dir`; an
+  // encoder in the same file is passed over.
+  static std::unique_ptr<WanVaeDecoder> Load(const std::filesystem::path& dir, at::ScalarType dtype,
+                                             at::Device device);
+  ~WanVaeDecoder();
+
+  // From the numbers that the transformer works on to those that the decoder takes: in the VAE's
+  // dtype, latents / (1 / std) + mean, with the reference's rounding.
+  at::Tensor Denormalize(const at::Tensor& latents) const;
+
+  // latents [1, z_dim, f, h, w], denormalised. Calls `sink` in order until all
+  // FramesOf(f) frames are out; asks `cancelled` (may be empty) between chunks and throws CANCELLED
+  // when it says so.
+  void Decode(const at::Tensor& latents, const Sink& sink,
+              const std::function<bool()>& cancelled = {}) const;
+
+  // Video frames of f latent frames, and pixels per latent position of an axis.
+  int64_t FramesOf(int64_t latent_frames) const;
+  int64_t PixelsOf(int64_t latent_size) const;
+
+  // What the middle block's attention needs, for Select(). Latent sizes.
+  AttentionSpec Spec(int64_t height, int64_t width) const;
+
+  const WanVaeConfig& config() const { return config_; }
+  at::ScalarType dtype() const { return dtype_; }
+  const std::vector<std::string>& unused_tensors() const { return unused_; }
+  const std::string& digest() const { return digest_; }
+
+ private:
+  WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype);
+
+  const WanVaeConfig config_;
+  const at::ScalarType dtype_;
+  at::Tensor mean_, inverse_std_;  // [1, z_dim, 1, 1, 1]
+  std::unique_ptr<const WanVaeNetwork> network_;
+  std::vector<std::string> unused_;
+  std::string digest_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_MODELS_WAN_VAE_H_

@@ -1,0 +1,68 @@
+// Noise schedules and their solvers. ("Scheduler" means noise here, as in diffusers; jobs are
+// queued by the engine.)
+#ifndef DENOISED_RUNTIME_SCHEDULERS_SCHEDULER_H_
+#define DENOISED_RUNTIME_SCHEDULERS_SCHEDULER_H_
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace denoised {
+
+class ConfigReader;
+
+// One per job: holds the job's schedule and the history of its solver, nothing shared. Used by the
+// engine thread. All arithmetic is that of diffusers' class of the same name, bit for bit.
+class Scheduler {
+ public:
+  // From a scheduler_config.json, by its _class_name. INVALID_ARGUMENT naming file, key and value
+  // for a class or an option that is not built here.
+  static std::unique_ptr<Scheduler> Create(const ConfigReader& reader);
+  virtual ~Scheduler() = default;
+
+  // A scheduler of the same configuration without a schedule or history.
+  virtual std::unique_ptr<Scheduler> Clone() const = 0;
+
+  // Lays out `steps` steps and forgets any history. `shift` replaces the configured time shift.
+  // INVALID_ARGUMENT unless 1 <= steps <= 10000 and shift > 0.
+  void SetTimesteps(int64_t steps, std::optional<double> shift = std::nullopt);
+
+  int64_t steps() const { return static_cast<int64_t>(timesteps_.size()); }
+  // What is fed to the model, descending: whole numbers for UniPC, any for Euler.
+  const std::vector<double>& timesteps() const { return timesteps_; }
+  // Noise levels, steps() + 1 of them, ending in 0.
+  const std::vector<double>& sigmas() const { return sigmas_; }
+
+  // The model's time input of step i for `batch` rows, [batch]; int64 for UniPC, float32 for Euler.
+  virtual at::Tensor TimestepTensor(int64_t i, int64_t batch, at::Device device) const = 0;
+
+  // From the latents of step i and the model's output for them to the latents of step i + 1, in the
+  // dtype that diffusers gives. Steps come in order, each once; FAILED_PRECONDITION otherwise.
+  // `sample` is float32 and keeps its values.
+  at::Tensor Step(const at::Tensor& model_output, int64_t i, const at::Tensor& sample);
+
+ protected:
+  virtual void MakeSchedule(int64_t steps, std::optional<double> shift) = 0;
+  virtual at::Tensor Advance(const at::Tensor& model_output, int64_t i,
+                             const at::Tensor& sample) = 0;
+
+  // float32, from which sigmas() is read: solvers take 0-dim slices, as the reference does.
+  void KeepSchedule(std::vector<double> timesteps, const at::Tensor& sigmas);
+  const at::Tensor& sigma_tensor() const { return sigma_tensor_; }
+
+ private:
+  std::vector<double> timesteps_;
+  std::vector<double> sigmas_;
+  at::Tensor sigma_tensor_;
+  int64_t next_step_ = 0;
+};
+
+// numpy.linspace in float64, with its order of operations.
+std::vector<double> Linspace(double start, double stop, int64_t count);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_SCHEDULERS_SCHEDULER_H_

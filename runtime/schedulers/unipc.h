@@ -1,0 +1,54 @@
+// UniPC, the multistep predictor-corrector of Wan pipelines (diffusers' UniPCMultistepScheduler
+// with flow prediction and flow sigmas). Paper: Zhao et al., arXiv:2302.04867.
+#ifndef DENOISED_RUNTIME_SCHEDULERS_UNIPC_H_
+#define DENOISED_RUNTIME_SCHEDULERS_UNIPC_H_
+
+#include <deque>
+#include <vector>
+
+#include "runtime/schedulers/scheduler.h"
+
+namespace denoised {
+
+// Predictor and corrector of orders 1 to 3, B(h) of both kinds.
+class UniPcScheduler : public Scheduler {
+ public:
+  struct Config {
+    int64_t num_train_timesteps = 1000;
+    int64_t solver_order = 2;
+    bool bh1 = false;  // B(h) = h; else expm1(h)
+    bool lower_order_final = true;
+    std::vector<int64_t> disable_corrector;  // after these steps
+    double flow_shift = 1.0;
+  };
+
+  explicit UniPcScheduler(const ConfigReader& reader);
+  explicit UniPcScheduler(Config config) : config_(std::move(config)) {}
+
+  std::unique_ptr<Scheduler> Clone() const override;
+  at::Tensor TimestepTensor(int64_t i, int64_t batch, at::Device device) const override;
+
+ protected:
+  void MakeSchedule(int64_t steps, std::optional<double> shift) override;
+  at::Tensor Advance(const at::Tensor& model_output, int64_t i, const at::Tensor& sample) override;
+
+ private:
+  struct Coefficients;
+
+  at::Tensor Alpha(int64_t i) const;  // 0-dim float32, like the next two
+  at::Tensor Sigma(int64_t i) const;
+  at::Tensor Lambda(int64_t i) const;  // half log signal-to-noise ratio
+  Coefficients Prepare(int64_t from, int64_t to, int64_t order) const;
+  at::Tensor Predict(int64_t i, const at::Tensor& sample) const;
+  at::Tensor Correct(int64_t i, const at::Tensor& clean) const;
+  bool Corrects(int64_t i) const;
+
+  const Config config_;
+  std::deque<at::Tensor> clean_;  // predictions of the clean latents, newest first
+  at::Tensor last_sample_;        // the corrected latents of the step before
+  int64_t order_ = 1;             // of the last predictor
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_SCHEDULERS_UNIPC_H_
