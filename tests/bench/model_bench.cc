@@ -1,0 +1,235 @@
+// Our side of the model rows: one long-lived program that answers a JSON line for each JSON line,
+// as peer/wan_peer.py does. Tensors travel as files of raw float32: {"file": path, "shape": [..]}.
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "backends/attention_backend.h"
+#include "backends/error.h"
+#include "backends/registry.h"
+#include "backends/selector.h"
+#include "runtime/engine.h"
+#include "runtime/forward_context.h"
+#include "runtime/models/wan_transformer.h"
+#include "runtime/models/wan_vae.h"
+#include "runtime/threads.h"
+
+namespace denoised {
+namespace {
+
+using Json = nlohmann::json;
+
+double Seconds(const std::function<void()>& work, int repeat) {
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeat; ++i) work();
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return elapsed.count() / repeat;
+}
+
+at::Tensor ReadTensor(const Json& tensor) {
+  const auto shape = tensor.at("shape").get<std::vector<int64_t>>();
+  at::Tensor out = at::empty(shape, at::kFloat);
+  std::ifstream file(tensor.at("file").get<std::string>(), std::ios::binary);
+  file.read(static_cast<char*>(out.data_ptr()), static_cast<std::streamsize>(out.nbytes()));
+  if (!file) throw Error(StatusCode::kInvalidArgument, "input file: shorter than its shape");
+  return out;
+}
+
+void WriteBytes(const std::string& path, const void* data, size_t size) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+  if (!file) throw Error(StatusCode::kUnavailable, path + ": cannot be written");
+}
+
+void WriteTensor(const at::Tensor& tensor, const std::string& path) {
+  const at::Tensor plain = tensor.to(at::kFloat).contiguous();
+  WriteBytes(path, plain.data_ptr(), plain.nbytes());
+}
+
+at::ScalarType ScalarType(const std::string& name) {
+  return name == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
+// What the engine's planner does for a step: automatic selection, the backend's metadata.
+class Plan {
+ public:
+  void Add(const AttentionSpec& spec) {
+    const Selection selection = Select(spec, {}, BackendRegistry::Default(), QueryCpu());
+    AttentionSlot& slot = plan_[static_cast<size_t>(spec.role)];
+    slot.id = selection.backend;
+    slot.backend = BackendRegistry::Default().Find(selection.backend)->backend;
+    const std::unique_ptr<AttentionMetadataBuilder> builder = slot.backend->MakeBuilder();
+    MetadataRequest request;
+    request.spec = spec;
+    if (builder) slot.metadata = builder->Build(request);
+  }
+  const AttentionPlan* get() const { return &plan_; }
+  std::string Name(AttentionRole role) const {
+    return std::string(AttnBackendName(plan_[static_cast<size_t>(role)].id));
+  }
+
+ private:
+  AttentionPlan plan_;
+};
+
+ScopedForwardContext Enter(const Plan& plan) {
+  ForwardContext context;
+  context.attn_metadata = plan.get();
+  return ScopedForwardContext(context);
+}
+
+class Bench {
+ public:
+  Json Answer(const Json& request) {
+    static const std::map<std::string, Json (Bench::*)(const Json&)> kHandlers = {
+        {"threads", &Bench::Threads},
+        {"load_transformer", &Bench::LoadTransformer},
+        {"transformer_forward", &Bench::TransformerForward},
+        {"load_vae", &Bench::LoadVae},
+        {"vae_decode", &Bench::VaeDecode},
+        {"load_pipeline", &Bench::LoadPipeline},
+        {"job", &Bench::Job},
+    };
+    const auto handler = kHandlers.find(request.at("do").get<std::string>());
+    if (handler == kHandlers.end()) return {{"error", "unknown 'do'"}};
+    return (this->*handler->second)(request);
+  }
+
+ private:
+  Json Threads(const Json& request) {
+    threads_ = request.at("count").get<int>();
+    SetIntraOpThreads(threads_);
+    return Json::object();
+  }
+
+  Json LoadTransformer(const Json& request) {
+    transformer_ = WanTransformer::Load(request.at("folder").get<std::string>(),
+                                        ScalarType(request.at("dtype")), at::kCPU);
+    return Json::object();
+  }
+
+  // The text is embedded in each forward, as the peer does; a job does that once.
+  Json TransformerForward(const Json& request) {
+    const at::Tensor latents = ReadTensor(request.at("latents")).to(transformer_->dtype());
+    const at::Tensor context = ReadTensor(request.at("context")).to(transformer_->dtype());
+    const at::Tensor timestep = at::full({1}, request.at("timestep").get<int64_t>(), at::kLong);
+    const auto grid = transformer_->TokenGrid(latents.sizes());
+    Plan plan;
+    plan.Add(transformer_->SelfSpec(grid));
+    plan.Add(transformer_->CrossSpec(grid, context.size(1)));
+    const ScopedForwardContext scope = Enter(plan);
+    at::Tensor out;
+    const double seconds = Seconds(
+        [&] { out = transformer_->Forward(latents, timestep, transformer_->EncodeText(context)); },
+        request.at("repeat"));
+    WriteTensor(out, request.at("out"));
+    return {{"seconds", seconds},
+            {"shape", out.sizes().vec()},
+            {"backend", plan.Name(AttentionRole::kSelf)}};
+  }
+
+  Json LoadVae(const Json& request) {
+    vae_ = WanVaeDecoder::Load(request.at("folder").get<std::string>(),
+                               ScalarType(request.at("dtype")), at::kCPU);
+    return Json::object();
+  }
+
+  Json VaeDecode(const Json& request) {
+    const at::Tensor latents = ReadTensor(request.at("latents")).to(vae_->dtype());
+    Plan plan;
+    plan.Add(vae_->Spec(latents.size(3), latents.size(4)));
+    const ScopedForwardContext scope = Enter(plan);
+    std::vector<at::Tensor> chunks;
+    const double seconds = Seconds(
+        [&] {
+          chunks.clear();
+          vae_->Decode(latents,
+                       [&](const at::Tensor& frames, int64_t) { chunks.push_back(frames); });
+        },
+        request.at("repeat"));
+    const at::Tensor video = at::cat(chunks, 2);
+    WriteTensor(video, request.at("out"));
+    return {{"seconds", seconds}, {"shape", video.sizes().vec()}};
+  }
+
+  Json LoadPipeline(const Json& request) {
+    EngineOptions options;
+    options.model_repository = request.at("repository").get<std::string>();
+    options.device = "cpu";
+    options.dtype = request.at("dtype").get<std::string>();
+    options.threads = threads_;
+    engine_.reset();
+    engine_ = Engine::Create(options, &observer_, &logger_);
+    return Json::object();
+  }
+
+  Json Job(const Json& request) {
+    GenerationRequest job;
+    job.model = request.value("model", "");
+    job.prompt = request.at("prompt").get<std::string>();
+    job.seed = request.at("seed").get<int64_t>();
+    job.num_inference_steps = request.at("steps").get<int64_t>();
+    job.guidance_scale = request.at("guidance").get<double>();
+    job.height = request.at("height").get<int64_t>();
+    job.width = request.at("width").get<int64_t>();
+    job.num_frames = request.at("frames").get<int64_t>();
+    job.formats = {ArtifactFormat::kNpy};
+    JobSnapshot snapshot;
+    const double seconds = Seconds([&] { snapshot = RunJob(job); }, 1);
+    if (snapshot.state != JobState::kSucceeded) {
+      return {{"error", snapshot.error ? snapshot.error->message : "the job did not succeed"}};
+    }
+    WriteFrames(snapshot.id, request.at("out"));
+    return {{"seconds", seconds}};
+  }
+
+  JobSnapshot RunJob(const GenerationRequest& request) {
+    Engine::SubmitResult submitted = engine_->Submit(request);
+    if (const Error* error = std::get_if<Error>(&submitted)) throw *error;
+    engine_->WaitIdle(std::chrono::minutes(10));
+    return *engine_->jobs().Get(std::get<JobSnapshot>(submitted).id);
+  }
+
+  // The .npy file without its header: uint8 [frames, height, width, 3].
+  void WriteFrames(const std::string& id, const std::string& path) {
+    const auto artifact = engine_->jobs().GetArtifact(id, ArtifactFormat::kNpy);
+    const std::string& bytes = artifact->bytes;
+    const size_t header =
+        10 + static_cast<uint8_t>(bytes.at(8)) + 256 * static_cast<uint8_t>(bytes.at(9));
+    WriteBytes(path, bytes.data() + header, bytes.size() - header);
+  }
+
+  int threads_ = 1;
+  std::unique_ptr<WanTransformer> transformer_;
+  std::unique_ptr<WanVaeDecoder> vae_;
+  Observer observer_;
+  Logger logger_;
+  std::unique_ptr<Engine> engine_;
+};
+
+Json AnswerOrError(Bench& bench, const std::string& line) {
+  try {
+    return bench.Answer(Json::parse(line));
+  } catch (const std::exception& error) {
+    return {{"error", error.what()}};
+  }
+}
+
+}  // namespace
+}  // namespace denoised
+
+int main() {
+  const c10::InferenceMode inference;
+  denoised::Bench bench;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::cout << denoised::AnswerOrError(bench, line).dump() << std::endl;
+  }
+}

@@ -1,0 +1,103 @@
+"""The peer: diffusers, eager, in inference mode. One JSON line in, one out; see model_bench.cc, which
+speaks the same language.
+
+Tensors travel as files of raw float32: {"file": path, "shape": [..]}.
+"""
+
+import contextlib
+import json
+import sys
+import time
+
+import numpy
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def read(tensor, dtype):
+    array = numpy.fromfile(tensor["file"], dtype=numpy.float32).reshape(tensor["shape"])
+    return torch.from_numpy(array).to(dtype)
+
+
+def write(tensor, path):
+    tensor.detach().to(torch.float32).contiguous().numpy().tofile(path)
+
+
+def timed(work, repeat):
+    start = time.perf_counter()
+    for _ in range(repeat):
+        result = work()
+    return result, (time.perf_counter() - start) / repeat
+
+
+class Peer:
+    def __init__(self):
+        self.transformer = self.vae = self.pipeline = None
+
+    def threads(self, count):
+        torch.set_num_threads(count)
+        return {}
+
+    def load_transformer(self, folder, dtype):
+        self.transformer = WanTransformer3DModel.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval()
+        return {}
+
+    def transformer_forward(self, latents, context, timestep, out, repeat):
+        dtype = self.transformer.dtype
+        latents, context = read(latents, dtype), read(context, dtype)
+        time_input = torch.tensor([timestep])
+        result, seconds = timed(
+            lambda: self.transformer(latents, time_input, context, return_dict=False)[0], repeat)
+        write(result, out)
+        return {"seconds": seconds, "shape": list(result.shape)}
+
+    def load_vae(self, folder, dtype, channels_last):
+        self.vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval()
+        if channels_last:
+            for module in self.vae.modules():
+                if isinstance(module, torch.nn.Conv3d):
+                    module.to(memory_format=torch.channels_last_3d)
+        return {}
+
+    def vae_decode(self, latents, out, repeat):
+        latents = read(latents, self.vae.dtype)
+        result, seconds = timed(lambda: self.vae.decode(latents, return_dict=False)[0], repeat)
+        write(result, out)
+        return {"seconds": seconds, "shape": list(result.shape)}
+
+    def load_pipeline(self, repository, model, dtype):
+        self.pipeline = WanPipeline.from_pretrained(f"{repository}/{model}", torch_dtype=DTYPES[dtype])
+        # The server keeps the decoder in float32, as every published example of the family does.
+        self.pipeline.vae.to(torch.float32)
+        self.pipeline.set_progress_bar_config(disable=True)
+        return {}
+
+    def job(self, prompt, seed, steps, guidance, height, width, frames, out):
+        start = time.perf_counter()
+        video = self.pipeline(
+            prompt, height=height, width=width, num_frames=frames, num_inference_steps=steps,
+            guidance_scale=guidance, generator=torch.Generator().manual_seed(seed),
+            output_type="np").frames[0]
+        levels = (video * 255).round().astype(numpy.uint8)
+        seconds = time.perf_counter() - start
+        levels.tofile(out)
+        return {"seconds": seconds, "shape": list(levels.shape)}
+
+
+def main():
+    peer = Peer()
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), torch.inference_mode():
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                answer = getattr(peer, request.pop("do"))(**request)
+            except Exception as error:  # the driver decides what a failure means
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
