@@ -5,10 +5,10 @@
 
 #include "backends/attention_backend.h"
 #include "backends/registry.h"
+#include "runtime/device.h"
 #include "runtime/engine.h"
 #include "runtime/loaders/config.h"
 #include "runtime/loaders/safetensors.h"
-#include "runtime/device.h"
 #include "runtime/tensor_convert.h"
 
 namespace denoised {

@@ -92,23 +92,6 @@ std::string FingerprintText(const GenerationRequest& request, const ResolvedPara
 
 }  // namespace
 
-struct EngineImpl::QueuedJob {
-  std::string id;
-  GenerationRequest request;
-  ResolvedParameters parameters;
-  Pipeline* pipeline;
-  std::shared_ptr<CancelToken> cancel;
-  SteadyClock::time_point queued_at;
-};
-
-struct EngineImpl::DenoiseCall {
-  DenoiseRequest request;
-  Pipeline* pipeline;
-  std::shared_ptr<CancelToken> cancel;
-  std::function<void(DenoiseOutcome)> done;
-  SteadyClock::time_point queued_at;
-};
-
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
                        std::vector<std::unique_ptr<Pipeline>> pipelines,
                        std::unique_ptr<JobStore> store, Observer* observer, Logger* logger)
@@ -145,9 +128,6 @@ EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
   pipeline->CheckRun(request, parameters);
   CheckAttention(*pipeline, pipeline->DenoiseSpecs(parameters), request.attention);
   if (request.formats.empty()) request.formats = {ArtifactFormat::kMp4};
-  for (ArtifactFormat format : request.formats) {
-    CheckArtifact(format, parameters.height, parameters.width);
-  }
   return {NewJobId(),
           std::move(request),
           std::move(parameters),
@@ -445,7 +425,7 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   Stage(job, JobStage::kTextEncode, [&] { run->Begin(); });
   Stage(job, JobStage::kDenoise, [&] { Denoising(job, run.get()); });
   Interlude(job);
-  VideoFrames frames;
+  DecodedVideo video;
   const auto wants = [&](ArtifactFormat format) {
     return std::find(job.request.formats.begin(), job.request.formats.end(), format) !=
            job.request.formats.end();
@@ -453,12 +433,11 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   const bool only_latents = job.request.formats.size() == 1 && wants(ArtifactFormat::kSafetensors);
   if (!only_latents) {
     Stage(job, JobStage::kDecode,
-          [&] { frames = run->Finish(wants(ArtifactFormat::kNpy), [&] { return Stopped(job); }); });
-    frames.fps = static_cast<int>(job.parameters.fps);
+          [&] { video = run->Finish(wants(ArtifactFormat::kNpy), [&] { return Stopped(job); }); });
   }
   Interlude(job);
   const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
-  Stage(job, JobStage::kEncode, [&] { StoreArtifacts(job, frames, latents); });
+  Stage(job, JobStage::kEncode, [&] { StoreArtifacts(job, video, latents); });
 }
 
 void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
@@ -479,11 +458,11 @@ void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
   }
 }
 
-void EngineImpl::StoreArtifacts(const QueuedJob& job, const VideoFrames& frames,
+void EngineImpl::StoreArtifacts(const QueuedJob& job, const DecodedVideo& video,
                                 const HostTensor& latents) {
   for (ArtifactFormat format : job.request.formats) {
     auto artifact = std::make_shared<Artifact>();
-    artifact->bytes = EncodeArtifact(format, frames, latents);
+    artifact->bytes = EncodeArtifact(format, video, latents);
     artifact->info = {format, "video." + std::string(ArtifactFormatName(format)),
                       artifact->bytes.size(), Sha256Hex(artifact->bytes)};
     store_->AddArtifact(job.id, artifact);

@@ -43,8 +43,21 @@ class EngineImpl : public Engine {
   void Shutdown() override;
 
  private:
-  struct QueuedJob;
-  struct DenoiseCall;
+  struct QueuedJob {
+    std::string id;
+    GenerationRequest request;
+    ResolvedParameters parameters;
+    Pipeline* pipeline = nullptr;
+    std::shared_ptr<CancelToken> cancel;
+    std::chrono::steady_clock::time_point queued_at;
+  };
+  struct DenoiseCall {
+    DenoiseRequest request;
+    Pipeline* pipeline = nullptr;
+    std::shared_ptr<CancelToken> cancel;
+    std::function<void(DenoiseOutcome)> done;
+    std::chrono::steady_clock::time_point queued_at;
+  };
 
   // Any thread.
   Pipeline* FindPipeline(const std::string& name) const;  // throws NOT_FOUND
@@ -65,7 +78,7 @@ class EngineImpl : public Engine {
   void RunJob(const QueuedJob& job);
   void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
   void Denoising(const QueuedJob& job, GenerationRun* run);
-  void StoreArtifacts(const QueuedJob& job, const VideoFrames& frames, const HostTensor& latents);
+  void StoreArtifacts(const QueuedJob& job, const DecodedVideo& video, const HostTensor& latents);
   void Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work);
   bool Stopped(const QueuedJob& job) const;
   void Interlude(const QueuedJob& job);

@@ -19,6 +19,12 @@
 
 namespace denoised {
 
+// What a run ends in.
+struct DecodedVideo {
+  VideoFrames frames;
+  std::vector<float> values;  // the same in [0, 1] before rounding; empty unless asked for
+};
+
 // One job inside a pipeline: its embeddings, latents and solver state.
 class GenerationRun {
  public:
@@ -30,8 +36,8 @@ class GenerationRun {
   // latents are no longer finite.
   virtual void Step(int64_t i) = 0;
   // Latents to frames. `cancelled` is asked between chunks; once true, CANCELLED is thrown.
-  // `keep_float` keeps the unrounded frames too, for .npy.
-  virtual VideoFrames Finish(bool keep_float, const std::function<bool()>& cancelled) = 0;
+  // `keep_float` keeps the unrounded values too, for .npy.
+  virtual DecodedVideo Finish(bool keep_float, const std::function<bool()>& cancelled) = 0;
   // The latents as they are now, [1, C, f, h, w] float32.
   virtual HostTensor Latents() const = 0;
 };

@@ -45,8 +45,8 @@ class WanPipeline : public Pipeline {
 
   // For runs; engine thread.
   struct ForwardCall {
-    at::Tensor latents;    // [B, C, f, h, w], any float dtype
-    at::Tensor timestep;   // [B]
+    at::Tensor latents;   // [B, C, f, h, w], any float dtype
+    at::Tensor timestep;  // [B]
     const TextContext* text;
     Branch branch;
     int64_t step_index;
@@ -55,8 +55,8 @@ class WanPipeline : public Pipeline {
   };
   at::Tensor Forward(const ForwardCall& call, const AttentionPlan& plan, AttentionPlanner* planner,
                      Observer* observer) const;
-  TextContext EncodePrompt(const std::string& prompt, int64_t max_length,
-                           AttentionPlanner* planner, Observer* observer) const;
+  TextContext EncodePrompt(const std::string& prompt, int64_t max_length, AttentionPlanner* planner,
+                           Observer* observer) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
   std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
   void ReportAttention(AttentionPlanner* planner, Observer* observer) const;

@@ -1,0 +1,376 @@
+#include "runtime/wan_pipeline.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/device.h"
+#include "runtime/loaders/model_index.h"
+#include "runtime/loaders/sha256.h"
+#include "runtime/loaders/weights.h"
+#include "runtime/tensor_convert.h"
+#include "runtime/tokenizer/prompt_clean.h"
+#include "runtime/wan_run.h"
+
+namespace denoised {
+namespace {
+
+// What WanPipeline.__call__ draws by default.
+ResolvedParameters DiffusersDefaults() {
+  ResolvedParameters defaults;
+  defaults.height = 480;
+  defaults.width = 832;
+  defaults.num_frames = 81;
+  defaults.fps = 16;
+  defaults.num_inference_steps = 50;
+  defaults.guidance_scale = 5.0;
+  defaults.max_sequence_length = 512;
+  return defaults;
+}
+
+int64_t ParameterCount(const WanTransformerConfig& c, bool has_gate) {
+  const int64_t d = c.width();
+  const int64_t attention = 4 * (d * d + d) + 2 * d;
+  const int64_t block = 2 * attention + (c.cross_attn_norm ? 2 * d : 0) + 2 * d * c.ffn_dim +
+                        c.ffn_dim + d + 6 * d + (has_gate ? d * d + d : 0);
+  const int64_t patch = d * c.in_channels * c.patch_volume() + d;
+  const int64_t time = d * c.freq_dim + d + d * d + d + 6 * (d * d + d);
+  const int64_t text = d * c.text_dim + d + d * d + d;
+  const int64_t out = c.out_channels * c.patch_volume() * (d + 1) + 2 * d;
+  return c.num_layers * block + patch + time + text + out;
+}
+
+// The range that shapes a request field's default in denoised.json.
+int64_t DefaultInt(const ConfigReader& reader, const std::string& key, int64_t fallback) {
+  const int64_t value = reader.Int(key, fallback, 0, INT64_MAX);
+  CheckLimit(key, static_cast<double>(value));
+  return value;
+}
+
+double DefaultDouble(const ConfigReader& reader, const std::string& key, double fallback) {
+  const double value = reader.Double(key, fallback);
+  CheckLimit(key, value);
+  return value;
+}
+
+std::string ShapeText(at::IntArrayRef shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+void RequireShape(const HostTensor& tensor, at::IntArrayRef shape, const std::string& field) {
+  CheckHostTensor(tensor, field);
+  if (at::IntArrayRef(tensor.shape) == shape) return;
+  throw InvalidField(field + ".shape",
+                     "wanted " + ShapeText(shape) + ", got " + ShapeText(tensor.shape));
+}
+
+void RequireFloat(const HostTensor& tensor, const std::string& field) {
+  if (tensor.dtype == DType::kFloat32 || tensor.dtype == DType::kBFloat16) return;
+  throw InvalidField(field + ".dtype",
+                     "must be float32 or bfloat16, got " + std::string(DTypeName(tensor.dtype)));
+}
+
+void CheckTimestep(const HostTensor& timestep, int64_t rows) {
+  RequireShape(timestep, {rows}, "timestep");
+  const bool known = timestep.dtype == DType::kFloat32 || timestep.dtype == DType::kInt64;
+  if (!known) {
+    throw InvalidField("timestep.dtype",
+                       "must be float32 or int64, got " + std::string(DTypeName(timestep.dtype)));
+  }
+  const at::Tensor value = ToTensor(timestep, "timestep").to(at::kDouble);
+  if (!at::logical_and(value.ge(0), value.le(1000)).all().item<bool>()) {
+    throw InvalidField("timestep", "every value must be between 0 and 1000");
+  }
+}
+
+// [rows, L, text_dim], finite.
+void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
+                 const std::string& field) {
+  RequireFloat(embeds, field);
+  const int64_t length = embeds.shape.size() == 3 ? embeds.shape[1] : 1;
+  CheckLimit("max_sequence_length", static_cast<double>(length));
+  RequireShape(embeds, {rows, length, text_dim}, field);
+  CheckFinite(ToTensor(embeds, field), field);
+}
+
+}  // namespace
+
+// ---- loading -----------------------------------------------------------------------------------
+
+std::unique_ptr<WanPipeline> WanPipeline::Load(const std::filesystem::path& dir,
+                                               const RepositoryOptions& options,
+                                               const SelectionPolicy* policy, Logger* logger) {
+  CheckSupported(ReadModelIndex(dir));
+  std::unique_ptr<WanPipeline> pipeline(
+      new WanPipeline(ParseDevice(options.device),
+                      ConfigReader::FromFile(dir / "scheduler" / "scheduler_config.json")));
+  pipeline->setting_.registry = &BackendRegistry::Default();
+  pipeline->setting_.policy = policy;
+  pipeline->setting_.device = QueryDevice(pipeline->device_);
+  pipeline->LoadComponents(dir, options);
+  pipeline->ReadDefaults(dir);
+  pipeline->Describe(dir);
+  pipeline->WarnUnused(logger);
+  return pipeline;
+}
+
+void WanPipeline::LoadComponents(const std::filesystem::path& dir,
+                                 const RepositoryOptions& options) {
+  Scheduler::Create(scheduler_config_);  // refuses an unknown one before the weights are read
+  tokenizer_ = Tokenizer::Load(dir / "tokenizer");
+  const at::ScalarType stored = Weights::Open(dir / "transformer", "diffusion_pytorch_model")
+                                    .StoredDtype("patch_embedding.weight");
+  const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);
+  text_encoder_ = Umt5Encoder::Load(dir / "text_encoder", dtype, device_);
+  transformer_ = WanTransformer::Load(dir / "transformer", dtype, device_);
+  // The decoder stays in float32, as diffusers' examples load it: bfloat16 frames are visibly
+  // coarser.
+  vae_ = WanVaeDecoder::Load(dir / "vae", at::kFloat, device_);
+  const WanTransformerConfig& config = transformer_->config();
+  if (text_encoder_->config().d_model != config.text_dim) {
+    throw Error(StatusCode::kInvalidArgument,
+                (dir / "transformer" / "config.json").string() + ": text_dim: wanted " +
+                    std::to_string(text_encoder_->config().d_model) +
+                    ", the text encoder's d_model, came " + std::to_string(config.text_dim),
+                (dir / "transformer" / "config.json").string());
+  }
+  if (vae_->config().z_dim != config.out_channels || config.in_channels != config.out_channels) {
+    throw Error(StatusCode::kInvalidArgument,
+                (dir / "transformer" / "config.json").string() +
+                    ": in_channels and out_channels must both be the VAE's z_dim " +
+                    std::to_string(vae_->config().z_dim) + ", came " +
+                    std::to_string(config.in_channels) + " and " +
+                    std::to_string(config.out_channels),
+                (dir / "transformer" / "config.json").string());
+  }
+  rules_.spatial_stride = vae_->config().scale_factor_spatial;
+  rules_.frame_stride = vae_->config().scale_factor_temporal;
+  rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];
+  rules_.width_multiple = rules_.spatial_stride * config.patch_size[2];
+  rules_.max_tokens_per_axis = config.rope_max_seq_len;
+}
+
+// denoised.json (ours, optional, beside model_index.json): the model's own defaults.
+void WanPipeline::ReadDefaults(const std::filesystem::path& dir) {
+  ResolvedParameters& defaults = info_.defaults;
+  defaults = DiffusersDefaults();
+  defaults.model = dir.filename().string();
+  defaults.scheduler = scheduler_config_.String("_class_name", "");
+  defaults.flow_shift =
+      scheduler_config_.Double("flow_shift", scheduler_config_.Double("shift", 1.0));
+  const std::filesystem::path path = dir / "denoised.json";
+  if (!std::filesystem::exists(path)) return;
+  const ConfigReader own = ConfigReader::FromFile(path);
+  info_.description = own.String("description", "");
+  const std::string backend = own.String("attention_backend", "");
+  if (!backend.empty()) {
+    setting_.model_default = CoerceAttnBackend(backend, path.string() + ": attention_backend");
+  }
+  if (own.Has("attention_parameters")) {
+    setting_.model_default_parameters_json = own.json().at("attention_parameters").dump();
+  }
+  if (!own.Has("defaults")) return;
+  const ConfigReader given(own.json().at("defaults"), path.string() + ": defaults");
+  defaults.height = DefaultInt(given, "height", defaults.height);
+  defaults.width = DefaultInt(given, "width", defaults.width);
+  defaults.num_frames = DefaultInt(given, "num_frames", defaults.num_frames);
+  defaults.fps = DefaultInt(given, "fps", defaults.fps);
+  defaults.num_inference_steps =
+      DefaultInt(given, "num_inference_steps", defaults.num_inference_steps);
+  defaults.guidance_scale = DefaultDouble(given, "guidance_scale", defaults.guidance_scale);
+  defaults.flow_shift = DefaultDouble(given, "flow_shift", defaults.flow_shift);
+  defaults.max_sequence_length =
+      DefaultInt(given, "max_sequence_length", defaults.max_sequence_length);
+  defaults.negative_prompt = given.String("negative_prompt", "");
+  info_.default_prompt = given.String("prompt", "");
+  CheckGeometry(defaults.height, defaults.width, defaults.num_frames, rules_);
+}
+
+void WanPipeline::Describe(const std::filesystem::path& dir) {
+  const WanTransformerConfig& config = transformer_->config();
+  info_.name = dir.filename().string();
+  info_.pipeline = "WanPipeline";
+  info_.device = setting_.device.name;
+  info_.dtype = DTypeName(FromScalarType(transformer_->dtype()));
+  info_.weights_digest =
+      Sha256Hex(transformer_->digest() + text_encoder_->digest() + vae_->digest());
+  info_.transformer_parameters = ParameterCount(config, transformer_->has_gate());
+  info_.num_layers = config.num_layers;
+  info_.num_heads = config.num_heads;
+  info_.head_size = config.head_dim;
+  info_.has_gate = transformer_->has_gate();
+  info_.scheduler = info_.defaults.scheduler;
+}
+
+void WanPipeline::WarnUnused(Logger* logger) const {
+  const auto warn = [&](const std::string& component, const std::vector<std::string>& names) {
+    if (names.empty()) return;
+    logger->Warning("unexpected_tensors", {{"model", info_.name},
+                                           {"component", component},
+                                           {"count", std::to_string(names.size())},
+                                           {"first", names.front()}});
+  };
+  warn("transformer", transformer_->unused_tensors());
+  warn("text_encoder", text_encoder_->unused_tensors());
+  warn("vae", vae_->unused_tensors());
+}
+
+// ---- checks ------------------------------------------------------------------------------------
+
+std::vector<int64_t> WanPipeline::LatentShape(const ResolvedParameters& p) const {
+  return {1, transformer_->config().in_channels, (p.num_frames - 1) / rules_.frame_stride + 1,
+          p.height / rules_.spatial_stride, p.width / rules_.spatial_stride};
+}
+
+std::vector<AttentionSpec> WanPipeline::SpecsFor(at::IntArrayRef latent_shape,
+                                                 int64_t text_length) const {
+  const auto grid = transformer_->TokenGrid(latent_shape);
+  return {transformer_->SelfSpec(grid), transformer_->CrossSpec(grid, text_length)};
+}
+
+std::vector<AttentionSpec> WanPipeline::DenoiseSpecs(const ResolvedParameters& parameters) const {
+  return SpecsFor(LatentShape(parameters), parameters.max_sequence_length);
+}
+
+void WanPipeline::CheckRun(const GenerationRequest& request,
+                           const ResolvedParameters& parameters) const {
+  CleanPrompt(request.prompt);  // refuses what is not UTF-8
+  if (!request.latents) return;
+  RequireFloat(*request.latents, "latents");
+  RequireShape(*request.latents, LatentShape(parameters), "latents");
+  CheckFinite(ToTensor(*request.latents, "latents"), "latents");
+}
+
+void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
+  constexpr int64_t kMaxRows = 256;
+  const WanTransformerConfig& config = transformer_->config();
+  const std::vector<int64_t>& shape = request.latents.shape;
+  RequireFloat(request.latents, "latents");
+  CheckHostTensor(request.latents, "latents");
+  if (shape.size() != 5 || shape[0] < 1 || shape[0] > kMaxRows || shape[1] != config.in_channels) {
+    throw InvalidField("latents.shape", "wanted [B, " + std::to_string(config.in_channels) +
+                                            ", f, h, w] with B from 1 to 256, got " +
+                                            ShapeText(shape));
+  }
+  for (int64_t tokens : transformer_->TokenGrid(shape)) {
+    if (tokens > config.rope_max_seq_len) {
+      throw InvalidField("latents.shape", "more than " + std::to_string(config.rope_max_seq_len) +
+                                              " tokens on one axis: " + ShapeText(shape));
+    }
+  }
+  CheckFinite(ToTensor(request.latents, "latents"), "latents");
+  CheckTimestep(request.timestep, shape[0]);
+  CheckEmbeds(request.encoder_hidden_states, shape[0], config.text_dim, "encoder_hidden_states");
+  CheckLimit("guidance_scale", request.guidance_scale);
+  if (request.negative_encoder_hidden_states) {
+    CheckEmbeds(*request.negative_encoder_hidden_states, shape[0], config.text_dim,
+                "negative_encoder_hidden_states");
+  } else if (request.guidance_scale > 1) {
+    throw InvalidField("negative_encoder_hidden_states", "needed when guidance_scale is above 1");
+  }
+  const auto is_sigma = [](double sigma) { return sigma >= 0 && sigma <= 1; };
+  if (!is_sigma(request.sigma)) throw InvalidField("sigma", "must be between 0 and 1");
+  if (!is_sigma(request.sigma_next)) throw InvalidField("sigma_next", "must be between 0 and 1");
+}
+
+// ---- forwards ----------------------------------------------------------------------------------
+
+void WanPipeline::ReportAttention(AttentionPlanner* planner, Observer* observer) const {
+  const auto tallies = planner->TakeTallies();
+  for (size_t i = 0; i < tallies.size(); ++i) {
+    const auto role = static_cast<AttentionRole>(i);
+    const auto backend = planner->Current(role);
+    if (!backend || tallies[i].calls == 0) continue;
+    observer->OnAttention(*backend, role, tallies[i].calls, tallies[i].seconds);
+  }
+}
+
+at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& plan,
+                                AttentionPlanner* planner, Observer* observer) const {
+  ForwardBatch batch;
+  batch.request_ids = call.request_ids;
+  batch.timesteps.assign(static_cast<size_t>(call.latents.size(0)), call.timestep_value);
+  batch.is_cfg_negative = call.branch == Branch::kUnconditional;
+  const auto grid = transformer_->TokenGrid(call.latents.sizes());
+  const int64_t rows = call.latents.size(0);
+  const auto done = [&](const ForwardContext& context, double seconds) {
+    observer->OnForward(info_.name, plan[static_cast<size_t>(AttentionRole::kSelf)].id,
+                        context.branch, rows, rows * grid[0] * grid[1] * grid[2], seconds);
+  };
+  at::Tensor prediction;
+  {
+    ScopedForwardContext scope(
+        {call.step_index, call.timestep_value, call.sigma, call.branch, 0, &plan, &batch}, done);
+    prediction = transformer_->Forward(call.latents, call.timestep, *call.text);
+  }
+  ReportAttention(planner, observer);
+  return prediction;
+}
+
+TextContext WanPipeline::EncodePrompt(const std::string& prompt, int64_t max_length,
+                                      AttentionPlanner* planner, Observer* observer) const {
+  const auto encoding = tokenizer_->Encode(CleanPrompt(prompt), max_length);
+  const int64_t length = encoding.length;
+  const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
+  const at::Tensor ids = at::tensor(encoding.ids, at::kLong).unsqueeze(0).to(device_);
+  const at::Tensor mask = at::arange(max_length, ids.options()).lt(length).to(at::kLong);
+  at::Tensor embeds;
+  {
+    ForwardContext context;
+    context.attn_metadata = &plan;
+    ScopedForwardContext scope(context);
+    embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
+  }
+  ReportAttention(planner, observer);
+  return transformer_->EncodeText(embeds);
+}
+
+std::unique_ptr<GenerationRun> WanPipeline::NewRun(RunRequest request) {
+  return std::make_unique<WanRun>(*this, std::move(request));
+}
+
+DenoiseResult WanPipeline::Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
+                                   Observer* observer) {
+  const c10::InferenceMode inference;
+  const auto start = std::chrono::steady_clock::now();
+  const at::Tensor latents = ToTensor(request.latents, "latents").to(device_);
+  const at::Tensor timestep = ToTensor(request.timestep, "timestep").to(device_);
+  const bool guided = request.guidance_scale > 1;
+  const int64_t text_length = request.encoder_hidden_states.shape[1];
+  const AttentionPlan& plan = planner->Prepare(SpecsFor(latents.sizes(), text_length), 0, 1);
+  const auto forward = [&](const HostTensor& embeds, const std::string& field, Branch branch) {
+    const TextContext text = transformer_->EncodeText(ToTensor(embeds, field).to(device_));
+    return Forward({latents,
+                    timestep,
+                    &text,
+                    branch,
+                    0,
+                    timestep[0].to(at::kDouble).item<double>(),
+                    request.sigma,
+                    {}},
+                   plan, planner, observer);
+  };
+  at::Tensor prediction = forward(request.encoder_hidden_states, "encoder_hidden_states",
+                                  guided ? Branch::kConditional : Branch::kNone);
+  if (guided) {
+    const at::Tensor negative = forward(*request.negative_encoder_hidden_states,
+                                        "negative_encoder_hidden_states", Branch::kUnconditional);
+    prediction = negative + request.guidance_scale * (prediction - negative);
+  }
+  if (request.output == DenoiseRequest::Output::kNextLatents) {
+    prediction =
+        latents.to(at::kFloat) + (request.sigma_next - request.sigma) * prediction.to(at::kFloat);
+  }
+  DenoiseResult result;
+  result.tensor = FromTensor(prediction);
+  result.forward_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace denoised
