@@ -414,6 +414,8 @@ void EngineImpl::RunJob(const QueuedJob& job) {
     receipt.entries = planner.Entries();
     if (run_error) throw *run_error;
   });
+  const bool stopped = error && error->code() == StatusCode::kCancelled;
+  if (stopped && !job.cancel->cancelled) error = DeadlinePassed();
   StampReceipt(*job.pipeline, &job, &receipt);
   FinishJob(job, error, std::move(receipt));
 }

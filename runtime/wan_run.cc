@@ -65,7 +65,7 @@ at::Tensor WanRun::Predict(int64_t i) {
   const ResolvedParameters& p = request_.parameters;
   const AttentionPlan& plan = request_.planner->Prepare(
       pipeline_.SpecsFor(latents_.sizes(), p.max_sequence_length), i, p.num_inference_steps);
-  const at::Tensor timestep = scheduler_->TimestepTensor(i, 1).to(pipeline_.device());
+  const at::Tensor timestep = scheduler_->TimestepTensor(i, 1, pipeline_.device());
   const auto forward = [&](const TextContext& text, Branch branch) {
     return pipeline_.Forward({latents_,
                               timestep,
