@@ -1,6 +1,6 @@
 #include "runtime/wan_pipeline.h"
 
-#include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -240,6 +240,12 @@ std::vector<AttentionSpec> WanPipeline::DenoiseSpecs(const ResolvedParameters& p
 void WanPipeline::CheckRun(const GenerationRequest& request,
                            const ResolvedParameters& parameters) const {
   CleanPrompt(request.prompt);  // refuses what is not UTF-8
+  try {
+    CleanPrompt(parameters.negative_prompt);
+  } catch (const Error& error) {
+    throw Error(error.code(), std::string("negative_prompt: ") + error.what(), "negative_prompt",
+                error.reason());
+  }
   if (!request.latents) return;
   RequireFloat(*request.latents, "latents");
   RequireShape(*request.latents, LatentShape(parameters), "latents");
@@ -302,6 +308,13 @@ at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& pl
     observer->OnForward(info_.name, plan[static_cast<size_t>(AttentionRole::kSelf)].id,
                         context.branch, rows, rows * grid[0] * grid[1] * grid[2], seconds);
   };
+  // Without this a CUDA forward would be timed by its launches.
+  std::function<void()> synchronize;
+  if (!device_.is_cpu()) {
+    synchronize = [this] {
+      c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
+    };
+  }
   at::Tensor prediction;
   {
     ScopedForwardContext scope(
