@@ -318,7 +318,8 @@ at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& pl
   at::Tensor prediction;
   {
     ScopedForwardContext scope(
-        {call.step_index, call.timestep_value, call.sigma, call.branch, 0, &plan, &batch}, done);
+        {call.step_index, call.timestep_value, call.sigma, call.branch, 0, &plan, &batch}, done,
+        synchronize);
     prediction = transformer_->Forward(call.latents, call.timestep, *call.text);
   }
   ReportAttention(planner, observer);
