@@ -32,7 +32,7 @@ test: setup-tests ## Set up, build, run every test this machine can
 
 bench: setup-tests ## Measure against the peers, one JSON line a row (ROWS="A1 C1" to choose)
 	@cmake --preset dev -DDENOISED_CACHE=$(DENOISED_CACHE) >/dev/null
-	@cmake --build --preset dev -j $(JOBS) --target benches denoised_server denoisectl
+	@cmake --build --preset dev -j $(JOBS) --target benches denoised
 	@$(PYTHON) tests/bench/bench.py $(ROWS)
 
 asan: setup-tests ## Tests under AddressSanitizer and UndefinedBehaviorSanitizer (unit, contract, fuzz)
