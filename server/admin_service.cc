@@ -1,0 +1,273 @@
+#include "server/admin_service.h"
+
+#include <grpcpp/alarm.h>
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "server/call.h"
+#include "server/convert.h"
+
+namespace denoised {
+
+// A force that lives as long as its stream. Owns itself until gRPC is done with it.
+class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                   public std::enable_shared_from_this<HoldStream> {
+ public:
+  HoldStream(const CallTimer& timer, SelectionPolicy* policy, std::shared_ptr<HoldRegistry> holds,
+             Logger* logger, const Force& force)
+      : timer_(timer),
+        policy_(policy),
+        holds_(std::move(holds)),
+        logger_(logger),
+        force_(force),
+        message_(SerializeMessage(ToProto(force))) {}
+
+  void Start() {
+    self_ = shared_from_this();
+    holds_->Add(force_.id, weak_from_this());
+    if (force_.ends_at) EndAtExpiry();
+    StartWrite(&message_);
+  }
+
+  // Ends the stream; the force went first or goes with it.
+  void End(const grpc::Status& status) {
+    {
+      std::lock_guard lock(mutex_);
+      if (ended_) return;
+      ended_ = true;
+      if (writing_) {  // Finish has to wait for the write
+        pending_ = status;
+        return;
+      }
+    }
+    Leave(status);
+  }
+
+  void OnWriteDone(bool ok) override {
+    std::optional<grpc::Status> pending;
+    {
+      std::lock_guard lock(mutex_);
+      writing_ = false;
+      pending = std::exchange(pending_, std::nullopt);
+    }
+    if (pending) return Leave(*pending);
+    if (!ok) OnCancel();
+  }
+
+  void OnCancel() override { End(grpc::Status(grpc::StatusCode::CANCELLED, "the holder left")); }
+
+  void OnDone() override { self_.reset(); }
+
+ private:
+  void EndAtExpiry() {
+    const auto left = *force_.ends_at - std::chrono::steady_clock::now();
+    const std::weak_ptr<HoldStream> weak = weak_from_this();
+    expiry_.Set(std::chrono::system_clock::now() +
+                    std::chrono::duration_cast<std::chrono::system_clock::duration>(left),
+                [weak](bool due) {
+                  const auto stream = weak.lock();
+                  if (due && stream) stream->End(grpc::Status::OK);
+                });
+  }
+
+  void Leave(const grpc::Status& status) {
+    policy_->Release(force_.id);
+    holds_->Remove(force_.id);
+    logger_->Info("admin.hold_ended", {{"lease", force_.id}, {"holder", force_.holder}});
+    timer_.Done(status);
+    Finish(status);
+  }
+
+  const CallTimer timer_;
+  SelectionPolicy* const policy_;
+  const std::shared_ptr<HoldRegistry> holds_;
+  Logger* const logger_;
+  const Force force_;
+  grpc::ByteBuffer message_;
+  grpc::Alarm expiry_;
+  std::shared_ptr<HoldStream> self_;
+  std::mutex mutex_;
+  bool writing_ = true;                  // guarded by mutex_; the first message
+  bool ended_ = false;                   // guarded by mutex_
+  std::optional<grpc::Status> pending_;  // guarded by mutex_
+};
+
+void HoldRegistry::Add(const std::string& lease_id, std::weak_ptr<HoldStream> stream) {
+  std::lock_guard lock(mutex_);
+  streams_[lease_id] = std::move(stream);
+}
+
+void HoldRegistry::Remove(const std::string& lease_id) {
+  std::lock_guard lock(mutex_);
+  streams_.erase(lease_id);
+}
+
+void HoldRegistry::End(const std::string& lease_id) {
+  std::shared_ptr<HoldStream> stream;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = streams_.find(lease_id);
+    if (found != streams_.end()) stream = found->second.lock();
+  }
+  if (stream) stream->End(grpc::Status::OK);
+}
+
+void HoldRegistry::EndAll() {
+  std::vector<std::string> ids;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [id, stream] : streams_) ids.push_back(id);
+  }
+  for (const std::string& id : ids) End(id);
+}
+
+Force AdminService::AddForce(const std::string& backend, const google::protobuf::Duration* ttl,
+                             const std::string& reason, const std::string& peer) {
+  constexpr size_t kMaxReason = 256;
+  if (reason.size() > kMaxReason) {
+    throw InvalidField("reason", "at most 256 bytes, got " + std::to_string(reason.size()));
+  }
+  const AttnBackend chosen = CoerceAttnBackend(backend, "backend");
+  std::optional<std::chrono::milliseconds> lifetime;
+  if (ttl != nullptr) lifetime = FromProto(*ttl, "ttl");
+  if (const auto refused = engine_->CheckForce(chosen)) throw *refused;
+  const Force force = engine_->policy().AddForce(chosen, lifetime, reason, peer);
+  logger_->Info("admin.force", {{"lease", force.id},
+                                {"backend", std::string(AttnBackendName(chosen))},
+                                {"ttl_ms", lifetime ? std::to_string(lifetime->count()) : "none"},
+                                {"reason", reason},
+                                {"holder", peer}});
+  return force;
+}
+
+grpc::ServerUnaryReactor* AdminService::ForceBackend(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* in,
+                                                     grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::ForceBackendRequest>(
+      context, in, out, metrics_, "ForceBackend",
+      [this, context](const v1::ForceBackendRequest& request) {
+        return ToProto(AddForce(request.backend(), request.has_ttl() ? &request.ttl() : nullptr,
+                                request.reason(), context->peer()));
+      });
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::HoldBackend(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* in) {
+  const CallTimer timer(metrics_, "HoldBackend");
+  std::shared_ptr<HoldStream> stream;
+  const grpc::Status status = StatusOf([&] {
+    v1::HoldBackendRequest request;
+    ParseMessage(*in, &request);
+    const Force force = AddForce(request.backend(), request.has_ttl() ? &request.ttl() : nullptr,
+                                 request.reason(), context->peer());
+    stream = std::make_shared<HoldStream>(timer, &engine_->policy(), holds_, logger_, force);
+  });
+  if (!status.ok()) return new FailedStream(timer, status);
+  stream->Start();
+  return stream.get();
+}
+
+int AdminService::Release(const v1::ReleaseForceRequest& request, const std::string& peer) {
+  const std::string& id = request.lease_id();
+  if (request.all() != id.empty()) {
+    throw InvalidField("lease_id", request.all() ? "must be empty with all" : "must not be empty");
+  }
+  int released = 1;
+  if (request.all()) {
+    released = static_cast<int>(engine_->policy().List().size());
+    engine_->policy().Clear();
+    holds_->EndAll();
+  } else if (engine_->policy().Release(id)) {
+    holds_->End(id);
+  } else {
+    throw Error(StatusCode::kNotFound, "no live force '" + id.substr(0, 64) + "'", "lease_id",
+                "LEASE_NOT_FOUND");
+  }
+  logger_->Info("admin.release", {{"lease", request.all() ? "all" : id}, {"peer", peer}});
+  return released;
+}
+
+grpc::ServerUnaryReactor* AdminService::ReleaseForce(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* in,
+                                                     grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::ReleaseForceRequest>(
+      context, in, out, metrics_, "ReleaseForce",
+      [this, context](const v1::ReleaseForceRequest& request) {
+        v1::ReleaseForceResponse response;
+        response.set_released(Release(request, context->peer()));
+        return response;
+      });
+}
+
+grpc::ServerUnaryReactor* AdminService::ListLeases(grpc::CallbackServerContext* context,
+                                                   const grpc::ByteBuffer* in,
+                                                   grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::ListLeasesRequest>(context, in, out, metrics_, "ListLeases",
+                                            [this](const v1::ListLeasesRequest&) {
+                                              v1::ListLeasesResponse response;
+                                              for (const Force& force : engine_->policy().List()) {
+                                                *response.add_leases() = ToProto(force);
+                                              }
+                                              return response;
+                                            });
+}
+
+grpc::ServerUnaryReactor* AdminService::ListBackends(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* in,
+                                                     grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::ListBackendsRequest>(
+      context, in, out, metrics_, "ListBackends", [this](const v1::ListBackendsRequest&) {
+        v1::ListBackendsResponse response;
+        for (const BackendInfo& backend : engine_->ListBackends()) {
+          *response.add_backends() = ToProto(backend);
+        }
+        return response;
+      });
+}
+
+grpc::ServerUnaryReactor* AdminService::ExplainSelection(grpc::CallbackServerContext* context,
+                                                         const grpc::ByteBuffer* in,
+                                                         grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::ExplainSelectionRequest>(
+      context, in, out, metrics_, "ExplainSelection",
+      [this](const v1::ExplainSelectionRequest& request) {
+        v1::ExplainSelectionResponse response;
+        for (const Explanation& role : engine_->Explain(FromProto(request))) {
+          *response.add_roles() = ToProto(role);
+        }
+        return response;
+      });
+}
+
+grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* context,
+                                              const grpc::ByteBuffer* in, grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::DrainRequest>(context, in, out, metrics_, "Drain",
+                                       [this, context](const v1::DrainRequest&) {
+                                         logger_->Info("admin.drain", {{"peer", context->peer()}});
+                                         drain_();
+                                         v1::DrainResponse response;
+                                         response.set_queued(engine_->queue_depth());
+                                         response.set_running(engine_->running_jobs());
+                                         return response;
+                                       });
+}
+
+grpc::ServerUnaryReactor* AdminService::SetLogLevel(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* in,
+                                                    grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::SetLogLevelRequest>(
+      context, in, out, metrics_, "SetLogLevel",
+      [this, context](const v1::SetLogLevelRequest& request) {
+        const auto level = LogLevelFromName(request.level());
+        if (!level) throw InvalidField("level", "one of debug, info, warning, error");
+        v1::SetLogLevelResponse response;
+        response.set_previous_level(std::string(LogLevelName(logger_->level())));
+        logger_->set_level(*level);
+        logger_->Info("admin.log_level", {{"level", request.level()}, {"peer", context->peer()}});
+        return response;
+      });
+}
+
+}  // namespace denoised

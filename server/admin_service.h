@@ -1,0 +1,91 @@
+// AdminService on gRPC's callback API: forcing backends, explanations, draining. Registered on the
+// admin listener only.
+#ifndef DENOISED_SERVER_ADMIN_SERVICE_H_
+#define DENOISED_SERVER_ADMIN_SERVICE_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "denoised/v1/admin.grpc.pb.h"
+#include "runtime/engine.h"
+#include "runtime/log.h"
+#include "server/metrics.h"
+
+namespace denoised {
+
+using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
+    v1::AdminService::WithRawCallbackMethod_HoldBackend<
+        v1::AdminService::WithRawCallbackMethod_ReleaseForce<
+            v1::AdminService::WithRawCallbackMethod_ListLeases<
+                v1::AdminService::WithRawCallbackMethod_ListBackends<
+                    v1::AdminService::WithRawCallbackMethod_ExplainSelection<
+                        v1::AdminService::WithRawCallbackMethod_Drain<
+                            v1::AdminService::WithRawCallbackMethod_SetLogLevel<
+                                v1::AdminService::Service>>>>>>>>;
+
+class HoldStream;
+
+// The live HoldBackend streams, so that releasing a force ends its stream. Any thread.
+class HoldRegistry {
+ public:
+  void Add(const std::string& lease_id, std::weak_ptr<HoldStream> stream);
+  void Remove(const std::string& lease_id);
+  // Ends the stream of that lease, or every stream, with OK.
+  void End(const std::string& lease_id);
+  void EndAll();
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::weak_ptr<HoldStream>> streams_;  // guarded by mutex_
+};
+
+// Thread-safe; everything is borrowed and outlives the service. Each change is logged as admin.*.
+class AdminService : public RawAdminService {
+ public:
+  // `drain` refuses new work and turns health off; idempotent.
+  AdminService(Engine* engine, Metrics* metrics, Logger* logger, std::function<void()> drain)
+      : engine_(engine), metrics_(metrics), logger_(logger), drain_(std::move(drain)) {}
+
+  grpc::ServerUnaryReactor* ForceBackend(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* in,
+                                         grpc::ByteBuffer* out) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* HoldBackend(grpc::CallbackServerContext* context,
+                                                          const grpc::ByteBuffer* in) override;
+  grpc::ServerUnaryReactor* ReleaseForce(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* in,
+                                         grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ListLeases(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ListBackends(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* in,
+                                         grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ExplainSelection(grpc::CallbackServerContext* context,
+                                             const grpc::ByteBuffer* in,
+                                             grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
+                                  grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* SetLogLevel(grpc::CallbackServerContext* context,
+                                        const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+
+  // Ends every HoldBackend stream, and with it its force; for shutdown.
+  void EndHolds() { holds_->EndAll(); }
+
+ private:
+  // Checks and adds a force. Throws Error.
+  Force AddForce(const std::string& backend, const google::protobuf::Duration* ttl,
+                 const std::string& reason, const std::string& peer);
+  int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
+
+  Engine* const engine_;
+  Metrics* const metrics_;
+  Logger* const logger_;
+  const std::function<void()> drain_;
+  const std::shared_ptr<HoldRegistry> holds_ = std::make_shared<HoldRegistry>();
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_ADMIN_SERVICE_H_

@@ -1,0 +1,42 @@
+#include "server/call.h"
+
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include "server/convert.h"
+
+namespace denoised {
+
+void ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message) {
+  grpc::ByteBuffer copy = bytes;  // shares the slices; the reader wants to own a handle
+  grpc::ProtoBufferReader reader(&copy);
+  if (!reader.status().ok() || !message->ParseFromZeroCopyStream(&reader)) {
+    throw Error(StatusCode::kInvalidArgument,
+                "the request is not a well-formed " + message->GetTypeName() + " of " +
+                    std::to_string(bytes.Length()) + " bytes (is all text UTF-8?)",
+                "", "MALFORMED_MESSAGE");
+  }
+}
+
+grpc::ByteBuffer SerializeMessage(const google::protobuf::Message& message) {
+  grpc::Slice slice(message.ByteSizeLong());
+  message.SerializeWithCachedSizesToArray(const_cast<uint8_t*>(slice.begin()));
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+grpc::Status StatusOf(const std::function<void()>& body) {
+  try {
+    body();
+    return grpc::Status::OK;
+  } catch (const Error& error) {
+    return ToStatus(error);
+  } catch (const std::exception& error) {
+    return ToStatus(Error(StatusCode::kInternal, error.what(), "", "INTERNAL"));
+  }
+}
+
+void CallTimer::Done(const grpc::Status& status) const {
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
+  metrics_->OnRpc(method_, StatusCodeName(status.error_code()), seconds.count());
+}
+
+}  // namespace denoised

@@ -1,0 +1,72 @@
+// What every call shares: parsing its request ourselves, timing it, and turning failures into
+// statuses.
+//
+// Services use the raw callback methods: gRPC 1.51 answers a malformed message with a bare
+// UNIMPLEMENTED or INTERNAL, while a client that sends one should read INVALID_ARGUMENT and what
+// was wrong.
+#ifndef DENOISED_SERVER_CALL_H_
+#define DENOISED_SERVER_CALL_H_
+
+#include <google/protobuf/message.h>
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <functional>
+#include <string_view>
+
+#include "server/metrics.h"
+
+namespace denoised {
+
+// Reads `bytes` into `message`. Throws INVALID_ARGUMENT where they are not such a message
+// (malformed fields, text that is not UTF-8).
+void ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
+grpc::ByteBuffer SerializeMessage(const google::protobuf::Message& message);
+
+// Runs `body`; a thrown Error becomes its status, any other exception INTERNAL.
+grpc::Status StatusOf(const std::function<void()>& body);
+
+// Counts one call in rpc_seconds. Made when the call begins; Done exactly once.
+class CallTimer {
+ public:
+  CallTimer(Metrics* metrics, std::string_view method)
+      : metrics_(metrics), method_(method), start_(std::chrono::steady_clock::now()) {}
+  void Done(const grpc::Status& status) const;
+
+ private:
+  Metrics* const metrics_;
+  const std::string_view method_;  // a literal
+  const std::chrono::steady_clock::time_point start_;
+};
+
+// A unary call that is answered on the spot. `handler(const Request&) -> Response` may throw Error.
+template <typename Request, typename Handler>
+grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out,
+                                      Metrics* metrics, std::string_view method,
+                                      const Handler& handler) {
+  const CallTimer timer(metrics, method);
+  const grpc::Status status = StatusOf([&] {
+    Request request;
+    ParseMessage(*in, &request);
+    *out = SerializeMessage(handler(std::move(request)));
+  });
+  timer.Done(status);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(status);
+  return reactor;
+}
+
+// A streaming call that fails before it begins.
+class FailedStream : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
+ public:
+  FailedStream(const CallTimer& timer, const grpc::Status& status) {
+    timer.Done(status);
+    Finish(status);
+  }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_CALL_H_

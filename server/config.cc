@@ -1,0 +1,294 @@
+#include "server/config.h"
+
+#include <fcntl.h>
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/text_format.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "denoised/v1/config.pb.h"
+
+namespace denoised {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+ListenAddress ParseAddress(const std::string& name, const std::string& text) {
+  const size_t colon = text.rfind(':');
+  ListenAddress address;
+  if (colon != std::string::npos) {
+    address.host = text.substr(0, colon);
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data() + colon + 1, end, address.port);
+    const std::string& host = address.host;
+    const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+    const bool plain = !host.empty() && host.find_first_of("[]: /") == std::string::npos;
+    if (stop == end && colon + 1 < text.size() && error == std::errc() && address.port >= 0 &&
+        address.port <= 65535 && (bracketed || plain)) {
+      if (bracketed) address.host = host.substr(1, host.size() - 2);
+      return address;
+    }
+  }
+  throw UsageError("--" + name + " is HOST:PORT with a port from 0 to 65535, got '" + text + "'");
+}
+
+std::function<void(const std::string&)> SetAddress(const std::string& name, ListenAddress* target) {
+  return [=](const std::string& text) { *target = ParseAddress(name, text); };
+}
+
+void SetDevice(const std::string& text, std::string* target) {
+  const bool cuda = text.size() > 5 && text.size() < 9 && text.compare(0, 5, "cuda:") == 0 &&
+                    text.find_first_not_of("0123456789", 5) == std::string::npos;
+  if (text != "auto" && text != "cpu" && !cuda) {
+    throw UsageError("--device is auto, cpu or cuda:N, got '" + text + "'");
+  }
+  *target = text;
+}
+
+std::function<void(const std::string&)> SetDrainGrace(Config* config) {
+  return [config](const std::string& text) {
+    config->drain_grace = ParseDuration("drain_grace", text);
+    if (config->drain_grace > std::chrono::hours(24)) {
+      throw UsageError("--drain_grace is at most 24h, got '" + text + "'");
+    }
+  };
+}
+
+std::vector<Flag> WhereFlags(Config* config) {
+  return {
+      {"model_repository", "DIR", "model_repository",
+       "Folder of model folders in diffusers layout (each with a model_index.json). All are loaded "
+       "at start; the first by name is the default model.",
+       SetString(&config->engine.model_repository)},
+      {"listen", "HOST:PORT", "127.0.0.1:50051",
+       "Public gRPC: generation, denoising steps, models, health, reflection. Port 0 takes a free "
+       "one; the READY line names it.",
+       SetAddress("listen", &config->listen)},
+      {"admin_listen", "HOST:PORT", "127.0.0.1:50052",
+       "Admin gRPC: forcing backends, explanations, draining. Never on the public port.",
+       SetAddress("admin_listen", &config->admin_listen)},
+      {"http_listen", "HOST:PORT", "127.0.0.1:8080", "HTTP: /metrics, /healthz and /readyz.",
+       SetAddress("http_listen", &config->http_listen)},
+      {"insecure_public", "", "false",
+       "Allow addresses other than loopback although traffic is neither encrypted nor "
+       "authenticated. Refused otherwise.",
+       SetBool("insecure_public", &config->insecure_public)},
+      {"state_dir", "DIR", "",
+       "Folder for jobs and results that outlive the process; made where it is missing. This "
+       "version keeps both in memory and only checks that it may write there.",
+       SetString(&config->state_dir)},
+  };
+}
+
+std::vector<Flag> ComputeFlags(Config* config) {
+  EngineOptions* engine = &config->engine;
+  return {
+      {"device", "DEVICE", "auto", "auto, cpu or cuda:N; auto takes cuda:0 where there is one.",
+       [engine](const std::string& text) { SetDevice(text, &engine->device); }},
+      {"dtype", "DTYPE", "auto",
+       "auto, float32 or bfloat16: of the transformer and the text encoder. auto is bfloat16 on "
+       "CUDA and float32 on the CPU.",
+       SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
+      {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",
+       SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
+  };
+}
+
+std::vector<Flag> LimitFlags(Config* config) {
+  EngineOptions* engine = &config->engine;
+  return {
+      {"max_queued_jobs", "N", "64",
+       "Jobs that may wait, 1 to 100000; further ones get RESOURCE_EXHAUSTED.",
+       SetInt("max_queued_jobs", 1, 100000, [engine](int64_t n) { engine->max_queued_jobs = n; })},
+      {"max_queued_denoise_calls", "N", "256",
+       "Denoise calls that may wait, 1 to 100000; further ones get RESOURCE_EXHAUSTED.",
+       SetInt("max_queued_denoise_calls", 1, 100000,
+              [engine](int64_t n) { engine->max_queued_denoise_calls = n; })},
+      {"max_finished_jobs", "N", "256",
+       "Ended jobs to remember, 1 to 1000000; the oldest are forgotten first.",
+       SetInt("max_finished_jobs", 1, 1000000,
+              [engine](int64_t n) { engine->max_finished_jobs = n; })},
+      {"max_artifact_mib", "N", "1024", "MiB of results to keep, 1 to 1048576.",
+       SetInt("max_artifact_mib", 1, 1 << 20,
+              [engine](int64_t n) { engine->max_artifact_bytes = n * kMiB; })},
+      {"max_message_mib", "N", "64",
+       "MiB of one request message, 1 to 1024; a larger one gets RESOURCE_EXHAUSTED.",
+       SetInt("max_message_mib", 1, 1024,
+              [config](int64_t n) { config->max_message_bytes = n * kMiB; })},
+      {"drain_grace", "TIME", "30s",
+       "After SIGTERM: how long queued and running jobs may go on before they are cancelled "
+       "(500ms, "
+       "30s, 5m; at most 24h). A second signal ends the process at once.",
+       SetDrainGrace(config)},
+  };
+}
+
+// Everything that the file may say too.
+std::vector<Flag> FileFlags(Config* config) {
+  std::vector<Flag> flags = WhereFlags(config);
+  for (auto part : {ComputeFlags(config), LimitFlags(config)}) {
+    flags.insert(flags.end(), part.begin(), part.end());
+  }
+  flags.push_back({"log_level", "LEVEL", "info",
+                   "debug, info, warning or error. Logs are JSON lines on stderr.",
+                   [config](const std::string& text) {
+                     const auto level = LogLevelFromName(text);
+                     if (!level) {
+                       throw UsageError("--log_level is one of debug, info, warning, error, got '" +
+                                        text + "'");
+                     }
+                     config->log_level = *level;
+                   }});
+  return flags;
+}
+
+std::vector<Flag> AllFlags(Config* config, std::string* config_path) {
+  std::vector<Flag> flags = FileFlags(config);
+  flags.insert(flags.begin(), {"config", "FILE", "",
+                               "File in protobuf's text format with the flags below as its fields "
+                               "(proto/denoised/v1/config.proto). Flags win over it.",
+                               SetString(config_path)});
+  flags.push_back({"help", "", "", "Show this text.", SetBool("help", &config->show_help), "h"});
+  flags.push_back(
+      {"version", "", "", "Show the version.", SetBool("version", &config->show_version)});
+  return flags;
+}
+
+// Keeps the first complaint of the text format's parser.
+class FirstError : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, int column, const std::string& message) override {
+    if (!text.empty()) return;
+    text = "line " + std::to_string(line + 1) + ", column " + std::to_string(column + 1) + ": " +
+           message;
+  }
+  std::string text;
+};
+
+v1::ServerConfig ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file.good() && text.str().empty()) {
+    throw UsageError("--config: cannot read '" + path + "'");
+  }
+  FirstError errors;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&errors);
+  v1::ServerConfig message;
+  if (!parser.ParseFromString(text.str(), &message)) {
+    throw UsageError("--config: " + path + ": " + errors.text);
+  }
+  return message;
+}
+
+std::string FieldAsText(const v1::ServerConfig& message,
+                        const google::protobuf::FieldDescriptor& field) {
+  const auto* reflection = message.GetReflection();
+  switch (field.cpp_type()) {
+    case google::protobuf::FieldDescriptor::CPPTYPE_INT64:
+      return std::to_string(reflection->GetInt64(message, &field));
+    case google::protobuf::FieldDescriptor::CPPTYPE_BOOL:
+      return reflection->GetBool(message, &field) ? "true" : "false";
+    default:
+      return reflection->GetString(message, &field);
+  }
+}
+
+// The file's fields go through the flags' own setters, so that both have the same ranges.
+void ApplyFile(const std::string& path, Config* config) {
+  const v1::ServerConfig message = ReadFile(path);
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  message.GetReflection()->ListFields(message, &fields);
+  const std::vector<Flag> flags = FileFlags(config);
+  for (const auto* field : fields) {
+    for (const Flag& flag : flags) {
+      if (flag.name != field->name()) continue;
+      try {
+        flag.set(FieldAsText(message, *field));
+      } catch (const UsageError& error) {
+        throw UsageError(path + ": " + error.what());
+      }
+    }
+  }
+}
+
+void CheckPublic(const std::string& name, const ListenAddress& address, const Config& config) {
+  if (address.is_loopback() || config.insecure_public) return;
+  throw UsageError(
+      "--" + name + "=" + address.ToString() +
+      " is not a loopback address and this server has no TLS; put a proxy in front, or "
+      "accept the risk with --insecure_public");
+}
+
+void CheckStateDir(const std::string& path) {
+  if (path.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error || access(path.c_str(), W_OK | X_OK) != 0) {
+    throw UsageError("--state_dir: cannot write to folder '" + path + "'");
+  }
+}
+
+void SetDefaults(Config* config) {
+  config->listen = {"127.0.0.1", 50051};
+  config->admin_listen = {"127.0.0.1", 50052};
+  config->http_listen = {"127.0.0.1", 8080};
+}
+
+}  // namespace
+
+std::string ListenAddress::ToString() const {
+  const bool v6 = host.find(':') != std::string::npos;
+  return (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+}
+
+bool ListenAddress::is_loopback() const {
+  // A name such as "127.example.org" is not an address of the loopback net.
+  const bool dotted = host.find_first_not_of("0123456789.") == std::string::npos;
+  return host == "localhost" || host == "::1" || (dotted && host.compare(0, 4, "127.") == 0);
+}
+
+Config ParseConfig(const std::vector<std::string>& arguments) {
+  Config config;
+  SetDefaults(&config);
+  // The flags are read twice: first to learn the file's name, then again so that they win over it.
+  std::string path;
+  const std::vector<std::string> rest = ParseFlags(AllFlags(&config, &path), arguments);
+  if (!rest.empty()) throw UsageError("unexpected argument '" + rest.front() + "'; see --help");
+  if (config.show_help || config.show_version) return config;
+  if (!path.empty()) {
+    config = Config{};
+    SetDefaults(&config);
+    ApplyFile(path, &config);
+    ParseFlags(AllFlags(&config, &path), arguments);
+  }
+  CheckPublic("listen", config.listen, config);
+  CheckPublic("admin_listen", config.admin_listen, config);
+  CheckPublic("http_listen", config.http_listen, config);
+  CheckStateDir(config.state_dir);
+  std::string warning;
+  config.engine.environment_backend = GetEnvVariableAttnBackend(&warning);
+  if (!warning.empty()) config.warnings.push_back(warning);
+  return config;
+}
+
+std::string ConfigHelp() {
+  Config config;
+  std::string path;
+  return "denoised: an inference server for diffusion transformers.\n\n"
+         "Usage: denoised [--model_repository=DIR] [flags]\n\n"
+         "Loads every model of the repository, prints one line\n"
+         "  READY grpc=HOST:PORT admin=HOST:PORT http=HOST:PORT\n"
+         "on stdout and serves until SIGTERM or SIGINT, which drain it.\n\nFlags:\n" +
+         FlagsHelp(AllFlags(&config, &path)) +
+         "\nEnvironment:\n  FASTVIDEO_ATTENTION_BACKEND\n"
+         "      Attention backend to take where neither a force nor the request names one.\n"
+         "\nExit codes: 0 ended as asked, 1 failed (message on stderr), 2 wrong use.\n";
+}
+
+}  // namespace denoised

@@ -1,0 +1,48 @@
+// The server's configuration: flags, the --config file and the one environment variable, read once.
+#ifndef DENOISED_SERVER_CONFIG_H_
+#define DENOISED_SERVER_CONFIG_H_
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/engine.h"
+#include "runtime/log.h"
+#include "server/flags.h"
+
+namespace denoised {
+
+// HOST:PORT, taken apart. An IPv6 host stands in brackets on the command line, without them here.
+struct ListenAddress {
+  std::string host;
+  int port = 0;
+  // As gRPC and people write it.
+  std::string ToString() const;
+  bool is_loopback() const;
+};
+
+struct Config {
+  EngineOptions engine;
+  ListenAddress listen, admin_listen, http_listen;
+  std::string state_dir;
+  int64_t max_message_bytes = int64_t{64} << 20;
+  std::chrono::milliseconds drain_grace{30000};
+  LogLevel log_level = LogLevel::kInfo;
+  bool insecure_public = false;
+  bool show_help = false;             // print Help() and exit 0
+  bool show_version = false;          // print the version and exit 0
+  std::vector<std::string> warnings;  // to be logged once a logger is there
+};
+
+// `arguments` without the program's name. Throws UsageError with one clear line: unknown flag or
+// file key, value out of range, public address without --insecure_public, folder that cannot be
+// written.
+Config ParseConfig(const std::vector<std::string>& arguments);
+
+// What --help prints: every flag with its default.
+std::string ConfigHelp();
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_CONFIG_H_

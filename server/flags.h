@@ -1,0 +1,59 @@
+// Command line flags as a table: one row gives the name, the default, the help and the setter, so
+// that
+// --help and what the parser does cannot drift apart. Used by denoised and denoisectl.
+#ifndef DENOISED_SERVER_FLAGS_H_
+#define DENOISED_SERVER_FLAGS_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace denoised {
+
+// Wrong use of the command line: the program prints the message and exits with 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct Flag {
+  std::string name;           // without dashes, words joined by '_'
+  std::string value;          // what --help calls its value ("HOST:PORT"); "" = a switch
+  std::string default_value;  // as --help shows it; "" = none
+  std::string help;           // one or two sentences, with the range
+  std::function<void(const std::string&)> set;  // throws UsageError
+  std::string short_name = "";                  // "o" for -o
+};
+
+// Ready-made setters. They throw UsageError naming the flag, its range and what came.
+std::function<void(const std::string&)> SetString(std::string* target);
+std::function<void(const std::string&)> SetBool(const std::string& name, bool* target);
+std::function<void(const std::string&)> SetInt(const std::string& name, int64_t min, int64_t max,
+                                               std::function<void(int64_t)> set);
+std::function<void(const std::string&)> SetDouble(const std::string& name,
+                                                  std::function<void(double)> set);
+std::function<void(const std::string&)> SetChoice(const std::string& name,
+                                                  std::vector<std::string> choices,
+                                                  std::string* target);
+
+// "500ms", "30s", "5m", "1h"; throws UsageError naming `name`.
+std::chrono::milliseconds ParseDuration(const std::string& name, const std::string& text);
+
+// Applies --name=value, --name value, --switch and -x value; '-' and '_' are the same in names.
+// Returns the other arguments in order; everything after "--" is one. Throws UsageError for an
+// unknown flag (with the nearest known name), a missing value, or a flag given twice.
+std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
+                                    const std::vector<std::string>& arguments);
+
+// The table as text, wrapped at 100 columns.
+std::string FlagsHelp(const std::vector<Flag>& flags);
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_FLAGS_H_

@@ -1,0 +1,54 @@
+// GenerationService on gRPC's callback API: whole jobs.
+#ifndef DENOISED_SERVER_GENERATION_SERVICE_H_
+#define DENOISED_SERVER_GENERATION_SERVICE_H_
+
+#include "denoised/v1/generation.grpc.pb.h"
+#include "runtime/engine.h"
+#include "server/dispatcher.h"
+#include "server/metrics.h"
+
+namespace denoised {
+
+// The generated class with every method in its raw form (see call.h).
+using RawGenerationService = v1::GenerationService::WithRawCallbackMethod_SubmitJob<
+    v1::GenerationService::WithRawCallbackMethod_GetJob<
+        v1::GenerationService::WithRawCallbackMethod_WatchJob<
+            v1::GenerationService::WithRawCallbackMethod_ListJobs<
+                v1::GenerationService::WithRawCallbackMethod_CancelJob<
+                    v1::GenerationService::WithRawCallbackMethod_FetchArtifact<
+                        v1::GenerationService::WithRawCallbackMethod_Generate<
+                            v1::GenerationService::Service>>>>>>>;
+
+// Thread-safe; everything is borrowed and outlives the service. Methods as in generation.proto.
+class GenerationService : public RawGenerationService {
+ public:
+  GenerationService(Engine* engine, Dispatcher* dispatcher, Metrics* metrics)
+      : engine_(engine), dispatcher_(dispatcher), metrics_(metrics) {}
+
+  grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
+                                   grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* WatchJob(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* in) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* FetchArtifact(grpc::CallbackServerContext* context,
+                                                            const grpc::ByteBuffer* in) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* in) override;
+
+ private:
+  JobSnapshot Submit(GenerationRequest request);
+  JobSnapshot Find(const std::string& job_id) const;
+
+  Engine* const engine_;
+  Dispatcher* const dispatcher_;
+  Metrics* const metrics_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_GENERATION_SERVICE_H_

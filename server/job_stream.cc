@@ -1,0 +1,191 @@
+#include "server/job_stream.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace denoised {
+namespace {
+
+grpc::Status Cancelled() {
+  return grpc::Status(grpc::StatusCode::CANCELLED, "the client left or its deadline passed");
+}
+
+}  // namespace
+
+// ---- PulledStream
+
+void PulledStream::Start() {
+  self_ = shared_from_this();
+  Pump();
+}
+
+void PulledStream::Pump() {
+  {
+    std::lock_guard lock(mutex_);
+    wanted_ = true;
+    if (busy_ || ended_) return;
+    busy_ = true;
+  }
+  // `busy_` keeps others out from here on; gRPC may call back at once, so no lock is held below.
+  while (true) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!wanted_ && !cancelled_) {
+        busy_ = false;
+        return;
+      }
+      wanted_ = false;
+      if (cancelled_) break;
+    }
+    Action action;
+    const grpc::Status status = StatusOf([&] { action = Next(); });
+    if (!status.ok()) return End(status);
+    if (action.message) {
+      message_ = std::move(*action.message);
+      return StartWrite(&message_);
+    }
+    if (action.end) return End(*action.end);
+  }
+  End(Cancelled());
+}
+
+void PulledStream::End(const grpc::Status& status) {
+  {
+    std::lock_guard lock(mutex_);
+    if (ended_) return;
+    ended_ = true;
+  }
+  timer_.Done(status);
+  Finish(status);
+}
+
+void PulledStream::OnWriteDone(bool ok) {
+  {
+    std::lock_guard lock(mutex_);
+    busy_ = false;
+    if (!ok) cancelled_ = true;
+  }
+  Pump();
+}
+
+void PulledStream::OnCancel() {
+  OnClientGone();
+  {
+    std::lock_guard lock(mutex_);
+    cancelled_ = true;
+  }
+  Pump();
+}
+
+void PulledStream::OnDone() { self_.reset(); }
+
+// ---- ChunkSource
+
+void ChunkSource::Add(std::shared_ptr<const Artifact> artifact, uint64_t offset) {
+  items_.push_back(Item{std::move(artifact), offset});
+}
+
+std::optional<v1::ArtifactChunk> ChunkSource::Next() {
+  if (items_.empty()) return std::nullopt;
+  Item& item = items_.front();
+  const std::string& bytes = item.artifact->bytes;
+  v1::ArtifactChunk chunk;
+  if (!item.begun) *chunk.mutable_info() = ToProto(item.artifact->info);
+  item.begun = true;
+  chunk.set_offset(item.offset);
+  chunk.set_data(bytes.substr(item.offset, kChunkBytes));
+  item.offset += chunk.data().size();
+  if (item.offset >= bytes.size()) items_.pop_front();
+  return chunk;
+}
+
+// ---- WatchStream
+
+WatchStream::WatchStream(CallTimer timer, Engine* engine, Dispatcher* dispatcher,
+                         std::string job_id, uint64_t after_sequence)
+    : PulledStream(timer),
+      engine_(engine),
+      job_id_(std::move(job_id)),
+      dispatcher_(dispatcher),
+      last_sequence_(after_sequence) {}
+
+void WatchStream::Begin() {
+  const std::weak_ptr<PulledStream> weak = weak_from_this();
+  watch_ = engine_->jobs().Watch(job_id_, [weak, dispatcher = dispatcher_] {
+    dispatcher->Post([weak] {
+      if (const auto stream = weak.lock()) stream->Pump();
+    });
+  });
+  Start();
+}
+
+PulledStream::Action WatchStream::Next() {
+  if (final_) return AfterEnd(*final_);
+  const auto job = engine_->jobs().Get(job_id_);
+  if (!job) {
+    throw Error(StatusCode::kNotFound, "job '" + job_id_ + "' was forgotten", "job_id",
+                "JOB_NOT_FOUND");
+  }
+  if (IsTerminal(job->state)) {
+    final_ = job;  // the store may forget it from now on
+    Collect(*job);
+  }
+  if (job->sequence > last_sequence_) {
+    last_sequence_ = job->sequence;
+    return {.message = Wrap(*job), .end = std::nullopt};
+  }
+  return final_ ? AfterEnd(*final_) : Action{};
+}
+
+grpc::ByteBuffer WatchStream::Wrap(const JobSnapshot& job) const {
+  return SerializeMessage(ToProto(job));
+}
+
+PulledStream::Action WatchStream::AfterEnd(const JobSnapshot&) {
+  return {.message = std::nullopt, .end = grpc::Status::OK};
+}
+
+// ---- GenerateStream
+
+grpc::ByteBuffer GenerateStream::Wrap(const JobSnapshot& job) const {
+  v1::GenerateEvent event;
+  *event.mutable_job() = ToProto(job);
+  return SerializeMessage(event);
+}
+
+void GenerateStream::Collect(const JobSnapshot& job) {
+  for (const ArtifactInfo& info : job.artifacts) {
+    if (auto artifact = engine_->jobs().GetArtifact(job_id_, info.format)) {
+      chunks_.Add(std::move(artifact), 0);
+    }
+  }
+}
+
+PulledStream::Action GenerateStream::AfterEnd(const JobSnapshot& job) {
+  if (job.state == JobState::kCancelled) {
+    return {.message = std::nullopt,
+            .end = ToStatus(job.error.value_or(
+                JobError{StatusCode::kCancelled, "the job was cancelled", "", "JOB_CANCELLED"}))};
+  }
+  if (job.error) return {.message = std::nullopt, .end = ToStatus(*job.error)};
+  auto chunk = chunks_.Next();
+  if (!chunk) return {.message = std::nullopt, .end = grpc::Status::OK};
+  v1::GenerateEvent event;
+  *event.mutable_chunk() = std::move(*chunk);
+  return {.message = SerializeMessage(event), .end = std::nullopt};
+}
+
+// ---- FetchStream
+
+FetchStream::FetchStream(CallTimer timer, std::shared_ptr<const Artifact> artifact, uint64_t offset)
+    : PulledStream(timer) {
+  chunks_.Add(std::move(artifact), offset);
+}
+
+PulledStream::Action FetchStream::Next() {
+  const auto chunk = chunks_.Next();
+  if (!chunk) return {.message = std::nullopt, .end = grpc::Status::OK};
+  return {.message = SerializeMessage(*chunk), .end = std::nullopt};
+}
+
+}  // namespace denoised

@@ -1,0 +1,136 @@
+// The streams that follow a job: WatchJob and Generate, and FetchArtifact's chunks.
+#ifndef DENOISED_SERVER_JOB_STREAM_H_
+#define DENOISED_SERVER_JOB_STREAM_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "runtime/engine.h"
+#include "server/call.h"
+#include "server/convert.h"
+#include "server/dispatcher.h"
+
+namespace denoised {
+
+// A server stream whose next message is asked for whenever the last one has left. One write is in
+// flight at most; a slow client therefore skips what became stale meanwhile.
+//
+// Owns itself until gRPC is done with it. Next() is called from gRPC and dispatcher threads, never
+// two at a time.
+class PulledStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                     public std::enable_shared_from_this<PulledStream> {
+ public:
+  // What to do next: write, end, or (both empty) wait for Pump().
+  struct Action {
+    std::optional<grpc::ByteBuffer> message;
+    std::optional<grpc::Status> end;
+  };
+
+  explicit PulledStream(CallTimer timer) : timer_(timer) {}
+
+  // Takes the first message; the stream stays alive until gRPC is done with it.
+  void Start();
+  // Looks for something to do. Any thread.
+  void Pump();
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ protected:
+  virtual Action Next() = 0;
+  // The client left or the deadline passed. May run beside Next().
+  virtual void OnClientGone() {}
+
+ private:
+  void End(const grpc::Status& status);
+
+  const CallTimer timer_;
+  std::shared_ptr<PulledStream> self_;
+  std::mutex mutex_;
+  bool busy_ = false;         // guarded by mutex_: a Next() or a write is under way
+  bool wanted_ = false;       // guarded by mutex_: Pump() came meanwhile
+  bool cancelled_ = false;    // guarded by mutex_
+  bool ended_ = false;        // guarded by mutex_
+  grpc::ByteBuffer message_;  // in flight
+};
+
+// Chunks of results, one after the other.
+class ChunkSource {
+ public:
+  static constexpr uint64_t kChunkBytes = 1 << 20;
+
+  void Add(std::shared_ptr<const Artifact> artifact, uint64_t offset);
+  // Empty at the end.
+  std::optional<v1::ArtifactChunk> Next();
+
+ private:
+  struct Item {
+    std::shared_ptr<const Artifact> artifact;
+    uint64_t offset;
+    bool begun = false;
+  };
+  std::deque<Item> items_;
+};
+
+// Follows one job. `engine` and `dispatcher` are borrowed and outlive the stream.
+class WatchStream : public PulledStream {
+ public:
+  WatchStream(CallTimer timer, Engine* engine, Dispatcher* dispatcher, std::string job_id,
+              uint64_t after_sequence);
+  // Registers with the store, then starts.
+  void Begin();
+
+ protected:
+  Action Next() override;
+  // How a state goes on the wire.
+  virtual grpc::ByteBuffer Wrap(const JobSnapshot& job) const;
+  // The terminal state was read: take what the store may forget. Once.
+  virtual void Collect(const JobSnapshot& job) {}
+  // What follows the terminal state.
+  virtual Action AfterEnd(const JobSnapshot& job);
+
+  Engine* const engine_;
+  const std::string job_id_;
+
+ private:
+  Dispatcher* const dispatcher_;
+  uint64_t last_sequence_;
+  std::optional<JobSnapshot> final_;
+  std::shared_ptr<void> watch_;
+};
+
+// The same, with the results' bytes; the job ends with the stream.
+class GenerateStream : public WatchStream {
+ public:
+  using WatchStream::WatchStream;
+
+ protected:
+  grpc::ByteBuffer Wrap(const JobSnapshot& job) const override;
+  void Collect(const JobSnapshot& job) override;
+  Action AfterEnd(const JobSnapshot& job) override;
+  void OnClientGone() override { engine_->Cancel(job_id_); }
+
+ private:
+  ChunkSource chunks_;
+};
+
+class FetchStream : public PulledStream {
+ public:
+  FetchStream(CallTimer timer, std::shared_ptr<const Artifact> artifact, uint64_t offset);
+
+ protected:
+  Action Next() override;
+
+ private:
+  ChunkSource chunks_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_JOB_STREAM_H_

@@ -1,0 +1,216 @@
+#include "server/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <mutex>
+#include <utility>
+
+namespace denoised {
+namespace {
+
+using prometheus::Counter;
+using prometheus::Gauge;
+using prometheus::Histogram;
+using prometheus::Labels;
+
+// Video takes from milliseconds (a step of a small model) to an hour (a long clip).
+const Histogram::BucketBoundaries& SecondsBuckets() {
+  static const Histogram::BucketBoundaries kBuckets = {
+      0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,  1,    2.5,
+      5,     10,     20,    30,   60,    120,  300, 600,  1200, 1800, 3600};
+  return kBuckets;
+}
+const Histogram::BucketBoundaries& BatchBuckets() {
+  static const Histogram::BucketBoundaries kBuckets = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64};
+  return kBuckets;
+}
+const Histogram::BucketBoundaries& TokenBuckets() {
+  static const Histogram::BucketBoundaries kBuckets = {64,    256,   1024,   4096,   8192,  16384,
+                                                       32768, 65536, 131072, 262144, 524288};
+  return kBuckets;
+}
+
+// The series of one family by their label values. Adding to a prometheus::Family builds a metric
+// just to find that it exists; this remembers the ones that do.
+template <typename Metric, typename... Arguments>
+class Series {
+ public:
+  Series(prometheus::Family<Metric>& family, std::vector<std::string> names, Arguments... arguments)
+      : family_(family), names_(std::move(names)), arguments_(std::move(arguments)...) {}
+
+  Metric& At(const std::vector<std::string>& values) {
+    std::lock_guard lock(mutex_);
+    Metric*& metric = metrics_[values];
+    if (metric == nullptr) metric = &Make(values);
+    return *metric;
+  }
+
+ private:
+  Metric& Make(const std::vector<std::string>& values) {
+    Labels labels;
+    for (size_t i = 0; i < names_.size(); ++i) labels[names_[i]] = values.at(i);
+    return std::apply([&](const auto&... a) -> Metric& { return family_.Add(labels, a...); },
+                      arguments_);
+  }
+
+  prometheus::Family<Metric>& family_;
+  const std::vector<std::string> names_;
+  const std::tuple<Arguments...> arguments_;
+  std::mutex mutex_;
+  std::map<std::vector<std::string>, Metric*> metrics_;  // guarded by mutex_
+};
+
+using Counters = Series<Counter>;
+using GaugeSeries = Series<Gauge>;
+using Histograms = Series<Histogram, Histogram::BucketBoundaries>;
+using Names = std::vector<std::string>;
+
+std::string ToText(std::string_view view) { return std::string(view); }
+
+}  // namespace
+
+struct Metrics::Families {
+  prometheus::Registry registry;
+
+  Counters Count(const std::string& name, const std::string& help, Names labels) {
+    return {prometheus::BuildCounter().Name(name).Help(help).Register(registry), std::move(labels)};
+  }
+  GaugeSeries Level(const std::string& name, const std::string& help, Names labels) {
+    return {prometheus::BuildGauge().Name(name).Help(help).Register(registry), std::move(labels)};
+  }
+  Histograms Spread(const std::string& name, const std::string& help, Names labels,
+                    const Histogram::BucketBoundaries& buckets) {
+    return {prometheus::BuildHistogram().Name(name).Help(help).Register(registry),
+            std::move(labels), buckets};
+  }
+
+  Histograms forward_seconds =
+      Spread("denoised_forward_seconds",
+             "Time of one transformer forward, by the backend of its self-attention.",
+             {"model", "backend", "branch"}, SecondsBuckets());
+  Histograms forward_batch_size =
+      Spread("denoised_forward_batch_size", "Rows of one forward.", {"model"}, BatchBuckets());
+  Histograms forward_batch_tokens =
+      Spread("denoised_forward_batch_tokens", "Tokens of one forward, over all its rows.",
+             {"model"}, TokenBuckets());
+  Histograms step_seconds =
+      Spread("denoised_step_seconds", "Time of one denoising step.", {"model"}, SecondsBuckets());
+  Histograms stage_seconds = Spread("denoised_stage_seconds", "Time of one stage of a job.",
+                                    {"model", "stage"}, SecondsBuckets());
+  Histograms attention_seconds =
+      Spread("denoised_attention_seconds", "Attention time of one forward, summed over its layers.",
+             {"backend", "role"}, SecondsBuckets());
+  Counters attention_calls =
+      Count("denoised_attention_calls_total", "Attention calls.", {"backend", "role"});
+  Counters attention_fallback =
+      Count("denoised_attention_fallback_total",
+            "Wishes for a backend that were refused, by who wished, and what ran instead.",
+            {"from", "to", "reason"});
+  Counters backend_switch =
+      Count("denoised_backend_switch_total",
+            "Changes of the self-attention backend between two steps of a job.", {"cause"});
+  GaugeSeries lease_active =
+      Level("denoised_lease_active", "Forces that are live now.", {"scope", "backend"});
+  GaugeSeries queue_depth = Level("denoised_queue_depth", "Jobs that wait.", {});
+  GaugeSeries jobs_running = Level("denoised_jobs_running", "Jobs that run.", {});
+  Histograms queue_wait_seconds =
+      Spread("denoised_queue_wait_seconds", "Time of a job between its acceptance and its start.",
+             {}, SecondsBuckets());
+  Counters jobs = Count("denoised_jobs_total", "Ended jobs.", {"model", "outcome"});
+  Histograms rpc_seconds = Spread("denoised_rpc_seconds", "Time of one call, streams included.",
+                                  {"method", "code"}, SecondsBuckets());
+  Histograms model_load_seconds =
+      Spread("denoised_model_load_seconds", "Time to load a model.", {"model"}, SecondsBuckets());
+  GaugeSeries build_info = Level("denoised_build_info", "Always 1; says what runs.", {"version"});
+
+  std::mutex source_mutex;
+  std::function<Gauges()> source;  // guarded by source_mutex
+};
+
+Metrics::Metrics(const std::string& version) : families_(std::make_unique<Families>()) {
+  families_->build_info.At({version}).Set(1);
+  // A series that never moved is 0, not absent: alerts and rates need the first point.
+  families_->queue_depth.At({});
+  families_->jobs_running.At({});
+  families_->queue_wait_seconds.At({});
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::OnForward(const std::string& model, AttnBackend self_attention, Branch branch,
+                        int64_t batch_size, int64_t batch_tokens, double seconds) {
+  families_->forward_seconds
+      .At({model, ToText(AttnBackendName(self_attention)), ToText(BranchName(branch))})
+      .Observe(seconds);
+  families_->forward_batch_size.At({model}).Observe(static_cast<double>(batch_size));
+  families_->forward_batch_tokens.At({model}).Observe(static_cast<double>(batch_tokens));
+}
+
+void Metrics::OnStep(const std::string& model, double seconds) {
+  families_->step_seconds.At({model}).Observe(seconds);
+}
+
+void Metrics::OnStage(const std::string& model, JobStage stage, double seconds) {
+  families_->stage_seconds.At({model, ToText(JobStageName(stage))}).Observe(seconds);
+}
+
+void Metrics::OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls, double seconds) {
+  const Names labels = {ToText(AttnBackendName(backend)), ToText(AttentionRoleName(role))};
+  families_->attention_seconds.At(labels).Observe(seconds);
+  families_->attention_calls.At(labels).Increment(static_cast<double>(calls));
+}
+
+void Metrics::OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) {
+  families_->attention_fallback
+      .At({ToText(AttnBackendName(from)), ToText(AttnBackendName(to)),
+           ToText(SelectionSourceName(source))})
+      .Increment();
+}
+
+void Metrics::OnBackendSwitch(SelectionSource cause) {
+  families_->backend_switch.At({ToText(SelectionSourceName(cause))}).Increment();
+}
+
+void Metrics::OnJobStarted(const std::string& model, double queue_wait_seconds) {
+  families_->queue_wait_seconds.At({}).Observe(queue_wait_seconds);
+}
+
+void Metrics::OnJobFinished(const std::string& model, JobState outcome) {
+  families_->jobs.At({model, ToText(JobStateName(outcome))}).Increment();
+}
+
+void Metrics::OnModelLoaded(const std::string& model, double seconds) {
+  families_->model_load_seconds.At({model}).Observe(seconds);
+}
+
+void Metrics::OnRpc(std::string_view method, std::string_view code, double seconds) {
+  families_->rpc_seconds.At({ToText(method), ToText(code)}).Observe(seconds);
+}
+
+void Metrics::SetGaugeSource(std::function<Gauges()> source) {
+  std::lock_guard lock(families_->source_mutex);
+  families_->source = std::move(source);
+}
+
+std::string Metrics::Text() const {
+  {
+    // Held while the source runs, so that SetGaugeSource({}) ends its use for good.
+    std::lock_guard lock(families_->source_mutex);
+    const Gauges gauges = families_->source ? families_->source() : Gauges{};
+    families_->queue_depth.At({}).Set(static_cast<double>(gauges.queue_depth));
+    families_->jobs_running.At({}).Set(static_cast<double>(gauges.jobs_running));
+    for (AttnBackend backend : AllAttnBackends()) {
+      const auto found = gauges.leases.find(backend);
+      families_->lease_active.At({"server", ToText(AttnBackendName(backend))})
+          .Set(found == gauges.leases.end() ? 0 : found->second);
+    }
+  }
+  return prometheus::TextSerializer().Serialize(families_->registry.Collect());
+}
+
+}  // namespace denoised

@@ -1,0 +1,59 @@
+// Prometheus: the only file that knows it. Turns what the engine reports, and each finished call,
+// into the series named in the contract. Labels come from closed sets only; no ids, prompts or
+// peers.
+#ifndef DENOISED_SERVER_METRICS_H_
+#define DENOISED_SERVER_METRICS_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "runtime/observer.h"
+
+namespace denoised {
+
+// Owned by the Server; outlives the engine. Any thread. Observing costs a short lock and a map
+// look-up.
+class Metrics : public Observer {
+ public:
+  // What is read at the moment of a scrape instead of being counted.
+  struct Gauges {
+    int64_t queue_depth = 0, jobs_running = 0;
+    std::map<AttnBackend, int> leases;  // live forces
+  };
+
+  explicit Metrics(const std::string& version);
+  ~Metrics() override;
+
+  void OnForward(const std::string& model, AttnBackend self_attention, Branch branch,
+                 int64_t batch_size, int64_t batch_tokens, double seconds) override;
+  void OnStep(const std::string& model, double seconds) override;
+  void OnStage(const std::string& model, JobStage stage, double seconds) override;
+  void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
+                   double seconds) override;
+  void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override;
+  void OnBackendSwitch(SelectionSource cause) override;
+  void OnJobStarted(const std::string& model, double queue_wait_seconds) override;
+  void OnJobFinished(const std::string& model, JobState outcome) override;
+  void OnModelLoaded(const std::string& model, double seconds) override;
+
+  // A finished call: `method` as in the .proto, `code` as in "NOT_FOUND".
+  void OnRpc(std::string_view method, std::string_view code, double seconds);
+
+  // Called at each scrape, from the HTTP thread. Empty: the gauges stay 0.
+  void SetGaugeSource(std::function<Gauges()> source);
+
+  // The page, in Prometheus' text format 0.0.4.
+  std::string Text() const;
+
+ private:
+  struct Families;
+  const std::unique_ptr<Families> families_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_METRICS_H_

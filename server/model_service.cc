@@ -1,0 +1,21 @@
+#include "server/model_service.h"
+
+#include "server/call.h"
+#include "server/convert.h"
+
+namespace denoised {
+
+grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
+                                                   const grpc::ByteBuffer* in,
+                                                   grpc::ByteBuffer* out) {
+  return AnswerUnary<v1::ListModelsRequest>(context, in, out, metrics_, "ListModels",
+                                            [this](const v1::ListModelsRequest&) {
+                                              v1::ListModelsResponse response;
+                                              for (const ModelInfo& model : engine_->ListModels()) {
+                                                *response.add_models() = ToProto(model);
+                                              }
+                                              return response;
+                                            });
+}
+
+}  // namespace denoised
