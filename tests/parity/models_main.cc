@@ -1,0 +1,235 @@
+// Drives models and schedulers for tests/parity: one JSON object a line on stdin, one a line back.
+//
+//   {"load": "m", "kind": "dit", "dir": "...", "dtype": "bfloat16"}   kinds: dit umt5 vae scheduler
+//   {"run": "m", "in": "a.safetensors", "out": "b.safetensors", "backend": "TORCH_SDPA", "repeat":
+//   1}
+//   {"drop": "m"}
+// Answers {"ok": true, "seconds": [...]} or {"ok": false, "error": "...", "code": 3}. Not part of
+// the product.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "backends/attention_backend.h"
+#include "backends/error.h"
+#include "backends/registry.h"
+#include "runtime/forward_context.h"
+#include "runtime/loaders/config.h"
+#include "runtime/loaders/safetensors.h"
+#include "runtime/models/umt5.h"
+#include "runtime/models/wan_transformer.h"
+#include "runtime/models/wan_vae.h"
+#include "runtime/schedulers/scheduler.h"
+
+namespace denoised {
+namespace {
+
+using Json = nlohmann::json;
+using Tensors = std::map<std::string, at::Tensor>;
+
+const std::map<std::string, at::ScalarType>& Dtypes() {
+  static const std::map<std::string, at::ScalarType> dtypes = {
+      {"F32", at::kFloat}, {"BF16", at::kBFloat16}, {"F64", at::kDouble}, {"I64", at::kLong}};
+  return dtypes;
+}
+
+Tensors ReadTensors(const std::string& path) {
+  Tensors tensors;
+  for (const auto& [name, raw] : ReadSafetensors(path)) {
+    at::Tensor t = at::empty(raw.shape, Dtypes().at(raw.dtype));
+    std::memcpy(t.mutable_data_ptr(), raw.data.data(), raw.data.size());
+    tensors[name] = t;
+  }
+  return tensors;
+}
+
+void WriteTensors(const std::string& path, const Tensors& tensors) {
+  std::map<std::string, RawTensor> raw;
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor t = tensor.contiguous();
+    RawTensor& out = raw[name];
+    for (const auto& [dtype, type] : Dtypes()) {
+      if (type == t.scalar_type()) out.dtype = dtype;
+    }
+    out.shape = t.sizes().vec();
+    out.data.assign(static_cast<const char*>(t.const_data_ptr()), t.nbytes());
+  }
+  WriteSafetensors(path, raw);
+}
+
+at::ScalarType DtypeOf(const Json& request) {
+  return request.value("dtype", "float32") == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
+// Something that was loaded and turns tensors into tensors.
+class Subject {
+ public:
+  virtual ~Subject() = default;
+  virtual Tensors Run(const Tensors& in) = 0;
+  virtual Json Facts() const { return Json::object(); }
+};
+
+class DitSubject : public Subject {
+ public:
+  explicit DitSubject(const Json& r)
+      : model_(WanTransformer::Load(r.at("dir").get<std::string>(), DtypeOf(r), at::kCPU)) {}
+  Tensors Run(const Tensors& in) override {
+    // A job encodes its text once; `text` is timed apart by sending "encode".
+    if (in.contains("encode")) text_ = model_->EncodeText(in.at("embeds"));
+    return {{"out", model_->Forward(in.at("latents"), in.at("timestep"), text_)}};
+  }
+  Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
+
+ private:
+  std::unique_ptr<WanTransformer> model_;
+  TextContext text_;
+};
+
+class Umt5Subject : public Subject {
+ public:
+  explicit Umt5Subject(const Json& r)
+      : model_(Umt5Encoder::Load(r.at("dir").get<std::string>(), DtypeOf(r), at::kCPU)) {}
+  Tensors Run(const Tensors& in) override {
+    return {{"out", model_->Forward(in.at("ids"), in.at("mask"))}};
+  }
+  Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
+
+ private:
+  std::unique_ptr<Umt5Encoder> model_;
+};
+
+class VaeSubject : public Subject {
+ public:
+  explicit VaeSubject(const Json& r)
+      : model_(WanVaeDecoder::Load(r.at("dir").get<std::string>(), DtypeOf(r), at::kCPU)) {}
+  Tensors Run(const Tensors& in) override {
+    const at::Tensor latents = model_->Denormalize(in.at("latents"));
+    std::vector<at::Tensor> parts;
+    int64_t expected = 0;
+    model_->Decode(latents, [&](const at::Tensor& frames, int64_t first) {
+      TORCH_CHECK(first == expected, "frames out of order");
+      expected += frames.size(2);
+      parts.push_back(frames);
+    });
+    TORCH_CHECK(expected == model_->FramesOf(latents.size(2)), "FramesOf is wrong");
+    return {{"denormalized", latents}, {"out", at::cat(parts, 2)}};
+  }
+  Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
+
+ private:
+  std::unique_ptr<WanVaeDecoder> model_;
+};
+
+// Runs a whole trajectory: outputs [N, ..] of a model against given starting latents.
+class SchedulerSubject : public Subject {
+ public:
+  explicit SchedulerSubject(const Json& r)
+      : scheduler_(Scheduler::Create(ConfigReader::FromFile(r.at("dir").get<std::string>()))) {
+    if (r.contains("shift")) shift_ = r.at("shift").get<double>();
+  }
+  Tensors Run(const Tensors& in) override {
+    const at::Tensor outputs = in.at("model_outputs");
+    const std::unique_ptr<Scheduler> scheduler = scheduler_->Clone();
+    scheduler->SetTimesteps(outputs.size(0), shift_);
+    at::Tensor sample = in.at("sample");
+    std::vector<at::Tensor> samples, times;
+    for (int64_t i = 0; i < outputs.size(0); ++i) {
+      times.push_back(scheduler->TimestepTensor(i, 1, at::kCPU));
+      sample = scheduler->Step(outputs[i], i, sample);
+      samples.push_back(sample);
+    }
+    const std::vector<double>& sigmas = scheduler->sigmas();
+    return {{"samples", at::stack(samples)},
+            {"timesteps", at::cat(times)},
+            {"sigmas", at::tensor(at::ArrayRef<double>(sigmas), at::kDouble).to(at::kFloat)}};
+  }
+
+ private:
+  std::unique_ptr<Scheduler> scheduler_;
+  std::optional<double> shift_;
+};
+
+std::unique_ptr<Subject> MakeSubject(const Json& request) {
+  const std::string kind = request.at("kind");
+  if (kind == "dit") return std::make_unique<DitSubject>(request);
+  if (kind == "umt5") return std::make_unique<Umt5Subject>(request);
+  if (kind == "vae") return std::make_unique<VaeSubject>(request);
+  if (kind == "scheduler") return std::make_unique<SchedulerSubject>(request);
+  throw Error(StatusCode::kInvalidArgument, "kind: came " + kind);
+}
+
+// Every role on one backend.
+AttentionPlan PlanFor(const std::string& name) {
+  const BackendRegistry::Entry* entry =
+      BackendRegistry::Default().Find(CoerceAttnBackend(name, "backend"));
+  TORCH_CHECK(entry != nullptr && entry->backend != nullptr, "no backend ", name);
+  AttentionPlan plan;
+  for (AttentionSlot& slot : plan) {
+    slot.backend = entry->backend;
+    slot.id = entry->id;
+  }
+  return plan;
+}
+
+Json RunSubject(Subject* subject, const Json& request) {
+  c10::InferenceMode guard;
+  Tensors in = ReadTensors(request.at("in"));
+  const AttentionPlan plan = PlanFor(request.value("backend", "TORCH_SDPA"));
+  ForwardContext context;
+  context.attn_metadata = &plan;
+  const ScopedForwardContext scope(context);
+  Tensors out;
+  std::vector<double> seconds;
+  for (int i = 0; i < request.value("repeat", 1); ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    out = subject->Run(in);
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    in.erase("encode");
+  }
+  if (request.contains("out")) WriteTensors(request.at("out"), out);
+  return {{"ok", true}, {"seconds", seconds}};
+}
+
+Json Answer(const Json& request, std::map<std::string, std::unique_ptr<Subject>>* subjects) {
+  if (request.contains("threads")) at::set_num_threads(request.at("threads"));
+  if (request.contains("load")) {
+    std::unique_ptr<Subject> subject = MakeSubject(request);
+    Json answer = {{"ok", true}, {"facts", subject->Facts()}};
+    (*subjects)[request.at("load")] = std::move(subject);
+    return answer;
+  }
+  if (request.contains("run")) return RunSubject(subjects->at(request.at("run")).get(), request);
+  if (request.contains("drop")) subjects->erase(request.at("drop").get<std::string>());
+  return {{"ok", true}};
+}
+
+Json AnswerOrError(const std::string& line,
+                   std::map<std::string, std::unique_ptr<Subject>>* subjects) {
+  try {
+    return Answer(Json::parse(line), subjects);
+  } catch (const Error& e) {
+    return {{"ok", false}, {"error", e.what()}, {"code", static_cast<int>(e.code())}};
+  } catch (const std::exception& e) {
+    return {{"ok", false}, {"error", e.what()}, {"code", -1}};
+  }
+}
+
+}  // namespace
+}  // namespace denoised
+
+int main() {
+  std::map<std::string, std::unique_ptr<denoised::Subject>> subjects;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::cout << denoised::AnswerOrError(line, &subjects).dump() << std::endl;
+  }
+  return 0;
+}
