@@ -65,6 +65,10 @@ void CheckInputs(const AttentionInputs& inputs) {
                                     std::to_string(inputs.key.size(1)) + "; got " +
                                     std::to_string(inputs.value.size(1)));
   }
+  if (!(std::isfinite(inputs.scale) && inputs.scale >= 0)) {
+    throw InvalidField("scale", "wanted a positive number, or 0 for head_size^-0.5; got " +
+                                    std::to_string(inputs.scale));
+  }
   if (!inputs.gate.defined()) return;
   CheckOne("gate", inputs.gate, inputs);
   if (inputs.gate.size(1) != inputs.query.size(1)) {

@@ -10,7 +10,8 @@
 namespace denoised {
 
 // Throws INVALID_ARGUMENT naming the tensor: rank 4, equal dtype and device, equal batch, heads and
-// head size, key and value of one length, gate shaped like query, nothing empty.
+// head size, key and value of one length, gate shaped like query, nothing empty, the scale not
+// negative.
 void CheckInputs(const AttentionInputs& inputs);
 
 // inputs.scale, or head_size^-0.5 where it is 0.

@@ -31,11 +31,11 @@ class TorchSdpaBackend final : public AttentionBackend {
                      const AttentionMetadata* metadata) const override;
 };
 
-// FLASH_ATTN: LibTorch's flash kernels, called by name.
+// FLASH_ATTN: the CPU kernel of kernels/block_sparse.h; on CUDA LibTorch's flash kernel.
 class FlashAttnBackend final : public AttentionBackend {
  public:
   AttnBackend id() const override { return AttnBackend::kFlashAttn; }
-  std::string_view summary() const override { return "flash attention; memory grows with tokens"; }
+  std::string_view summary() const override { return "flash attention: own kernel on the CPU"; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
   at::Tensor Forward(const AttentionInputs& inputs,

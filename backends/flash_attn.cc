@@ -1,19 +1,11 @@
-// FLASH_ATTN: LibTorch's flash kernel of the device, called by name so that nothing else can
-// answer.
+// FLASH_ATTN: on the CPU the block-sparse kernel with the full list of blocks; on CUDA LibTorch's
+// flash kernel, called by name so that nothing else can answer.
 #include "backends/attention_call.h"
+#include "backends/block_sparse_forward.h"
 #include "backends/dense_backends.h"
 
 namespace denoised {
 namespace {
-
-std::optional<std::string> CpuLimits(const AttentionSpec& spec) {
-  if (spec.dtype == DType::kFloat32 || spec.dtype == DType::kBFloat16 ||
-      spec.dtype == DType::kFloat16) {
-    return std::nullopt;
-  }
-  return "the CPU flash kernel takes float32, bfloat16 and float16; got " +
-         std::string(DTypeName(spec.dtype));
-}
 
 std::optional<std::string> CudaLimits(const AttentionSpec& spec, const DeviceInfo& device) {
   if (device.major < 8) {
@@ -40,37 +32,29 @@ at::Tensor KernelView(const at::Tensor& tensor) {
 }
 
 at::Tensor OnCpu(const AttentionInputs& inputs) {
-  at::Tensor mask = NormaliseMask(inputs);
-  std::optional<at::Tensor> additive;
-  if (mask.defined() && mask.scalar_type() == at::kBool) {
-    additive = at::zeros(mask.sizes(), inputs.query.options())
-                   .masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
-  } else if (mask.defined()) {
-    additive = mask.to(inputs.query.scalar_type());
-  }
-  return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
-      KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
-      inputs.causal, additive, SoftmaxScale(inputs)));
+  return BlockSparseForward(
+      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal));
 }
 
 at::Tensor OnCuda(const AttentionInputs& inputs) {
-  return std::get<0>(at::_scaled_dot_product_flash_attention(
+  const at::Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention(
       KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
       inputs.causal, /*return_debug_mask=*/false, SoftmaxScale(inputs)));
+  return HeadsFirst(out).contiguous();
 }
 
 }  // namespace
 
 std::optional<std::string> FlashAttnBackend::Supports(const AttentionSpec& spec,
                                                       const DeviceInfo& device) const {
-  return device.type == DeviceInfo::Type::kCpu ? CpuLimits(spec) : CudaLimits(spec, device);
+  return device.type == DeviceInfo::Type::kCpu ? CpuKernelLimits(spec, device)
+                                               : CudaLimits(spec, device);
 }
 
 at::Tensor FlashAttnBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
-  const at::Tensor out = inputs.query.is_cuda() ? OnCuda(inputs) : OnCpu(inputs);
-  return HeadsFirst(out).contiguous();
+  return inputs.query.is_cuda() ? OnCuda(inputs) : OnCpu(inputs);
 }
 
 }  // namespace denoised

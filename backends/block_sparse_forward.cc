@@ -1,0 +1,106 @@
+#include "backends/block_sparse_forward.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "backends/attention_call.h"
+
+namespace denoised {
+namespace {
+
+using kernels::BlockSparseCall;
+using kernels::Element;
+using kernels::View;
+
+const DeviceInfo& ThisCpu() {
+  static const DeviceInfo cpu = QueryCpu();
+  return cpu;
+}
+
+at::Tensor HeadSizeInside(const at::Tensor& tensor) {
+  return tensor.stride(3) == 1 ? tensor : tensor.contiguous();
+}
+
+View ViewOf(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+void RunOnAtenThreads(int64_t tasks, const std::function<void()>& worker) {
+  const int64_t workers = std::min<int64_t>(tasks, at::get_num_threads());
+  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) { worker(); });
+}
+
+// The mask as additive float32; a boolean one hides with -inf.
+at::Tensor AdditiveMask(const AttentionInputs& inputs) {
+  const at::Tensor mask = NormaliseMask(inputs);
+  if (!mask.defined() || mask.is_floating_point()) {
+    return mask.defined() ? mask.to(at::kFloat) : mask;
+  }
+  return at::zeros(mask.sizes(), at::kFloat)
+      .masked_fill_(mask.logical_not(), -std::numeric_limits<float>::infinity());
+}
+
+void SetBias(const at::Tensor& bias, BlockSparseCall* call) {
+  if (!bias.defined()) return;
+  call->bias = bias.const_data_ptr<float>();
+  for (int axis = 0; axis < 4; ++axis) {
+    call->bias_strides[axis] = bias.size(axis) == 1 ? 0 : bias.stride(axis);
+  }
+}
+
+at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
+                         const kernels::BlockPlan& plan) {
+  const at::Tensor q = HeadSizeInside(inputs.query), k = HeadSizeInside(inputs.key);
+  const at::Tensor v = HeadSizeInside(inputs.value);
+  at::Tensor out =
+      plan.covers_queries ? at::empty(q.sizes(), q.options()) : at::zeros(q.sizes(), q.options());
+  BlockSparseCall call;
+  call.element = q.scalar_type() == at::kFloat ? Element::kFloat32 : Element::kBFloat16;
+  call.batch = q.size(0);
+  call.heads = q.size(2);
+  call.head_size = q.size(3);
+  call.q_len = q.size(1);
+  call.kv_len = k.size(1);
+  call.query = ViewOf(q);
+  call.key = ViewOf(k);
+  call.value = ViewOf(v);
+  call.out = out.mutable_data_ptr();
+  call.scale = static_cast<float>(SoftmaxScale(inputs));
+  call.causal = inputs.causal;
+  SetBias(bias, &call);
+  kernels::BlockSparseAttention(call, plan, kernels::BestIsa(call.element, ThisCpu()),
+                                RunOnAtenThreads);
+  return out;
+}
+
+}  // namespace
+
+std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const DeviceInfo& device) {
+  if (device.type != DeviceInfo::Type::kCpu) {
+    return "its kernel for CUDA is not in this build; on the CPU it runs";
+  }
+  if (spec.dtype != DType::kFloat32 && spec.dtype != DType::kBFloat16 &&
+      spec.dtype != DType::kFloat16) {
+    return "the CPU kernel takes float32, bfloat16 and float16; got " +
+           std::string(DTypeName(spec.dtype));
+  }
+  if (spec.head_size < 1 || spec.head_size > kernels::kMaxHeadSize) {
+    return "the CPU kernel takes head sizes up to " + std::to_string(kernels::kMaxHeadSize) +
+           "; got " + std::to_string(spec.head_size);
+  }
+  return std::nullopt;
+}
+
+at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan) {
+  const at::Tensor bias = AdditiveMask(inputs);
+  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan);
+  AttentionInputs wide = inputs;
+  wide.query = inputs.query.to(at::kFloat);
+  wide.key = inputs.key.to(at::kFloat);
+  wide.value = inputs.value.to(at::kFloat);
+  return InKernelDtype(wide, bias, plan).to(at::kHalf);
+}
+
+}  // namespace denoised

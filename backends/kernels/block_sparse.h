@@ -1,0 +1,93 @@
+// One block-sparse flash attention for the CPU. Dense attention is the full list of blocks; every
+// sparse backend is a maker of lists.
+//
+// Queries and keys are taken in an order that the caller gives (tile order, chunk order), cut into
+// blocks of at most 64. For each (list, query block) the caller names the key blocks to attend.
+// Softmax runs online over groups of key blocks as in FlashAttention-2 (arXiv 2307.08691). Scores
+// are held transposed, one query a lane, so that no step needs a horizontal sum.
+//
+// Torch-free. A row's bits depend on its own query, its keys and its list, never on the batch, the
+// number of threads or the other rows of its block. Limits: head size 1..256.
+#ifndef DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_
+#define DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "backends/attention_spec.h"
+
+namespace denoised::kernels {
+
+inline constexpr int kBlock = 64;  // most queries or keys in a block
+inline constexpr int kMaxHeadSize = 256;
+
+// Positions [first, first + length) of an order; 1 <= length <= kBlock.
+struct Span {
+  int32_t first = 0;
+  int32_t length = 0;
+};
+
+// Which key blocks each query block attends. Shared by all threads, immutable during a call.
+struct BlockPlan {
+  std::vector<int32_t> query_order;  // token at each position; empty: position = token
+  std::vector<int32_t> key_order;
+  std::vector<Span> query_blocks;
+  bool covers_queries =
+      true;  // every query is in a block; else the caller fills the others' output
+  std::vector<Span> key_blocks;
+
+  // Number of lists: 0 = dense (every key block), 1 = one for all heads, heads = one a head,
+  // batch * heads = one each.
+  int64_t lists = 0;
+  std::vector<int64_t> row_begin;  // [lists * query_blocks + 1], into columns
+  std::vector<int32_t> columns;    // key block numbers
+  // Empty, or one word an entry of `columns`: bit i set = query i of the block attends that block.
+  std::vector<uint64_t> row_masks;
+};
+
+// Cuts [0, length) into blocks of kBlock.
+std::vector<Span> CutEvenly(int64_t length);
+
+// The plan of dense attention; a causal one leaves out the key blocks that no query of a block
+// sees.
+BlockPlan DensePlan(int64_t q_len, int64_t kv_len, bool causal = false);
+
+// A [B, S, H, D] tensor whose D is contiguous; strides in elements.
+struct View {
+  const void* data = nullptr;
+  int64_t batch_stride = 0, token_stride = 0, head_stride = 0;
+};
+
+enum class Element : uint8_t { kFloat32, kBFloat16 };
+
+struct BlockSparseCall {
+  Element element = Element::kFloat32;
+  int64_t batch = 0, heads = 0, head_size = 0, q_len = 0, kv_len = 0;
+  View query, key, value;
+  void* out = nullptr;  // [B, S_q, H, D] contiguous
+  float scale = 1;      // > 0
+  bool causal = false;  // token j visible to token i where j <= i
+  // Additive mask, null or [B, H, S_q, S_kv] by strides (0 = broadcast); -inf hides.
+  const float* bias = nullptr;
+  int64_t bias_strides[4] = {0, 0, 0, 0};
+};
+
+// Instruction sets that the kernel is written for.
+enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16 };
+const char* IsaName(Isa isa);
+
+// The widest of them that serves `element` on the CPU.
+Isa BestIsa(Element element, const DeviceInfo& cpu);
+
+// Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is
+// left. How the driver gets threads without knowing whose they are.
+using RunWorkers = std::function<void(int64_t tasks, const std::function<void()>& worker)>;
+
+// Fills call.out. The plan must fit the call (checked by the plan's maker, not here).
+void BlockSparseAttention(const BlockSparseCall& call, const BlockPlan& plan, Isa isa,
+                          const RunWorkers& run_workers);
+
+}  // namespace denoised::kernels
+
+#endif  // DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_

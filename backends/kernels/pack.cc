@@ -1,0 +1,176 @@
+#include "backends/kernels/pack.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backends/kernels/tile.h"
+
+namespace denoised::kernels {
+namespace {
+
+constexpr int kMaxUnits = kMaxHeadSize;
+
+// One row as float32 or bfloat16 bits, padded with zeros to head_size4. Returns the caller's own
+// row where it needs no change, else `scratch`.
+const void* PaddedRow(const UnitFormat& format, const Rows& rows, int i, uint32_t* scratch) {
+  const size_t element_size = format.element == Element::kFloat32 ? 4 : 2;
+  if (i >= rows.span.length) {
+    std::memset(scratch, 0, static_cast<size_t>(format.units()) * 4);
+    return scratch;
+  }
+  const int position = rows.span.first + i;
+  const int64_t token = rows.order != nullptr ? rows.order[position] : position;
+  const char* row = static_cast<const char*>(rows.data) +
+                    token * rows.stride * static_cast<int64_t>(element_size);
+  const bool widen = format.element == Element::kBFloat16 && !format.pairs;
+  if (widen) {
+    const uint16_t* half = reinterpret_cast<const uint16_t*>(row);
+    std::fill(scratch, scratch + format.units(), 0u);
+    for (int d = 0; d < format.head_size; ++d) scratch[d] = static_cast<uint32_t>(half[d]) << 16;
+    return scratch;
+  }
+  if (format.head_size == format.head_size4()) return row;
+  std::memset(scratch, 0, static_cast<size_t>(format.units()) * 4);
+  std::memcpy(scratch, row, static_cast<size_t>(format.head_size) * element_size);
+  return scratch;
+}
+
+// Four rows at a time, with room for those that need a padded copy.
+struct FourRows {
+  FourRows(const UnitFormat& format, const Rows& rows, int first) {
+    for (int r = 0; r < 4; ++r) row[r] = PaddedRow(format, rows, first + r, scratch[r]);
+  }
+  __m128i Load(int r, int unit) const {
+    return _mm_loadu_si128(
+        reinterpret_cast<const __m128i*>(static_cast<const uint32_t*>(row[r]) + unit));
+  }
+  const void* row[4];
+  uint32_t scratch[4][kMaxUnits];
+};
+
+void Transpose(__m128i (&x)[4]) {
+  const __m128i a = _mm_unpacklo_epi32(x[0], x[1]), b = _mm_unpacklo_epi32(x[2], x[3]);
+  const __m128i c = _mm_unpackhi_epi32(x[0], x[1]), d = _mm_unpackhi_epi32(x[2], x[3]);
+  x[0] = _mm_unpacklo_epi64(a, b);
+  x[1] = _mm_unpackhi_epi64(a, b);
+  x[2] = _mm_unpacklo_epi64(c, d);
+  x[3] = _mm_unpackhi_epi64(c, d);
+}
+
+void Store(uint32_t* p, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+
+// Four rows as columns: out[unit * stride + r]. Units come in fours, but for a last pair where
+// pairs of bfloat16 make head_size4 / 2 odd by two.
+void TransposeRows(const FourRows& four, int units, uint32_t* out, int64_t stride) {
+  int u = 0;
+  for (; u + 4 <= units; u += 4) {
+    __m128i x[4] = {four.Load(0, u), four.Load(1, u), four.Load(2, u), four.Load(3, u)};
+    Transpose(x);
+    for (int i = 0; i < 4; ++i) Store(out + (u + i) * stride, x[i]);
+  }
+  for (; u < units; ++u) {
+    for (int r = 0; r < 4; ++r) {
+      std::memcpy(out + u * stride + r, static_cast<const uint32_t*>(four.row[r]) + u, 4);
+    }
+  }
+}
+
+// Two rows of bfloat16, element by element: one group of four pairs a step.
+void InterleavePair(const void* even, const void* odd, int head_size4, uint32_t* out,
+                    int64_t group_stride) {
+  for (int d = 0; d < head_size4; d += 4) {
+    const __m128i a =
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(even) + d));
+    const __m128i b =
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(odd) + d));
+    Store(out + (d / 4) * group_stride, _mm_unpacklo_epi16(a, b));
+  }
+}
+
+// Round to nearest even; NaN stays NaN.
+__m128i ToBfloat16(__m128 x) {
+  const __m128i bits = _mm_castps_si128(x);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+  const __m128i rounded =
+      _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd), 16);
+  const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(x, x));
+  return _mm_packus_epi32(_mm_blendv_epi8(rounded, _mm_set1_epi32(0x7fc0), nan),
+                          _mm_setzero_si128());
+}
+
+// Columns d .. d+3 of one finished row.
+void StoreFour(const UnitFormat& format, char* row, int d, __m128 x) {
+  const int count = std::min(4, format.head_size - d);
+  if (format.element == Element::kFloat32) {
+    float four[4];
+    _mm_storeu_ps(four, x);
+    std::memcpy(row + 4 * static_cast<int64_t>(d), four, static_cast<size_t>(count) * 4);
+  } else {
+    uint64_t four = static_cast<uint64_t>(_mm_cvtsi128_si64(ToBfloat16(x)));
+    std::memcpy(row + 2 * static_cast<int64_t>(d), &four, static_cast<size_t>(count) * 2);
+  }
+}
+
+}  // namespace
+
+void PackKeys(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  for (int key = 0; key < rows.span.length; key += kGroup) {
+    const FourRows four(format, rows, key);
+    TransposeRows(four, format.units(), out + static_cast<int64_t>(key) * format.units(), kGroup);
+  }
+}
+
+void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* out) {
+  for (int q = 0; q < width; q += kGroup) {
+    const FourRows four(format, rows, q);
+    TransposeRows(four, format.units(), out + q, width);
+  }
+}
+
+void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  const int head_size4 = format.head_size4();
+  const int padded = (rows.span.length + kGroup - 1) / kGroup * kGroup;
+  const int64_t group_stride = static_cast<int64_t>(padded) / format.keys_per_unit() * 4;
+  for (int key = 0; key < padded; key += kGroup) {
+    const FourRows four(format, rows, key);
+    if (format.pairs) {
+      InterleavePair(four.row[0], four.row[1], head_size4, out + key * 2, group_stride);
+      InterleavePair(four.row[2], four.row[3], head_size4, out + key * 2 + 4, group_stride);
+      continue;
+    }
+    for (int r = 0; r < kGroup; ++r) {
+      for (int d = 0; d < head_size4; d += 4) {
+        Store(out + (d / 4) * group_stride + (key + r) * 4, four.Load(r, d));
+      }
+    }
+  }
+}
+
+void StoreTile(const UnitFormat& format, const float* out, const float* sums, int width,
+               const Rows& rows) {
+  const size_t element_size = format.element == Element::kFloat32 ? 4 : 2;
+  for (int q = 0; q < rows.span.length; q += 4) {
+    char* row[4];
+    float inverse[4];
+    for (int i = 0; i < 4; ++i) {
+      const int position = rows.span.first + std::min(q + i, rows.span.length - 1);
+      const int64_t token = rows.order != nullptr ? rows.order[position] : position;
+      row[i] = static_cast<char*>(const_cast<void*>(rows.data)) +
+               token * rows.stride * static_cast<int64_t>(element_size);
+      inverse[i] = sums[q + i] == 0.0f ? 0.0f : 1.0f / sums[q + i];
+    }
+    const __m128 factor = _mm_loadu_ps(inverse);
+    const int used = std::min(4, rows.span.length - q);
+    for (int d = 0; d < format.head_size4(); d += 4) {
+      __m128 x[4];
+      for (int i = 0; i < 4; ++i)
+        x[i] = _mm_mul_ps(_mm_loadu_ps(out + (d + i) * width + q), factor);
+      _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+      for (int i = 0; i < used; ++i) StoreFour(format, row[i], d, x[i]);
+    }
+  }
+}
+
+}  // namespace denoised::kernels

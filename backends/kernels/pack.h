@@ -1,0 +1,45 @@
+// Rows of q, k and v into the units of kernels/tile.h, and finished tiles back into rows.
+#ifndef DENOISED_BACKENDS_KERNELS_PACK_H_
+#define DENOISED_BACKENDS_KERNELS_PACK_H_
+
+#include <cstdint>
+
+#include "backends/kernels/block_sparse.h"
+
+namespace denoised::kernels {
+
+// How rows of `element` become units: bfloat16 stays pairs where the kernel multiplies pairs, and
+// is widened to float32 where it does not.
+struct UnitFormat {
+  Element element = Element::kFloat32;
+  bool pairs = false;  // units of two bfloat16
+  int head_size = 0;
+  int head_size4() const { return (head_size + 3) / 4 * 4; }
+  int units() const { return pairs ? head_size4() / 2 : head_size4(); }
+  int keys_per_unit() const { return pairs ? 2 : 1; }
+};
+
+// Where the rows of one head are: row(i) = data + order[first + i] * stride.
+struct Rows {
+  const void* data = nullptr;
+  int64_t stride = 0;              // elements
+  const int32_t* order = nullptr;  // null: identity
+  Span span;
+};
+
+// [length4 / 4][units][4]; rows past the span are zeros.
+void PackKeys(const UnitFormat& format, const Rows& rows, uint32_t* out);
+
+// [head_size4 / 4][length4 / keys_per_unit][4].
+void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out);
+
+// [units][width]; lanes past the span are zeros.
+void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* out);
+
+// rows[i] = out[.][i] / sums[i], rounded to nearest even in bfloat16; zeros where sums[i] is 0.
+void StoreTile(const UnitFormat& format, const float* out, const float* sums, int width,
+               const Rows& rows);
+
+}  // namespace denoised::kernels
+
+#endif  // DENOISED_BACKENDS_KERNELS_PACK_H_

@@ -1,0 +1,57 @@
+// What the block-sparse driver hands to an instruction set's tile kernel: raw pointers only. The
+// kernel files are compiled for wider instructions than the rest of the program, so they must not
+// instantiate anything that another file could pick up at link time: no std containers here.
+#ifndef DENOISED_BACKENDS_KERNELS_TILE_H_
+#define DENOISED_BACKENDS_KERNELS_TILE_H_
+
+#include <cstdint>
+
+namespace denoised::kernels {
+
+// Key rows and head-size rows are packed in groups of kGroup: the height of the register tile.
+inline constexpr int kGroup = 4;
+// Scores of this many keys are held before a softmax pass.
+inline constexpr int kKeysPerPass = 256;
+inline constexpr int kMaxWidth = 64;
+
+// A unit is 32 bits: one float32, or two neighbouring bfloat16 (of one row for q and k, of two keys
+// for v and the probabilities).
+//
+// keys:   [block][length4 / 4][units][4]          one unit of four keys
+// values: [block][head_size4 / 4][key units][4]   one key unit of four head-size columns
+struct PackedHead {
+  const uint32_t* keys;
+  const uint32_t* values;
+  const int32_t* block_first;   // per key block: position of its first key, in packed (padded) keys
+  const int32_t* block_length;  // per key block: keys without padding
+};
+
+struct TileJob {
+  PackedHead head;
+  const uint32_t* query;      // [units][width] packed; width = query lanes
+  int units;                  // of a key row
+  int head_size4;             // head size, rounded up to 4
+  float scale_log2;           // softmax scale * log2(e)
+  int rows;                   // queries in use
+  const int32_t* blocks;      // key blocks to attend; null: 0 .. num_blocks - 1
+  const uint64_t* row_masks;  // null, or one word a block
+  int num_blocks;
+  // Hides or shifts single scores; null where nothing does. `scores` is [keys][width].
+  void (*edit)(const void* context, int block, float* scores, int width);
+  const void* edit_context;
+  float* out;       // [head_size4][width]: the numerator
+  float* sums;      // [width]: the denominator
+  float* scores;    // scratch [kKeysPerPass][width]
+  uint32_t* probs;  // scratch [kKeysPerPass][width]
+};
+
+// One (batch, head, query block). `width` is 16, 32 or 64.
+using TileKernel = void (*)(const TileJob& job, int width);
+
+void TileAvx2(const TileJob& job, int width);        // float32 units
+void TileAvx512(const TileJob& job, int width);      // float32 units
+void TileAvx512Bf16(const TileJob& job, int width);  // bfloat16 pairs
+
+}  // namespace denoised::kernels
+
+#endif  // DENOISED_BACKENDS_KERNELS_TILE_H_

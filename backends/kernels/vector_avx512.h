@@ -1,0 +1,52 @@
+// Sixteen floats. Included inside the unnamed namespace of the files that use it.
+struct Vector512 {
+  using F = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kColumns = 4;  // 16 accumulators, 4 columns, 1 broadcast: fits 32 registers
+
+  static F Zero() { return _mm512_setzero_ps(); }
+  static F Set1(float x) { return _mm512_set1_ps(x); }
+  static F Load(const float* p) { return _mm512_loadu_ps(p); }
+  static void Store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F LoadUnits(const uint32_t* p) { return _mm512_loadu_ps(p); }
+  static F BroadcastUnit(const uint32_t* p) {
+    return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*p)));
+  }
+  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+
+  // Scores of lanes whose bit is clear become -inf.
+  static void HideRows(float* scores, uint64_t mask) {
+    const __mmask16 hidden = static_cast<__mmask16>(~mask);
+    _mm512_mask_storeu_ps(scores, hidden, _mm512_set1_ps(-__builtin_inff()));
+  }
+
+  // 2^x for x <= 0, below 1e-7 relative; 0 for x < -160 and for -inf.
+  static F Exp2Float(F x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-160.0f));
+    const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F part = _mm512_sub_ps(x, whole);
+    F y = _mm512_set1_ps(1.5403530393381609954e-4f);
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.3333558146428443423e-3f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.6181291076284771619e-3f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.5504108664821579953e-2f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4022650695910071233e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9314718055994530942e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, whole);
+  }
+
+  // As above with a minimax cubic on [-0.5, 0.5], below 1e-4 relative.
+  static F Exp2Short(F x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-160.0f));
+    const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F part = _mm512_sub_ps(x, whole);
+    F y = _mm512_set1_ps(5.517120792e-2f);
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.426102682e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.932609793e-1f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.999281265e-1f));
+    return _mm512_scalef_ps(y, whole);
+  }
+};
