@@ -28,11 +28,12 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
     RoleState& state = roles_[static_cast<size_t>(spec.role)];
     if (state.version != version || state.spec != spec) Choose(state, spec, step);
     state.version = version;
-    state.last_step = step;
     if (!state.builder) continue;
     plan_[static_cast<size_t>(spec.role)].metadata =
         state.builder->Build({step, num_steps, spec, ParametersFor(state.selection)});
   }
+  // Only now is it sure that the step runs.
+  for (const AttentionSpec& spec : specs) roles_[static_cast<size_t>(spec.role)].last_step = step;
   return plan_;
 }
 
@@ -44,7 +45,10 @@ void AttentionPlanner::Choose(RoleState& state, const AttentionSpec& spec, int64
                        selection.force_id != state.selection.force_id;
   Report(state, selection, switched);
   if (!first && new_row) Close(state);
-  if (new_row) state.first_step = step;
+  if (new_row) {
+    state.first_step = step;
+    state.last_step = step - 1;
+  }
   if (first || switched) {
     const AttentionBackend* backend = setting_.registry->Find(selection.backend)->backend;
     state.builder = backend->MakeBuilder();
@@ -71,7 +75,7 @@ std::string AttentionPlanner::ParametersFor(const Selection& selection) const {
 }
 
 void AttentionPlanner::Close(RoleState& state) {
-  closed_.push_back(EntryOf(state));
+  if (state.last_step >= state.first_step) closed_.push_back(EntryOf(state));
   state.booked = {};
 }
 
@@ -90,7 +94,7 @@ ReceiptEntry AttentionPlanner::EntryOf(const RoleState& state) const {
 std::vector<ReceiptEntry> AttentionPlanner::Entries() const {
   std::vector<ReceiptEntry> entries = closed_;
   for (const RoleState& state : roles_) {
-    if (state.spec) entries.push_back(EntryOf(state));
+    if (state.spec && state.last_step >= state.first_step) entries.push_back(EntryOf(state));
   }
   std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
     return std::pair(a.role, a.first_step) < std::pair(b.role, b.first_step);

@@ -35,7 +35,7 @@ class AttentionPlanner {
   // The plan for the roles of `specs` at this step; roles without a spec keep an empty slot.
   // Selects anew only where the policy moved or the spec changed since the last call, and has the
   // builders make this step's metadata. The reference is good until the next call. Throws what
-  // Select and the builders throw.
+  // Select and the builders throw; the step is not in the receipt then.
   const AttentionPlan& Prepare(const std::vector<AttentionSpec>& specs, int64_t step,
                                int64_t num_steps);
 
@@ -54,10 +54,10 @@ class AttentionPlanner {
     std::optional<AttentionSpec> spec;
     Selection selection;
     std::unique_ptr<AttentionMetadataBuilder> builder;
-    AttentionTally fresh;   // filled by the layers
-    AttentionTally booked;  // of the current range of steps
-    int64_t first_step = 0, last_step = 0;
-    uint64_t version = 0;  // of the policy when this was selected
+    AttentionTally fresh;                    // filled by the layers
+    AttentionTally booked;                   // of the current range of steps
+    int64_t first_step = 0, last_step = -1;  // inclusive: nothing has run while last < first
+    uint64_t version = 0;                    // of the policy when this was selected
   };
 
   SelectionWishes Wishes() const;

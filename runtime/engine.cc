@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <utility>
@@ -73,7 +74,21 @@ std::optional<Error> Caught(const std::function<void()>& work) {
     // LibTorch's messages carry a backtrace after the first line.
     const std::string text = error.what();
     return Error(StatusCode::kInternal, text.substr(0, text.find('\n')), "", "INTERNAL");
+  } catch (...) {
+    return Error(StatusCode::kInternal, "an exception of an unknown type", "", "INTERNAL");
   }
+}
+
+// What was asked for, each format once; mp4 where nothing was.
+std::vector<ArtifactFormat> DistinctFormats(const std::vector<ArtifactFormat>& asked) {
+  if (asked.empty()) return {ArtifactFormat::kMp4};
+  std::vector<ArtifactFormat> formats;
+  for (ArtifactFormat format : asked) {
+    if (std::find(formats.begin(), formats.end(), format) == formats.end()) {
+      formats.push_back(format);
+    }
+  }
+  return formats;
 }
 
 // Everything of the request that changes the pixels.
@@ -90,17 +105,28 @@ std::string FingerprintText(const GenerationRequest& request, const ResolvedPara
   return text.str();
 }
 
+std::optional<std::string> WhyUnusable(AttnBackend backend, const Pipeline& pipeline,
+                                       const AttentionSpec& spec) {
+  if (std::find(spec.supported.begin(), spec.supported.end(), backend) == spec.supported.end()) {
+    return "self-attention of " + pipeline.info().name + " does not list it";
+  }
+  const PlannerSetting& setting = pipeline.planner_setting();
+  return setting.registry->WhyNot(backend, spec, setting.device);
+}
+
 }  // namespace
 
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
                        std::vector<std::unique_ptr<Pipeline>> pipelines,
-                       std::unique_ptr<JobStore> store, Observer* observer, Logger* logger)
+                       std::unique_ptr<JobStore> store, Observer* observer, Logger* logger,
+                       Clock clock)
     : options_(options),
       policy_(std::move(policy)),
       pipelines_(std::move(pipelines)),
       store_(std::move(store)),
       observer_(observer),
       logger_(logger),
+      clock_(std::move(clock)),
       thread_([this] { Loop(); }) {}
 
 EngineImpl::~EngineImpl() { Shutdown(); }
@@ -127,7 +153,7 @@ EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
   if (!request.seed) parameters.seed = DrawSeed();
   pipeline->CheckRun(request, parameters);
   CheckAttention(*pipeline, pipeline->DenoiseSpecs(parameters), request.attention);
-  if (request.formats.empty()) request.formats = {ArtifactFormat::kMp4};
+  request.formats = DistinctFormats(request.formats);
   return {NewJobId(),
           std::move(request),
           std::move(parameters),
@@ -154,6 +180,8 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
   snapshot.parameters = job->parameters;
   snapshot.num_steps = job->parameters.num_inference_steps;
   snapshot.created_at = SystemClock::now();
+  snapshot.sequence = 1;
+  if (queue_depth() >= options_.max_queued_jobs) ExpireQueued();  // late jobs hold no place
   {
     std::lock_guard lock(mutex_);
     if (draining_ || stopping_) return Draining();
@@ -167,7 +195,7 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
     jobs_.push_back(std::move(*job));
   }
   wake_.notify_one();
-  return *store_->Get(snapshot.id);
+  return store_->Get(snapshot.id).value_or(snapshot);  // it may have ended and be forgotten by now
 }
 
 Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
@@ -178,6 +206,7 @@ Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
   {
     std::lock_guard lock(mutex_);
     if (running_ && running_->id == job_id) {
+      if (closing_) return CancelResult::kAlreadyFinished;
       running_->cancel->cancelled = true;
       return CancelResult::kCancelling;
     }
@@ -217,24 +246,24 @@ std::vector<ModelInfo> EngineImpl::ListModels() const {
 }
 
 std::optional<Error> EngineImpl::CheckForce(AttnBackend backend) const {
-  std::string sentence, usable;
+  std::string sentence = "no model has self-attention";
+  std::set<std::string> usable;
   for (const auto& pipeline : pipelines_) {
-    const PlannerSetting& setting = pipeline->planner_setting();
     for (const AttentionSpec& spec : pipeline->DenoiseSpecs(pipeline->info().defaults)) {
       if (spec.role != AttentionRole::kSelf) continue;
-      const auto why_not = setting.registry->WhyNot(backend, spec, setting.device);
+      const auto why_not = WhyUnusable(backend, *pipeline, spec);
       if (!why_not) return std::nullopt;
       sentence = *why_not;
       for (AttnBackend other : spec.supported) {
-        if (!setting.registry->WhyNot(other, spec, setting.device)) {
-          usable += " " + std::string(AttnBackendName(other));
-        }
+        if (!WhyUnusable(other, *pipeline, spec)) usable.emplace(AttnBackendName(other));
       }
     }
   }
+  std::string names;
+  for (const std::string& name : usable) names += " " + name;
   return Error(StatusCode::kFailedPrecondition,
                std::string(AttnBackendName(backend)) +
-                   " cannot serve any loaded model: " + sentence + " Usable:" + usable,
+                   " cannot serve any loaded model: " + sentence + ". Usable:" + names,
                "backend", "BACKEND_UNUSABLE");
 }
 
@@ -338,20 +367,23 @@ void EngineImpl::Loop() {
     idle_.notify_all();
     wake_.wait(lock, [this] { return stopping_ || !jobs_.empty() || !calls_.empty(); });
     if (stopping_) break;
-    if (calls_.empty()) {
-      running_ = std::move(jobs_.front());
-      jobs_.pop_front();
-    }
     lock.unlock();
-    if (running_) {
-      RunJob(*running_);
-      lock.lock();
-      running_.reset();
-    } else {
-      RunDenoiseCalls();
-    }
+    RunDenoiseCalls();
+    if (!TakeJob()) continue;
+    RunJob(*running_);
+    lock.lock();
+    running_.reset();
+    closing_ = false;
   }
   AbandonAll();
+}
+
+bool EngineImpl::TakeJob() {
+  std::lock_guard lock(mutex_);
+  if (stopping_ || jobs_.empty()) return false;
+  running_ = std::move(jobs_.front());
+  jobs_.pop_front();
+  return true;
 }
 
 void EngineImpl::AbandonAll() {
@@ -367,25 +399,31 @@ void EngineImpl::AbandonAll() {
   idle_.notify_all();
 }
 
+// Those that wait by now; later ones wait for the next pause, so that a flood starves no job.
 void EngineImpl::RunDenoiseCalls() {
+  size_t left = SIZE_MAX;
   for (;;) {
     DenoiseCall call;
-    {
-      std::lock_guard lock(mutex_);
-      calling_ = !calls_.empty();
-      if (!calling_) return;
-      call = std::move(calls_.front());
-      calls_.pop_front();
-    }
+    if (!TakeDenoiseCall(&call, &left)) return;
     call.done(RunDenoise(call));
   }
 }
 
+// `left` is what may still be taken; the first call sets it.
+bool EngineImpl::TakeDenoiseCall(DenoiseCall* call, size_t* left) {
+  std::lock_guard lock(mutex_);
+  *left = std::min(*left, calls_.size());
+  calling_ = *left > 0 && !stopping_;
+  if (!calling_) return false;
+  --*left;
+  *call = std::move(calls_.front());
+  calls_.pop_front();
+  return true;
+}
+
 Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
   if (call.cancel && call.cancel->cancelled) return Cancelled();
-  if (call.request.deadline && SteadyClock::now() >= *call.request.deadline) {
-    return DeadlinePassed();
-  }
+  if (Late(call.request.deadline)) return DeadlinePassed();
   const double queued = SecondsSince(call.queued_at);
   DenoiseResult result;
   auto error = Caught([&] {
@@ -400,6 +438,7 @@ Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
 }
 
 void EngineImpl::RunJob(const QueuedJob& job) {
+  if (const auto stop = WhyStop(job)) return FinishJob(job, stop, {});  // ended in the queue
   observer_->OnJobStarted(job.parameters.model, SecondsSince(job.queued_at));
   store_->Update(job.id, [](JobSnapshot& snapshot) {
     snapshot.state = JobState::kRunning;
@@ -434,12 +473,16 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   };
   const bool only_latents = job.request.formats.size() == 1 && wants(ArtifactFormat::kSafetensors);
   if (!only_latents) {
-    Stage(job, JobStage::kDecode,
-          [&] { video = run->Finish(wants(ArtifactFormat::kNpy), [&] { return Stopped(job); }); });
+    Stage(job, JobStage::kDecode, [&] {
+      video = run->Finish(wants(ArtifactFormat::kNpy), [&] { return !!WhyStop(job); });
+    });
   }
   Interlude(job);
   const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
-  Stage(job, JobStage::kEncode, [&] { StoreArtifacts(job, video, latents); });
+  std::vector<std::shared_ptr<const Artifact>> artifacts;
+  Stage(job, JobStage::kEncode, [&] { artifacts = EncodeArtifacts(job, video, latents); });
+  CloseToCancels(job);
+  StoreArtifacts(job, artifacts);
 }
 
 void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
@@ -460,13 +503,30 @@ void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
   }
 }
 
-void EngineImpl::StoreArtifacts(const QueuedJob& job, const DecodedVideo& video,
-                                const HostTensor& latents) {
+std::vector<std::shared_ptr<const Artifact>> EngineImpl::EncodeArtifacts(
+    const QueuedJob& job, const DecodedVideo& video, const HostTensor& latents) const {
+  std::vector<std::shared_ptr<const Artifact>> artifacts;
   for (ArtifactFormat format : job.request.formats) {
+    if (const auto stop = WhyStop(job)) throw *stop;
     auto artifact = std::make_shared<Artifact>();
     artifact->bytes = EncodeArtifact(format, video, latents);
     artifact->info = {format, "video." + std::string(ArtifactFormatName(format)),
                       artifact->bytes.size(), Sha256Hex(artifact->bytes)};
+    artifacts.push_back(std::move(artifact));
+  }
+  return artifacts;
+}
+
+// A cancel that was accepted is kept: from here on the job can only succeed, and is told so.
+void EngineImpl::CloseToCancels(const QueuedJob& job) {
+  std::lock_guard lock(mutex_);
+  if (job.cancel->cancelled) throw Cancelled();
+  closing_ = true;
+}
+
+void EngineImpl::StoreArtifacts(const QueuedJob& job,
+                                const std::vector<std::shared_ptr<const Artifact>>& artifacts) {
+  for (const auto& artifact : artifacts) {
     store_->AddArtifact(job.id, artifact);
     store_->Update(job.id,
                    [&](JobSnapshot& snapshot) { snapshot.artifacts.push_back(artifact->info); });
@@ -485,9 +545,14 @@ void EngineImpl::Stage(const QueuedJob& job, JobStage stage, const std::function
   });
 }
 
-bool EngineImpl::Stopped(const QueuedJob& job) const {
-  return job.cancel->cancelled ||
-         (job.request.deadline && SteadyClock::now() >= *job.request.deadline);
+bool EngineImpl::Late(const std::optional<SteadyClock::time_point>& deadline) const {
+  return deadline && clock_() >= *deadline;
+}
+
+std::optional<Error> EngineImpl::WhyStop(const QueuedJob& job) const {
+  if (job.cancel->cancelled) return Cancelled();
+  if (Late(job.request.deadline)) return DeadlinePassed();
+  return std::nullopt;
 }
 
 // Between two steps: cancels, deadlines, and Denoise calls that wait.
@@ -495,16 +560,15 @@ void EngineImpl::Interlude(const QueuedJob& job) {
   if (job.cancel->cancelled) throw Cancelled();
   ExpireQueued();
   RunDenoiseCalls();
-  if (Stopped(job)) throw job.cancel->cancelled ? Cancelled() : DeadlinePassed();
+  if (const auto stop = WhyStop(job)) throw *stop;
 }
 
 void EngineImpl::ExpireQueued() {
-  const auto now = SteadyClock::now();
   std::vector<QueuedJob> expired;
   {
     std::lock_guard lock(mutex_);
     for (auto it = jobs_.begin(); it != jobs_.end();) {
-      const bool late = it->request.deadline && now >= *it->request.deadline;
+      const bool late = Late(it->request.deadline);
       if (late) expired.push_back(std::move(*it));
       it = late ? jobs_.erase(it) : it + 1;
     }
@@ -514,6 +578,7 @@ void EngineImpl::ExpireQueued() {
 }
 
 void EngineImpl::RefreshQueuePositions() {
+  std::lock_guard one_at_a_time(positions_mutex_);  // else an older view could be written last
   std::vector<std::string> ids;
   {
     std::lock_guard lock(mutex_);

@@ -19,10 +19,12 @@ namespace denoised {
 
 class EngineImpl : public Engine {
  public:
-  // `pipelines` has exactly one default. Starts the thread.
+  using Clock = std::function<std::chrono::steady_clock::time_point()>;
+
+  // `pipelines` has exactly one default; deadlines are looked up on `clock`. Starts the thread.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
              std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
-             Observer* observer, Logger* logger);
+             Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now);
   ~EngineImpl() override;
 
   SubmitResult Submit(GenerationRequest request) override;
@@ -73,14 +75,22 @@ class EngineImpl : public Engine {
   // Engine thread.
   void Loop();
   void AbandonAll();
+  bool TakeJob();
   void RunDenoiseCalls();
+  bool TakeDenoiseCall(DenoiseCall* call, size_t* left);
   DenoiseOutcome RunDenoise(const DenoiseCall& call);
   void RunJob(const QueuedJob& job);
   void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
   void Denoising(const QueuedJob& job, GenerationRun* run);
-  void StoreArtifacts(const QueuedJob& job, const DecodedVideo& video, const HostTensor& latents);
+  std::vector<std::shared_ptr<const Artifact>> EncodeArtifacts(const QueuedJob& job,
+                                                               const DecodedVideo& video,
+                                                               const HostTensor& latents) const;
+  void StoreArtifacts(const QueuedJob& job,
+                      const std::vector<std::shared_ptr<const Artifact>>& artifacts);
+  void CloseToCancels(const QueuedJob& job);
   void Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work);
-  bool Stopped(const QueuedJob& job) const;
+  bool Late(const std::optional<std::chrono::steady_clock::time_point>& deadline) const;
+  std::optional<Error> WhyStop(const QueuedJob& job) const;
   void Interlude(const QueuedJob& job);
   void ExpireQueued();
   void StampReceipt(const Pipeline& pipeline, const QueuedJob* job, Receipt* receipt) const;
@@ -91,12 +101,15 @@ class EngineImpl : public Engine {
   const std::unique_ptr<JobStore> store_;
   Observer* const observer_;
   Logger* const logger_;
+  const Clock clock_;
 
-  mutable std::mutex mutex_;  // guards all below
+  std::mutex positions_mutex_;  // one refresh of the queue positions at a time; before mutex_
+  mutable std::mutex mutex_;    // guards all below
   std::condition_variable wake_, idle_;
   std::deque<QueuedJob> jobs_;
   std::deque<DenoiseCall> calls_;
   std::optional<QueuedJob> running_;  // written by the engine thread under mutex_
+  bool closing_ = false;              // running_ has its results: too late to cancel
   bool calling_ = false;              // a Denoise call is inside the pipeline
   bool draining_ = false, stopping_ = false;
 

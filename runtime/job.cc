@@ -20,19 +20,22 @@ constexpr std::array<FormatRow, 5> kFormats = {{
 
 const FormatRow& RowOf(ArtifactFormat format) { return kFormats[static_cast<size_t>(format)]; }
 
-// Bytes that `tensor` must have. Throws where a dimension is negative or the product overflows.
+// Bytes that `tensor` must have. Throws where a dimension is negative or the product of those that
+// are not zero overflows: strides are such products even where there are no elements.
 uint64_t ExpectedBytes(const HostTensor& tensor, const std::string& field) {
-  uint64_t bytes = DTypeSize(tensor.dtype);
+  int64_t bytes = static_cast<int64_t>(DTypeSize(tensor.dtype));
+  bool empty = false;
   for (int64_t size : tensor.shape) {
     if (size < 0) {
       throw InvalidField(field + ".shape",
                          "dimensions must not be negative, got " + std::to_string(size));
     }
-    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(size), &bytes)) {
+    empty |= size == 0;
+    if (size != 0 && __builtin_mul_overflow(bytes, size, &bytes)) {
       throw InvalidField(field + ".shape", "the product of the dimensions overflows");
     }
   }
-  return bytes;
+  return empty ? 0 : static_cast<uint64_t>(bytes);
 }
 
 }  // namespace

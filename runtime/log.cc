@@ -20,7 +20,7 @@ void AppendEscapedUnit(std::string* out, uint32_t code) {
 // Characters that could forge a line, colour a terminal or reorder text in a viewer.
 bool MustEscape(uint32_t code) {
   return code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x2028 || code == 0x2029 ||
-         code == 0x200e || code == 0x200f || (code >= 0x202a && code <= 0x202e) ||
+         code == 0x061c || code == 0x200e || code == 0x200f || (code >= 0x202a && code <= 0x202e) ||
          (code >= 0x2066 && code <= 0x2069) || code == 0xfeff;
 }
 

@@ -50,8 +50,10 @@ class MemoryJobStore : public JobStore {
     std::lock_guard lock(mutex_);
     auto found = records_.find(id);
     if (found == records_.end()) return;
+    std::shared_ptr<const Artifact>& place = found->second.artifacts[artifact->info.format];
+    if (place) artifact_bytes_ -= place->bytes.size();
     artifact_bytes_ += artifact->bytes.size();
-    found->second.artifacts[artifact->info.format] = std::move(artifact);
+    place = std::move(artifact);
   }
 
   std::shared_ptr<const Artifact> GetArtifact(const std::string& id,

@@ -1,21 +1,23 @@
 #include "runtime/request_check.h"
 
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <string>
 
 namespace denoised {
 namespace {
 
-constexpr double kMaxInt = 9007199254740992.0;    // 2^53: exact in a double
+constexpr double kMaxInt = 9007199254740991.0;    // 2^53 - 1: every integer up to it is exact
 constexpr int64_t kMaxPixels = int64_t{1} << 30;  // frames * height * width of one job
 
 std::string Number(double value) {
-  if (value == std::floor(value) && std::abs(value) < kMaxInt) {
+  if (value == std::floor(value) && std::abs(value) <= kMaxInt) {
     return std::to_string(static_cast<int64_t>(value));
   }
-  std::string text = std::to_string(value);
-  text.erase(text.find_last_not_of('0') + 1);
-  return text;
+  std::array<char, 32> text;
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+  return std::string(text.data(), end);
 }
 
 void CheckMultiple(const std::string& field, int64_t value, int64_t multiple) {
@@ -78,6 +80,7 @@ void CheckLimit(std::string_view field, double value) {
                                                Number(limit.max) + (text ? " bytes" : "") +
                                                ", got " + Number(value));
   }
+  throw Error(StatusCode::kInternal, "no limit is known for " + std::string(field));
 }
 
 void CheckGeometry(int64_t height, int64_t width, int64_t num_frames, const GeometryRules& rules) {
