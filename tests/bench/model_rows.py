@@ -134,7 +134,7 @@ def start_row(options):
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, "-c", "import sys, torch; from diffusers import WanPipeline; "
-             "WanPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)",
+             "WanPipeline.from_pretrained(sys.argv[1], dtype=torch.bfloat16)",
              str(repository / "model")], check=True, stderr=subprocess.DEVNULL)
         return time.perf_counter() - start
 

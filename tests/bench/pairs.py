@@ -15,13 +15,18 @@ INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16"
 
 
 class Worker:
-    """A program that answers a JSON line on stdout for each JSON line on stdin."""
+    """A program that answers a JSON line on stdout for each JSON line on stdin; what it says on stderr
+    goes to out/bench-NAME.log.
+    """
 
     def __init__(self, name, command, threads):
         self.name = name
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=environment, cwd=ROOT)
+        log = ROOT / "out" / f"bench-{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with open(log, "w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=errors, text=True, env=environment, cwd=ROOT)
 
     def ask(self, **request):
         self.process.stdin.write(json.dumps(request) + "\n")

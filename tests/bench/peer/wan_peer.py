@@ -41,7 +41,7 @@ class Peer:
         return {}
 
     def load_transformer(self, folder, dtype):
-        self.transformer = WanTransformer3DModel.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval()
+        self.transformer = WanTransformer3DModel.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
         return {}
 
     def transformer_forward(self, latents, context, timestep, out, repeat):
@@ -54,7 +54,7 @@ class Peer:
         return {"seconds": seconds, "shape": list(result.shape)}
 
     def load_vae(self, folder, dtype, channels_last):
-        self.vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=DTYPES[dtype]).eval()
+        self.vae = AutoencoderKLWan.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
         if channels_last:
             for module in self.vae.modules():
                 if isinstance(module, torch.nn.Conv3d):
@@ -68,7 +68,7 @@ class Peer:
         return {"seconds": seconds, "shape": list(result.shape)}
 
     def load_pipeline(self, repository, model, dtype):
-        self.pipeline = WanPipeline.from_pretrained(f"{repository}/{model}", torch_dtype=DTYPES[dtype])
+        self.pipeline = WanPipeline.from_pretrained(f"{repository}/{model}", dtype=DTYPES[dtype])
         # The server keeps the decoder in float32, as every published example of the family does.
         self.pipeline.vae.to(torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
