@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -25,10 +26,12 @@ class Tokenizer {
     int64_t length = 0;        // how many are real, </s> included
   };
 
-  // `dir` is the tokenizer folder of a model. Errors name the file and the key: NOT_FOUND where
+  // `dir` is the tokenizer folder of a model, `class_name` the class that model_index.json gives
+  // it; where empty, tokenizer_config.json says. Errors name the file and the key: NOT_FOUND where
   // neither format is there, INVALID_ARGUMENT for broken files, UNIMPLEMENTED for node types of
   // tokenizer.json that are not known here.
-  static std::unique_ptr<Tokenizer> Load(const std::filesystem::path& dir);
+  static std::unique_ptr<Tokenizer> Load(const std::filesystem::path& dir,
+                                         const std::string& class_name = "");
   ~Tokenizer();
 
   // Cut to `max_length` where longer, keeping the final </s>. The text is taken as it is: callers
