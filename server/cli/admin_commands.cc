@@ -1,0 +1,280 @@
+// models, health; backends, explain, force, hold, leases, release, drain, log_level on the admin
+// port.
+#include <google/protobuf/util/time_util.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "denoised/v1/admin.grpc.pb.h"
+#include "denoised/v1/model.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+#include "server/cli/command.h"
+#include "server/cli/output.h"
+
+namespace denoised::cli {
+namespace {
+
+using Stub = v1::AdminService::Stub;
+using google::protobuf::util::TimeUtil;
+
+std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
+  return v1::AdminService::NewStub(Connect(options.admin));
+}
+
+std::vector<Flag> WithCommon(std::vector<Flag> flags, CommonOptions* options,
+                             Uses uses = Uses::kAdmin) {
+  for (Flag& flag : CommonFlags(options, uses)) flags.push_back(std::move(flag));
+  return flags;
+}
+
+int Models(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  const auto flags = WithCommon({}, &options, Uses::kServer);
+  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
+  const auto stub = v1::ModelService::NewStub(Connect(options.server));
+  const auto reply =
+      Call(stub, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), options.server);
+  if (options.json) {
+    PrintJson(reply);
+    return kExitOk;
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"NAME", "PIPELINE", "PARAMETERS", "DTYPE", "DEVICE", "DEFAULT SIZE"}};
+  for (const v1::Model& model : reply.models()) {
+    const v1::GenerationParameters& sizes = model.defaults();
+    rows.push_back({model.name() + (model.is_default() ? " (default)" : ""), model.pipeline(),
+                    std::to_string(model.transformer_parameters()), model.dtype(), model.device(),
+                    std::to_string(sizes.width()) + "x" + std::to_string(sizes.height()) + ", " +
+                        std::to_string(sizes.num_frames()) + " frames"});
+  }
+  PrintTable(rows);
+  return kExitOk;
+}
+
+int Health(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  grpc::health::v1::HealthCheckRequest request;
+  const auto flags = WithCommon({{"service", "NAME", "",
+                                  "A full service name (denoised.v1.GenerationService); unset: the "
+                                  "server as a whole.",
+                                  SetString(request.mutable_service())}},
+                                &options, Uses::kServer);
+  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
+  const auto stub = grpc::health::v1::Health::NewStub(Connect(options.server));
+  const auto reply = Call(stub, &grpc::health::v1::Health::Stub::Check, request, options.server);
+  if (options.json) {
+    PrintJson(reply);
+  } else {
+    std::printf("%s\n",
+                grpc::health::v1::HealthCheckResponse::ServingStatus_Name(reply.status()).c_str());
+  }
+  const bool serving = reply.status() == grpc::health::v1::HealthCheckResponse::SERVING;
+  return serving ? kExitOk : kExitFailed;
+}
+
+int Backends(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  if (!ParseCommand(command, WithCommon({}, &options), options, arguments, 0, 0)) return kExitOk;
+  const auto reply =
+      Call(MakeStub(options), &Stub::ListBackends, v1::ListBackendsRequest(), options.admin);
+  if (options.json) {
+    PrintJson(reply);
+    return kExitOk;
+  }
+  std::vector<std::vector<std::string>> rows = {{"NAME", "USABLE", "AUTOMATIC", "NOTE"}};
+  for (const v1::Backend& backend : reply.backends()) {
+    rows.push_back({backend.name(), backend.usable() ? "yes" : "no",
+                    backend.automatic() ? "yes" : "no",
+                    backend.usable() ? backend.summary() : backend.why_not()});
+  }
+  PrintTable(rows);
+  return kExitOk;
+}
+
+void PrintRole(const v1::RoleExplanation& role) {
+  const v1::AttentionSpec& spec = role.spec();
+  std::printf("%s: %s\n", role.role().c_str(),
+              role.would_run().empty() ? "nothing can run" : role.would_run().c_str());
+  std::printf("  because      %s\n",
+              OneLine(role.error().empty() ? role.reason() : role.error(), 500).c_str());
+  std::printf("  layer        %lld heads of %lld, %s, %lld queries over %lld keys\n",
+              static_cast<long long>(spec.num_heads()), static_cast<long long>(spec.head_size()),
+              spec.dtype().c_str(), static_cast<long long>(spec.q_len()),
+              static_cast<long long>(spec.kv_len()));
+  for (const v1::BackendCandidate& candidate : role.candidates()) {
+    if (candidate.backend() == role.would_run()) continue;
+    const std::string why = !candidate.listed()            ? "the layer does not list it"
+                            : !candidate.why_not().empty() ? candidate.why_not()
+                                                           : "could serve; another came first";
+    std::printf("  not %-18s %s\n", candidate.backend().c_str(), OneLine(why, 300).c_str());
+  }
+}
+
+int Explain(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  v1::ExplainSelectionRequest request;
+  const auto whole = [](const std::string& name, const std::string& help,
+                        std::function<void(int64_t)> set) {
+    return Flag{name, "N", "", help, SetInt(name, INT64_MIN, INT64_MAX, std::move(set))};
+  };
+  std::vector<Flag> flags = {
+      {"model", "NAME", "", "Model; unset: the server's default.",
+       SetString(request.mutable_model())},
+      whole("height", "Pixels.", [&](int64_t n) { request.set_height(n); }),
+      whole("width", "Pixels.", [&](int64_t n) { request.set_width(n); }),
+      whole("frames", "Frames.", [&](int64_t n) { request.set_num_frames(n); })};
+  for (Flag& flag : AttentionFlags(request.mutable_attention())) flags.push_back(std::move(flag));
+  flags = WithCommon(std::move(flags), &options);
+  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
+  const auto reply = Call(MakeStub(options), &Stub::ExplainSelection, request, options.admin);
+  if (options.json) {
+    PrintJson(reply);
+    return kExitOk;
+  }
+  for (const v1::RoleExplanation& role : reply.roles()) PrintRole(role);
+  return kExitOk;
+}
+
+std::string Remaining(const v1::Lease& lease) {
+  if (!lease.has_remaining()) return "no end";
+  return std::to_string(TimeUtil::DurationToSeconds(lease.remaining())) + " s left";
+}
+
+void PrintLease(const v1::Lease& lease, bool json) {
+  if (json) return PrintJson(lease);
+  std::printf("%s forces %s, %s\n", lease.id().c_str(), lease.backend().c_str(),
+              Remaining(lease).c_str());
+  std::fflush(stdout);
+}
+
+// Flags of force and hold.
+template <typename Request>
+std::vector<Flag> ForceFlags(Request* request, std::string* scope) {
+  return {
+      {"ttl", "TIME", "", "Ends by itself after this long (90s, 10m, 1h); unset: no end.",
+       [request](const std::string& text) {
+         const auto ttl = ParseDuration("ttl", text);
+         *request->mutable_ttl() = TimeUtil::MillisecondsToDuration(ttl.count());
+       }},
+      {"reason", "TEXT", "", "For the log and for `leases`.",
+       [request](const std::string& text) { request->set_reason(text); }},
+      {"scope", "SCOPE", "server", "What is forced. This version knows `server` only.",
+       SetChoice("scope", {"server"}, scope)},
+  };
+}
+
+int Force(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  v1::ForceBackendRequest request;
+  std::string scope;
+  const auto flags = WithCommon(ForceFlags(&request, &scope), &options);
+  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  if (!rest) return kExitOk;
+  request.set_backend(rest->front());
+  PrintLease(Call(MakeStub(options), &Stub::ForceBackend, request, options.admin), options.json);
+  return kExitOk;
+}
+
+int Hold(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  v1::HoldBackendRequest request;
+  std::string scope;
+  const auto flags = WithCommon(ForceFlags(&request, &scope), &options);
+  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  if (!rest) return kExitOk;
+  request.set_backend(rest->front());
+  const auto stub = MakeStub(options);
+  grpc::ClientContext context;
+  const auto reader = stub->HoldBackend(&context, request);
+  for (v1::Lease lease; reader->Read(&lease);) PrintLease(lease, options.json);
+  CheckStatus(reader->Finish(), options.admin);
+  return kExitOk;
+}
+
+int Leases(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  if (!ParseCommand(command, WithCommon({}, &options), options, arguments, 0, 0)) return kExitOk;
+  const auto reply =
+      Call(MakeStub(options), &Stub::ListLeases, v1::ListLeasesRequest(), options.admin);
+  if (options.json) {
+    PrintJson(reply);
+    return kExitOk;
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"ID", "BACKEND", "SCOPE", "END", "HOLDER", "REASON"}};
+  for (const v1::Lease& lease : reply.leases()) {
+    rows.push_back({lease.id(), lease.backend(), lease.scope(), Remaining(lease), lease.holder(),
+                    OneLine(lease.reason(), 60)});
+  }
+  PrintTable(rows);
+  return kExitOk;
+}
+
+int Release(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  v1::ReleaseForceRequest request;
+  bool all = false;
+  const auto flags = WithCommon(
+      {{"all", "", "", "Release every force instead of one.", SetBool("all", &all)}}, &options);
+  const auto rest = ParseCommand(command, flags, options, arguments, 0, 1);
+  if (!rest) return kExitOk;
+  if (rest->empty() != all) throw UsageError("either an ID or --all");
+  request.set_all(all);
+  if (!all) request.set_lease_id(rest->front());
+  const auto reply = Call(MakeStub(options), &Stub::ReleaseForce, request, options.admin);
+  if (options.json) {
+    PrintJson(reply);
+  } else {
+    std::printf("released %d\n", reply.released());
+  }
+  return kExitOk;
+}
+
+int Drain(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  if (!ParseCommand(command, WithCommon({}, &options), options, arguments, 0, 0)) return kExitOk;
+  const auto reply = Call(MakeStub(options), &Stub::Drain, v1::DrainRequest(), options.admin);
+  if (options.json) {
+    PrintJson(reply);
+  } else {
+    std::printf("draining: %lld queued, %lld running\n", static_cast<long long>(reply.queued()),
+                static_cast<long long>(reply.running()));
+  }
+  return kExitOk;
+}
+
+int LogLevel(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions options;
+  v1::SetLogLevelRequest request;
+  const auto rest = ParseCommand(command, WithCommon({}, &options), options, arguments, 1, 1);
+  if (!rest) return kExitOk;
+  request.set_level(rest->front());
+  const auto reply = Call(MakeStub(options), &Stub::SetLogLevel, request, options.admin);
+  if (options.json) {
+    PrintJson(reply);
+  } else {
+    std::printf("was %s\n", reply.previous_level().c_str());
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+std::vector<Command> AdminCommands() {
+  return {
+      {"models", "", "Lists the server's models.", Models},
+      {"health", "", "Asks whether the server serves; exit 1 where it does not.", Health},
+      {"backends", "", "Lists the attention backends and why some are not usable.", Backends},
+      {"explain", "", "Says which backend would run for each role, and why not the others.",
+       Explain},
+      {"force", "NAME", "Forces a backend for all jobs, running ones included.", Force},
+      {"hold", "NAME", "Forces a backend for as long as this command runs (end it with Ctrl-C).",
+       Hold},
+      {"leases", "", "Lists the live forces, newest first.", Leases},
+      {"release", "ID | --all", "Ends a force early.", Release},
+      {"drain", "", "Makes the server refuse new work; running work goes on.", Drain},
+      {"log_level", "LEVEL", "Sets what the server logs: debug, info, warning or error.", LogLevel},
+  };
+}
+
+}  // namespace denoised::cli
