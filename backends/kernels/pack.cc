@@ -89,28 +89,40 @@ void InterleavePair(const void* even, const void* odd, int head_size4, uint32_t*
   }
 }
 
-// Round to nearest even; NaN stays NaN.
+// Round to nearest even, in the low half of each lane; NaN stays NaN.
 __m128i ToBfloat16(__m128 x) {
   const __m128i bits = _mm_castps_si128(x);
   const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
   const __m128i rounded =
       _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd), 16);
   const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(x, x));
-  return _mm_packus_epi32(_mm_blendv_epi8(rounded, _mm_set1_epi32(0x7fc0), nan),
-                          _mm_setzero_si128());
+  return _mm_blendv_epi8(rounded, _mm_set1_epi32(0x7fc0), nan);
 }
 
-// Columns d .. d+3 of one finished row.
-void StoreFour(const UnitFormat& format, char* row, int d, __m128 x) {
-  const int count = std::min(4, format.head_size - d);
+// Columns d .. d+7 of one finished row, the last of them perhaps past its end.
+void StoreEight(const UnitFormat& format, char* row, int d, __m128 low, __m128 high) {
+  const int count = std::min(8, format.head_size - d);
+  char eight[32];
+  const bool whole = count == 8;
   if (format.element == Element::kFloat32) {
-    float four[4];
-    _mm_storeu_ps(four, x);
-    std::memcpy(row + 4 * static_cast<int64_t>(d), four, static_cast<size_t>(count) * 4);
+    char* to = whole ? row + 4 * static_cast<int64_t>(d) : eight;
+    _mm_storeu_ps(reinterpret_cast<float*>(to), low);
+    _mm_storeu_ps(reinterpret_cast<float*>(to) + 4, high);
+    if (!whole)
+      std::memcpy(row + 4 * static_cast<int64_t>(d), eight, static_cast<size_t>(count) * 4);
   } else {
-    uint64_t four = static_cast<uint64_t>(_mm_cvtsi128_si64(ToBfloat16(x)));
-    std::memcpy(row + 2 * static_cast<int64_t>(d), &four, static_cast<size_t>(count) * 2);
+    char* to = whole ? row + 2 * static_cast<int64_t>(d) : eight;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_packus_epi32(ToBfloat16(low), ToBfloat16(high)));
+    if (!whole)
+      std::memcpy(row + 2 * static_cast<int64_t>(d), eight, static_cast<size_t>(count) * 2);
   }
+}
+
+// Four rows' columns d .. d+3 of a tile, divided by the rows' sums.
+void LoadFour(const float* out, int width, __m128 factor, __m128 (&x)[4]) {
+  for (int i = 0; i < 4; ++i) x[i] = _mm_mul_ps(_mm_loadu_ps(out + i * width), factor);
+  _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
 }
 
 }  // namespace
@@ -163,12 +175,11 @@ void StoreTile(const UnitFormat& format, const float* out, const float* sums, in
     }
     const __m128 factor = _mm_loadu_ps(inverse);
     const int used = std::min(4, rows.span.length - q);
-    for (int d = 0; d < format.head_size4(); d += 4) {
-      __m128 x[4];
-      for (int i = 0; i < 4; ++i)
-        x[i] = _mm_mul_ps(_mm_loadu_ps(out + (d + i) * width + q), factor);
-      _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
-      for (int i = 0; i < used; ++i) StoreFour(format, row[i], d, x[i]);
+    for (int d = 0; d < format.head_size; d += 8) {
+      __m128 low[4], high[4] = {};
+      LoadFour(out + d * width + q, width, factor, low);
+      if (d + 4 < format.head_size4()) LoadFour(out + (d + 4) * width + q, width, factor, high);
+      for (int i = 0; i < used; ++i) StoreEight(format, row[i], d, low[i], high[i]);
     }
   }
 }
