@@ -4,14 +4,15 @@
 //   {"run": "m", "in": "a.safetensors", "out": "b.safetensors", "backend": "TORCH_SDPA", "repeat":
 //   1}
 //   {"drop": "m"}
-// Answers {"ok": true, "seconds": [...]} or {"ok": false, "error": "...", "code": 3}. Not part of
-// the product.
+// Answers {"ok": true, "seconds": [...], "cpu_seconds": [...]} or {"ok": false, "error": "...",
+// "code": 3}. Not part of the product.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -187,16 +188,18 @@ Json RunSubject(Subject* subject, const Json& request) {
   context.attn_metadata = &plan;
   const ScopedForwardContext scope(context);
   Tensors out;
-  std::vector<double> seconds;
+  std::vector<double> seconds, cpu_seconds;
   for (int i = 0; i < request.value("repeat", 1); ++i) {
     const auto start = std::chrono::steady_clock::now();
+    const std::clock_t cpu_start = std::clock();
     out = subject->Run(in);
+    cpu_seconds.push_back(static_cast<double>(std::clock() - cpu_start) / CLOCKS_PER_SEC);
     seconds.push_back(
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     in.erase("encode");
   }
   if (request.contains("out")) WriteTensors(request.at("out"), out);
-  return {{"ok", true}, {"seconds", seconds}};
+  return {{"ok", true}, {"seconds", seconds}, {"cpu_seconds", cpu_seconds}};
 }
 
 Json Answer(const Json& request, std::map<std::string, std::unique_ptr<Subject>>* subjects) {
