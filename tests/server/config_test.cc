@@ -1,0 +1,182 @@
+// The server's flags, its file and its environment variable; the flag table itself.
+#include "server/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+
+#include "denoised/v1/config.pb.h"
+
+namespace denoised {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// The one line that a wrong command line gets.
+std::string Complaint(const std::vector<std::string>& arguments) {
+  try {
+    ParseConfig(arguments);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+class ConfigTest : public ::testing::Test {
+ protected:
+  ~ConfigTest() override {
+    unlink(path_.c_str());
+    unsetenv("FASTVIDEO_ATTENTION_BACKEND");
+  }
+  std::string FileWith(const std::string& text) {
+    std::ofstream(path_) << text;
+    return "--config=" + path_;
+  }
+  const std::string path_ =
+      ::testing::TempDir() + "denoised_config_" + std::to_string(getpid()) + ".textproto";
+};
+
+TEST_F(ConfigTest, DefaultsAreTheContractsOnes) {
+  const Config config = ParseConfig({});
+  EXPECT_EQ(config.engine.model_repository, "model_repository");
+  EXPECT_EQ(config.listen.ToString(), "127.0.0.1:50051");
+  EXPECT_EQ(config.admin_listen.ToString(), "127.0.0.1:50052");
+  EXPECT_EQ(config.http_listen.ToString(), "127.0.0.1:8080");
+  EXPECT_EQ(config.engine.device, "auto");
+  EXPECT_EQ(config.engine.dtype, "auto");
+  EXPECT_EQ(config.drain_grace, std::chrono::seconds(30));
+  EXPECT_FALSE(config.engine.environment_backend);
+}
+
+TEST_F(ConfigTest, HelpNamesEveryFieldOfTheFileAndItsDefault) {
+  const std::string help = ConfigHelp();
+  const auto* file = v1::ServerConfig::descriptor();
+  for (int i = 0; i < file->field_count(); ++i) {
+    EXPECT_THAT(help, HasSubstr("--" + file->field(i)->name())) << "not a flag";
+  }
+  EXPECT_THAT(help, HasSubstr("127.0.0.1:50052"));
+  EXPECT_THAT(help, HasSubstr("FASTVIDEO_ATTENTION_BACKEND"));
+}
+
+TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
+  const Config config = ParseConfig({FileWith(
+      "model_repository: 'm' listen: '127.0.0.1:1' admin_listen: '[::1]:2' http_listen: "
+      "'localhost:3' device: 'cuda:1' dtype: 'bfloat16' threads: 2 max_queued_jobs: 3 "
+      "max_queued_denoise_calls: 4 max_finished_jobs: 5 max_artifact_mib: 6 max_message_mib: 7 "
+      "drain_grace: '1500ms' log_level: 'error' insecure_public: true")});
+  EXPECT_EQ(config.engine.model_repository, "m");
+  EXPECT_EQ(config.listen.port, 1);
+  EXPECT_EQ(config.admin_listen.ToString(), "[::1]:2");
+  EXPECT_EQ(config.http_listen.host, "localhost");
+  EXPECT_EQ(config.engine.device, "cuda:1");
+  EXPECT_EQ(config.engine.dtype, "bfloat16");
+  EXPECT_EQ(config.engine.threads, 2);
+  EXPECT_EQ(config.engine.max_queued_jobs, 3);
+  EXPECT_EQ(config.engine.max_queued_denoise_calls, 4);
+  EXPECT_EQ(config.engine.max_finished_jobs, 5);
+  EXPECT_EQ(config.engine.max_artifact_bytes, 6 << 20);
+  EXPECT_EQ(config.max_message_bytes, 7 << 20);
+  EXPECT_EQ(config.drain_grace, std::chrono::milliseconds(1500));
+  EXPECT_EQ(config.log_level, LogLevel::kError);
+  EXPECT_TRUE(config.insecure_public);
+}
+
+TEST_F(ConfigTest, FlagsWinOverTheFileWhereverTheyStand) {
+  const std::string file = FileWith("threads: 2 max_queued_jobs: 9");
+  for (const auto& arguments : {std::vector<std::string>{"--threads=5", file},
+                                std::vector<std::string>{file, "--threads", "5"}}) {
+    const Config config = ParseConfig(arguments);
+    EXPECT_EQ(config.engine.threads, 5);
+    EXPECT_EQ(config.engine.max_queued_jobs, 9);
+  }
+}
+
+TEST_F(ConfigTest, MistakesAreNamedInOneLine) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"--lisen=127.0.0.1:1", "--listen"},
+      {"--listen=127.0.0.1", "--listen"},
+      {"--listen=127.0.0.1:70000", "70000"},
+      {"--listen=:50051", "--listen"},
+      {"--listen=::1:50051", "--listen"},
+      {"--threads=-1", "--threads"},
+      {"--threads=2x", "2x"},
+      {"--threads=", "--threads"},
+      {"--max_queued_jobs=0", "1 to 100000"},
+      {"--max_message_mib=99999999999999999999", "--max_message_mib"},
+      {"--dtype=int8", "float32"},
+      {"--device=cuda", "cuda:N"},
+      {"--device=cuda:x", "cuda:N"},
+      {"--drain_grace=5", "30s"},
+      {"--drain_grace=100h", "24h"},
+      {"--log_level=loud", "warning"},
+      {"--insecure_public=maybe", "true or false"},
+      {"--config=/no/such/file", "/no/such/file"},
+      {"--state_dir=/proc/denoised", "--state_dir"},
+      {"--state_dir", "needs a value"},
+      {"stray", "stray"},
+      {"-x", "-x"},
+  };
+  for (const auto& [argument, part] : cases) {
+    const std::string complaint = Complaint({argument});
+    EXPECT_THAT(complaint, HasSubstr(part)) << argument;
+    EXPECT_EQ(complaint.find('\n'), std::string::npos);
+  }
+  EXPECT_THAT(Complaint({"--threads=1", "--threads=2"}), HasSubstr("twice"));
+}
+
+TEST_F(ConfigTest, MistakesInTheFileAreNamedToo) {
+  EXPECT_THAT(Complaint({FileWith("lisen: 'x'")}), HasSubstr("line 1"));
+  EXPECT_THAT(Complaint({FileWith("threads: 'two'")}), HasSubstr("line 1"));
+  EXPECT_THAT(Complaint({FileWith("threads: 5000")}), HasSubstr("--threads"));
+}
+
+TEST_F(ConfigTest, PublicAddressesNeedToBeSpelledOut) {
+  for (const char* flag : {"--listen", "--admin_listen", "--http_listen"}) {
+    for (const char* host : {"0.0.0.0", "[::]", "192.168.1.1", "127.example.org", "example.org"}) {
+      const std::string argument = std::string(flag) + "=" + host + ":1";
+      EXPECT_THAT(Complaint({argument}), HasSubstr("--insecure_public")) << argument;
+      EXPECT_EQ(Complaint({argument, "--insecure_public"}), "") << argument;
+    }
+    for (const char* host : {"127.0.0.1", "127.8.9.1", "[::1]", "localhost"}) {
+      EXPECT_EQ(Complaint({std::string(flag) + "=" + host + ":0"}), "");
+    }
+  }
+}
+
+TEST_F(ConfigTest, EnvironmentChoosesTheBackendAndUnknownNamesWarn) {
+  setenv("FASTVIDEO_ATTENTION_BACKEND", "TORCH_SDPA", 1);
+  EXPECT_EQ(ParseConfig({}).engine.environment_backend, AttnBackend::kTorchSdpa);
+  setenv("FASTVIDEO_ATTENTION_BACKEND", "torch", 1);
+  const Config config = ParseConfig({});
+  EXPECT_FALSE(config.engine.environment_backend);
+  ASSERT_EQ(config.warnings.size(), 1u);
+  EXPECT_THAT(config.warnings[0], HasSubstr("torch"));
+}
+
+TEST(FlagsTest, ArgumentsAndFlagsMix) {
+  std::string out, name;
+  const std::vector<Flag> flags = {{"output", "FILE", "", "", SetString(&out), "o"},
+                                   {"long_name", "X", "", "", SetString(&name)}};
+  EXPECT_THAT(ParseFlags(flags, {"a", "-o", "x.mp4", "b", "--long-name=1=2", "--", "--c"}),
+              ElementsAre("a", "b", "--c"));
+  EXPECT_EQ(out, "x.mp4");
+  EXPECT_EQ(name, "1=2");
+}
+
+TEST(FlagsTest, DurationsHaveUnits) {
+  using std::chrono::milliseconds;
+  EXPECT_EQ(ParseDuration("t", "250ms"), milliseconds(250));
+  EXPECT_EQ(ParseDuration("t", "1.5s"), milliseconds(1500));
+  EXPECT_EQ(ParseDuration("t", "2m"), milliseconds(120000));
+  EXPECT_EQ(ParseDuration("t", "1h"), milliseconds(3600000));
+  for (const char* text : {"", "5", "s", "-1s", "5 s", "infs", "nanh", "1e300h", "5sec"}) {
+    EXPECT_THROW(ParseDuration("t", text), UsageError) << text;
+  }
+}
+
+}  // namespace
+}  // namespace denoised

@@ -1,0 +1,197 @@
+// An Engine without models or thread: tests say what happens to a job and when.
+#ifndef DENOISED_TESTS_SERVER_FAKE_ENGINE_H_
+#define DENOISED_TESTS_SERVER_FAKE_ENGINE_H_
+
+#include <algorithm>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runtime/engine.h"
+
+namespace denoised {
+
+// Thread-safe. Jobs stay QUEUED until a test calls Change or Succeed. Refuses prompts over 64 KiB,
+// the model "missing", and everything while draining or full, with the errors that the interface
+// promises.
+class FakeEngine : public Engine {
+ public:
+  SubmitResult Submit(GenerationRequest request) override {
+    std::lock_guard lock(mutex_);
+    if (throw_on_submit) throw std::runtime_error("engine broke");
+    if (draining_) return Error(StatusCode::kUnavailable, "draining", "", "DRAINING");
+    if (request.model == "missing") {
+      return Error(StatusCode::kNotFound, "no model 'missing'", "model", "MODEL_NOT_FOUND");
+    }
+    if (request.prompt.size() > 65536) {
+      return InvalidField("prompt",
+                          "at most 65536 bytes, got " + std::to_string(request.prompt.size()));
+    }
+    if (queued_ >= max_queued) {
+      return Error(StatusCode::kResourceExhausted, "queue full", "", "QUEUE_FULL");
+    }
+    JobSnapshot job;
+    job.id = "job" + std::to_string(++last_id_);
+    job.prompt = request.prompt;
+    job.num_steps = request.num_inference_steps.value_or(4);
+    job.created_at = std::chrono::system_clock::now();
+    requests_.push_back(std::move(request));
+    ++queued_;
+    store_->Add(job);
+    changed_.notify_all();
+    return *store_->Get(job.id);
+  }
+
+  CancelResult Cancel(const std::string& job_id) override {
+    const auto job = store_->Get(job_id);
+    if (!job) return CancelResult::kNotFound;
+    if (IsTerminal(job->state)) return CancelResult::kAlreadyFinished;
+    Change(job_id, [](JobSnapshot& j) { j.state = JobState::kCancelled; });
+    std::lock_guard lock(mutex_);
+    cancelled_.push_back(job_id);
+    changed_.notify_all();
+    return CancelResult::kCancelling;
+  }
+
+  JobStore& jobs() override { return *store_; }
+
+  void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
+               std::function<void(DenoiseOutcome)> done) override {
+    std::unique_lock lock(mutex_);
+    denoise_ = std::move(request);
+    cancel_token_ = cancel;
+    if (hold_denoise) {
+      pending_denoise_ = std::move(done);
+      changed_.notify_all();
+      return;
+    }
+    lock.unlock();
+    done(denoise_outcome);
+  }
+
+  std::vector<ModelInfo> ListModels() const override { return models; }
+  SelectionPolicy& policy() override { return policy_; }
+  std::optional<Error> CheckForce(AttnBackend backend) const override {
+    if (backend != AttnBackend::kSageAttn) return std::nullopt;
+    return Error(StatusCode::kFailedPrecondition, "SAGE_ATTN: not in this build; usable: REFERENCE",
+                 "backend", "BACKEND_NOT_USABLE");
+  }
+  std::vector<BackendInfo> ListBackends() const override {
+    return {{AttnBackend::kTorchSdpa, "LibTorch's", true, std::nullopt},
+            {AttnBackend::kSageAttn, "", false, "not in this build"}};
+  }
+  std::vector<Explanation> Explain(const ExplainQuery& query) const override {
+    if (query.model == "missing") throw Error(StatusCode::kNotFound, "no model", "model");
+    Explanation self;
+    self.role = AttentionRole::kSelf;
+    self.selection.backend = query.attention.backend.value_or(AttnBackend::kTorchSdpa);
+    self.spec.q_len = query.height.value_or(64);
+    self.candidates = {{AttnBackend::kTorchSdpa, true, std::nullopt},
+                       {AttnBackend::kSageAttn, true, "not in this build"}};
+    Explanation cross = self;
+    cross.role = AttentionRole::kCross;
+    cross.error = JobError{StatusCode::kFailedPrecondition, "nothing can serve", "", ""};
+    return {self, cross};
+  }
+
+  int64_t queue_depth() const override {
+    std::lock_guard lock(mutex_);
+    return queued_;
+  }
+  int64_t running_jobs() const override { return 1; }
+  void Drain() override {
+    std::lock_guard lock(mutex_);
+    draining_ = true;
+  }
+  bool draining() const override {
+    std::lock_guard lock(mutex_);
+    return draining_;
+  }
+  bool WaitIdle(std::chrono::milliseconds) override { return true; }
+  void Shutdown() override {}
+
+  // ---- for tests
+
+  void Change(const std::string& job_id, const std::function<void(JobSnapshot&)>& change) {
+    store_->Update(job_id, change);
+  }
+  // Ends the job with one result of `bytes`.
+  void Succeed(const std::string& job_id, const std::string& bytes) {
+    auto artifact = std::make_shared<Artifact>();
+    artifact->info = {ArtifactFormat::kMp4, "video.mp4", bytes.size(), "00"};
+    artifact->bytes = bytes;
+    store_->AddArtifact(job_id, artifact);
+    Change(job_id, [&](JobSnapshot& job) {
+      job.artifacts = {artifact->info};
+      job.state = JobState::kSucceeded;
+    });
+  }
+  void Fail(const std::string& job_id, JobError error) {
+    Change(job_id, [&](JobSnapshot& job) {
+      job.error = std::move(error);
+      job.state = JobState::kFailed;
+    });
+  }
+  bool WaitForCancel(const std::string& job_id) {
+    return WaitFor([&] {
+      return std::find(cancelled_.begin(), cancelled_.end(), job_id) != cancelled_.end();
+    });
+  }
+  bool WaitForRequests(size_t count) {
+    return WaitFor([&] { return requests_.size() >= count; });
+  }
+  bool WaitForDenoise() {
+    return WaitFor([&] { return pending_denoise_ != nullptr; });
+  }
+  GenerationRequest last_request() const {
+    std::lock_guard lock(mutex_);
+    return requests_.back();
+  }
+  DenoiseRequest denoise_request() const {
+    std::lock_guard lock(mutex_);
+    return *denoise_;
+  }
+  const CancelToken& cancel_token() const { return *cancel_token_; }
+  void FinishDenoise() {
+    std::function<void(DenoiseOutcome)> done;
+    {
+      std::lock_guard lock(mutex_);
+      done = std::exchange(pending_denoise_, nullptr);
+    }
+    done(denoise_outcome);
+  }
+
+  int64_t max_queued = 1000000;
+  bool throw_on_submit = false;
+  bool hold_denoise = false;
+  DenoiseOutcome denoise_outcome = DenoiseResult{};
+  std::vector<ModelInfo> models;
+
+ private:
+  template <typename Condition>
+  bool WaitFor(const Condition& condition) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(20), condition);
+  }
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  const std::unique_ptr<JobStore> store_ = MakeMemoryJobStore(1000, 1 << 30);
+  SelectionPolicy policy_;
+  std::vector<GenerationRequest> requests_;
+  std::vector<std::string> cancelled_;
+  std::optional<DenoiseRequest> denoise_;
+  std::shared_ptr<CancelToken> cancel_token_;
+  std::function<void(DenoiseOutcome)> pending_denoise_;
+  int64_t queued_ = 0, last_id_ = 0;
+  bool draining_ = false;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_TESTS_SERVER_FAKE_ENGINE_H_

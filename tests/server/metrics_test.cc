@@ -1,0 +1,130 @@
+// The metrics page: names, labels, lint, and that it can be scraped.
+#include "server/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+namespace denoised {
+namespace {
+
+using ::testing::HasSubstr;
+
+void ReportEverything(Metrics* metrics) {
+  metrics->OnForward("m", AttnBackend::kTorchSdpa, Branch::kConditional, 2, 128, 0.02);
+  metrics->OnStep("m", 0.04);
+  metrics->OnStage("m", JobStage::kDecode, 1.5);
+  metrics->OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, 0.01);
+  metrics->OnFallback(AttnBackend::kSageAttn, AttnBackend::kTorchSdpa, SelectionSource::kRequest);
+  metrics->OnBackendSwitch(SelectionSource::kForce);
+  metrics->OnJobStarted("m", 3);
+  metrics->OnJobFinished("m", JobState::kSucceeded);
+  metrics->OnModelLoaded("m", 12);
+  metrics->OnRpc("GetJob", "NOT_FOUND", 0.001);
+}
+
+// Every line that is not a comment, without its value.
+std::vector<std::string> SeriesOf(const std::string& page) {
+  std::vector<std::string> series;
+  std::istringstream lines(page);
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.empty() && line[0] != '#') series.push_back(line.substr(0, line.rfind(' ')));
+  }
+  return series;
+}
+
+TEST(MetricsTest, EachReportMovesItsSeries) {
+  Metrics metrics("1.2.3");
+  ReportEverything(&metrics);
+  const std::string page = metrics.Text();
+  for (const char* line :
+       {"denoised_forward_seconds_count{backend=\"TORCH_SDPA\",branch=\"cond\",model=\"m\"} 1",
+        "denoised_forward_seconds_bucket{backend=\"TORCH_SDPA\",branch=\"cond\",model=\"m\","
+        "le=\"0.025\"} 1",
+        "denoised_forward_batch_size_sum{model=\"m\"} 2",
+        "denoised_forward_batch_tokens_sum{model=\"m\"} 128",
+        "denoised_step_seconds_count{model=\"m\"} 1",
+        "denoised_stage_seconds_count{model=\"m\",stage=\"decode\"} 1",
+        "denoised_attention_seconds_count{backend=\"FLASH_ATTN\",role=\"cross\"} 1",
+        "denoised_attention_calls_total{backend=\"FLASH_ATTN\",role=\"cross\"} 30",
+        "denoised_attention_fallback_total{from=\"SAGE_ATTN\",reason=\"request\",to=\"TORCH_SDPA\"}"
+        " "
+        "1",
+        "denoised_backend_switch_total{cause=\"force\"} 1", "denoised_queue_wait_seconds_count 1",
+        "denoised_jobs_total{model=\"m\",outcome=\"SUCCEEDED\"} 1",
+        "denoised_model_load_seconds_count{model=\"m\"} 1",
+        "denoised_rpc_seconds_count{code=\"NOT_FOUND\",method=\"GetJob\"} 1",
+        "denoised_build_info{version=\"1.2.3\"} 1"}) {
+    EXPECT_THAT(page, HasSubstr(std::string(line) + "\n"));
+  }
+}
+
+TEST(MetricsTest, BucketsReachFromAMillisecondToAnHour) {
+  Metrics metrics("1");
+  metrics.OnStep("m", 3000);
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("denoised_step_seconds_bucket{model=\"m\",le=\"0.001\"} 0\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_step_seconds_bucket{model=\"m\",le=\"3600\"} 1\n"));
+}
+
+TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
+  Metrics metrics("1");
+  for (int i = 0; i < 3; ++i) ReportEverything(&metrics);
+  metrics.SetGaugeSource([] { return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}}; });
+  const std::vector<std::string> series = SeriesOf(metrics.Text());
+  EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
+  EXPECT_LT(series.size(), 2000u);
+}
+
+TEST(MetricsTest, GaugesFollowTheirSource) {
+  Metrics metrics("1");
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
+  metrics.SetGaugeSource([] { return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}}; });
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_jobs_running 1\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_lease_active{backend=\"REFERENCE\",scope=\"server\"} 2\n"));
+  EXPECT_THAT(page,
+              HasSubstr("denoised_lease_active{backend=\"TORCH_SDPA\",scope=\"server\"} 0\n"));
+  metrics.SetGaugeSource({});
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
+}
+
+TEST(MetricsTest, CountsFromManyThreadsAddUp) {
+  Metrics metrics("1");
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 500; ++i) ReportEverything(&metrics);
+    });
+  }
+  for (int i = 0; i < 20; ++i) metrics.Text();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_step_seconds_count{model=\"m\"} 2000\n"));
+}
+
+TEST(MetricsTest, PromtoolHasNothingToSay) {
+  if (std::system("command -v promtool >/dev/null") != 0) {
+    GTEST_SKIP() << "promtool (Debian package prometheus) is not installed";
+  }
+  Metrics metrics("1");
+  ReportEverything(&metrics);
+  const std::string path = ::testing::TempDir() + "page_" + std::to_string(getpid());
+  std::ofstream(path) << metrics.Text();
+  std::FILE* pipe = popen(("promtool check metrics <" + path + " 2>&1").c_str(), "r");
+  std::string said;
+  for (int c; (c = std::fgetc(pipe)) != EOF;) said += static_cast<char>(c);
+  EXPECT_EQ(pclose(pipe), 0);
+  EXPECT_EQ(said, "");
+  unlink(path.c_str());
+}
+
+}  // namespace
+}  // namespace denoised
