@@ -454,7 +454,7 @@ void EngineImpl::RunJob(const QueuedJob& job) {
     if (run_error) throw *run_error;
   });
   const bool stopped = error && error->code() == StatusCode::kCancelled;
-  if (stopped && !job.cancel->cancelled) error = DeadlinePassed();
+  if (stopped) error = job.cancel->cancelled ? Cancelled() : DeadlinePassed();
   StampReceipt(*job.pipeline, &job, &receipt);
   FinishJob(job, error, std::move(receipt));
 }

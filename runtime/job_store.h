@@ -31,7 +31,8 @@ class JobStore {
 
   virtual void Add(const JobSnapshot& job) = 0;
   virtual std::optional<JobSnapshot> Get(const std::string& id) const = 0;
-  // `state` unset = all. Throws InvalidField("page_token") for a token that it did not make.
+  // `state` unset = all. Throws InvalidField for a page token that it cannot have made and for a
+  // page size of 0.
   virtual JobPage List(std::optional<JobState> state, size_t page_size,
                        const std::string& page_token) const = 0;
   // Applies `change` under the lock, raises `sequence` by one and wakes the watchers. No effect on
@@ -50,7 +51,8 @@ class JobStore {
 };
 
 // Keeps the newest `max_finished` ended jobs and at most `max_artifact_bytes` of results; older
-// ones are forgotten, oldest first. Queued and running jobs are never dropped.
+// ones are forgotten, oldest first. The newest ended job is kept whatever its size, and queued and
+// running jobs are never dropped.
 std::unique_ptr<JobStore> MakeMemoryJobStore(size_t max_finished, size_t max_artifact_bytes);
 
 }  // namespace denoised

@@ -104,6 +104,7 @@ uint64_t ParseToken(const std::string& token) {
 JobPage MemoryJobStore::List(std::optional<JobState> state, size_t page_size,
                              const std::string& page_token) const {
   const uint64_t before = ParseToken(page_token);
+  if (page_size == 0) throw InvalidField("page_size", "must be at least 1");
   JobPage page;
   std::lock_guard lock(mutex_);
   uint64_t last_shown = 0;
