@@ -28,7 +28,9 @@ struct AttentionInputs {
                      // additive float
   double scale = 0;  // softmax scale, usually D^-0.5
   bool causal = false;
-  int layer_index = 0;  // block number in the model; some backends treat layers differently
+  int layer_index = 0;         // block number in the model; some backends treat layers differently
+  at::Tensor projection = {};  // [D, D] or undefined: SLA's learned map of the linear branch
+  at::Tensor projection_bias = {};  // [D] or undefined
 };
 
 // What a backend precomputed for one step (tile order, window table, sparsity). Immutable.
@@ -43,6 +45,7 @@ struct MetadataRequest {
   int64_t num_steps = 1;
   AttentionSpec spec;
   std::string parameters_json;  // the backend's own parameters, a JSON object or ""
+  bool allow_files = false;     // parameters may name files: local tools only, never a request
 };
 
 class AttentionMetadataBuilder {
@@ -51,6 +54,13 @@ class AttentionMetadataBuilder {
   // Called by the engine thread once per step and role. Throws INVALID_ARGUMENT naming the
   // parameter that does not fit. May return null where a backend needs nothing.
   virtual std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) = 0;
+};
+
+// How close a backend comes to softmax over the pairs that it attends.
+enum class Numerics : uint8_t {
+  kExact,  // rounding of the dtype only
+  kInt8,   // queries and keys in 8 bits
+  kFp4,    // operands in 4 bits
 };
 
 class AttentionBackend {
@@ -72,6 +82,22 @@ class AttentionBackend {
   // Thread-safe. `metadata` is what this backend's builder made for the step, or null.
   virtual at::Tensor Forward(const AttentionInputs& inputs,
                              const AttentionMetadata* metadata) const = 0;
+
+  virtual Numerics numerics() const { return Numerics::kExact; }
+
+  // For tools and tests, slow: which (query, key) pairs such a call attends, bool and broadcastable
+  // to [B, H, S_q, S_kv]. Undefined: all that mask and causal allow.
+  virtual at::Tensor AttendedPairs(const AttentionInputs& inputs,
+                                   const AttentionMetadata* metadata) const {
+    return {};
+  }
+
+  // For tools and tests: what Forward adds to attention over those pairs (a coarse or a linear
+  // branch), float32 [B, S_q, H, D]. Undefined: nothing.
+  virtual at::Tensor AddedBranch(const AttentionInputs& inputs,
+                                 const AttentionMetadata* metadata) const {
+    return {};
+  }
 };
 
 }  // namespace denoised

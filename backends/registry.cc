@@ -1,6 +1,7 @@
 #include "backends/registry.h"
 
 #include "backends/dense_backends.h"
+#include "backends/sparse_backends.h"
 
 namespace denoised {
 namespace {
@@ -15,6 +16,12 @@ std::vector<BackendRegistry::Entry> MakeEntries() {
   static const FlashAttnBackend flash_attn;
   static const TorchSdpaBackend torch_sdpa;
   static const ReferenceBackend reference;
+  static const VideoSparseBackend video_sparse;
+  static const SlidingTileBackend sliding_tile;
+  static const VmobaBackend vmoba;
+  static const SlaBackend sla;
+  static const BsaBackend bsa;
+  static const NablaBackend nabla;
   static const NoAttentionBackend no_attention;
   return {
       // clang-format off
@@ -26,13 +33,13 @@ std::vector<BackendRegistry::Entry> MakeEntries() {
       {AttnBackend::kSageAttn,          nullptr,        kComing,    false},
       {AttnBackend::kSageAttnThree,     nullptr,        kComing,    false},
       {AttnBackend::kAttnQatInfer,      nullptr,        kComing,    false},
-      {AttnBackend::kVideoSparseAttn,   nullptr,        kComing,    false},
-      {AttnBackend::kSlidingTileAttn,   nullptr,        kComing,    false},
-      {AttnBackend::kVmobaAttn,         nullptr,        kComing,    false},
-      {AttnBackend::kSlaAttn,           nullptr,        kComing,    false},
+      {AttnBackend::kVideoSparseAttn,   &video_sparse,  "",         false},
+      {AttnBackend::kSlidingTileAttn,   &sliding_tile,  "",         false},
+      {AttnBackend::kVmobaAttn,         &vmoba,         "",         false},
+      {AttnBackend::kSlaAttn,           &sla,           "",         false},
       {AttnBackend::kSageSlaAttn,       nullptr,        kComing,    false},
-      {AttnBackend::kBsaAttn,           nullptr,        kComing,    false},
-      {AttnBackend::kNablaAttn,         nullptr,        kComing,    false},
+      {AttnBackend::kBsaAttn,           &bsa,           "",         false},
+      {AttnBackend::kNablaAttn,         &nabla,         "",         false},
       {AttnBackend::kNoAttention,       &no_attention,  "",         false},
       // clang-format on
   };

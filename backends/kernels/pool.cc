@@ -1,0 +1,129 @@
+#include "backends/kernels/pool.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace denoised::kernels {
+namespace {
+
+__m256 LoadEight(const HeadRows& rows, int64_t at) {
+  if (rows.element == Element::kFloat32) {
+    return _mm256_loadu_ps(static_cast<const float*>(rows.data) + at);
+  }
+  const __m128i half = _mm_loadu_si128(
+      reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(rows.data) + at));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+float LoadOne(const HeadRows& rows, int64_t at) {
+  if (rows.element == Element::kFloat32) return static_cast<const float*>(rows.data)[at];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(rows.data)[at]) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+void AddRow(const HeadRows& rows, int64_t token, float* sum) {
+  const int64_t at = token * rows.stride;
+  int64_t d = 0;
+  for (; d + 8 <= rows.head_size; d += 8) {
+    _mm256_storeu_ps(sum + d, _mm256_add_ps(_mm256_loadu_ps(sum + d), LoadEight(rows, at + d)));
+  }
+  for (; d < rows.head_size; ++d) sum[d] += LoadOne(rows, at + d);
+}
+
+float Sum(__m256 x) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+}  // namespace
+
+HeadRows HeadOf(const View& view, Element element, int64_t head_size, int64_t batch, int64_t head) {
+  const int64_t offset = batch * view.batch_stride + head * view.head_stride;
+  const int64_t size = element == Element::kFloat32 ? 4 : 2;
+  return {static_cast<const char*>(view.data) + offset * size, view.token_stride, element,
+          head_size};
+}
+
+void LoadRow(const HeadRows& rows, int64_t token, float* out) {
+  std::memset(out, 0, static_cast<size_t>(rows.head_size) * sizeof(float));
+  AddRow(rows, token, out);
+}
+
+std::vector<float> BlockMeans(const HeadRows& rows, const std::vector<int32_t>& order,
+                              const std::vector<int32_t>& lengths) {
+  std::vector<float> means(lengths.size() * rows.head_size, 0.0f);
+  size_t position = 0;
+  for (size_t block = 0; block < lengths.size(); ++block) {
+    float* mean = means.data() + block * rows.head_size;
+    for (int32_t i = 0; i < lengths[block]; ++i) AddRow(rows, order[position++], mean);
+    for (int64_t d = 0; d < rows.head_size; ++d) mean[d] /= static_cast<float>(lengths[block]);
+  }
+  return means;
+}
+
+float Dot(const float* a, const float* b, int64_t k) {
+  __m256 sum = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    sum = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), sum);
+  }
+  float total = Sum(sum);
+  for (; i < k; ++i) total = std::fma(a[i], b[i], total);
+  return total;
+}
+
+std::vector<float> Products(const std::vector<float>& a, const std::vector<float>& b, int64_t k) {
+  const int64_t n = static_cast<int64_t>(a.size()) / k, m = static_cast<int64_t>(b.size()) / k;
+  std::vector<float> products(n * m);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < m; ++j) {
+      products[i * m + j] = Dot(a.data() + i * k, b.data() + j * k, k);
+    }
+  }
+  return products;
+}
+
+std::vector<float> WeightedSums(const std::vector<float>& weights, const std::vector<float>& values,
+                                int64_t m, int64_t k) {
+  const int64_t n = static_cast<int64_t>(weights.size()) / m;
+  std::vector<float> sums(n * k, 0.0f);
+  for (int64_t i = 0; i < n; ++i) {
+    float* sum = sums.data() + i * k;
+    for (int64_t j = 0; j < m; ++j) {
+      const float weight = weights[i * m + j];
+      const float* value = values.data() + j * k;
+      for (int64_t d = 0; d < k; ++d) sum[d] += weight * value[d];
+    }
+  }
+  return sums;
+}
+
+void SoftmaxRows(std::vector<float>* rows, int64_t columns) {
+  for (auto row = rows->begin(); row != rows->end(); row += columns) {
+    const float top = *std::max_element(row, row + columns);
+    float total = 0;
+    for (int64_t j = 0; j < columns; ++j) total += row[j] = std::exp(row[j] - top);
+    for (int64_t j = 0; j < columns; ++j) row[j] /= total;
+  }
+}
+
+float RoundToBFloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return x;
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+void RoundAllToBFloat16(std::vector<float>* values) {
+  for (float& x : *values) x = RoundToBFloat16(x);
+}
+
+}  // namespace denoised::kernels

@@ -1,0 +1,94 @@
+// SLA_ATTN.
+#include <algorithm>
+
+#include "backends/error.h"
+#include "backends/sparse_backends.h"
+
+namespace denoised {
+namespace {
+
+struct SlaSetting final : SparseSetting {
+  double ratio = 0.1;
+  int64_t block_q = 128, block_k = 64;
+  std::string feature_map;
+};
+
+// Mean keys less the mean of all keys.
+std::vector<float> SmoothMeans(const SparseCall& call, int64_t head, const Partition& keys) {
+  const kernels::HeadRows rows = call.Rows(call.inputs.key, head);
+  std::vector<float> means = kernels::BlockMeans(rows, keys.order, keys.lengths);
+  const std::vector<float> overall =
+      kernels::BlockMeans(rows, keys.order, {static_cast<int32_t>(keys.order.size())});
+  for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
+  return means;
+}
+
+at::Tensor FeatureMap(const at::Tensor& x, const std::string& name) {
+  if (name == "elu") return at::elu(x) + 1;
+  if (name == "relu") return at::relu(x);
+  return at::softmax(x, -1);
+}
+
+void CheckProjection(const at::Tensor& tensor, const char* name, int64_t axes, int64_t size) {
+  if (!tensor.defined()) return;
+  bool fits = tensor.dim() == axes;
+  for (int64_t axis = 0; fits && axis < axes; ++axis) fits = tensor.size(axis) == size;
+  if (!fits) {
+    throw InvalidField(
+        name, "wanted " + std::to_string(axes) + " axes of the head size " + std::to_string(size));
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<SparseSetting> SlaBackend::ReadSetting(Parameters& parameters,
+                                                       const MetadataRequest& request) const {
+  auto setting = std::make_shared<SlaSetting>();
+  ReadGrid(parameters, request.spec);  // accepted as from other backends; blocks are plain runs
+  setting->ratio = parameters.Real("ratio", DefaultRatio(), 0, 1);
+  setting->block_q = parameters.Int("block_q", 128, 1, 1 << 20);
+  setting->block_k = parameters.Int("block_k", 64, 1, 1 << 20);
+  setting->feature_map = parameters.Word("feature_map", {"softmax", "elu", "relu"});
+  return setting;
+}
+
+kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
+  const auto& setting = static_cast<const SlaSetting&>(*call.setting);
+  const Partition queries = RunsOf(call.tokens(), setting.block_q);
+  const Partition keys = RunsOf(call.tokens(), setting.block_k);
+  const int64_t blocks = keys.blocks();
+  const int64_t kept = std::clamp<int64_t>(
+      static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)), 1, blocks);
+  return PlanPerHead(queries, keys, call.batch() * call.heads(), [&](int64_t head) {
+    const std::vector<float> scores = kernels::Products(
+        kernels::BlockMeans(call.Rows(call.inputs.query, head), queries.order, queries.lengths),
+        SmoothMeans(call, head, keys), call.head_size());
+    std::vector<std::vector<int32_t>> rows;
+    for (int64_t block = 0; block < queries.blocks(); ++block) {
+      rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, kept));
+    }
+    return rows;
+  });
+}
+
+at::Tensor SlaBackend::MakeBranch(const SparseCall& call) const {
+  const AttentionInputs& in = call.inputs;
+  // Before training the projection is zero: no branch without one.
+  if (!in.projection.defined() && !in.projection_bias.defined()) return {};
+  CheckProjection(in.projection, "projection", 2, call.head_size());
+  CheckProjection(in.projection_bias, "projection_bias", 1, call.head_size());
+  const auto& setting = static_cast<const SlaSetting&>(*call.setting);
+  const auto heads_first = [](const at::Tensor& x) { return x.to(at::kFloat).transpose(1, 2); };
+  const at::Tensor q = FeatureMap(heads_first(in.query), setting.feature_map);
+  const at::Tensor k = FeatureMap(heads_first(in.key), setting.feature_map);
+  at::Tensor out = at::zeros(q.sizes(), at::kFloat);
+  if (in.projection.defined()) {
+    const at::Tensor sums = at::matmul(k.transpose(2, 3), heads_first(in.value));  // [B, H, D, D]
+    const at::Tensor norm = (q * k.sum(2, /*keepdim=*/true)).sum(3, /*keepdim=*/true) + 1e-5;
+    out = at::matmul(at::matmul(q, sums) / norm, in.projection.to(at::kFloat).t());
+  }
+  if (in.projection_bias.defined()) out = out + in.projection_bias.to(at::kFloat);
+  return out.transpose(1, 2);
+}
+
+}  // namespace denoised

@@ -1,0 +1,223 @@
+#include "backends/sparse_backend.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "backends/attention_call.h"
+#include "backends/block_sparse_forward.h"
+#include "backends/error.h"
+
+namespace denoised {
+namespace {
+
+// Reads parameters once for as long as spec and parameters stay the same.
+class SparseBuilder final : public AttentionMetadataBuilder {
+ public:
+  explicit SparseBuilder(const SparseBackend& backend) : backend_(backend) {}
+
+  std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
+    if (!setting_ || !(spec_ == request.spec) || parameters_ != request.parameters_json) {
+      setting_ = Read(request);
+      spec_ = request.spec;
+      parameters_ = request.parameters_json;
+    }
+    auto metadata = std::make_shared<SparseMetadata>();
+    metadata->setting = setting_;
+    metadata->step_index = request.step_index;
+    return metadata;
+  }
+
+ private:
+  std::shared_ptr<const SparseSetting> Read(const MetadataRequest& request) const {
+    Parameters parameters(request.parameters_json);
+    auto setting = backend_.ReadSetting(parameters, request);
+    setting->dense_first_steps = parameters.Int("dense_first_steps", 0, 0, 1 << 20);
+    setting->dense_layers = parameters.IntList("dense_layers", 0);
+    parameters.Finish();
+    return setting;
+  }
+
+  const SparseBackend& backend_;
+  std::shared_ptr<const SparseSetting> setting_;
+  AttentionSpec spec_;
+  std::string parameters_;
+};
+
+std::string Text(const Axes& axes) {
+  return std::to_string(axes[0]) + "x" + std::to_string(axes[1]) + "x" + std::to_string(axes[2]);
+}
+
+int64_t TokenAt(const std::vector<int32_t>& order, int64_t position) {
+  return order.empty() ? position : order[position];
+}
+
+}  // namespace
+
+bool SparseMetadata::DenseAt(int64_t layer_index) const {
+  const auto& layers = setting->dense_layers;
+  return step_index < setting->dense_first_steps ||
+         std::find(layers.begin(), layers.end(), layer_index) != layers.end();
+}
+
+kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const {
+  const kernels::View view{tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1),
+                           tensor.stride(2)};
+  const auto element = bfloat16() ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
+  return kernels::HeadOf(view, element, head_size(), head / heads(), head % heads());
+}
+
+std::optional<std::string> SparseBackend::Supports(const AttentionSpec& spec,
+                                                   const DeviceInfo& device) const {
+  if (auto reason = CpuKernelLimits(spec, device)) return reason;
+  if (spec.has_mask) return "it takes no attention mask";
+  if (spec.causal) return "it is not causal";
+  if (spec.q_len != spec.kv_len) {
+    return "it wants as many queries as keys; got " + std::to_string(spec.q_len) + " and " +
+           std::to_string(spec.kv_len);
+  }
+  return GeometryLimits(spec);
+}
+
+std::optional<std::string> SparseBackend::GeometryLimits(const AttentionSpec& spec) const {
+  return std::nullopt;
+}
+
+std::optional<std::string> SparseBackend::NeedsGrid(const AttentionSpec& spec) {
+  if (*std::min_element(spec.grid.begin(), spec.grid.end()) <= 0) {
+    return "it wants a video grid (tokens along T, H and W); got none";
+  }
+  if (spec.q_len != 0 && Product(spec.grid) != spec.q_len) {
+    return "it wants one token for each cell of the grid " + Text(spec.grid) + "; got " +
+           std::to_string(spec.q_len) + " tokens";
+  }
+  return std::nullopt;
+}
+
+std::unique_ptr<AttentionMetadataBuilder> SparseBackend::MakeBuilder() const {
+  return std::make_unique<SparseBuilder>(*this);
+}
+
+SparseCall SparseBackend::CallOf(const AttentionInputs& inputs,
+                                 const AttentionMetadata* metadata) const {
+  const auto* sparse = dynamic_cast<const SparseMetadata*>(metadata);
+  if (sparse == nullptr) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "wanted the metadata of " + std::string(AttnBackendName(id())) +
+                    "'s builder; got " + (metadata == nullptr ? "none" : "another backend's"));
+  }
+  SparseCall call;
+  call.inputs = inputs;
+  call.setting = sparse->setting.get();
+  call.step_index = sparse->step_index;
+  for (at::Tensor* tensor : {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
+    if (tensor->scalar_type() == at::kHalf) *tensor = tensor->to(at::kFloat);
+    if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
+  }
+  return call;
+}
+
+at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
+                                  const AttentionMetadata* metadata) const {
+  CheckInputs(inputs);
+  const SparseCall call = CallOf(inputs, metadata);
+  if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) {
+    return BlockSparseForward(inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1)));
+  }
+  const at::Tensor out = Attend(call), branch = MakeBranch(call);
+  if (!branch.defined()) return out.to(inputs.query.scalar_type());
+  return out.to(at::kFloat).add_(branch).to(inputs.query.scalar_type());
+}
+
+at::Tensor SparseBackend::Attend(const SparseCall& call) const {
+  return BlockSparseForward(call.inputs, MakePlan(call));
+}
+
+at::Tensor SparseBackend::AttendedPairs(const AttentionInputs& inputs,
+                                        const AttentionMetadata* metadata) const {
+  const SparseCall call = CallOf(inputs, metadata);
+  if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) return {};
+  return PairsOfPlan(MakePlan(call), call.batch(), call.heads(), call.tokens(),
+                     call.inputs.key.size(1));
+}
+
+at::Tensor SparseBackend::AddedBranch(const AttentionInputs& inputs,
+                                      const AttentionMetadata* metadata) const {
+  const SparseCall call = CallOf(inputs, metadata);
+  if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) return {};
+  return MakeBranch(call);
+}
+
+Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec) {
+  const std::vector<int64_t> given =
+      parameters.Ints("grid", {spec.grid[0], spec.grid[1], spec.grid[2]}, 3, 1);
+  const Axes grid = {given[0], given[1], given[2]};
+  if (spec.grid != Axes{0, 0, 0} && grid != spec.grid) {
+    Parameters::Refuse("grid", "the job's grid is " + Text(spec.grid) + "; got " + Text(grid));
+  }
+  return grid;
+}
+
+std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count) {
+  count = std::min(count, n);
+  const auto value = [&](int32_t i) {
+    return std::isnan(scores[i]) ? -std::numeric_limits<float>::infinity() : scores[i];
+  };
+  std::vector<int32_t> indices(n);
+  std::iota(indices.begin(), indices.end(), 0);
+  std::nth_element(indices.begin(), indices.begin() + count, indices.end(),
+                   [&](int32_t a, int32_t b) {
+                     const float x = value(a), y = value(b);
+                     return x > y || (x == y && a < b);
+                   });
+  indices.resize(count);
+  std::sort(indices.begin(), indices.end());
+  return indices;
+}
+
+kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,
+                               const HeadRowsMaker& rows_of_head) {
+  std::vector<std::vector<std::vector<int32_t>>> rows(heads);
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) rows[head] = rows_of_head(head);
+  });
+  PlanBuilder builder(queries, keys, heads);
+  for (const auto& head : rows) {
+    for (size_t block = 0; block < head.size(); ++block) {
+      builder.AddRow(static_cast<int64_t>(block), head[block]);
+    }
+  }
+  return builder.Take();
+}
+
+at::Tensor PairsOfPlan(const kernels::BlockPlan& plan, int64_t batch, int64_t heads, int64_t q_len,
+                       int64_t kv_len) {
+  if (plan.lists == 0) return at::ones({1, 1, 1, 1}, at::kBool);
+  at::Tensor pairs = at::zeros({batch * heads, q_len, kv_len}, at::kBool);
+  auto cell = pairs.accessor<bool, 3>();
+  const int64_t query_blocks = static_cast<int64_t>(plan.query_blocks.size());
+  const auto mark = [&](int64_t head, kernels::Span queries, kernels::Span keys, uint64_t rows) {
+    for (int64_t q = 0; q < queries.length; ++q) {
+      if (((rows >> q) & 1) == 0) continue;
+      const int64_t query = TokenAt(plan.query_order, queries.first + q);
+      for (int64_t k = 0; k < keys.length; ++k) {
+        cell[head][query][TokenAt(plan.key_order, keys.first + k)] = true;
+      }
+    }
+  };
+  for (int64_t head = 0; head < batch * heads; ++head) {
+    for (int64_t block = 0; block < query_blocks; ++block) {
+      const int64_t row = head % plan.lists * query_blocks + block;
+      for (int64_t entry = plan.row_begin[row]; entry < plan.row_begin[row + 1]; ++entry) {
+        mark(head, plan.query_blocks[block], plan.key_blocks[plan.columns[entry]],
+             plan.row_masks.empty() ? ~uint64_t{0} : plan.row_masks[entry]);
+      }
+    }
+  }
+  return pairs.view({batch, heads, q_len, kv_len});
+}
+
+}  // namespace denoised

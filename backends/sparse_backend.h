@@ -1,0 +1,98 @@
+// What the sparse backends share: parameters and geometry read once per step, dense first steps and
+// layers, a mask maker each, and the block-sparse kernel underneath.
+#ifndef DENOISED_BACKENDS_SPARSE_BACKEND_H_
+#define DENOISED_BACKENDS_SPARSE_BACKEND_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backends/attention_backend.h"
+#include "backends/kernels/block_sparse.h"
+#include "backends/kernels/pool.h"
+#include "backends/parameters.h"
+#include "backends/tiling.h"
+
+namespace denoised {
+
+// A backend's parameters and geometry for one spec. Derived by each backend; immutable.
+struct SparseSetting {
+  virtual ~SparseSetting() = default;
+  int64_t dense_first_steps = 0;
+  std::vector<int64_t> dense_layers;
+};
+
+struct SparseMetadata final : AttentionMetadata {
+  std::shared_ptr<const SparseSetting> setting;
+  int64_t step_index = 0;
+  bool DenseAt(int64_t layer_index) const;
+};
+
+// One checked call in the kernel's dtypes (float16 has become float32).
+struct SparseCall {
+  AttentionInputs inputs;
+  const SparseSetting* setting = nullptr;
+  int64_t step_index = 0;
+
+  int64_t batch() const { return inputs.query.size(0); }
+  int64_t tokens() const { return inputs.query.size(1); }
+  int64_t heads() const { return inputs.query.size(2); }
+  int64_t head_size() const { return inputs.query.size(3); }
+  bool bfloat16() const { return inputs.query.scalar_type() == at::kBFloat16; }
+  // Rows of one head; `head` counts over batch * heads.
+  kernels::HeadRows Rows(const at::Tensor& tensor, int64_t head) const;
+};
+
+class SparseBackend : public AttentionBackend {
+ public:
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+  at::Tensor AttendedPairs(const AttentionInputs& inputs,
+                           const AttentionMetadata* metadata) const override;
+  at::Tensor AddedBranch(const AttentionInputs& inputs,
+                         const AttentionMetadata* metadata) const override;
+
+  // Reads the backend's own parameters; the shared ones and Finish() are the caller's.
+  virtual std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
+                                                     const MetadataRequest& request) const = 0;
+
+ protected:
+  // Why the tokens of this spec cannot be cut; called with equal query and key lengths.
+  virtual std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const;
+  virtual kernels::BlockPlan MakePlan(const SparseCall& call) const = 0;
+  virtual at::Tensor Attend(const SparseCall& call) const;
+  virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
+
+  // GeometryLimits for backends whose tokens are a video grid and nothing else.
+  static std::optional<std::string> NeedsGrid(const AttentionSpec& spec);
+
+ private:
+  SparseCall CallOf(const AttentionInputs& inputs, const AttentionMetadata* metadata) const;
+};
+
+// "grid" of the parameters where the spec has none; refuses one that contradicts the spec.
+Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec);
+
+// The `count` largest of scores[n], ties to the lowest index; ascending indices. NaN counts as
+// -inf.
+std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count);
+
+// Rows [query block] of key blocks for one head of batch * heads.
+using HeadRowsMaker = std::function<std::vector<std::vector<int32_t>>(int64_t head)>;
+
+// A plan with its own list for every head of every batch row; heads run on ATen's threads.
+kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,
+                               const HeadRowsMaker& rows_of_head);
+
+// [batch, heads, S_q, S_kv] bool: what a plan lets through.
+at::Tensor PairsOfPlan(const kernels::BlockPlan& plan, int64_t batch, int64_t heads, int64_t q_len,
+                       int64_t kv_len);
+
+}  // namespace denoised
+
+#endif  // DENOISED_BACKENDS_SPARSE_BACKEND_H_

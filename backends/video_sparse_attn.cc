@@ -1,0 +1,90 @@
+// VIDEO_SPARSE_ATTN.
+#include <algorithm>
+#include <cmath>
+
+#include "backends/sparse_backends.h"
+
+namespace denoised {
+namespace {
+
+struct VsaSetting final : SparseSetting {
+  Partition tiles;
+  int64_t top_k = 1;
+  bool coarse = false;
+};
+
+// Means of one head's tiles, in the inputs' dtype.
+std::vector<float> TileMeans(const SparseCall& call, const at::Tensor& tensor, int64_t head,
+                             const Partition& tiles) {
+  auto means = kernels::BlockMeans(call.Rows(tensor, head), tiles.order, tiles.lengths);
+  if (call.bfloat16()) kernels::RoundAllToBFloat16(&means);
+  return means;
+}
+
+// [tiles][tiles]: mean queries times mean keys over sqrt(D); each operation rounds to the inputs'
+// dtype, since rounding decides between tiles that are nearly level.
+std::vector<float> TileScores(const SparseCall& call, int64_t head, const Partition& tiles) {
+  auto scores = kernels::Products(TileMeans(call, call.inputs.query, head, tiles),
+                                  TileMeans(call, call.inputs.key, head, tiles), call.head_size());
+  if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
+  const float root = std::sqrt(static_cast<float>(call.head_size()));
+  for (float& score : scores) score /= root;
+  if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
+  return scores;
+}
+
+// ceil((1 - sparsity) * tiles) in IEEE double, at least one tile and at most all.
+int64_t Budget(double sparsity, int64_t tiles) {
+  const double kept = std::ceil((1.0 - sparsity) * static_cast<double>(tiles));
+  return std::clamp<int64_t>(static_cast<int64_t>(kept), 1, tiles);
+}
+
+}  // namespace
+
+std::shared_ptr<SparseSetting> VideoSparseBackend::ReadSetting(
+    Parameters& parameters, const MetadataRequest& request) const {
+  auto setting = std::make_shared<VsaSetting>();
+  const std::vector<int64_t> tile = parameters.Ints("tile", {4, 4, 4}, 3, 1);
+  setting->tiles = TileGrid(ReadGrid(parameters, request.spec), {tile[0], tile[1], tile[2]});
+  const int64_t tiles = setting->tiles.blocks();
+  if (parameters.Has("top_k") && parameters.Has("sparsity")) {
+    Parameters::Refuse("top_k", "wanted one of top_k and sparsity; got both");
+  }
+  setting->top_k = Budget(parameters.Real("sparsity", 0.8, 0, 1), tiles);
+  setting->top_k = std::min(parameters.Int("top_k", setting->top_k, 1, INT32_MAX), tiles);
+  setting->coarse = parameters.Flag("coarse", request.spec.has_gate);
+  return setting;
+}
+
+kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
+  const auto& setting = static_cast<const VsaSetting&>(*call.setting);
+  const int64_t tiles = setting.tiles.blocks();
+  return PlanPerHead(setting.tiles, setting.tiles, call.batch() * call.heads(), [&](int64_t head) {
+    const std::vector<float> scores = TileScores(call, head, setting.tiles);
+    std::vector<std::vector<int32_t>> rows;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      rows.push_back(LargestIndices(scores.data() + tile * tiles, tiles, setting.top_k));
+    }
+    return rows;
+  });
+}
+
+at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
+  const auto& setting = static_cast<const VsaSetting&>(*call.setting);
+  if (!setting.coarse) return {};
+  const int64_t tiles = setting.tiles.blocks(), size = call.head_size();
+  at::Tensor coarse = at::empty({call.batch(), call.heads(), tiles, size}, at::kFloat);
+  for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
+    std::vector<float> weights = TileScores(call, head, setting.tiles);
+    kernels::SoftmaxRows(&weights, tiles);
+    const auto values = TileMeans(call, call.inputs.value, head, setting.tiles);
+    const auto sums = kernels::WeightedSums(weights, values, tiles, size);
+    std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * tiles * size);
+  }
+  const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();
+  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt);
+  const at::Tensor spread = coarse.index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
+  return call.inputs.gate.defined() ? spread * call.inputs.gate.to(at::kFloat) : spread;
+}
+
+}  // namespace denoised
