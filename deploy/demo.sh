@@ -91,10 +91,14 @@ main() {
   start_server
 
   say "denoisectl generate \"$prompt\" -o out/demo.mp4"
-  local client=(build/bin/denoisectl generate "$prompt" --seed=7 "--server=$grpc")
-  "${client[@]}" -o out/demo.mp4
-  "${client[@]}" -o out/demo.gif >out/demo.gif.log 2>&1 || { cat out/demo.gif.log; exit 1; }
-  "${client[@]}" -o out/demo.png >out/demo.png.log 2>&1 || { cat out/demo.png.log; exit 1; }
+  build/bin/denoisectl generate "$prompt" --seed=7 --server="$grpc" -o out/demo.mp4
+
+  say "the same as a job that outlives its client: submit, watch, fetch"
+  local job
+  job="$(build/bin/denoisectl submit "$prompt" --seed=7 --formats=gif,png --server="$grpc")"
+  build/bin/denoisectl watch "$job" --server="$grpc" >out/demo.watch
+  build/bin/denoisectl fetch "$job" --server="$grpc" -o out/demo.gif
+  build/bin/denoisectl fetch "$job" --server="$grpc" -o out/demo.png
 
   say "what the server measured (all of it: out/demo.metrics)"
   read_metrics

@@ -9,6 +9,7 @@ measure with it. The same preset and seed give the same weights.
 import argparse
 import dataclasses
 import io
+import json
 import pathlib
 
 import sentencepiece
@@ -42,6 +43,9 @@ PRESETS = {
     "mid": Preset(1536, 6, 8960, (1, 60, 104), 1024, 8, 512),
     "long": Preset(512, 2, 2048, (4, 60, 104), 512, 2, 512),
 }
+
+# What `denoised` takes where a request is silent; diffusers passes over the file.
+DEFAULTS = {"height": 96, "width": 128, "num_frames": 17, "fps": 8, "num_inference_steps": 12}
 
 WORDS = """a an the red green blue yellow white black orange purple circle square triangle star dog cat
 river mountain city street moving left right up down slowly quickly on over under with and of in at
@@ -95,6 +99,8 @@ def write(preset, folder, dtype, vae_size="small", seed=0):
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0))
     pipeline.save_pretrained(folder, safe_serialization=True)
+    (folder / "denoised.json").write_text(json.dumps(
+        {"description": "random weights: draws noise", "defaults": DEFAULTS}, indent=2) + "\n")
 
 
 def main():

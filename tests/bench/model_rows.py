@@ -17,7 +17,7 @@ from pairs import ROOT, Worker, alternate, summary
 
 ROWS = ("A1", "A3", "A7", "A10", "A12")
 CACHE = pathlib.Path(os.environ.get("DENOISED_CACHE", pathlib.Path.home() / ".cache/denoised"))
-MODELS = CACHE / "bench-models-1"  # the number changes with tools/random_model.py
+MODELS = CACHE / "bench-models-2"  # the number changes with tools/random_model.py
 
 # Latents of a forward: frames, height, width. Patches are 1 x 2 x 2.
 LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104)}
