@@ -1,4 +1,6 @@
 // denoised: flags -> config -> server -> wait for a signal -> drain -> stop.
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -14,6 +16,19 @@ namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
+
+// gRPC's own complaints become lines of our log. Its hook takes no context, hence a logger of its
+// own.
+void LogForGrpc(gpr_log_func_args* args) {
+  Logger(stderr).Warning("grpc", {{"text", args->message}});
+}
+
+// Libraries that would write to stderr in their own way. Protobuf complains about malformed
+// requests, which the client is told already.
+void QuietenLibraries() {
+  gpr_set_log_function(LogForGrpc);
+  google::protobuf::SetLogHandler(nullptr);
+}
 
 // Signals are taken by sigwait, so that no handler runs anywhere. Before any thread starts.
 sigset_t BlockSignals() {
@@ -53,6 +68,7 @@ int Serve(const Config& config, const sigset_t& signals) {
 
 int Main(const std::vector<std::string>& arguments) {
   const sigset_t signals = BlockSignals();
+  QuietenLibraries();
   try {
     const Config config = ParseConfig(arguments);
     if (config.show_help || config.show_version) {

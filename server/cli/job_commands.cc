@@ -29,7 +29,7 @@ Flag OutputFlag(std::string* path) {
       "FILE",
       "",
       "Where to write; the ending chooses the format: .mp4, .gif, .png (first frame, or a sheet "
-      "of frames), .npy (uint8 frames), .safetensors (final latents). Needed.",
+      "of frames), .npy (float32 frames in 0..1), .safetensors (final latents). Needed.",
       SetString(path),
       "o"};
 }

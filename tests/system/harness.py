@@ -1,0 +1,170 @@
+"""What every system test needs: the built programs, a tiny random model, stubs made from proto/."""
+
+import functools
+import importlib
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+import grpc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("DENOISED_BIN", ROOT / "build/bin"))
+# Models and stubs outlive one test program: several run against one build.
+WORK = BIN.parent / "tests/system/work"
+
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
+SMALL = dict(height=64, width=64, num_frames=5)
+
+
+@functools.cache
+def stubs():
+    """The generated modules under one name: messages and services of denoised.v1."""
+    folder = tempfile.mkdtemp(prefix="denoised_stubs_")
+    names = ("types", "generation", "denoise", "model", "admin")
+    protos = [f"denoised/v1/{name}.proto" for name in names]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}",
+                    f"--python_out={folder}", f"--grpc_python_out={folder}", *protos], check=True)
+    sys.path.insert(0, folder)
+    merged = types.SimpleNamespace()
+    for name in names:
+        for suffix in ("pb2", "pb2_grpc"):
+            module = importlib.import_module(f"denoised.v1.{name}_{suffix}")
+            vars(merged).update({k: v for k, v in vars(module).items() if not k.startswith("_")})
+    return merged
+
+
+def model_repository():
+    """A folder with one tiny random model, written by diffusers, made once a build."""
+    folder = WORK / "repository"
+    if not (folder / "tiny/model_index.json").exists():
+        WORK.mkdir(parents=True, exist_ok=True)
+        # Written beside its place and renamed, so that a broken run leaves nothing half done.
+        with tempfile.TemporaryDirectory(dir=WORK) as fresh:
+            subprocess.run([sys.executable, str(ROOT / "tools/random_model.py"), "--preset", "tiny",
+                            f"{fresh}/repository/tiny"], check=True, stdout=subprocess.DEVNULL)
+            os.rename(f"{fresh}/repository", folder)
+    return folder
+
+
+def clean_environment(**extra):
+    environment = {k: v for k, v in os.environ.items() if k != "FASTVIDEO_ATTENTION_BACKEND"}
+    return environment | extra
+
+
+class Server:
+    """A running `denoised` on free ports. Use as a context; leaving it stops the server."""
+
+    def __init__(self, *flags, environment=None, repository=None):
+        self.log = tempfile.TemporaryFile(mode="w+")
+        command = [str(BIN / "denoised"), f"--model_repository={repository or model_repository()}",
+                   "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
+                   "--threads=1", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True,
+                                        env=clean_environment(**(environment or {})))
+        ready, _, _ = select.select([self.process.stdout], [], [], 120)
+        line = self.process.stdout.readline() if ready else ""
+        if not line.startswith("READY "):
+            self.process.kill()
+            raise RuntimeError(f"no READY line but {line!r}; log: {self.read_log()}")
+        words = dict(word.split("=", 1) for word in line.split()[1:])
+        self.ready_line = line.strip()
+        self.public, self.admin, self.http = words["grpc"], words["admin"], words["http"]
+
+    def __enter__(self):
+        pb = stubs()
+        self.channel = grpc.insecure_channel(self.public, CHANNEL_OPTIONS)
+        self.admin_channel = grpc.insecure_channel(self.admin, CHANNEL_OPTIONS)
+        self.generation = pb.GenerationServiceStub(self.channel)
+        self.denoise = pb.DenoiseServiceStub(self.channel)
+        self.models = pb.ModelServiceStub(self.channel)
+        self.operator = pb.AdminServiceStub(self.admin_channel)
+        return self
+
+    def __exit__(self, *_):
+        self.channel.close()
+        self.admin_channel.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def read_log(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    # ---- jobs
+
+    def submit(self, prompt="a red circle", **fields):
+        pb = stubs()
+        return self.generation.SubmitJob(pb.GenerationRequest(prompt=prompt, **(SMALL | fields)),
+                                         timeout=30)
+
+    def get(self, job_id):
+        return self.generation.GetJob(stubs().GetJobRequest(job_id=job_id), timeout=30)
+
+    def wait_until(self, job_id, condition, timeout=120):
+        """The first state for which `condition(job)` holds."""
+        for job in self.generation.WatchJob(stubs().WatchJobRequest(job_id=job_id), timeout=timeout):
+            if condition(job):
+                return job
+        raise AssertionError(f"the job ended without it: {job}")
+
+    def wait_for_end(self, job_id, timeout=120):
+        return self.wait_until(job_id, lambda job: job.state >= stubs().SUCCEEDED, timeout)
+
+    def fetch(self, job_id, artifact_format):
+        request = stubs().FetchArtifactRequest(job_id=job_id, format=artifact_format)
+        return b"".join(chunk.data for chunk in self.generation.FetchArtifact(request, timeout=60))
+
+
+def error_of(call):
+    """The RpcError that `call()` raises."""
+    try:
+        result = call()
+        if hasattr(result, "__next__"):
+            list(result)
+    except grpc.RpcError as error:
+        return error
+    raise AssertionError("the call was answered with OK")
+
+
+def field_and_reason(error):
+    """The google.rpc details of an error: the field at fault and the stable reason."""
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+    field = reason = ""
+    for detail in rpc_status.from_call(error).details:
+        bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+        if detail.Unpack(bad):
+            field = bad.field_violations[0].field
+        elif detail.Unpack(info):
+            reason = info.reason
+    return field, reason
+
+
+def ctl(*arguments, timeout=120, **options):
+    """Runs denoisectl as typed."""
+    return subprocess.run([str(BIN / "denoisectl"), *map(str, arguments)], capture_output=True,
+                          text=True, timeout=timeout, env=clean_environment(), **options)
+
+
+def eventually(condition, timeout=20, what="it"):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {timeout} s")
