@@ -102,6 +102,8 @@ Owned<AVCodecContext> OpenEncoder(int width, int height, int fps) {
   TagColours(*encoder);
   Check(av_opt_set(encoder->priv_data, "preset", "medium", 0), "preset");
   Check(av_opt_set(encoder->priv_data, "crf", kCrf, 0), "crf");
+  // With its macroblock tree x264 164 gives other bytes now and then for the same small frames.
+  Check(av_opt_set_int(encoder->priv_data, "mbtree", 0, 0), "mbtree");
   Check(avcodec_open2(encoder.get(), codec, nullptr), "the encoder does not open");
   return encoder;
 }

@@ -13,6 +13,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 import prompts
 
 DRIVER = os.environ["DENOISED_DRIVER"]
+LOST_BLANK = ("Â", "Ã")  # bytes C2 and C3, which stand before A0 in UTF-8
 
 
 def ours(texts):
@@ -38,13 +39,19 @@ class CleanParity(unittest.TestCase):
         points = [c for c in range(0x20, 0x3100) if not 0x80 <= c < 0xA0]
         points += list(range(0xFB00, 0xFFFE)) + list(range(0x1D400, 0x1D800, 7))
         points = [c for c in points if not 0xD800 <= c < 0xE000]
-        self.compare(["cat " + chr(c) + " dog" for c in points])
+        self.compare(["cat " + chr(c) + " dog" for c in points if chr(c) not in LOST_BLANK])
+
+    def test_known_difference_mojibake_that_lost_its_no_break_space(self):
+        """ftfy reads "Ã " as "à"; prompt_clean.h says that we leave it."""
+        texts = ["cat " + letter + " dog" for letter in LOST_BLANK]
+        self.assertEqual(ours(texts), texts)
+        self.assertNotEqual([prompt_clean(text) for text in texts], texts)
 
     def test_every_control(self):
         self.compare([f"a{chr(c)}b {chr(c)} {chr(c)}" for c in range(0x00, 0x20)])
 
     def test_entities(self):
-        names = sorted(html5)
+        names = [name for name in sorted(html5) if html5[name].upper() not in LOST_BLANK]
         self.compare([f"x &{name} y&{name}z &{name.upper()} 1&amp;{name}" for name in names])
 
     def test_numeric_references(self):

@@ -167,8 +167,11 @@ TEST(Mp4, IndexComesBeforeTheData) {
 }
 
 TEST(Mp4, TheSameFramesGiveTheSameBytes) {
-  const VideoFrames video = Scene(20, 48, 64, 16);
-  EXPECT_EQ(EncodeMp4(video), EncodeMp4(video));
+  for (const auto& [height, width] : {std::pair<int64_t, int64_t>{48, 64}, {33, 51}, {96, 160}}) {
+    const VideoFrames video = Scene(20, height, width, 16);
+    const std::string first = EncodeMp4(video);
+    for (int i = 0; i < 15; ++i) ASSERT_EQ(EncodeMp4(video) == first, true) << height;
+  }
 }
 
 TEST(Mp4, RefusesFramesThatDoNotFitTheirSizes) {
