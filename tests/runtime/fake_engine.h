@@ -140,13 +140,13 @@ class BuildingBackend : public FakeBackend {
 };
 
 // Backends that exist only here. In automatic order: CUDNN_ATTN (not in this build), FLASH_ATTN
-// (head sizes up to 64), TORCH_SDPA (until told to refuse), REFERENCE; only by name: SAGE_ATTN,
-// SLIDING_TILE_ATTN (with metadata).
+// (head sizes up to 64), TORCH_SDPA (until told to refuse), REFERENCE; only by name and with
+// metadata: SAGE_ATTN, SLIDING_TILE_ATTN.
 struct InventedBackends {
   InventedBackends();
 
-  FakeBackend flash, sdpa, reference, sage;
-  BuildingBackend sliding;
+  FakeBackend flash, sdpa, reference;
+  BuildingBackend sage, sliding;
   std::atomic<bool> sdpa_refuses{false};
   BackendRegistry registry;
 };

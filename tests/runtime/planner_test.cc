@@ -72,7 +72,8 @@ TEST_F(AttentionPlannerTest, AnotherBackendGetsNeitherTheMetadataNorTheParameter
   planner.Prepare(specs_, 1, 3);
   ASSERT_THAT(backends_.sliding.built(), SizeIs(1));
   EXPECT_EQ(backends_.sliding.built()[0].parameters_json, "");
-  policy_.Clear();
+  EXPECT_EQ(backends_.sage.built().at(0).parameters_json, R"({"of": "sage"})");
+  policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
   EXPECT_EQ(Slot(planner.Prepare(specs_, 2, 3), AttentionRole::kSelf).metadata, nullptr);
 }
 
@@ -87,6 +88,17 @@ TEST_F(AttentionPlannerTest, TheModelsDefaultComesWithTheModelsParameters) {
 
 TEST_F(AttentionPlannerTest, ParametersWithoutABackendAreRefused) {
   EXPECT_THROW(Make(std::nullopt, "{}"), Error);
+}
+
+TEST_F(AttentionPlannerTest, ParametersOfABackendThatTakesNoneAreRefused) {
+  AttentionPlanner planner = Make(AttnBackend::kReference, "{}");
+  try {
+    planner.Prepare(specs_, 0, 1);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.field(), "attention.parameters");
+  }
+  EXPECT_THAT(planner.Entries(), IsEmpty());
 }
 
 TEST_F(AttentionPlannerTest, TalliesAreBookedToTheRowThatRan) {
