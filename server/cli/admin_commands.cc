@@ -95,8 +95,9 @@ void PrintRole(const v1::RoleExplanation& role) {
   const v1::AttentionSpec& spec = role.spec();
   std::printf("%s: %s\n", role.role().c_str(),
               role.would_run().empty() ? "nothing can run" : role.would_run().c_str());
-  std::printf("  because      %s\n",
-              OneLine(role.error().empty() ? role.reason() : role.error(), 500).c_str());
+  std::printf("  because      %s\n", role.error().empty()
+                                         ? WhoChose(role.source(), role.lease_id()).c_str()
+                                         : OneLine(role.error(), 500).c_str());
   std::printf("  layer        %lld heads of %lld, %s, %lld queries over %lld keys\n",
               static_cast<long long>(spec.num_heads()), static_cast<long long>(spec.head_size()),
               spec.dtype().c_str(), static_cast<long long>(spec.q_len()),

@@ -64,7 +64,7 @@ std::string Steps(const v1::ReceiptEntry& entry) {
 
 void PrintEntry(const v1::ReceiptEntry& entry) {
   std::printf("  %-12s %-16s %-12s %s\n", entry.role().c_str(), entry.ran().c_str(),
-              Steps(entry).c_str(), OneLine(entry.reason(), 200).c_str());
+              Steps(entry).c_str(), WhoChose(entry.source(), entry.lease_id()).c_str());
   std::printf("  %-12s %llu calls, %s\n", "", static_cast<unsigned long long>(entry.calls()),
               Seconds(entry.seconds()).c_str());
   for (const v1::Refusal& refusal : entry.refusals()) {
@@ -180,6 +180,14 @@ void PrintTable(const std::vector<std::vector<std::string>>& rows) {
     line.erase(line.find_last_not_of(' ') + 1);
     std::printf("%s\n", line.c_str());
   }
+}
+
+std::string WhoChose(const std::string& source, const std::string& lease_id) {
+  if (source == "force") return "forced by lease " + lease_id;
+  if (source == "request") return "asked for by the request";
+  if (source == "environment") return "asked for by FASTVIDEO_ATTENTION_BACKEND";
+  if (source == "model_default") return "the model's default";
+  return "chosen automatically";
 }
 
 std::string OneLine(const std::string& text, size_t limit) {

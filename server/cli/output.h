@@ -61,6 +61,9 @@ void PrintReceipt(const v1::Job& job);
 // Columns padded to their widest cell; on stdout. The first row is the head.
 void PrintTable(const std::vector<std::vector<std::string>>& rows);
 
+// Who decided for a backend, in words; `source` as in ReceiptEntry.
+std::string WhoChose(const std::string& source, const std::string& lease_id);
+
 // Text of other people on one line: control characters become '?', at most `limit` bytes.
 std::string OneLine(const std::string& text, size_t limit);
 
