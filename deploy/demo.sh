@@ -53,6 +53,7 @@ stop_server() {
 }
 
 start_server() {
+  : >out/denoised.out
   build/bin/denoised --model_repository="$repository" --listen=127.0.0.1:0 \
     --admin_listen=127.0.0.1:0 --http_listen=127.0.0.1:0 --state_dir=out/state \
     >out/denoised.out 2>out/denoised.log &
