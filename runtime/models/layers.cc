@@ -1,6 +1,11 @@
 #include "runtime/models/layers.h"
 
+#include <ATen/core/List.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <optional>
 #include <sstream>
+#include <string_view>
 
 #include "backends/error.h"
 
@@ -15,13 +20,78 @@ std::string ShapeText(const at::Tensor& x) {
 
 Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& name, int64_t in,
               int64_t out, bool with_bias) {
-  Linear linear;
-  linear.weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
-  if (with_bias) linear.bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  return linear;
+  const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
+  at::Tensor bias;
+  if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
+  return Linear(weight, bias);
+}
+
+// LibTorch registers these for its compiler and declares them in no header.
+at::Tensor CallMkldnn(const char* name, std::vector<c10::IValue> arguments) {
+  c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&arguments);
+  return arguments.front().toTensor();
+}
+
+at::Tensor PackLinearWeight(const at::Tensor& weight) {
+  return CallMkldnn("mkldnn::_reorder_linear_weight", {weight, /*batch_size=*/c10::IValue()});
+}
+
+at::Tensor RunPackedLinear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  using Scalars = c10::List<std::optional<at::Scalar>>;
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                            std::string_view, Scalars, std::optional<std::string_view>)>();
+  const std::optional<at::Tensor> b = bias.defined() ? std::optional(bias) : std::nullopt;
+  return op.call(x, weight, b, "none", Scalars(), "");
+}
+
+at::MemoryFormat ChannelsLast(const at::Tensor& weight) {
+  return weight.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+}
+
+at::Tensor PackConvolutionWeight(const at::Tensor& weight, const std::vector<int64_t>& padding,
+                                 const std::vector<int64_t>& ones) {
+  // oneDNN chooses the blocks for an input size; any other size works with them.
+  constexpr int64_t kTypicalSide = 32;
+  std::vector<int64_t> input(weight.dim(), kTypicalSide);
+  input[0] = 1;
+  input[1] = weight.size(1);
+  if (weight.dim() == 5) input[2] = weight.size(2);
+  return CallMkldnn("mkldnn::_reorder_convolution_weight",
+                    {weight, padding, ones, ones, int64_t{1}, input});
+}
+
+at::Tensor RunPackedConvolution(const at::Tensor& x, const at::Tensor& weight,
+                                const at::Tensor& bias, const std::vector<int64_t>& padding,
+                                const std::vector<int64_t>& ones) {
+  // at::mkldnn_convolution would take the same weight, but make the input channels-first.
+  const c10::List<std::optional<at::Scalar>> none;
+  return CallMkldnn("mkldnn::_convolution_pointwise",
+                    {x, weight, bias, padding, ones, ones, int64_t{1}, "none", none, ""});
+}
+
+bool CpuMultipliesBFloat16() {
+  static const bool answer = [] {
+    const DeviceInfo cpu = QueryCpu();
+    return cpu.avx512_bf16 || cpu.amx_bf16;
+  }();
+  return answer;
 }
 
 }  // namespace
+
+Linear::Linear(const at::Tensor& weight, const at::Tensor& bias)
+    : weight_(weight), bias_(bias), dtype_(weight.scalar_type()) {
+  packed_ = weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16();
+  if (packed_) weight_ = PackLinearWeight(weight.contiguous());
+}
+
+at::Tensor Linear::operator()(const at::Tensor& x) const {
+  if (packed_) return RunPackedLinear(x, weight_, bias_);
+  return at::linear(x, weight_, bias_);
+}
 
 Linear Linear::Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
                     bool with_bias) {
@@ -31,6 +101,24 @@ Linear Linear::Take(const LoadOptions& from, const std::string& name, int64_t in
 Linear Linear::TakeFloat(const LoadOptions& from, const std::string& name, int64_t in,
                          int64_t out) {
   return TakeAs(from, at::kFloat, name, in, out, true);
+}
+
+Convolution::Convolution(const at::Tensor& weight, const at::Tensor& bias,
+                         std::vector<int64_t> padding)
+    : weight_(weight.contiguous(ChannelsLast(weight))),
+      bias_(bias),
+      padding_(std::move(padding)),
+      ones_(padding_.size(), 1) {
+  const at::ScalarType dtype = weight.scalar_type();
+  packed_ = weight.is_cpu() &&
+            (dtype == at::kFloat || (dtype == at::kBFloat16 && CpuMultipliesBFloat16()));
+  if (packed_) weight_ = PackConvolutionWeight(weight_, padding_, ones_);
+}
+
+at::Tensor Convolution::operator()(const at::Tensor& x) const {
+  if (packed_) return RunPackedConvolution(x, weight_, bias_, padding_, ones_);
+  return at::convolution(x, weight_, bias_, ones_, padding_, ones_, /*transposed=*/false,
+                         std::vector<int64_t>(padding_.size(), 0), /*groups=*/1);
 }
 
 DType SpecDType(at::ScalarType dtype) {

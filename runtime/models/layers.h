@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "backends/attention_spec.h"
 #include "runtime/loaders/weights.h"
@@ -29,9 +30,14 @@ struct LoadOptions {
 };
 
 // y = x W^T + b over the last axis. Cheap to copy (tensors are handles).
-struct Linear {
-  at::Tensor weight;  // [out, in]
-  at::Tensor bias;    // [out], or undefined
+//
+// bfloat16 weights on a CPU with bfloat16 dot products are kept in oneDNN's blocked layout, which
+// spares a reordering in every call; the results have the bits of at::linear.
+class Linear {
+ public:
+  Linear() = default;
+  // weight [out, in]; bias [out] or undefined.
+  Linear(const at::Tensor& weight, const at::Tensor& bias);
 
   // Takes `name`.weight and, with `with_bias`, `name`.bias.
   static Linear Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
@@ -40,7 +46,33 @@ struct Linear {
   static Linear TakeFloat(const LoadOptions& from, const std::string& name, int64_t in,
                           int64_t out);
 
-  at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+  bool defined() const { return weight_.defined(); }
+  at::ScalarType dtype() const { return dtype_; }
+  at::Tensor operator()(const at::Tensor& x) const;
+
+ private:
+  at::Tensor weight_;  // opaque where packed_
+  at::Tensor bias_;
+  at::ScalarType dtype_ = at::kFloat;
+  bool packed_ = false;
+};
+
+// A convolution without gaps or groups, stride 1, zeros around. x [B, C, ..] channels-last in
+// memory, two or three axes of space; so is the result. On a CPU the weight is kept in oneDNN's
+// blocked layout.
+class Convolution {
+ public:
+  Convolution() = default;
+  // weight [out, in, ..kernel], padding per axis of the kernel.
+  Convolution(const at::Tensor& weight, const at::Tensor& bias, std::vector<int64_t> padding);
+
+  at::Tensor operator()(const at::Tensor& x) const;
+
+ private:
+  at::Tensor weight_;  // opaque where packed_
+  at::Tensor bias_;
+  std::vector<int64_t> padding_, ones_;
+  bool packed_ = false;
 };
 
 // The torch-free name of a floating dtype. INVALID_ARGUMENT for others than float32, bfloat16,

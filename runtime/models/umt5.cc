@@ -201,7 +201,7 @@ at::Tensor Umt5Encoder::Attend(const Block& block, int layer, const at::Tensor& 
 at::Tensor Umt5Encoder::FeedForward(const Block& block, const at::Tensor& x) const {
   const at::Tensor n = Norm(x, block.ff_norm);
   const at::Tensor h = GeluNew(block.wi_0(n)) * block.wi_1(n);
-  return block.wo(h.to(block.wo.weight.scalar_type()));
+  return block.wo(h.to(block.wo.dtype()));
 }
 
 at::Tensor Umt5Encoder::Norm(const at::Tensor& x, const at::Tensor& weight) const {

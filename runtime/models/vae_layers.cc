@@ -28,33 +28,35 @@ Linear TakePointwise(const at::Tensor& weight, const at::Tensor& bias, int64_t i
 CausalConv3d CausalConv3d::Take(const LoadOptions& from, const std::string& name, int64_t in,
                                 int64_t out, std::array<int64_t, 3> kernel, size_t* slots) {
   CausalConv3d conv;
-  conv.kernel_ = kernel;
+  conv.frames_of_kernel_ = kernel[0];
   conv.in_channels_ = in;
   const at::Tensor weight = from.Take(name + ".weight", {out, in, kernel[0], kernel[1], kernel[2]});
-  conv.weight_ = weight.contiguous(at::MemoryFormat::ChannelsLast3d);
-  conv.bias_ = from.Take(name + ".bias", {out});
+  const at::Tensor bias = from.Take(name + ".bias", {out});
+  const std::vector<int64_t> padding = {0, kernel[1] / 2, kernel[2] / 2};
+  conv.whole_ = Convolution(weight, bias, padding);
   if (kernel[0] > 1) {
-    conv.last_tap_ =
-        weight.narrow(2, kernel[0] - 1, 1).contiguous(at::MemoryFormat::ChannelsLast3d);
+    conv.last_tap_ = Convolution(weight.narrow(2, kernel[0] - 1, 1), bias, padding);
     conv.slot_ = (*slots)++;
   }
   return conv;
 }
 
-at::Tensor CausalConv3d::MakeInput(int64_t frames, int64_t height, int64_t width,
+at::Tensor CausalConv3d::MakeInput(int64_t frames, int64_t height, int64_t width, VaeState* state,
                                    const at::TensorOptions& options) const {
-  return at::empty({history() + frames, height, width, in_channels_}, options);
+  const std::vector<int64_t> shape = {history() + frames, height, width, in_channels_};
+  const int64_t size = c10::multiply_integers(shape);
+  at::Tensor& scratch = state->scratch;
+  if (!scratch.defined() || scratch.numel() < size) scratch = at::empty({size}, options);
+  return scratch.narrow(0, 0, size).view(shape);
 }
 
 at::Tensor CausalConv3d::Run(const at::Tensor& x, VaeState* state) const {
-  if (history() == 0) return Convolve(x, weight_);
-  const at::Tensor input = MakeInput(x.size(0), x.size(1), x.size(2), x.options());
+  const at::Tensor input = MakeInput(x.size(0), x.size(1), x.size(2), state, x.options());
   input.narrow(0, history(), x.size(0)).copy_(x);
   return RunFilled(input, state);
 }
 
 at::Tensor CausalConv3d::RunFilled(const at::Tensor& input, VaeState* state) const {
-  if (history() == 0) return Convolve(input, weight_);
   at::Tensor& tail = state->tails[slot_];
   const at::Tensor past = input.narrow(0, 0, history());
   const bool fresh = !tail.defined();
@@ -65,13 +67,10 @@ at::Tensor CausalConv3d::RunFilled(const at::Tensor& input, VaeState* state) con
   }
   const int64_t frames = input.size(0) - history();
   tail = input.narrow(0, frames, history()).clone();
-  if (fresh && frames == 1) return Convolve(input.narrow(0, history(), 1), last_tap_);
-  return Convolve(input, weight_);
-}
-
-at::Tensor CausalConv3d::Convolve(const at::Tensor& x, const at::Tensor& weight) const {
-  const std::array<int64_t, 3> padding = {0, kernel_[1] / 2, kernel_[2] / 2};
-  return FromVolume(at::conv3d(AsVolume(x), weight, bias_, /*stride=*/1, padding));
+  if (fresh && frames == 1) {
+    return FromVolume(last_tap_(AsVolume(input.narrow(0, history(), 1))));
+  }
+  return FromVolume(whole_(AsVolume(input)));
 }
 
 VaeResBlock VaeResBlock::Take(const LoadOptions& from, const std::string& name, int64_t in,
@@ -83,20 +82,20 @@ VaeResBlock VaeResBlock::Take(const LoadOptions& from, const std::string& name, 
   block.conv2_ = CausalConv3d::Take(from, name + "conv2", out, out, {3, 3, 3}, slots);
   if (in != out) {
     const at::Tensor weight = from.Take(name + "conv_shortcut.weight", {out, in, 1, 1, 1});
-    block.shortcut_ = {weight.flatten(1), from.Take(name + "conv_shortcut.bias", {out})};
+    block.shortcut_ = Linear(weight.flatten(1), from.Take(name + "conv_shortcut.bias", {out}));
   }
   return block;
 }
 
 at::Tensor VaeResBlock::Run(const at::Tensor& x, VaeState* state) const {
   const int64_t frames = x.size(0), height = x.size(1), width = x.size(2);
-  at::Tensor input = conv1_.MakeInput(frames, height, width, x.options());
+  at::Tensor input = conv1_.MakeInput(frames, height, width, state, x.options());
   RmsNormInto(x, gamma1_, /*silu=*/true, input.narrow(0, conv1_.history(), frames));
   at::Tensor h = conv1_.RunFilled(input, state);
-  input = conv2_.MakeInput(frames, height, width, x.options());
+  input = conv2_.MakeInput(frames, height, width, state, x.options());
   RmsNormInto(h, gamma2_, /*silu=*/true, input.narrow(0, conv2_.history(), frames));
   h = conv2_.RunFilled(input, state);
-  return h.add_(shortcut_.weight.defined() ? shortcut_(x) : x);
+  return h.add_(shortcut_.defined() ? shortcut_(x) : x);
 }
 
 VaeAttention VaeAttention::Take(const LoadOptions& from, const std::string& name,
@@ -130,9 +129,8 @@ VaeUpsample VaeUpsample::Take(const LoadOptions& from, const std::string& name, 
   if (temporal) {
     up.time_conv_ = CausalConv3d::Take(from, name + "time_conv", in, 2 * in, {3, 1, 1}, slots);
   }
-  up.weight_ = from.Take(name + "resample.1.weight", {out, in, 3, 3})
-                   .contiguous(at::MemoryFormat::ChannelsLast);
-  up.bias_ = from.Take(name + "resample.1.bias", {out});
+  up.per_frame_ = Convolution(from.Take(name + "resample.1.weight", {out, in, 3, 3}),
+                              from.Take(name + "resample.1.bias", {out}), {1, 1});
   return up;
 }
 
@@ -146,9 +144,7 @@ at::Tensor VaeUpsample::Run(const at::Tensor& x, VaeState* state) const {
                                .permute({0, 5, 1, 2, 3, 4, 6})
                                .expand({frames, copies, height, 2, width, 2, channels})
                                .reshape({frames * copies, 2 * height, 2 * width, channels});
-  return at::conv2d(large.permute({0, 3, 1, 2}), weight_, bias_, /*stride=*/1, /*padding=*/1)
-      .permute({0, 2, 3, 1})
-      .contiguous();
+  return per_frame_(large.permute({0, 3, 1, 2})).permute({0, 2, 3, 1}).contiguous();
 }
 
 at::Tensor DuplicateUp(const at::Tensor& x, int64_t out_channels, bool temporal, bool first_chunk) {

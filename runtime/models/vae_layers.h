@@ -22,6 +22,7 @@ namespace denoised {
 // the network was loaded.
 struct VaeState {
   std::vector<at::Tensor> tails;  // the last input frames of a convolution; undefined at first
+  at::Tensor scratch;             // what MakeInput hands out
   bool first_chunk = true;        // the chunk that holds latent frame 0, alone
 };
 
@@ -34,10 +35,11 @@ class CausalConv3d {
   static CausalConv3d Take(const LoadOptions& from, const std::string& name, int64_t in,
                            int64_t out, std::array<int64_t, 3> kernel, size_t* slots);
 
-  int64_t history() const { return kernel_[0] - 1; }
+  int64_t history() const { return frames_of_kernel_ - 1; }
 
-  // Input with room: [history() + T, H, W, C], the caller fills the last T frames.
-  at::Tensor MakeInput(int64_t frames, int64_t height, int64_t width,
+  // Input with room: [history() + T, H, W, C], the caller fills the last T frames. In the state's
+  // one scratch buffer: good until the next MakeInput.
+  at::Tensor MakeInput(int64_t frames, int64_t height, int64_t width, VaeState* state,
                        const at::TensorOptions& options) const;
   // Runs on such an input: fills in the history, keeps the new tail. Returns [T, H, W, out].
   at::Tensor RunFilled(const at::Tensor& input, VaeState* state) const;
@@ -45,14 +47,11 @@ class CausalConv3d {
   at::Tensor Run(const at::Tensor& x, VaeState* state) const;
 
  private:
-  at::Tensor Convolve(const at::Tensor& x, const at::Tensor& weight) const;
-
-  std::array<int64_t, 3> kernel_ = {1, 1, 1};
+  int64_t frames_of_kernel_ = 1;
   size_t slot_ = 0;
   int64_t in_channels_ = 0;
-  at::Tensor weight_;    // [out, in, kt, kh, kw], channels last
-  at::Tensor last_tap_;  // its last frame: all that a video's first frame meets but zeros
-  at::Tensor bias_;
+  Convolution whole_;
+  Convolution last_tap_;  // the kernel's last frame: all that a video's first meets but zeros
 };
 
 // x / |x| * sqrt(C) * gamma over the channels, then SiLU where `silu` is set. x and `out` [.., C],
@@ -69,7 +68,7 @@ class VaeResBlock {
  private:
   at::Tensor gamma1_, gamma2_;  // [C]
   CausalConv3d conv1_, conv2_;
-  Linear shortcut_;  // undefined weight: identity
+  Linear shortcut_;  // undefined: identity
 };
 
 // Self-attention over the pixels of each frame, one head.
@@ -93,7 +92,7 @@ class VaeUpsample {
  private:
   bool temporal_ = false;
   CausalConv3d time_conv_;
-  at::Tensor weight_, bias_;  // 3x3 convolution of each frame
+  Convolution per_frame_;  // 3x3
 };
 
 // Wan 2.2's parameter-free shortcut: channels become pixels and frames.

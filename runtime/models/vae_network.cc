@@ -57,7 +57,7 @@ at::Tensor WanVaeNetwork::Run(const at::Tensor& latents, VaeState* state) const 
   at::Tensor x = conv_in_.Run(post_quant_(latents), state);
   x = mid_last_.Run(mid_attention_.Run(mid_first_.Run(x, state)), state);
   for (const UpBlock& block : up_blocks_) x = RunUpBlock(block, x, state);
-  const at::Tensor input = conv_out_.MakeInput(x.size(0), x.size(1), x.size(2), x.options());
+  const at::Tensor input = conv_out_.MakeInput(x.size(0), x.size(1), x.size(2), state, x.options());
   RmsNormInto(x, gamma_out_, /*silu=*/true, input.narrow(0, conv_out_.history(), x.size(0)));
   at::Tensor frames = Unpatchify(conv_out_.RunFilled(input, state));
   state->first_chunk = false;

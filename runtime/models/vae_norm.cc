@@ -14,15 +14,15 @@ constexpr int64_t kLanes = 8;
 constexpr int64_t kGrainElements = 16 * 1024;
 constexpr float kSmallestNorm = 1e-12f;
 
-__m256 Load(const float* p) { return _mm256_loadu_ps(p); }
-__m256 Load(const c10::BFloat16* p) {
+[[gnu::always_inline]] inline __m256 Load(const float* p) { return _mm256_loadu_ps(p); }
+[[gnu::always_inline]] inline __m256 Load(const c10::BFloat16* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
 // What x is after a trip through the dtype T.
 template <typename T>
-__m256 Round(__m256 x) {
+[[gnu::always_inline]] inline __m256 Round(__m256 x) {
   if constexpr (std::is_same_v<T, float>) return x;
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -33,16 +33,16 @@ __m256 Round(__m256 x) {
   return _mm256_blendv_ps(_mm256_castsi256_ps(rounded), nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
-void Store(float* p, __m256 x) { _mm256_storeu_ps(p, x); }
+[[gnu::always_inline]] inline void Store(float* p, __m256 x) { _mm256_storeu_ps(p, x); }
 // x is already rounded: its low halves are zero.
-void Store(c10::BFloat16* p, __m256 x) {
+[[gnu::always_inline]] inline void Store(c10::BFloat16* p, __m256 x) {
   const __m256i words = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
   const __m256i ordered = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
 }
 
 // e^x for x in [-88, 88]: x = n ln 2 + r, a degree-6 polynomial in r (Cephes' expf), about 1 ulp.
-__m256 Exp(__m256 x) {
+[[gnu::always_inline]] inline __m256 Exp(__m256 x) {
   x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.3f)), _mm256_set1_ps(88.3f));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341f)),
                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -59,7 +59,7 @@ __m256 Exp(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
 
-__m256 Silu(__m256 x) {
+[[gnu::always_inline]] inline __m256 Silu(__m256 x) {
   const __m256 negated = _mm256_xor_ps(x, _mm256_set1_ps(-0.0f));
   return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), Exp(negated)));
 }
@@ -80,30 +80,30 @@ float Length(const T* x, int64_t channels) {
   return std::max(std::sqrt(total), kSmallestNorm);
 }
 
-template <typename T>
-__m256 NormalizeLanes(__m256 x, __m256 length, __m256 scale, __m256 gamma, bool silu) {
+template <typename T, bool kSilu>
+[[gnu::always_inline]] inline __m256 NormalizeLanes(__m256 x, __m256 length, __m256 scale,
+                                                    __m256 gamma) {
   __m256 n = Round<T>(_mm256_div_ps(x, length));
   n = Round<T>(_mm256_mul_ps(n, scale));
   n = Round<T>(_mm256_mul_ps(n, gamma));
-  return silu ? Round<T>(Silu(n)) : n;
+  return kSilu ? Round<T>(Silu(n)) : n;
 }
 
 // The last channels, through a padded copy, so that every channel takes the same path.
-template <typename T>
+template <typename T, bool kSilu>
 void NormalizeTail(const T* x, const float* gamma, T* out, int64_t count, __m256 length,
-                   __m256 scale, bool silu) {
+                   __m256 scale) {
   float values[kLanes] = {0}, gammas[kLanes] = {0};
   for (int64_t i = 0; i < count; ++i) {
     values[i] = static_cast<float>(x[i]);
     gammas[i] = gamma[i];
   }
-  Store(values, NormalizeLanes<T>(Load(values), length, scale, Load(gammas), silu));
+  Store(values, NormalizeLanes<T, kSilu>(Load(values), length, scale, Load(gammas)));
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(values[i]);
 }
 
-template <typename T>
-void NormalizePixels(const at::Tensor& x, const at::Tensor& gamma, bool silu,
-                     const at::Tensor& out) {
+template <typename T, bool kSilu>
+void NormalizePixels(const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& out) {
   const int64_t channels = x.size(-1), whole = channels / kLanes * kLanes;
   const T* from = x.const_data_ptr<T>();
   const float* g = gamma.const_data_ptr<float>();
@@ -116,9 +116,12 @@ void NormalizePixels(const at::Tensor& x, const at::Tensor& gamma, bool silu,
       T* result = to + pixel * channels;
       const __m256 length = _mm256_set1_ps(Length(in, channels));
       for (int64_t i = 0; i < whole; i += kLanes) {
-        Store(result + i, NormalizeLanes<T>(Load(in + i), length, scale, Load(g + i), silu));
+        Store(result + i, NormalizeLanes<T, kSilu>(Load(in + i), length, scale, Load(g + i)));
       }
-      NormalizeTail(in + whole, g + whole, result + whole, channels - whole, length, scale, silu);
+      if (whole < channels) {
+        NormalizeTail<T, kSilu>(in + whole, g + whole, result + whole, channels - whole, length,
+                                scale);
+      }
     }
   });
 }
@@ -133,13 +136,23 @@ at::Tensor NormalizeChain(const at::Tensor& x, const at::Tensor& gamma, bool sil
   return silu ? at::silu(scaled) : scaled;
 }
 
+template <typename T>
+void NormalizeOnCpu(const at::Tensor& x, const at::Tensor& gamma, bool silu,
+                    const at::Tensor& out) {
+  if (silu) {
+    NormalizePixels<T, true>(x, gamma, out);
+  } else {
+    NormalizePixels<T, false>(x, gamma, out);
+  }
+}
+
 }  // namespace
 
 void RmsNormInto(const at::Tensor& x, const at::Tensor& gamma, bool silu, const at::Tensor& out) {
   if (x.is_cpu() && x.scalar_type() == at::kFloat) {
-    NormalizePixels<float>(x, gamma, silu, out);
+    NormalizeOnCpu<float>(x, gamma, silu, out);
   } else if (x.is_cpu() && x.scalar_type() == at::kBFloat16) {
-    NormalizePixels<c10::BFloat16>(x, gamma, silu, out);
+    NormalizeOnCpu<c10::BFloat16>(x, gamma, silu, out);
   } else {
     out.copy_(NormalizeChain(x, gamma, silu));
   }

@@ -98,7 +98,7 @@ class WanTransformer {
   struct Block {
     at::Tensor modulation;  // [1, 6, D] float32
     Attention self, cross;
-    Linear to_gate;                       // undefined weight: none in the checkpoint
+    Linear to_gate;                       // undefined: none in the checkpoint
     at::Tensor norm2_weight, norm2_bias;  // [D] float32, undefined without cross_attn_norm
     Linear ffn_in, ffn_out;
   };

@@ -4,11 +4,12 @@
 //   {"run": "m", "in": "a.safetensors", "out": "b.safetensors", "backend": "TORCH_SDPA", "repeat":
 //   1}
 //   {"drop": "m"}
-// Answers {"ok": true, "seconds": [...], "cpu_seconds": [...]} or {"ok": false, "error": "...",
-// "code": 3}. Not part of the product.
+// Answers {"ok": true, "seconds": [...], "cpu_seconds": [...], "peak_kib": 1} or {"ok": false,
+// "error": "...", "code": 3}. Not part of the product.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
+#include <sys/resource.h>
 
 #include <chrono>
 #include <cstring>
@@ -114,13 +115,18 @@ class VaeSubject : public Subject {
   Tensors Run(const Tensors& in) override {
     const at::Tensor latents = model_->Denormalize(in.at("latents"));
     std::vector<at::Tensor> parts;
-    int64_t expected = 0;
-    model_->Decode(latents, [&](const at::Tensor& frames, int64_t first) {
+    int64_t expected = 0, asked = 0;
+    const auto sink = [&](const at::Tensor& frames, int64_t first) {
       TORCH_CHECK(first == expected, "frames out of order");
       expected += frames.size(2);
-      parts.push_back(frames);
-    });
+      if (!in.contains("discard") || parts.empty()) parts.push_back(frames);
+    };
+    const auto cancelled = [&] {
+      return in.contains("cancel_after") && asked++ >= in.at("cancel_after").item<int64_t>();
+    };
+    model_->Decode(latents, sink, cancelled);
     TORCH_CHECK(expected == model_->FramesOf(latents.size(2)), "FramesOf is wrong");
+    TORCH_CHECK(parts[0].size(4) == model_->PixelsOf(latents.size(4)), "PixelsOf is wrong");
     return {{"denormalized", latents}, {"out", at::cat(parts, 2)}};
   }
   Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
@@ -199,7 +205,12 @@ Json RunSubject(Subject* subject, const Json& request) {
     in.erase("encode");
   }
   if (request.contains("out")) WriteTensors(request.at("out"), out);
-  return {{"ok", true}, {"seconds", seconds}, {"cpu_seconds", cpu_seconds}};
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return {{"ok", true},
+          {"seconds", seconds},
+          {"cpu_seconds", cpu_seconds},
+          {"peak_kib", usage.ru_maxrss}};
 }
 
 Json Answer(const Json& request, std::map<std::string, std::unique_ptr<Subject>>* subjects) {
