@@ -53,9 +53,9 @@ void AttentionPlanner::Choose(RoleState& state, const AttentionSpec& spec, int64
     const AttentionBackend* backend = setting_.registry->Find(selection.backend)->backend;
     state.builder = backend->MakeBuilder();
     if (!state.builder && !ParametersFor(selection).empty()) {
-      throw InvalidField("attention.parameters",
-                         std::string(AttnBackendName(selection.backend)) + " takes none, got " +
-                             ParametersFor(selection));
+      throw InvalidField("attention.parameters", std::string(AttnBackendName(selection.backend)) +
+                                                     " takes none, got " +
+                                                     ParametersFor(selection));
     }
     plan_[static_cast<size_t>(spec.role)] = {backend, selection.backend, nullptr, &state.fresh};
   }

@@ -123,8 +123,8 @@ void WanPipeline::LoadComponents(const std::filesystem::path& dir,
                                  const RepositoryOptions& options) {
   Scheduler::Create(scheduler_config_);  // refuses an unknown one before the weights are read
   // As diffusers does, the class that model_index.json names decides, not the tokenizer's own file.
-  tokenizer_ = Tokenizer::Load(dir / "tokenizer",
-                               ReadModelIndex(dir).components.at("tokenizer").class_name);
+  tokenizer_ =
+      Tokenizer::Load(dir / "tokenizer", ReadModelIndex(dir).components.at("tokenizer").class_name);
   const at::ScalarType stored = Weights::Open(dir / "transformer", "diffusion_pytorch_model")
                                     .StoredDtype("patch_embedding.weight");
   const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);

@@ -223,8 +223,8 @@ void RecordingStore::Add(const JobSnapshot& job) {
   Record(inner_->Get(job.id).value());
 }
 
-std::optional<JobSnapshot> RecordingStore::Update(
-    const std::string& id, const std::function<void(JobSnapshot&)>& change) {
+std::optional<JobSnapshot> RecordingStore::Update(const std::string& id,
+                                                  const std::function<void(JobSnapshot&)>& change) {
   auto after = inner_->Update(id, change);
   if (after) Record(*after);
   return after;
