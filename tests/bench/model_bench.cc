@@ -198,7 +198,7 @@ class Bench {
     return *engine_->jobs().Get(std::get<JobSnapshot>(submitted).id);
   }
 
-  // The .npy file without its header: uint8 [frames, height, width, 3].
+  // The .npy file without its header: float32 [frames, height, width, 3] in [0, 1].
   void WriteFrames(const std::string& id, const std::string& path) {
     const auto artifact = engine_->jobs().GetArtifact(id, ArtifactFormat::kNpy);
     const std::string& bytes = artifact->bytes;

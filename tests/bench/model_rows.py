@@ -59,10 +59,11 @@ def relative_error(ours, peer):
 
 
 def level_error(ours, peer):
-    mine, theirs = (numpy.fromfile(path, dtype=numpy.uint8).astype(int) for path in (ours, peer))
+    """Largest difference of two videos in 0..1, in levels of 8 bits."""
+    mine, theirs = (numpy.fromfile(path, dtype=numpy.float32) for path in (ours, peer))
     if mine.shape != theirs.shape:
         raise RuntimeError(f"videos differ in size: {mine.size} and {theirs.size}")
-    return int(abs(mine - theirs).max())
+    return float(abs(mine - theirs).max() * 255)
 
 
 def pairwise(options, workers, inputs, request, pairs=None):
