@@ -61,8 +61,8 @@ std::function<void(const std::string&)> SetDrainGrace(Config* config) {
 std::vector<Flag> WhereFlags(Config* config) {
   return {
       {"model_repository", "DIR", "model_repository",
-       "Folder of model folders in diffusers layout (each with a model_index.json). All are loaded "
-       "at start; the first by name is the default model.",
+       "Folder of model folders in diffusers layout (each with a model_index.json), or one such "
+       "folder. All are loaded at start; \"shapes\", else the first by name, is the default model.",
        SetString(&config->engine.model_repository)},
       {"listen", "HOST:PORT", "127.0.0.1:50051",
        "Public gRPC: generation, denoising steps, models, health, reflection. Port 0 takes a free "
@@ -90,8 +90,9 @@ std::vector<Flag> ComputeFlags(Config* config) {
       {"device", "DEVICE", "auto", "auto, cpu or cuda:N; auto takes cuda:0 where there is one.",
        [engine](const std::string& text) { SetDevice(text, &engine->device); }},
       {"dtype", "DTYPE", "auto",
-       "auto, float32 or bfloat16: of the transformer and the text encoder. auto is bfloat16 on "
-       "CUDA and float32 on the CPU.",
+       "auto, float32 or bfloat16: of the transformer and the text encoder. auto is the dtype of "
+       "the checkpoint's files, or float32 on a CPU without fast bfloat16. The decoder is always "
+       "float32.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
