@@ -139,8 +139,8 @@ DType SpecDType(at::ScalarType dtype) {
 }
 
 void RequireDim(const at::Tensor& x, int64_t dims, const std::string& what) {
-  if (x.defined() && x.dim() == dims) return;
-  throw InvalidField(what, "wanted a tensor of " + std::to_string(dims) + " axes, came " +
+  if (x.defined() && x.dim() == dims && x.numel() > 0) return;
+  throw InvalidField(what, "wanted " + std::to_string(dims) + " axes of at least 1, came " +
                                (x.defined() ? ShapeText(x) : std::string("none")));
 }
 

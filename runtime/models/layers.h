@@ -79,7 +79,7 @@ class Convolution {
 // float16 and float64.
 DType SpecDType(at::ScalarType dtype);
 
-// INVALID_ARGUMENT "`what`: wanted a 5-axis tensor, came [..]" unless x has `dims` axes.
+// INVALID_ARGUMENT "`what`: wanted .., came [..]" unless x has `dims` axes, none of them empty.
 void RequireDim(const at::Tensor& x, int64_t dims, const std::string& what);
 // INVALID_ARGUMENT unless x.size(axis) == size.
 void RequireSize(const at::Tensor& x, int64_t axis, int64_t size, const std::string& what);

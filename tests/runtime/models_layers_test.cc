@@ -1,0 +1,69 @@
+// Packed layers give the numbers of the plain ATen ops; bad inputs are refused by name.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "backends/error.h"
+#include "runtime/models/layers.h"
+
+namespace denoised {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(LinearTest, HasTheBitsOfThePlainProduct) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t rows : {1, 3, 16, 97}) {
+      const at::Tensor weight = at::randn({36, 60}).to(dtype), bias = at::randn({36}).to(dtype);
+      const at::Tensor x = at::randn({2, rows, 60}).to(dtype);
+      const Linear with_bias(weight, bias), without(weight, {});
+      EXPECT_EQ(with_bias.dtype(), dtype);
+      EXPECT_TRUE(at::equal(with_bias(x), at::linear(x, weight, bias))) << rows;
+      EXPECT_TRUE(at::equal(without(x), at::linear(x, weight))) << rows;
+    }
+  }
+}
+
+TEST(ConvolutionTest, AgreesWithThePlainOneAndKeepsChannelsLast) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor weight = (0.1 * at::randn({20, 12, 3, 3, 3})).to(dtype);
+    const at::Tensor bias = at::randn({20}).to(dtype);
+    const at::Tensor x =
+        at::randn({1, 12, 5, 7, 9}).to(dtype).contiguous(at::MemoryFormat::ChannelsLast3d);
+    const at::Tensor want = at::conv3d(x.to(at::kFloat), weight.to(at::kFloat), bias.to(at::kFloat),
+                                       /*stride=*/1, {0, 1, 1});
+    const at::Tensor out = Convolution(weight, bias, {0, 1, 1})(x);
+    EXPECT_EQ(out.scalar_type(), dtype);
+    EXPECT_TRUE(out.is_contiguous(at::MemoryFormat::ChannelsLast3d));
+    const double tolerance = dtype == at::kFloat ? 1e-5 : 1.0 / 128;
+    EXPECT_TRUE(at::allclose(out.to(at::kFloat), want, tolerance, tolerance));
+  }
+}
+
+TEST(ConvolutionTest, TakesPicturesToo) {
+  const at::Tensor weight = at::randn({6, 4, 3, 3}), bias = at::randn({6});
+  const at::Tensor x = at::randn({2, 4, 8, 10}).contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor want = at::conv2d(x, weight, bias, /*stride=*/1, /*padding=*/1);
+  EXPECT_TRUE(at::allclose(Convolution(weight, bias, {1, 1})(x), want, 1e-5, 1e-5));
+}
+
+TEST(RequireTest, NamesWhatWasWantedAndWhatCame) {
+  const auto refusal = [](const at::Tensor& x) -> std::string {
+    try {
+      RequireDim(x, 3, "latents");
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), StatusCode::kInvalidArgument);
+      EXPECT_EQ(e.field(), "latents");
+      return e.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(refusal(at::ones({1, 2, 3})), "accepted");
+  EXPECT_THAT(refusal(at::ones({4, 5})), HasSubstr("[4, 5]"));
+  EXPECT_THAT(refusal(at::ones({4, 0, 5})), HasSubstr("[4, 0, 5]"));
+  EXPECT_THAT(refusal({}), HasSubstr("none"));
+  EXPECT_THROW(RequireSize(at::ones({1, 2}), 1, 3, "x"), Error);
+  EXPECT_THROW(SpecDType(at::kInt), Error);
+}
+
+}  // namespace
+}  // namespace denoised
