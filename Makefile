@@ -1,6 +1,8 @@
 # What a person types. The build itself is CMake (CMakePresets.json); set-up is deploy/setup.sh.
 DENOISED_CACHE ?= $(HOME)/.cache/denoised
 export DENOISED_CACHE
+# Idle OpenMP threads sleep: where more runs than there are cores, spinning ones only slow the rest.
+export OMP_WAIT_POLICY ?= passive
 PYTHON := $(DENOISED_CACHE)/venv/bin/python
 JOBS ?= $(shell nproc)
 TEST_JOBS ?= 1
