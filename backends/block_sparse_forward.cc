@@ -51,7 +51,7 @@ void SetBias(const at::Tensor& bias, BlockSparseCall* call) {
 }
 
 at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
-                         const kernels::BlockPlan& plan) {
+                         const kernels::BlockPlan& plan, std::optional<kernels::Isa> isa) {
   const at::Tensor q = HeadSizeInside(inputs.query), k = HeadSizeInside(inputs.key);
   const at::Tensor v = HeadSizeInside(inputs.value);
   at::Tensor out =
@@ -70,7 +70,7 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
   call.scale = static_cast<float>(SoftmaxScale(inputs));
   call.causal = inputs.causal;
   SetBias(bias, &call);
-  kernels::BlockSparseAttention(call, plan, kernels::BestIsa(call.element, ThisCpu()),
+  kernels::BlockSparseAttention(call, plan, isa.value_or(kernels::BestIsa(call.element, ThisCpu())),
                                 RunOnAtenThreads);
   return out;
 }
@@ -93,14 +93,15 @@ std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const Devi
   return std::nullopt;
 }
 
-at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan) {
+at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
+                              std::optional<kernels::Isa> isa) {
   const at::Tensor bias = AdditiveMask(inputs);
-  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan);
+  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, isa);
   AttentionInputs wide = inputs;
   wide.query = inputs.query.to(at::kFloat);
   wide.key = inputs.key.to(at::kFloat);
   wide.value = inputs.value.to(at::kFloat);
-  return InKernelDtype(wide, bias, plan).to(at::kHalf);
+  return InKernelDtype(wide, bias, plan, isa).to(at::kHalf);
 }
 
 }  // namespace denoised

@@ -17,8 +17,10 @@ namespace denoised {
 std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const DeviceInfo& device);
 
 // Attention of checked CPU inputs over the plan's blocks; honours mask and causal of `inputs`.
-// Fresh contiguous [B, S_q, H, D] of the inputs' dtype.
-at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan);
+// Fresh contiguous [B, S_q, H, D] of the inputs' dtype. `isa`: empty = the best exact one of this
+// CPU.
+at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
+                              std::optional<kernels::Isa> isa = std::nullopt);
 
 }  // namespace denoised
 

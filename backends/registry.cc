@@ -1,6 +1,7 @@
 #include "backends/registry.h"
 
 #include "backends/dense_backends.h"
+#include "backends/quantised_backends.h"
 #include "backends/sparse_backends.h"
 
 namespace denoised {
@@ -8,7 +9,6 @@ namespace {
 
 constexpr char kNoCuda[] =
     "not in this build: it needs CUDA (configure with -DDENOISED_CUDA=ON, preset \"cuda\")";
-constexpr char kComing[] = "not in this build: its kernel is not written yet";
 
 // The one table, in the order in which automatic selection tries. `automatic` is off for what
 // approximates attention: those run only when asked for by name.
@@ -16,6 +16,10 @@ std::vector<BackendRegistry::Entry> MakeEntries() {
   static const FlashAttnBackend flash_attn;
   static const TorchSdpaBackend torch_sdpa;
   static const ReferenceBackend reference;
+  static const SageBackend sage;
+  static const SageSlaBackend sage_sla;
+  static const SageThreeBackend sage_three;
+  static const AttnQatInferBackend qat_infer;
   static const VideoSparseBackend video_sparse;
   static const SlidingTileBackend sliding_tile;
   static const VmobaBackend vmoba;
@@ -30,14 +34,14 @@ std::vector<BackendRegistry::Entry> MakeEntries() {
       {AttnBackend::kFlashAttn,         &flash_attn,    "",         true},
       {AttnBackend::kTorchSdpa,         &torch_sdpa,    "",         true},
       {AttnBackend::kReference,         &reference,     "",         true},
-      {AttnBackend::kSageAttn,          nullptr,        kComing,    false},
-      {AttnBackend::kSageAttnThree,     nullptr,        kComing,    false},
-      {AttnBackend::kAttnQatInfer,      nullptr,        kComing,    false},
+      {AttnBackend::kSageAttn,          &sage,          "",         false},
+      {AttnBackend::kSageAttnThree,     &sage_three,    "",         false},
+      {AttnBackend::kAttnQatInfer,      &qat_infer,     "",         false},
       {AttnBackend::kVideoSparseAttn,   &video_sparse,  "",         false},
       {AttnBackend::kSlidingTileAttn,   &sliding_tile,  "",         false},
       {AttnBackend::kVmobaAttn,         &vmoba,         "",         false},
       {AttnBackend::kSlaAttn,           &sla,           "",         false},
-      {AttnBackend::kSageSlaAttn,       nullptr,        kComing,    false},
+      {AttnBackend::kSageSlaAttn,       &sage_sla,      "",         false},
       {AttnBackend::kBsaAttn,           &bsa,           "",         false},
       {AttnBackend::kNablaAttn,         &nabla,         "",         false},
       {AttnBackend::kNoAttention,       &no_attention,  "",         false},

@@ -40,6 +40,8 @@ TileKernel KernelOf(Isa isa) {
       return TileAvx512;
     case Isa::kAvx512Bf16:
       return TileAvx512Bf16;
+    case Isa::kAvx512Vnni:
+      return TileAvx512Vnni;
   }
   return TileAvx2;
 }
@@ -50,10 +52,14 @@ struct Workspace {
       : query(Allocate<uint32_t>(int64_t{format.units()} * kMaxWidth)),
         out(Allocate<float>(int64_t{format.head_size4()} * kMaxWidth)),
         sums(Allocate<float>(kMaxWidth)),
+        query_scale(Allocate<float>(kMaxWidth)),
+        query_offset(Allocate<int32_t>(kMaxWidth)),
         scores(Allocate<float>(int64_t{kKeysPerPass} * kMaxWidth)),
         probs(Allocate<uint32_t>(int64_t{kKeysPerPass} * kMaxWidth)) {}
   Buffer<uint32_t> query;
-  Buffer<float> out, sums, scores;
+  Buffer<float> out, sums, query_scale;
+  Buffer<int32_t> query_offset;
+  Buffer<float> scores;
   Buffer<uint32_t> probs;
 };
 
@@ -62,7 +68,8 @@ struct ScoreEdit {
   const BlockPlan* plan;
   const BlockSparseCall* call;
   Span queries;
-  const float* bias;  // at [b, h], or null
+  const float* bias;         // at [b, h], or null
+  const float* query_scale;  // null, or what each lane's scores still lack
 };
 
 int TokenAt(const std::vector<int32_t>& order, int position) {
@@ -86,8 +93,9 @@ void EditScores(const void* context, int block, float* scores, int width) {
       if (edit.call->causal && key > query) {
         score = hidden;
       } else if (edit.bias != nullptr) {
-        score += edit.bias[query * edit.call->bias_strides[2] + key * edit.call->bias_strides[3]] *
-                 per_scale;
+        const float bias =
+            edit.bias[query * edit.call->bias_strides[2] + key * edit.call->bias_strides[3]];
+        score += bias * per_scale / (edit.query_scale != nullptr ? edit.query_scale[q] : 1.0f);
       }
     }
   }
@@ -100,13 +108,14 @@ class Runner {
       : call_(call), plan_(plan), kernel_(KernelOf(isa)) {
     format_.element = call.element;
     format_.head_size = static_cast<int>(call.head_size);
-    format_.pairs = isa == Isa::kAvx512Bf16;
+    format_.int8 = isa == Isa::kAvx512Vnni;
+    format_.pairs = format_.int8 || isa == Isa::kAvx512Bf16;
     for (const Span& block : plan.key_blocks) {
       block_first_.push_back(static_cast<int32_t>(packed_keys_));
       block_length_.push_back(block.length);
       packed_keys_ += RoundUp(block.length, kGroup);
     }
-    key_units_ = packed_keys_ * format_.units();
+    key_units_ = packed_keys_ * format_.score_units();
     value_units_ = packed_keys_ / format_.keys_per_unit() * format_.head_size4();
   }
 
@@ -114,6 +123,10 @@ class Runner {
     const int64_t all = call_.batch * call_.heads;
     const int64_t turn = std::clamp<int64_t>(kMaxPackedUnits / (key_units_ + value_units_), 1, all);
     packed_ = Allocate<uint32_t>(turn * (key_units_ + value_units_));
+    if (format_.int8) {
+      key_scale_ = Allocate<float>(turn * packed_keys_);
+      key_mean_ = Allocate<float>(turn * format_.head_size4());
+    }
     for (int64_t first = 0; first < all; first += turn) {
       const int64_t heads = std::min(turn, all - first);
       PackHeads(first, heads, run_workers);
@@ -133,7 +146,21 @@ class Runner {
             order.empty() ? nullptr : order.data(), span};
   }
 
+  // The mean key of each head, which int8 keys go without.
+  void FindMeans(int64_t first, int64_t heads, const RunWorkers& run_workers) {
+    std::atomic<int64_t> next{0};
+    static const std::vector<int32_t> kRaster;
+    const Span all{0, static_cast<int32_t>(call_.kv_len)};
+    run_workers(heads, [&] {
+      for (int64_t slot; (slot = next.fetch_add(1, std::memory_order_relaxed)) < heads;) {
+        MeanOfRows(format_, RowsOf(call_.key, first + slot, kRaster, all),
+                   key_mean_.get() + slot * format_.head_size4());
+      }
+    });
+  }
+
   void PackHeads(int64_t first, int64_t heads, const RunWorkers& run_workers) {
+    if (format_.int8) FindMeans(first, heads, run_workers);
     const int64_t blocks = static_cast<int64_t>(plan_.key_blocks.size()), tasks = heads * blocks;
     std::atomic<int64_t> next{0};
     run_workers(tasks, [&] {
@@ -146,8 +173,14 @@ class Runner {
   void PackBlock(int64_t head, int64_t slot, int64_t block) {
     const Span span = plan_.key_blocks[block];
     const int64_t at = block_first_[block];
-    PackKeys(format_, RowsOf(call_.key, head, plan_.key_order, span),
-             Keys(slot) + at * format_.units());
+    const Rows keys = RowsOf(call_.key, head, plan_.key_order, span);
+    uint32_t* packed = Keys(slot) + at * format_.score_units();
+    if (format_.int8) {
+      PackKeysInt8(format_, keys, key_mean_.get() + slot * format_.head_size4(), packed,
+                   key_scale_.get() + slot * packed_keys_ + at);
+    } else {
+      PackKeys(format_, keys, packed);
+    }
     PackValues(format_, RowsOf(call_.value, head, plan_.key_order, span),
                Values(slot) + at / format_.keys_per_unit() * format_.head_size4());
   }
@@ -179,12 +212,21 @@ class Runner {
   void RunTile(int64_t head, int64_t slot, int block, const Workspace& work) {
     const Span queries = plan_.query_blocks[block];
     const int width = queries.length <= 16 ? 16 : queries.length <= 32 ? 32 : 64;
-    PackQuery(format_, RowsOf(call_.query, head, plan_.query_order, queries), width,
-              work.query.get());
+    const Rows rows = RowsOf(call_.query, head, plan_.query_order, queries);
+    if (format_.int8) {
+      PackQueryInt8(format_, rows, width, work.query.get(), work.query_scale.get(),
+                    work.query_offset.get());
+    } else {
+      PackQuery(format_, rows, width, work.query.get());
+    }
     TileJob job{};
-    job.head = {Keys(slot), Values(slot), block_first_.data(), block_length_.data()};
+    job.head = {Keys(slot), Values(slot),
+                key_scale_ ? key_scale_.get() + slot * packed_keys_ : nullptr, block_first_.data(),
+                block_length_.data()};
     job.query = work.query.get();
-    job.units = format_.units();
+    job.query_scale = work.query_scale.get();
+    job.query_offset = work.query_offset.get();
+    job.units = format_.score_units();
     job.head_size4 = format_.head_size4();
     job.scale_log2 = call_.scale * kLog2E;
     job.rows = queries.length;
@@ -193,7 +235,8 @@ class Runner {
     job.scores = work.scores.get();
     job.probs = work.probs.get();
     ListFor(head, block, &job);
-    ScoreEdit edit{&plan_, &call_, queries, nullptr};
+    ScoreEdit edit{&plan_, &call_, queries, nullptr,
+                   format_.int8 ? work.query_scale.get() : nullptr};
     if (call_.bias != nullptr) {
       edit.bias = call_.bias + (head / call_.heads) * call_.bias_strides[0] +
                   (head % call_.heads) * call_.bias_strides[1];
@@ -219,6 +262,7 @@ class Runner {
   std::vector<int32_t> block_first_, block_length_;
   int64_t packed_keys_ = 0, key_units_ = 0, value_units_ = 0;
   Buffer<uint32_t> packed_;
+  Buffer<float> key_scale_, key_mean_;  // int8 only
 };
 
 }  // namespace
@@ -258,6 +302,8 @@ const char* IsaName(Isa isa) {
       return "AVX-512";
     case Isa::kAvx512Bf16:
       return "AVX-512 BF16";
+    case Isa::kAvx512Vnni:
+      return "AVX-512 VNNI";
   }
   return "unknown";
 }

@@ -74,10 +74,13 @@ struct BlockSparseCall {
 };
 
 // Instruction sets that the kernel is written for.
-enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16 };
+//
+// kAvx512Vnni rounds queries and keys to 8 bits a token, keys after their mean is taken off
+// (SageAttention, arXiv 2410.02367), and probabilities and values to bfloat16. Only by request.
+enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni };
 const char* IsaName(Isa isa);
 
-// The widest of them that serves `element` on the CPU.
+// The widest exact one that serves `element` on the CPU.
 Isa BestIsa(Element element, const DeviceInfo& cpu);
 
 // Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "backends/kernels/tile.h"
@@ -12,33 +13,115 @@ namespace {
 
 constexpr int kMaxUnits = kMaxHeadSize;
 
-// One row as float32 or bfloat16 bits, padded with zeros to head_size4. Returns the caller's own
-// row where it needs no change, else `scratch`.
-const void* PaddedRow(const UnitFormat& format, const Rows& rows, int i, uint32_t* scratch) {
-  const size_t element_size = format.element == Element::kFloat32 ? 4 : 2;
-  if (i >= rows.span.length) {
-    std::memset(scratch, 0, static_cast<size_t>(format.units()) * 4);
-    return scratch;
-  }
+const char* RowAt(const UnitFormat& format, const Rows& rows, int i) {
+  const int64_t size = format.element == Element::kFloat32 ? 4 : 2;
   const int position = rows.span.first + i;
   const int64_t token = rows.order != nullptr ? rows.order[position] : position;
-  const char* row = static_cast<const char*>(rows.data) +
-                    token * rows.stride * static_cast<int64_t>(element_size);
-  const bool widen = format.element == Element::kBFloat16 && !format.pairs;
-  if (widen) {
-    const uint16_t* half = reinterpret_cast<const uint16_t*>(row);
-    std::fill(scratch, scratch + format.units(), 0u);
-    for (int d = 0; d < format.head_size; ++d) scratch[d] = static_cast<uint32_t>(half[d]) << 16;
+  return static_cast<const char*>(rows.data) + token * rows.stride * size;
+}
+
+// Round to nearest even, in the low half of each lane; NaN stays NaN.
+__m128i ToBfloat16(__m128 x) {
+  const __m128i bits = _mm_castps_si128(x);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+  const __m128i rounded =
+      _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd), 16);
+  const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(x, x));
+  return _mm_blendv_epi8(rounded, _mm_set1_epi32(0x7fc0), nan);
+}
+
+// One row as float32, zeros up to head_size4; rows past the span are zeros.
+void FloatRow(const UnitFormat& format, const Rows& rows, int i, float* out) {
+  std::memset(out, 0, static_cast<size_t>(format.head_size4()) * 4);
+  if (i >= rows.span.length) return;
+  const char* row = RowAt(format, rows, i);
+  if (format.element == Element::kFloat32) {
+    std::memcpy(out, row, static_cast<size_t>(format.head_size) * 4);
+    return;
+  }
+  const uint16_t* half = reinterpret_cast<const uint16_t*>(row);
+  int d = 0;
+  for (; d + 8 <= format.head_size; d += 8) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(half + d));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d),
+                        _mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+  }
+  for (; d < format.head_size; ++d) {
+    const uint32_t bits = static_cast<uint32_t>(half[d]) << 16;
+    std::memcpy(out + d, &bits, 4);
+  }
+}
+
+// One row in the units that values and unquantised scores use. Returns the caller's own row where
+// it needs no change, else `scratch`.
+const void* PaddedRow(const UnitFormat& format, const Rows& rows, int i, uint32_t* scratch) {
+  const bool wide = format.element == Element::kFloat32;
+  const bool same = wide != format.pairs;
+  if (same && i < rows.span.length && format.head_size == format.head_size4()) {
+    return RowAt(format, rows, i);
+  }
+  if (same && !wide) {
+    std::memset(scratch, 0, static_cast<size_t>(format.units()) * 4);
+    if (i < rows.span.length) {
+      std::memcpy(scratch, RowAt(format, rows, i), static_cast<size_t>(format.head_size) * 2);
+    }
     return scratch;
   }
-  if (format.head_size == format.head_size4()) return row;
-  std::memset(scratch, 0, static_cast<size_t>(format.units()) * 4);
-  std::memcpy(scratch, row, static_cast<size_t>(format.head_size) * element_size);
+  float* row = reinterpret_cast<float*>(scratch);
+  FloatRow(format, rows, i, row);
+  if (same || !wide) return scratch;
+  for (int d = 0; d < format.head_size4(); d += 4) {  // float32 to pairs, in place
+    const __m128i half = ToBfloat16(_mm_loadu_ps(row + d));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(scratch + d / 2), _mm_packus_epi32(half, half));
+  }
   return scratch;
 }
 
+// row[count] becomes bytes of at most 127 in magnitude, zeros up to the next multiple of 32;
+// returns what undoes it. `row` is readable up to there.
+float QuantiseRow(const float* row, int count, uint32_t* out) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 largest = _mm256_setzero_ps();
+  for (int d = 0; d < count; d += 8) {
+    largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, _mm256_load_ps(row + d)));
+  }
+  alignas(32) float lane[8];
+  _mm256_store_ps(lane, largest);
+  const float most = *std::max_element(lane, lane + 8);
+  const float scale = most > 0 ? most / 127.0f : 1.0f;
+  const __m256 inverse = _mm256_set1_ps(1.0f / scale);
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const auto whole = [&](int d) {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(row + d), inverse));
+  };
+  for (int d = 0; d < count; d += 32) {
+    const __m256i low = _mm256_packs_epi32(whole(d), whole(d + 8));
+    const __m256i high = _mm256_packs_epi32(whole(d + 16), whole(d + 24));
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d / 4), bytes);
+  }
+  return scale;
+}
+
+// Sum of `count` signed bytes, a multiple of 32.
+int32_t SumOfBytes(const uint32_t* bytes, int count) {
+  const __m256i flip = _mm256_set1_epi8(-128);
+  __m256i sums = _mm256_setzero_si256();
+  for (int d = 0; d < count; d += 32) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + d / 4));
+    sums =
+        _mm256_add_epi64(sums, _mm256_sad_epu8(_mm256_xor_si256(x, flip), _mm256_setzero_si256()));
+  }
+  alignas(32) int64_t lane[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lane), sums);
+  return static_cast<int32_t>(lane[0] + lane[1] + lane[2] + lane[3] - int64_t{128} * count);
+}
+
+int RoundUpTo32(int x) { return (x + 31) / 32 * 32; }
+
 // Four rows at a time, with room for those that need a padded copy.
 struct FourRows {
+  FourRows() = default;
   FourRows(const UnitFormat& format, const Rows& rows, int first) {
     for (int r = 0; r < 4; ++r) row[r] = PaddedRow(format, rows, first + r, scratch[r]);
   }
@@ -89,16 +172,6 @@ void InterleavePair(const void* even, const void* odd, int head_size4, uint32_t*
   }
 }
 
-// Round to nearest even, in the low half of each lane; NaN stays NaN.
-__m128i ToBfloat16(__m128 x) {
-  const __m128i bits = _mm_castps_si128(x);
-  const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
-  const __m128i rounded =
-      _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd), 16);
-  const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(x, x));
-  return _mm_blendv_epi8(rounded, _mm_set1_epi32(0x7fc0), nan);
-}
-
 // Columns d .. d+7 of one finished row, the last of them perhaps past its end.
 void StoreEight(const UnitFormat& format, char* row, int d, __m128 low, __m128 high) {
   const int count = std::min(8, format.head_size - d);
@@ -139,6 +212,49 @@ void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* 
     const FourRows four(format, rows, q);
     TransposeRows(four, format.units(), out + q, width);
   }
+}
+
+void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean, uint32_t* out,
+                  float* scale) {
+  const int units = format.score_units(), bytes = RoundUpTo32(format.head_size4());
+  alignas(32) float row[kMaxHeadSize] = {};
+  for (int key = 0; key < rows.span.length; key += kGroup) {
+    FourRows four;
+    for (int r = 0; r < kGroup; ++r) {
+      FloatRow(format, rows, key + r, row);
+      for (int d = 0; d < format.head_size; ++d) row[d] -= mean[d];
+      scale[key + r] = QuantiseRow(row, bytes, four.scratch[r]);
+      for (int u = 0; u < units; ++u) four.scratch[r][u] ^= 0x80808080u;
+      four.row[r] = four.scratch[r];
+    }
+    TransposeRows(four, units, out + static_cast<int64_t>(key) * units, kGroup);
+  }
+}
+
+void PackQueryInt8(const UnitFormat& format, const Rows& rows, int width, uint32_t* out,
+                   float* scale, int32_t* offset) {
+  const int bytes = RoundUpTo32(format.head_size4());
+  alignas(32) float row[kMaxHeadSize] = {};
+  for (int q = 0; q < width; q += kGroup) {
+    FourRows four;
+    for (int r = 0; r < kGroup; ++r) {
+      FloatRow(format, rows, q + r, row);
+      scale[q + r] = QuantiseRow(row, bytes, four.scratch[r]);
+      offset[q + r] = -128 * SumOfBytes(four.scratch[r], bytes);
+      four.row[r] = four.scratch[r];
+    }
+    TransposeRows(four, format.score_units(), out + q, width);
+  }
+}
+
+void MeanOfRows(const UnitFormat& format, const Rows& rows, float* mean) {
+  alignas(16) float row[kMaxHeadSize];
+  std::fill(mean, mean + format.head_size4(), 0.0f);
+  for (int i = 0; i < rows.span.length; ++i) {
+    FloatRow(format, rows, i, row);
+    for (int d = 0; d < format.head_size; ++d) mean[d] += row[d];
+  }
+  for (int d = 0; d < format.head_size; ++d) mean[d] /= static_cast<float>(rows.span.length);
 }
 
 void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {

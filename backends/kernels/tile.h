@@ -19,24 +19,31 @@ inline constexpr int kMaxWidth = 64;
 //
 // keys:   [block][length4 / 4][units][4]          one unit of four keys
 // values: [block][head_size4 / 4][key units][4]   one key unit of four head-size columns
+//
+// Where scores are int8, a unit of q and k is four neighbouring bytes: keys plus 128 (unsigned),
+// queries signed; value units stay pairs of bfloat16.
 struct PackedHead {
   const uint32_t* keys;
   const uint32_t* values;
+  const float* key_scale;       // int8 only: [packed keys]
   const int32_t* block_first;   // per key block: position of its first key, in packed (padded) keys
   const int32_t* block_length;  // per key block: keys without padding
 };
 
 struct TileJob {
   PackedHead head;
-  const uint32_t* query;      // [units][width] packed; width = query lanes
-  int units;                  // of a key row
-  int head_size4;             // head size, rounded up to 4
-  float scale_log2;           // softmax scale * log2(e)
-  int rows;                   // queries in use
-  const int32_t* blocks;      // key blocks to attend; null: 0 .. num_blocks - 1
-  const uint64_t* row_masks;  // null, or one word a block
+  const uint32_t* query;        // [units][width] packed; width = query lanes
+  const float* query_scale;     // int8 only: [width]
+  const int32_t* query_offset;  // int8 only: [width], -128 * sum of the query's bytes
+  int units;                    // of a key row
+  int head_size4;               // head size, rounded up to 4
+  float scale_log2;             // softmax scale * log2(e)
+  int rows;                     // queries in use
+  const int32_t* blocks;        // key blocks to attend; null: 0 .. num_blocks - 1
+  const uint64_t* row_masks;    // null, or one word a block
   int num_blocks;
-  // Hides or shifts single scores; null where nothing does. `scores` is [keys][width].
+  // Hides or shifts single scores; null where nothing does. `scores` is [keys][width], not scaled;
+  // where they are int8 each lane still lacks its query_scale.
   void (*edit)(const void* context, int block, float* scores, int width);
   const void* edit_context;
   float* out;       // [head_size4][width]: the numerator
@@ -51,6 +58,7 @@ using TileKernel = void (*)(const TileJob& job, int width);
 void TileAvx2(const TileJob& job, int width);        // float32 units
 void TileAvx512(const TileJob& job, int width);      // float32 units
 void TileAvx512Bf16(const TileJob& job, int width);  // bfloat16 pairs
+void TileAvx512Vnni(const TileJob& job, int width);  // int8 scores, bfloat16 pairs of values
 
 }  // namespace denoised::kernels
 

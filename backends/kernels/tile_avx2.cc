@@ -11,6 +11,7 @@ struct Float32 {
   static constexpr int kLanes = 8;
   static constexpr int kColumns = 2;  // 8 accumulators, 2 columns, 1 broadcast: fits 16 registers
   static constexpr bool kPairs = false;
+  static constexpr bool kInt8 = false;
 
   static F Zero() { return _mm256_setzero_ps(); }
   static F Set1(float x) { return _mm256_set1_ps(x); }

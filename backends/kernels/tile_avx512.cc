@@ -10,6 +10,7 @@ namespace {
 
 struct Float32 : Vector512 {
   static constexpr bool kPairs = false;
+  static constexpr bool kInt8 = false;
   static F MulAdd(F acc, F a, F b) { return _mm512_fmadd_ps(a, b, acc); }
   static F Exp2(F x) { return Exp2Float(x); }
   static void StorePair(F p0, F p1, uint32_t* out, int width) {

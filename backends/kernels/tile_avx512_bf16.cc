@@ -10,6 +10,7 @@ namespace {
 
 struct Bfloat16 : Vector512 {
   static constexpr bool kPairs = true;
+  static constexpr bool kInt8 = false;
   static F MulAdd(F acc, F a, F b) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }

@@ -3,7 +3,8 @@
 //
 // S: F (vector), kLanes, kColumns (vectors of the register tile's width), kPairs (units are pairs
 // of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, MulAdd(acc, unit, unit),
-// BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask).
+// BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8; with kInt8 also
+// I (vector of int32), LoadInts, DotBytes(acc, query unit, key unit), ToFloat.
 
 // C[4][kV vectors] (+)= a^T b over `units`: a is [units][4] broadcast, b is [units][width].
 template <class S, int kV>
@@ -19,6 +20,33 @@ inline void MultiplyUnits(const uint32_t* a, const uint32_t* b, int units, int w
   }
 }
 
+// Four keys against the columns: int8 dot products, brought back to the size of k. That of q goes
+// into the softmax scale.
+template <class S, int kV>
+inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float* key_scale,
+                          int column, float* scores, int width) {
+  typename S::I acc[kGroup][kV];
+  for (int v = 0; v < kV; ++v) {
+    const typename S::I offset = S::LoadInts(job.query_offset + column + v * S::kLanes);
+    for (int r = 0; r < kGroup; ++r) acc[r][v] = offset;
+  }
+  const uint32_t* query = job.query + column;
+  for (int u = 0; u < job.units; ++u, keys += kGroup, query += width) {
+    typename S::F unit[kV];
+    for (int v = 0; v < kV; ++v) unit[v] = S::LoadUnits(query + v * S::kLanes);
+    for (int r = 0; r < kGroup; ++r) {
+      const typename S::F key = S::BroadcastUnit(keys + r);
+      for (int v = 0; v < kV; ++v) acc[r][v] = S::DotBytes(acc[r][v], unit[v], key);
+    }
+  }
+  for (int r = 0; r < kGroup; ++r) {
+    const typename S::F scale = S::Set1(key_scale[r]);
+    for (int v = 0; v < kV; ++v) {
+      S::Store(scores + r * width + column + v * S::kLanes, S::Mul(S::ToFloat(acc[r][v]), scale));
+    }
+  }
+}
+
 // Scores of one key block into scores[length4][width].
 template <class S, int kV>
 inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) {
@@ -26,6 +54,11 @@ inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) 
   for (int key = 0; key < length; key += kGroup) {
     const uint32_t* keys = job.head.keys + static_cast<int64_t>(first + key) * job.units;
     for (int column = 0; column < width; column += kV * S::kLanes) {
+      if constexpr (S::kInt8) {
+        ScoreFourInt8<S, kV>(job, keys, job.head.key_scale + first + key, column,
+                             scores + key * width, width);
+        continue;
+      }
       typename S::F acc[kGroup][kV];
       for (auto& row : acc) {
         for (auto& x : row) x = S::Zero();
@@ -68,10 +101,9 @@ inline typename S::F FiniteMax(typename S::F max) {
 // Scores of one pass become probabilities; updates the running maximum and sum of kLanes queries
 // and gives the factor by which what was summed before shrinks.
 template <class S>
-inline typename S::F SoftmaxLanes(const float* scores, int keys, int width, float scale_log2,
+inline typename S::F SoftmaxLanes(const float* scores, int keys, int width, typename S::F scale,
                                   float* max, float* sum, uint32_t* probs) {
   using F = typename S::F;
-  const F scale = S::Set1(scale_log2);
   const F before = S::Load(max);
   F top = before, top2 = before;
   for (int key = 0; key < keys; key += 2) {
@@ -152,8 +184,10 @@ inline void RunTile(const TileJob& job, int width) {
       keys += padded;
     }
     for (int q = 0; q < width; q += S::kLanes) {
-      const typename S::F factor = SoftmaxLanes<S>(job.scores + q, keys, width, job.scale_log2,
-                                                   max + q, job.sums + q, job.probs + q);
+      typename S::F scale = S::Set1(job.scale_log2);
+      if constexpr (S::kInt8) scale = S::Mul(scale, S::Load(job.query_scale + q));
+      const typename S::F factor =
+          SoftmaxLanes<S>(job.scores + q, keys, width, scale, max + q, job.sums + q, job.probs + q);
       S::Store(shrink + q, factor);
     }
     AddValues<S, kV>(job, pass, count, shrink, width);

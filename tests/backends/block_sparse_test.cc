@@ -215,6 +215,24 @@ TEST_P(BlockSparse, LargeScoresDoNotOverflow) {
   EXPECT_TRUE(got.isfinite().all().item<bool>());
 }
 
+// int8 scores: close in direction, and the mean of the keys must not matter.
+TEST(Int8Scores, KeepTheDirectionAndForgetTheMeanKey) {
+  const DeviceInfo cpu = QueryCpu();
+  if (!cpu.avx512_vnni || !cpu.avx512_bf16) GTEST_SKIP() << cpu.name << " has no AVX-512 VNNI";
+  for (Element element : {Element::kFloat32, Element::kBFloat16}) {
+    for (const Shape& shape :
+         std::vector<Shape>{{2, 130, 513, 3, 128}, {1, 20, 70, 2, 40}, {1, 1, 1, 1, 3}}) {
+      AttentionInputs inputs = Draw(shape, element);
+      const BlockPlan plan = DensePlan(shape.q_len, shape.kv_len);
+      const at::Tensor got = Attend(inputs, plan, {Isa::kAvx512Vnni, element});
+      EXPECT_GE(CosineSimilarity(got, OracleAttention(inputs)), 0.999);
+      inputs.key = inputs.key + 3;
+      const at::Tensor shifted = Attend(inputs, plan, {Isa::kAvx512Vnni, element});
+      EXPECT_GE(CosineSimilarity(shifted, OracleAttention(inputs)), 0.999);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(EveryIsa, BlockSparse, ::testing::ValuesIn(VariantsOfThisCpu()),
                          [](const auto& info) {
                            std::string name = IsaName(info.param.isa);

@@ -1,0 +1,78 @@
+// Backends that compute with fewer bits than their inputs have. None is chosen automatically.
+#ifndef DENOISED_BACKENDS_QUANTISED_BACKENDS_H_
+#define DENOISED_BACKENDS_QUANTISED_BACKENDS_H_
+
+#include "backends/sparse_backends.h"
+
+namespace denoised {
+
+// SAGE_ATTN (SageAttention, arXiv 2410.02367): q k^T in int8, one scale a token, keys less their
+// mean; probabilities and values in bfloat16.
+class SageBackend final : public AttentionBackend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kSageAttn; }
+  std::string_view summary() const override { return "Sage: q k^T in int8, p v in bfloat16"; }
+  Numerics numerics() const override { return Numerics::kInt8; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+};
+
+// SAGE_SLA_ATTN: SLA whose sparse part is Sage's.
+class SageSlaBackend final : public SlaBackend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kSageSlaAttn; }
+  std::string_view summary() const override { return "SLA with q k^T in int8"; }
+  Numerics numerics() const override { return Numerics::kInt8; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+
+ protected:
+  double DefaultRatio() const override { return 0.5; }
+  at::Tensor Attend(const SparseCall& call) const override;
+};
+
+// NVFP4 numerics in float64 arithmetic: what a 4-bit kernel would answer, at no speed. Blackwell's
+// own kernels are not in this build.
+class Fp4Backend : public AttentionBackend {
+ public:
+  Numerics numerics() const override { return Numerics::kFp4; }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override;
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override;
+
+ protected:
+  // SageAttention3 smooths queries and keys and scales probabilities by row first.
+  virtual bool Smooths() const = 0;
+};
+
+// SAGE_ATTN_THREE (SageAttention3, arXiv 2505.11594).
+class SageThreeBackend final : public Fp4Backend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kSageAttnThree; }
+  std::string_view summary() const override { return "Sage3's FP4 numerics, emulated; slow"; }
+
+ protected:
+  bool Smooths() const override { return true; }
+};
+
+// ATTN_QAT_INFER: inference of models trained for FP4 attention.
+class AttnQatInferBackend final : public Fp4Backend {
+ public:
+  AttnBackend id() const override { return AttnBackend::kAttnQatInfer; }
+  std::string_view summary() const override { return "QAT's FP4 numerics, emulated; slow"; }
+
+ protected:
+  bool Smooths() const override { return false; }
+};
+
+// NVFP4 and back: groups of 16 along the last axis (the last may be short) share a scale, absmax /
+// 6 rounded to E4M3; elements are E2M1. Rounds to nearest, ties to even; saturates. Any floating
+// dtype in, float64 out.
+at::Tensor RoundToNvfp4(const at::Tensor& x);
+
+}  // namespace denoised
+
+#endif  // DENOISED_BACKENDS_QUANTISED_BACKENDS_H_

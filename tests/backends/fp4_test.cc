@@ -1,0 +1,94 @@
+// NVFP4, value by value, against a quantiser that is written out as a table.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "backends/quantised_backends.h"
+
+namespace denoised {
+namespace {
+
+// Every non-negative E4M3 value: subnormals in steps of 2^-9, then 3 bits of mantissa, up to 448.
+std::vector<double> E4m3Values() {
+  std::vector<double> values;
+  for (int mantissa = 0; mantissa < 8; ++mantissa) values.push_back(std::ldexp(mantissa, -9));
+  for (int exponent = -6; exponent <= 8; ++exponent) {
+    for (int mantissa = 0; mantissa < 8; ++mantissa) {
+      const double value = std::ldexp(1.0 + mantissa / 8.0, exponent);
+      if (value <= 448) values.push_back(value);
+    }
+  }
+  return values;
+}
+
+const std::vector<double> kE2m1Values = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+
+// The nearest entry of an ascending table; a tie goes to the even index, which is the even
+// mantissa.
+double Nearest(const std::vector<double>& table, double x) {
+  size_t best = 0;
+  for (size_t i = 1; i < table.size(); ++i) {
+    const double now = std::abs(table[i] - x), before = std::abs(table[best] - x);
+    if (now < before || (now == before && i % 2 == 0)) best = i;
+  }
+  return table[best];
+}
+
+std::vector<double> WrittenOut(const std::vector<float>& row) {
+  std::vector<double> out(row.size());
+  for (size_t first = 0; first < row.size(); first += 16) {
+    const size_t last = std::min(first + 16, row.size());
+    double largest = 0;
+    for (size_t i = first; i < last; ++i) largest = std::max<double>(largest, std::abs(row[i]));
+    // The scale is a float32 before it becomes E4M3.
+    const double scale = Nearest(E4m3Values(), static_cast<float>(largest / 6.0));
+    for (size_t i = first; i < last; ++i) {
+      const double size = scale == 0 ? 0 : Nearest(kE2m1Values, std::abs(row[i]) / scale) * scale;
+      out[i] = std::copysign(size, row[i]);
+    }
+  }
+  return out;
+}
+
+void ExpectWrittenOut(const std::vector<float>& row) {
+  const at::Tensor x = at::tensor(at::ArrayRef<float>(row), at::kFloat);
+  const at::Tensor got = RoundToNvfp4(x);
+  const std::vector<double> want = WrittenOut(row);
+  for (size_t i = 0; i < row.size(); ++i) {
+    EXPECT_EQ(got[i].item<double>(), want[i]) << "element " << i << " of value " << row[i];
+  }
+}
+
+TEST(Nvfp4, EveryGridPointAndEveryTie) {
+  // The 6 makes the group's scale exactly 1.
+  ExpectWrittenOut({6, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, -5});
+  ExpectWrittenOut({6, -0.25, -0.75, -1.25, -1.75, -2.5, -3.5, 0.2500001f, 0.7499999f});
+}
+
+TEST(Nvfp4, RandomValuesOfManySizes) {
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(3);
+  for (double size : {1e-4, 1e-2, 1.0, 30.0, 1e3}) {
+    const at::Tensor x = at::randn({80}, generator, at::kFloat).mul_(size);
+    ExpectWrittenOut({x.const_data_ptr<float>(), x.const_data_ptr<float>() + 80});
+  }
+}
+
+TEST(Nvfp4, SaturatesAndKeepsZeros) {
+  ExpectWrittenOut({1e4, -1e4, 5000, 100, 0});
+  ExpectWrittenOut(std::vector<float>(16, 0.0f));
+  ExpectWrittenOut({1e-9f, -1e-9f});
+}
+
+TEST(Nvfp4, AGroupOfSixteenHasItsOwnScale) {
+  std::vector<float> row(40, 1.0f);
+  row[17] = 600;
+  ExpectWrittenOut(row);
+  const at::Tensor got = RoundToNvfp4(at::tensor(at::ArrayRef<float>(row), at::kFloat));
+  EXPECT_EQ(got[0].item<double>(), got[39].item<double>());
+  EXPECT_EQ(got[16].item<double>(), 0.0);
+}
+
+}  // namespace
+}  // namespace denoised
