@@ -59,6 +59,7 @@ def record(row):
     model, _ = cpu()
     name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
     day = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    (BENCH / "results").mkdir(exist_ok=True)
     with open(BENCH / "results" / f"{day}-{name}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
