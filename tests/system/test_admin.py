@@ -145,7 +145,7 @@ def test_bad_forces_are_refused(server, pb):
     error = error_of(lambda: force(pb.ForceBackendRequest(backend="FAST"), timeout=30))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "TORCH_SDPA" in error.details()
     assert field_and_reason(error)[0] == "backend"
-    error = error_of(lambda: force(pb.ForceBackendRequest(backend="SAGE_ATTN"), timeout=30))
+    error = error_of(lambda: force(pb.ForceBackendRequest(backend="NO_ATTENTION"), timeout=30))
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert "TORCH_SDPA" in error.details(), "names what is usable"
     request = pb.ForceBackendRequest(backend="REFERENCE")
@@ -156,12 +156,12 @@ def test_bad_forces_are_refused(server, pb):
 
 
 def test_refused_request_falls_back_and_the_receipt_says_so(server, pb):
-    options = pb.AttentionOptions(backend="SAGE_ATTN", policy=pb.PREFER)
+    options = pb.AttentionOptions(backend="NO_ATTENTION", policy=pb.PREFER)
     job = server.wait_for_end(server.submit(num_inference_steps=2, attention=options).id)
     assert job.state == pb.SUCCEEDED
     entry, = self_entries(job)
-    assert entry.asked == "SAGE_ATTN" and entry.ran != "SAGE_ATTN" and entry.source == "automatic"
-    assert ("request", "SAGE_ATTN") in [(r.source, r.backend) for r in entry.refusals]
+    assert entry.asked == "NO_ATTENTION" and entry.ran != "NO_ATTENTION" and entry.source == "automatic"
+    assert ("request", "NO_ATTENTION") in [(r.source, r.backend) for r in entry.refusals]
     assert all(refusal.reason for refusal in entry.refusals)
 
 

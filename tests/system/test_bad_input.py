@@ -98,10 +98,10 @@ def test_unknown_backend_parameters_are_refused(server, pb):
 
 
 def test_strict_refusal_fails_with_every_reason(server, pb):
-    options = pb.AttentionOptions(backend="SAGE_ATTN", policy=pb.STRICT)
+    options = pb.AttentionOptions(backend="NO_ATTENTION", policy=pb.STRICT)
     error = submit_or_error(server, attention=options)
     assert error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
-    assert "SAGE_ATTN" in error.message
+    assert "NO_ATTENTION" in error.message
 
 
 def test_message_over_the_cap_is_resource_exhausted(server, pb):

@@ -39,9 +39,9 @@ def test_generate_writes_by_the_ending(server, tmp_path, ending, magic):
 
 
 def test_receipt_says_what_ran_and_why_others_did_not(server, tmp_path):
-    done = generate(server, tmp_path / "a.gif", "--backend=SAGE_ATTN")
+    done = generate(server, tmp_path / "a.gif", "--backend=NO_ATTENTION")
     assert done.returncode == 0, done.stderr
-    assert "not SAGE_ATTN (request): " in done.stdout
+    assert "not NO_ATTENTION (request): " in done.stdout
     assert "steps 0-1" in done.stdout and "fingerprint" in done.stdout and "seed 1" in done.stdout
     progress = done.stderr.splitlines()
     assert any("steps" in line for line in progress), "plain lines where there is no terminal"
@@ -70,9 +70,9 @@ def test_progress_is_a_bar_on_a_terminal(server, tmp_path):
 
 
 def test_strict_refusal_exits_1_and_leaves_no_file(server, tmp_path):
-    done = generate(server, tmp_path / "a.gif", "--backend=SAGE_ATTN", "--strict")
+    done = generate(server, tmp_path / "a.gif", "--backend=NO_ATTENTION", "--strict")
     assert done.returncode == 1
-    assert "FAILED_PRECONDITION" in done.stderr and "SAGE_ATTN" in done.stderr
+    assert "FAILED_PRECONDITION" in done.stderr and "NO_ATTENTION" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,7 +196,7 @@ def test_json_is_the_messages_one_a_line(server, tmp_path):
 def test_operators_commands(server):
     admin = f"--admin={server.admin}"
     backends = ctl("backends", admin).stdout
-    assert "TORCH_SDPA" in backends and "SAGE_ATTN" in backends
+    assert "TORCH_SDPA" in backends and "NO_ATTENTION" in backends
     explained = ctl("explain", "--backend=REFERENCE", "--height=64", "--width=64", "--frames=5", admin).stdout
     assert explained.startswith("self: REFERENCE\n") and "not TORCH_SDPA" in explained
     forced = ctl("force", "reference", "--ttl=1h", "--reason=why not", admin)
@@ -207,7 +207,7 @@ def test_operators_commands(server):
     assert ctl("release", lease, admin).stdout == "released 1\n"
     assert ctl("release", lease, admin).returncode == 1
     assert ctl("release", "--all", admin).stdout == "released 0\n"
-    refused = ctl("force", "SAGE_ATTN", admin)
+    refused = ctl("force", "NO_ATTENTION", admin)
     assert refused.returncode == 1 and "FAILED_PRECONDITION" in refused.stderr
     assert ctl("log_level", "warning", admin).stdout == "was info\n"
     assert ctl("log-level", "info", admin).stdout == "was warning\n"
@@ -257,7 +257,7 @@ def test_attend_equals_torch(tmp_path, backend):
 
 
 def test_attend_says_why_a_backend_cannot(tmp_path):
-    done = ctl("attend", "--backend=SAGE_ATTN", f"--in={tmp_path}/none", f"--out={tmp_path}/o")
+    done = ctl("attend", "--backend=NO_ATTENTION", f"--in={tmp_path}/none", f"--out={tmp_path}/o")
     assert done.returncode == 1 and done.stderr.startswith("denoisectl: ")
 
 

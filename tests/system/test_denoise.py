@@ -130,10 +130,10 @@ def test_unknown_model_is_not_found(server, pb):
 
 
 def test_strict_refusal_lists_why(server, pb):
-    options = pb.AttentionOptions(backend="SAGE_ATTN", policy=pb.STRICT)
+    options = pb.AttentionOptions(backend="NO_ATTENTION", policy=pb.STRICT)
     error = error_of(lambda: predict(server, request(pb, attention=options)))
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert "SAGE_ATTN" in error.details()
+    assert "NO_ATTENTION" in error.details()
 
 
 def test_deadline_is_kept(server, pb):

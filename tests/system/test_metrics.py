@@ -31,7 +31,7 @@ def busy(server, pb):
     server.operator.ForceBackend(pb.ForceBackendRequest(backend="REFERENCE"), timeout=30)
     server.wait_for_end(server.submit(num_inference_steps=2).id)
     server.operator.ReleaseForce(pb.ReleaseForceRequest(all=True), timeout=30)
-    options = pb.AttentionOptions(backend="SAGE_ATTN")
+    options = pb.AttentionOptions(backend="NO_ATTENTION")
     server.wait_for_end(server.submit(num_inference_steps=1, attention=options).id)
     return server
 
@@ -48,7 +48,7 @@ def test_every_family_of_the_contract_is_there(busy):
         # What never happened yet has no series: nothing was switched here in the middle of a job.
         assert f"# HELP denoised_{name} " in page or name == "backend_switch_total", name
     assert re.search(r'denoised_step_seconds_count\{model="tiny"\} 8\n', page)
-    assert 'denoised_attention_fallback_total{from="SAGE_ATTN",reason="request"' in page
+    assert 'denoised_attention_fallback_total{from="NO_ATTENTION",reason="request"' in page
     for stage in ("text_encode", "denoise", "decode", "encode"):
         assert f'denoised_stage_seconds_count{{model="tiny",stage="{stage}"}} 4' in page
 
