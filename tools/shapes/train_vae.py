@@ -23,6 +23,7 @@ from sheet import write_sheet
 Z = 8
 # frames -> (share of the steps, clips a step)
 CLIPS = {1: (0.15, 12), 5: (0.35, 4), 9: (0.3, 2), 17: (0.2, 1)}
+CLIPS_DECODER = {5: (0.25, 4), 9: (0.35, 2), 17: (0.4, 1)}
 
 
 def new_vae(base):
@@ -201,13 +202,14 @@ class Training:
         return rate
 
     def batch(self):
-        lengths = list(CLIPS)
-        frames = self.rng.choices(lengths, [CLIPS[n][0] for n in lengths])[0]
+        table = CLIPS_DECODER if self.args.decoder_only else CLIPS
+        lengths = list(table)
+        frames = self.rng.choices(lengths, [table[n][0] for n in lengths])[0]
         if self.step < 150:   # still pictures first: they are cheap and teach colours
             frames = 1
-        whole = 0.5 if self.args.decoder_only else 0.25
+        whole = 0.6 if self.args.decoder_only else 0.25
         crop = world.SIZE if self.rng.random() < whole else 48
-        x, weight = clips(self.rng, CLIPS[frames][1], frames, crop, self.combinations)
+        x, weight = clips(self.rng, table[frames][1], frames, crop, self.combinations)
         return x.to(self.args.device), weight.to(self.args.device)
 
     def forward(self, x):
@@ -217,7 +219,7 @@ class Training:
             mean, log_var = moments.chunk(2, 1)
             spread = (0.5 * log_var.clamp(-30, 20)).exp()
             if self.args.decoder_only:   # what the DiT draws is a little off
-                spread = spread + 0.07 * mean.std()
+                spread = spread + 0.04 * mean.std((0, 2, 3, 4), keepdim=True)
             return moments, decode(self.vae, mean + torch.randn_like(mean) * spread).float()
 
     def step_once(self):

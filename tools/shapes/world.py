@@ -132,3 +132,17 @@ def render(scenes, frames=FRAMES, first=0, size=SIZE):
         ground = torch.tensor([BACKGROUNDS[s.background] for s in picked]).view(-1, 1, 1, 1, 3)
         out[rows] = ground + cover * (ink - ground)
     return out
+
+
+def neighbourhood(scenes, cell, margin=4.0):
+    """Which cells of the latent grid hold a scene's shape: bool [B, 1, F', SIZE / cell, SIZE / cell]."""
+    count = (FRAMES - 1) // 4 + 1
+    t = torch.tensor([0.0] + [4 * k - 1.5 for k in range(1, count)]) / (FRAMES - 1) - 0.5
+    axis = (torch.arange(SIZE // cell) + 0.5) * cell - SIZE / 2
+    centre = torch.tensor([s.centre for s in scenes]).unsqueeze(1)
+    travel = torch.tensor([MOTIONS[s.motion] for s in scenes]).unsqueeze(1)
+    path = centre + travel * t.view(1, -1, 1)                       # [B, F', 2]
+    reach = torch.tensor([SIZES[s.size] * REACH[s.shape] for s in scenes]).view(-1, 1, 1, 1) + margin
+    x = axis.view(1, 1, 1, -1) - path[:, :, 0, None, None]
+    y = axis.view(1, 1, -1, 1) - path[:, :, 1, None, None]
+    return (torch.hypot(x, y) < reach).unsqueeze(1)
