@@ -1,7 +1,7 @@
 """Trains the DiT and its text encoder together by flow matching on encoded clips (models in model.py).
 
 x = (1 - sigma) z + sigma e, target e - z, most sigmas near 1 (noise_levels says why). Matrices of the blocks go to Muon, the rest to AdamW. DIR/dit.pt holds everything needed to go on:
-the same command continues an interrupted schedule, --continue-minutes begins another after a finished one.
+the same command continues an interrupted schedule, --continue-minutes begins another.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def parse():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--dir", required=True)
     p.add_argument("--minutes", type=float, default=55, help="of the first schedule")
-    p.add_argument("--continue-minutes", type=float, default=0, help="of one more, once the last has ended")
-    p.add_argument("--batch", type=int, default=8)
-    p.add_argument("--lr", type=float, default=1.5e-3)
+    p.add_argument("--continue-minutes", type=float, default=0, help="of a new schedule, from where the last is")
+    p.add_argument("--batch", type=int, default=10)
+    p.add_argument("--lr", type=float, default=1.2e-3)
     p.add_argument("--sample-minutes", type=float, default=6)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -156,7 +156,7 @@ def load(args, data):
         for o, s in zip(opts, saved["optimizers"]):
             o.load_state_dict(s)
         state = saved["state"]
-        if args.continue_minutes and state["seconds"] >= state["until"]:
+        if args.continue_minutes:
             state.update({"from": state["seconds"], "until": state["seconds"] + args.continue_minutes * 60,
                           "first_step": state["step"]})
     return models, ema, opts, state
