@@ -65,6 +65,8 @@ std::vector<Case> Cases() {
     add({"mask_and_causal", dtype, 2, 140, 140, 2, 64, Masking::kKeys, true});
     add({"custom_scale", dtype, 1, 140, 140, 2, 64, Masking::kNone, false, Layout::kContiguous, 1,
          0.05});
+    add({"sharp_scale", dtype, 1, 140, 140, 2, 64, Masking::kNone, false, Layout::kContiguous, 1,
+         0.31});
   }
   cases.push_back({"f16_self", DType::kFloat16, 2, 130, 130, 2, 64});
   cases.push_back({"f16_cross", DType::kFloat16, 2, 130, 77, 2, 40});
@@ -185,6 +187,9 @@ void ExpectClose(const at::Tensor& got, const at::Tensor& want, const AttentionB
   // With scores near 1e8 softmax only picks the largest, and fewer bits cannot tell which that is;
   // and the scales of FP4 end at 2^-9, far above inputs of 1e-4.
   if (backend.numerics() != Numerics::kExact && c.magnitude != 1) return;
+  // 4 bits of a query are off by a sixteenth, which a scale far above D^-0.5 turns into other
+  // weights.
+  if (backend.numerics() == Numerics::kFp4 && c.scale * std::sqrt(c.head_size) > 1) return;
   switch (backend.numerics()) {
     case Numerics::kExact:
       EXPECT_LE(RelativeL2(got, want), got.scalar_type() == at::kFloat ? 1e-5 : 1e-2);
