@@ -42,10 +42,12 @@ asan: setup-tests ## Tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@cmake --build --preset asan -j $(JOBS)
 	@ctest --test-dir build-asan --output-on-failure --no-tests=error -L 'unit|contract|fuzz'
 
-tsan: setup-tests ## Core tests under ThreadSanitizer (unit, contract, stress)
+# Not the contract suite: it runs LibTorch's own kernels on two OpenMP threads, whose barriers are in a
+# libgomp that ThreadSanitizer does not see, so that it reports races inside libtorch_cpu.so.
+tsan: setup-tests ## Core tests under ThreadSanitizer (unit, stress)
 	@cmake --preset tsan -DDENOISED_CACHE=$(DENOISED_CACHE) >/dev/null
 	@cmake --build --preset tsan -j $(JOBS)
-	@ctest --test-dir build-tsan --output-on-failure --no-tests=error -L 'unit|contract|stress'
+	@ctest --test-dir build-tsan --output-on-failure --no-tests=error -L 'unit|stress'
 
 format: ## Rewrite the C++ sources with clang-format
 	@$(SOURCES) | xargs clang-format -i
