@@ -516,7 +516,7 @@ TEST_F(GenerationServiceTest, GenerateDeadlineReachesTheEngineAndCancels) {
   const auto reader = generation_->Generate(&context, v1::GenerationRequest());
   ASSERT_TRUE(engine_->WaitForRequests(1));
   const auto left = *engine_->last_request().deadline - std::chrono::steady_clock::now();
-  EXPECT_LE(left, std::chrono::milliseconds(400));
+  EXPECT_LE(left, std::chrono::seconds(5));  // Not the job's own hours; gRPC rounds the deadline.
   EXPECT_TRUE(engine_->WaitForCancel("job1"));
   for (v1::GenerateEvent event; reader->Read(&event);) {
   }

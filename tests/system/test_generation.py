@@ -129,7 +129,7 @@ def test_cancel_stops_within_a_step(server, pb):
     server.generation.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=30)
     ended = server.wait_for_end(job.id)
     assert ended.state == pb.CANCELLED
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert ended.step <= running.step + 400  # nowhere near its 1000
     error = error_of(lambda: server.generation.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=30))
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION

@@ -90,7 +90,7 @@ def test_grace_is_bounded(pb):
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=10) == 0
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 8
 
 
 def test_second_signal_ends_at_once(pb):
@@ -102,7 +102,7 @@ def test_second_signal_ends_at_once(pb):
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(timeout=5)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
 
 
 def test_logs_are_json_lines_without_the_prompt(pb):
