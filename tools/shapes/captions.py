@@ -62,6 +62,15 @@ def caption(rng, scene):
     return text + ("." if rng.random() < 0.15 else "")
 
 
+def says(text, name):
+    """True if a caption names this attribute of its scene; the empty one names none."""
+    optional = {"size": SIZE_WORDS, "background": GROUND_WORDS}.get(name)
+    if not optional:
+        return bool(text)
+    words = set(text.lower().replace(",", " ").replace(":", " ").rstrip(".").split())
+    return any(word in words for group in optional.values() for word in group)
+
+
 def held_out_prompts(count, seed=2026):
     """[(prompt, scene)], combinations that training never shows, each about equally often. Same list every time."""
     rng = random.Random(seed)

@@ -16,7 +16,7 @@ import world
 DEFAULTS = {
     "description": "Moving shapes, 64x64, 17 frames: eight colours, four shapes, nine motions. Trained by tools/shapes.",
     "defaults": {"height": world.SIZE, "width": world.SIZE, "num_frames": world.FRAMES, "fps": world.FPS,
-                 "num_inference_steps": 20, "guidance_scale": 3.0, "max_sequence_length": model.CONTEXT,
+                 "num_inference_steps": 20, "guidance_scale": model.GUIDANCE, "max_sequence_length": model.CONTEXT,
                  "prompt": "a red circle moving left"},
 }
 
@@ -25,10 +25,10 @@ def load_pipeline(folder):
     """The WanPipeline of the averages in a run folder."""
     saved = torch.load(os.path.join(folder, "dit.pt"), map_location="cpu")
     tokenizer = AutoTokenizer.from_pretrained(os.path.join(folder, "tokenizer"))
-    dit, text = model.new_dit(), model.new_text_encoder(len(tokenizer))
-    dit.load_state_dict(saved["ema"]["dit"])
-    text.load_state_dict(saved["ema"]["text"])
-    return model.pipeline(tokenizer, text.eval(), dit.eval(), latents.load_vae(folder), saved["state"]["stats"])
+    dit = model.new_dit()
+    dit.load_state_dict(saved["ema"])
+    return model.pipeline(tokenizer, model.load_text_encoder(folder, tokenizer), dit.eval(), latents.load_vae(folder),
+                          saved["state"]["stats"])
 
 
 def checksums(folder):

@@ -1,6 +1,7 @@
 """The parts of the `shapes` pipeline, and how they become a WanPipeline."""
 
 import math
+import os
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,10 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 import train_vae
 
+TEXT_DIM = 128
 CONTEXT = 512            # text tokens at inference, most of them padding
 TRAINING_CONTEXT = 24    # captions have at most 21
+GUIDANCE = 3.0           # of sampling
 FLOW_SHIFT = 8.0         # of sampling: the caption decides while sigma is above 0.95
 LAYERS, HEADS, HEAD_DIM = 6, 4, 48
 
@@ -18,7 +21,7 @@ LAYERS, HEADS, HEAD_DIM = 6, 4, 48
 def new_dit(layers=LAYERS):
     dit = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, in_channels=train_vae.Z,
-        out_channels=train_vae.Z, text_dim=128, freq_dim=128, ffn_dim=4 * HEADS * HEAD_DIM, num_layers=layers,
+        out_channels=train_vae.Z, text_dim=TEXT_DIM, freq_dim=128, ffn_dim=4 * HEADS * HEAD_DIM, num_layers=layers,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=256)
     torch.nn.init.zeros_(dit.proj_out.weight)
     torch.nn.init.zeros_(dit.proj_out.bias)
@@ -27,8 +30,15 @@ def new_dit(layers=LAYERS):
 
 def new_text_encoder(vocabulary):
     return UMT5EncoderModel(UMT5Config(
-        vocab_size=vocabulary, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
+        vocab_size=vocabulary, d_model=TEXT_DIM, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
         feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1))
+
+
+def load_text_encoder(folder, tokenizer):
+    """The encoder that train_text.py left in a run folder; it is not trained further."""
+    text_encoder = new_text_encoder(len(tokenizer))
+    text_encoder.load_state_dict(torch.load(os.path.join(folder, "text.pt"), map_location="cpu"))
+    return text_encoder.eval().requires_grad_(False)
 
 
 def _heads(attn, norm, linear, x):
@@ -82,22 +92,23 @@ def embed(tokenizer, text_encoder, texts, device):
 
 
 @torch.no_grad()
-def favour_text(dit, hidden, mask, strength=0.75):
+def favour_text(dit, tokenizer, text_encoder, texts, strength=0.75):
     """Starts the cross-attentions with pads some five units of logit below words.
 
-    There are fifty pads to a word. Left alone they take 98 % of the attention, the words get next to no
-    gradient, and a thousand steps pass before the text matters. One direction u of the keys tells words (+u)
-    from pads (-u), and all queries look along it.
+    There are fifty pads to a word. Left alone they take 98 % of the attention, and the words get next to no
+    gradient. One direction u of the keys tells words (+u) from pads (-u), and all queries look along it.
     """
+    ids = tokenizer(texts, padding=True, return_tensors="pt")
+    hidden = text_encoder(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state
     project = dit.condition_embedder.text_embedder
-    words = project(hidden[mask.bool()]).mean(0)
+    words = project(hidden[ids["attention_mask"].bool()])
     pad = project(torch.zeros_like(hidden[:1, 0]))[0]
-    towards = (words - pad) / (words - pad).square().sum()
-    middle = towards @ (words + pad) / 2
+    towards = (words.mean(0) - pad) / (words.mean(0) - pad).square().sum()
+    middle = towards @ (words.mean(0) + pad) / 2
     for block in dit.blocks:
         attn = block.attn2
         u = torch.sign(torch.randn(attn.inner_dim))
-        typical = attn.to_k(project(hidden[mask.bool()])).std()
+        typical = attn.to_k(words).std()
         attn.to_k.weight += 2 * strength * typical * torch.outer(u, towards)
         attn.to_k.bias -= 2 * strength * typical * middle * u
         attn.to_q.bias += 1.5 * attn.to_q.weight.norm(dim=1).mean() * u

@@ -134,15 +134,16 @@ def render(scenes, frames=FRAMES, first=0, size=SIZE):
     return out
 
 
-def neighbourhood(scenes, cell, margin=4.0):
-    """Which cells of the latent grid hold a scene's shape: bool [B, 1, F', SIZE / cell, SIZE / cell]."""
+def nearness(scenes, cell):
+    """How near each cell of the latent grid is to where the scene's motion leads, 1 on the path and 0 far from it.
+
+    Only what every caption says goes into it: a weight that knew more would teach the model what it cannot know.
+    float32 [B, 1, F', SIZE / cell, SIZE / cell].
+    """
     count = (FRAMES - 1) // 4 + 1
     t = torch.tensor([0.0] + [4 * k - 1.5 for k in range(1, count)]) / (FRAMES - 1) - 0.5
     axis = (torch.arange(SIZE // cell) + 0.5) * cell - SIZE / 2
-    centre = torch.tensor([s.centre for s in scenes]).unsqueeze(1)
-    travel = torch.tensor([MOTIONS[s.motion] for s in scenes]).unsqueeze(1)
-    path = centre + travel * t.view(1, -1, 1)                       # [B, F', 2]
-    reach = torch.tensor([SIZES[s.size] * REACH[s.shape] for s in scenes]).view(-1, 1, 1, 1) + margin
+    path = torch.tensor([MOTIONS[s.motion] for s in scenes]).unsqueeze(1) * t.view(1, -1, 1)   # [B, F', 2]
     x = axis.view(1, 1, 1, -1) - path[:, :, 0, None, None]
     y = axis.view(1, 1, -1, 1) - path[:, :, 1, None, None]
-    return (torch.hypot(x, y) < reach).unsqueeze(1)
+    return torch.exp(-(x.square() + y.square()) / 14.0 ** 2).unsqueeze(1)
