@@ -74,12 +74,10 @@ std::shared_ptr<SparseSetting> NablaBackend::ReadSetting(Parameters& parameters,
 kernels::BlockPlan NablaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const NablaSetting&>(*call.setting);
   const Partition& tiles = setting.tiles;
+  const auto queries = MeansOfHeads(call, call.inputs.query, tiles);
+  const auto keys = MeansOfHeads(call, call.inputs.key, tiles);
   return PlanPerHead(tiles, tiles, call.batch() * call.heads(), [&](int64_t head) {
-    const auto means = [&](const at::Tensor& x) {
-      return kernels::BlockMeans(call.Rows(x, head), tiles.order, tiles.lengths);
-    };
-    std::vector<float> probability =
-        kernels::Products(means(call.inputs.query), means(call.inputs.key), call.head_size());
+    std::vector<float> probability = kernels::Products(queries[head], keys[head], call.head_size());
     const float root = std::sqrt(static_cast<float>(call.head_size()));
     for (float& p : probability) p /= root;
     kernels::SoftmaxRows(&probability, tiles.blocks());

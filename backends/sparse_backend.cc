@@ -178,6 +178,27 @@ std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t coun
   return indices;
 }
 
+std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
+                                             const Partition& blocks) {
+  const int64_t count = blocks.blocks(), heads = call.heads(), size = call.head_size();
+  std::vector<std::vector<float>> means(call.batch() * heads, std::vector<float>(count * size));
+  std::vector<int64_t> first(count, 0);
+  for (int64_t block = 1; block < count; ++block) {
+    first[block] = first[block - 1] + blocks.lengths[block - 1];
+  }
+  // Heads innermost: a token's heads lie side by side, and its memory page is looked up once.
+  at::parallel_for(0, call.batch() * count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % count;
+      for (int64_t head = i / count * heads; head < (i / count + 1) * heads; ++head) {
+        kernels::BlockMean(call.Rows(tensor, head), blocks.order.data() + first[block],
+                           blocks.lengths[block], means[head].data() + block * size);
+      }
+    }
+  });
+  return means;
+}
+
 kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,
                                const HeadRowsMaker& rows_of_head) {
   std::vector<std::vector<std::vector<int32_t>>> rows(heads);

@@ -82,6 +82,10 @@ Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec);
 // -inf.
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count);
 
+// Block means of every head: [batch * heads][blocks * head_size] float32, as kernels::BlockMeans.
+std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
+                                             const Partition& blocks);
+
 // Rows [query block] of key blocks for one head of batch * heads.
 using HeadRowsMaker = std::function<std::vector<std::vector<int32_t>>(int64_t head)>;
 

@@ -13,19 +13,22 @@ struct VsaSetting final : SparseSetting {
   bool coarse = false;
 };
 
-// Means of one head's tiles, in the inputs' dtype.
-std::vector<float> TileMeans(const SparseCall& call, const at::Tensor& tensor, int64_t head,
-                             const Partition& tiles) {
-  auto means = kernels::BlockMeans(call.Rows(tensor, head), tiles.order, tiles.lengths);
-  if (call.bfloat16()) kernels::RoundAllToBFloat16(&means);
+using HeadMeans = std::vector<std::vector<float>>;
+
+// Means of the tiles of every head, in the inputs' dtype.
+HeadMeans TileMeans(const SparseCall& call, const at::Tensor& tensor, const Partition& tiles) {
+  HeadMeans means = MeansOfHeads(call, tensor, tiles);
+  if (call.bfloat16()) {
+    for (auto& head : means) kernels::RoundAllToBFloat16(&head);
+  }
   return means;
 }
 
 // [tiles][tiles]: mean queries times mean keys over sqrt(D); each operation rounds to the inputs'
 // dtype, since rounding decides between tiles that are nearly level.
-std::vector<float> TileScores(const SparseCall& call, int64_t head, const Partition& tiles) {
-  auto scores = kernels::Products(TileMeans(call, call.inputs.query, head, tiles),
-                                  TileMeans(call, call.inputs.key, head, tiles), call.head_size());
+std::vector<float> TileScores(const SparseCall& call, const std::vector<float>& queries,
+                              const std::vector<float>& keys) {
+  auto scores = kernels::Products(queries, keys, call.head_size());
   if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
   const float root = std::sqrt(static_cast<float>(call.head_size()));
   for (float& score : scores) score /= root;
@@ -59,8 +62,10 @@ std::shared_ptr<SparseSetting> VideoSparseBackend::ReadSetting(
 kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   const int64_t tiles = setting.tiles.blocks();
+  const HeadMeans queries = TileMeans(call, call.inputs.query, setting.tiles);
+  const HeadMeans keys = TileMeans(call, call.inputs.key, setting.tiles);
   return PlanPerHead(setting.tiles, setting.tiles, call.batch() * call.heads(), [&](int64_t head) {
-    const std::vector<float> scores = TileScores(call, head, setting.tiles);
+    const std::vector<float> scores = TileScores(call, queries[head], keys[head]);
     std::vector<std::vector<int32_t>> rows;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       rows.push_back(LargestIndices(scores.data() + tile * tiles, tiles, setting.top_k));
@@ -73,12 +78,14 @@ at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   if (!setting.coarse) return {};
   const int64_t tiles = setting.tiles.blocks(), size = call.head_size();
+  const HeadMeans queries = TileMeans(call, call.inputs.query, setting.tiles);
+  const HeadMeans keys = TileMeans(call, call.inputs.key, setting.tiles);
+  const HeadMeans values = TileMeans(call, call.inputs.value, setting.tiles);
   at::Tensor coarse = at::empty({call.batch(), call.heads(), tiles, size}, at::kFloat);
   for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
-    std::vector<float> weights = TileScores(call, head, setting.tiles);
+    std::vector<float> weights = TileScores(call, queries[head], keys[head]);
     kernels::SoftmaxRows(&weights, tiles);
-    const auto values = TileMeans(call, call.inputs.value, head, setting.tiles);
-    const auto sums = kernels::WeightedSums(weights, values, tiles, size);
+    const auto sums = kernels::WeightedSums(weights, values[head], tiles, size);
     std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * tiles * size);
   }
   const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();

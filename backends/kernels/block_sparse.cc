@@ -13,8 +13,9 @@
 namespace denoised::kernels {
 namespace {
 
-// Packed keys and values held at once; more heads than fit are taken in turns.
-constexpr int64_t kMaxPackedUnits = int64_t{96} << 20;
+// Packed keys and values held at once; more heads than fit are taken in turns. What is written is
+// read soon after, so it should still be in a shared cache.
+constexpr int64_t kMaxPackedUnits = int64_t{4} << 20;
 constexpr float kLog2E = 1.4426950408889634f;
 
 int64_t RoundUp(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -165,7 +166,8 @@ class Runner {
     std::atomic<int64_t> next{0};
     run_workers(tasks, [&] {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-        PackBlock(first + i / blocks, i / blocks, i % blocks);
+        // Heads innermost: a token's heads lie side by side, on one memory page.
+        PackBlock(first + i % heads, i % heads, i / heads);
       }
     });
   }

@@ -380,6 +380,7 @@ void Run(const Options& options) {
 }  // namespace denoised
 
 int main(int argc, char** argv) {
+  denoised::KeepFreedMemory();
   const c10::InferenceMode inference;
   const denoised::Options options = denoised::Parse(argc, argv);
   denoised::SetIntraOpThreads(options.threads);
