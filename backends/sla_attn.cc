@@ -52,6 +52,12 @@ std::shared_ptr<SparseSetting> SlaBackend::ReadSetting(Parameters& parameters,
   return setting;
 }
 
+std::string SlaBackend::Note(const AttentionSpec& spec, const AttentionMetadata*) const {
+  if (spec.has_projection) return "";
+  return std::string(AttnBackendName(id())) +
+         ": the linear branch was off; the checkpoint has no proj_l";
+}
+
 kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const SlaSetting&>(*call.setting);
   const Partition queries = RunsOf(call.tokens(), setting.block_q);

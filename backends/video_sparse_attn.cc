@@ -59,6 +59,17 @@ std::shared_ptr<SparseSetting> VideoSparseBackend::ReadSetting(
   return setting;
 }
 
+std::string VideoSparseBackend::Note(const AttentionSpec& spec,
+                                     const AttentionMetadata* metadata) const {
+  const auto* sparse = dynamic_cast<const SparseMetadata*>(metadata);
+  if (sparse == nullptr || spec.has_gate) return "";
+  const bool coarse = static_cast<const VsaSetting&>(*sparse->setting).coarse;
+  return coarse ? "VIDEO_SPARSE_ATTN: the coarse branch was added without a gate; the checkpoint "
+                  "has no to_gate_compress"
+                : "VIDEO_SPARSE_ATTN: the gate branch was off; the checkpoint has no "
+                  "to_gate_compress";
+}
+
 kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   const int64_t tiles = setting.tiles.blocks();
