@@ -41,7 +41,7 @@ MOTIONS = {                             # x to the right, y down, pixels from fi
     "down-right": (DIAGONAL, DIAGONAL),
     "still": (0.0, 0.0),
 }
-JITTER = 5.0        # the middle of the path lies within this of the frame's middle, pixels on each axis
+JITTER = 1.5        # the middle of the path lies within this of the frame's middle, pixels on each axis
 STAR_INNER = 0.45   # inner over outer radius of the star
 REACH = {"circle": 1.0, "square": 0.886, "triangle": 1.4, "star": 1.4}  # extent over SIZES' radius
 
