@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/admission.h"
 #include "backends/attention_backend.h"
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/pool.h"
@@ -47,6 +48,7 @@ struct SparseCall {
 
 class SparseBackend : public AttentionBackend {
  public:
+  explicit SparseBackend(Admission admission = Admission::kMeasured) : admission_(admission) {}
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
   std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override;
@@ -73,6 +75,8 @@ class SparseBackend : public AttentionBackend {
 
  private:
   SparseCall CallOf(const AttentionInputs& inputs, const AttentionMetadata* metadata) const;
+
+  const Admission admission_;
 };
 
 // "grid" of the parameters where the spec has none; refuses one that contradicts the spec.
