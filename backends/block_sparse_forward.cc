@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "backends/attention_call.h"
+#include "backends/cuda/block_sparse_launch.h"
 
 namespace denoised {
 namespace {
@@ -79,7 +80,7 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
 
 std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const DeviceInfo& device) {
   if (device.type != DeviceInfo::Type::kCpu) {
-    return "its kernel for CUDA is not in this build; on the CPU it runs";
+    return "its kernel is written for the CPU";
   }
   if (spec.dtype != DType::kFloat32 && spec.dtype != DType::kBFloat16 &&
       spec.dtype != DType::kFloat16) {
@@ -93,8 +94,17 @@ std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const Devi
   return std::nullopt;
 }
 
+std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
+                                        Admission admission) {
+  return device.type == DeviceInfo::Type::kCpu ? CpuKernelLimits(spec, device)
+                                               : CudaKernelLimits(spec, device, admission);
+}
+
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
                               std::optional<kernels::Isa> isa) {
+  if (inputs.query.is_cuda()) {
+    return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
+  }
   const at::Tensor bias = AdditiveMask(inputs);
   if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, isa);
   AttentionInputs wide = inputs;

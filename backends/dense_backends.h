@@ -32,10 +32,10 @@ class TorchSdpaBackend final : public AttentionBackend {
                      const AttentionMetadata* metadata) const override;
 };
 
-// FLASH_ATTN: the CPU kernel of kernels/block_sparse.h; on CUDA LibTorch's FlashAttention-2, or where
-// admitted, installed and fit (cuda/flash3.h) FlashAttention-3. No mask on CUDA; a causal call wants
-// as many queries as keys there, since the kernels count from the last key and LibTorch from the
-// first.
+// FLASH_ATTN: the CPU kernel of kernels/block_sparse.h; on CUDA LibTorch's FlashAttention-2, or
+// where admitted, installed and fit (cuda/flash3.h) FlashAttention-3. No mask on CUDA; a causal
+// call wants as many queries as keys there, since the kernels count from the last key and LibTorch
+// from the first.
 class FlashAttnBackend final : public AttentionBackend {
  public:
   explicit FlashAttnBackend(Admission admission = Admission::kMeasured) : admission_(admission) {}

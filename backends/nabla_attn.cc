@@ -79,7 +79,7 @@ kernels::BlockPlan NablaBackend::MakePlan(const SparseCall& call) const {
       return kernels::BlockMeans(call.Rows(x, head), tiles.order, tiles.lengths);
     };
     std::vector<float> probability =
-        kernels::Products(means(call.inputs.query), means(call.inputs.key), call.head_size());
+        kernels::Products(means(call.host_query), means(call.host_key), call.head_size());
     const float root = std::sqrt(static_cast<float>(call.head_size()));
     for (float& p : probability) p /= root;
     kernels::SoftmaxRows(&probability, tiles.blocks());

@@ -15,7 +15,7 @@ struct SlaSetting final : SparseSetting {
 
 // Mean keys less the mean of all keys.
 std::vector<float> SmoothMeans(const SparseCall& call, int64_t head, const Partition& keys) {
-  const kernels::HeadRows rows = call.Rows(call.inputs.key, head);
+  const kernels::HeadRows rows = call.Rows(call.host_key, head);
   std::vector<float> means = kernels::BlockMeans(rows, keys.order, keys.lengths);
   const std::vector<float> overall =
       kernels::BlockMeans(rows, keys.order, {static_cast<int32_t>(keys.order.size())});
@@ -61,7 +61,7 @@ kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
       static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)), 1, blocks);
   return PlanPerHead(queries, keys, call.batch() * call.heads(), [&](int64_t head) {
     const std::vector<float> scores = kernels::Products(
-        kernels::BlockMeans(call.Rows(call.inputs.query, head), queries.order, queries.lengths),
+        kernels::BlockMeans(call.Rows(call.host_query, head), queries.order, queries.lengths),
         SmoothMeans(call, head, keys), call.head_size());
     std::vector<std::vector<int32_t>> rows;
     for (int64_t block = 0; block < queries.blocks(); ++block) {

@@ -63,16 +63,23 @@ bool SparseMetadata::DenseAt(int64_t layer_index) const {
          std::find(layers.begin(), layers.end(), layer_index) != layers.end();
 }
 
+at::Tensor OnHost(const at::Tensor& tensor) {
+  at::Tensor host = tensor.to(at::kCPU);
+  if (host.scalar_type() == at::kHalf) host = host.to(at::kFloat);
+  return host.stride(3) == 1 ? host : host.contiguous();
+}
+
 kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const {
   const kernels::View view{tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1),
                            tensor.stride(2)};
-  const auto element = bfloat16() ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
+  const bool pairs = tensor.scalar_type() == at::kBFloat16;
+  const auto element = pairs ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
   return kernels::HeadOf(view, element, head_size(), head / heads(), head % heads());
 }
 
 std::optional<std::string> SparseBackend::Supports(const AttentionSpec& spec,
                                                    const DeviceInfo& device) const {
-  if (auto reason = CpuKernelLimits(spec, device)) return reason;
+  if (auto reason = KernelLimits(spec, device, admission_)) return reason;
   if (spec.has_mask) return "it takes no attention mask";
   if (spec.causal) return "it is not causal";
   if (spec.q_len != spec.kv_len) {
@@ -113,9 +120,13 @@ SparseCall SparseBackend::CallOf(const AttentionInputs& inputs,
   call.inputs = inputs;
   call.setting = sparse->setting.get();
   call.step_index = sparse->step_index;
-  for (at::Tensor* tensor : {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
-    if (tensor->scalar_type() == at::kHalf) *tensor = tensor->to(at::kFloat);
-    if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
+  if (inputs.query.is_cpu()) {
+    AttentionInputs& in = call.inputs;
+    for (at::Tensor* tensor : {&in.query, &in.key, &in.value}) *tensor = OnHost(*tensor);
+  }
+  if (ReadsTokens()) {
+    call.host_query = OnHost(call.inputs.query);
+    call.host_key = OnHost(call.inputs.key);
   }
   return call;
 }

@@ -31,9 +31,11 @@ struct SparseMetadata final : AttentionMetadata {
   bool DenseAt(int64_t layer_index) const;
 };
 
-// One checked call in the kernel's dtypes (float16 has become float32).
+// One checked call. Mask makers read host memory: queries and keys of a CUDA call are copied there,
+// which waits for the device; pooling on the device would spare that.
 struct SparseCall {
-  AttentionInputs inputs;
+  AttentionInputs inputs;  // for the kernel, on the caller's device; float16 is float32 on the CPU
+  at::Tensor host_query, host_key;  // OnHost of inputs'; undefined where no mask maker reads them
   const SparseSetting* setting = nullptr;
   int64_t step_index = 0;
 
@@ -42,9 +44,12 @@ struct SparseCall {
   int64_t heads() const { return inputs.query.size(2); }
   int64_t head_size() const { return inputs.query.size(3); }
   bool bfloat16() const { return inputs.query.scalar_type() == at::kBFloat16; }
-  // Rows of one head; `head` counts over batch * heads.
+  // Rows of one head of a tensor that OnHost made; `head` counts over batch * heads.
   kernels::HeadRows Rows(const at::Tensor& tensor, int64_t head) const;
 };
+
+// In host memory, D as neighbours, float16 as float32. The tensor itself where it is so already.
+at::Tensor OnHost(const at::Tensor& tensor);
 
 class SparseBackend : public AttentionBackend {
  public:
@@ -66,8 +71,11 @@ class SparseBackend : public AttentionBackend {
  protected:
   // Why the tokens of this spec cannot be cut; called with equal query and key lengths.
   virtual std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const;
+  // Whether MakePlan and MakeBranch look at queries and keys, or the geometry decides.
+  virtual bool ReadsTokens() const { return true; }
   virtual kernels::BlockPlan MakePlan(const SparseCall& call) const = 0;
   virtual at::Tensor Attend(const SparseCall& call) const;
+  // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
 
   // GeometryLimits for backends whose tokens are a video grid and nothing else.

@@ -36,6 +36,7 @@ class SlidingTileBackend final : public SparseBackend {
                                              const MetadataRequest& request) const override;
 
  protected:
+  bool ReadsTokens() const override { return false; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override;
   kernels::BlockPlan MakePlan(const SparseCall& call) const override;
 };

@@ -24,8 +24,8 @@ std::vector<float> TileMeans(const SparseCall& call, const at::Tensor& tensor, i
 // [tiles][tiles]: mean queries times mean keys over sqrt(D); each operation rounds to the inputs'
 // dtype, since rounding decides between tiles that are nearly level.
 std::vector<float> TileScores(const SparseCall& call, int64_t head, const Partition& tiles) {
-  auto scores = kernels::Products(TileMeans(call, call.inputs.query, head, tiles),
-                                  TileMeans(call, call.inputs.key, head, tiles), call.head_size());
+  auto scores = kernels::Products(TileMeans(call, call.host_query, head, tiles),
+                                  TileMeans(call, call.host_key, head, tiles), call.head_size());
   if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
   const float root = std::sqrt(static_cast<float>(call.head_size()));
   for (float& score : scores) score /= root;
@@ -73,17 +73,20 @@ at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   if (!setting.coarse) return {};
   const int64_t tiles = setting.tiles.blocks(), size = call.head_size();
+  const at::Tensor host_value = OnHost(call.inputs.value);
   at::Tensor coarse = at::empty({call.batch(), call.heads(), tiles, size}, at::kFloat);
   for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
     std::vector<float> weights = TileScores(call, head, setting.tiles);
     kernels::SoftmaxRows(&weights, tiles);
-    const auto values = TileMeans(call, call.inputs.value, head, setting.tiles);
+    const auto values = TileMeans(call, host_value, head, setting.tiles);
     const auto sums = kernels::WeightedSums(weights, values, tiles, size);
     std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * tiles * size);
   }
   const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();
-  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt);
-  const at::Tensor spread = coarse.index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
+  const at::Device device = call.inputs.query.device();
+  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt).to(device);
+  const at::Tensor spread =
+      coarse.to(device).index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
   return call.inputs.gate.defined() ? spread * call.inputs.gate.to(at::kFloat) : spread;
 }
 

@@ -3,8 +3,6 @@
 # denoised::cudnn is cuDNN with its header-only graph API. The architectures are the devices that the
 # kernels are written for; others are refused by Supports.
 set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real")
-set(CMAKE_CUDA_STANDARD 20)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # LibTorch's; a second one would have streams of its own
 if(NOT CMAKE_CUDA_COMPILER)
   find_program(nvcc nvcc HINTS "$ENV{CUDACXX}" /usr/local/cuda/bin)
@@ -14,6 +12,10 @@ if(NOT CMAKE_CUDA_COMPILER)
   set(CMAKE_CUDA_COMPILER "${nvcc}")
 endif()
 enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc 12 and later do
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
 find_package(CUDAToolkit REQUIRED)
 
 # In LibTorch's own folder where that is a whole Python environment, else beside it.

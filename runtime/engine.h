@@ -31,7 +31,7 @@ struct EngineOptions {
   int64_t max_queued_denoise_calls = 256;
   int64_t max_finished_jobs = 256;
   int64_t max_artifact_bytes = int64_t{1} << 30;
-  int threads = 0;  // intra-op threads; 0 = one a physical core
+  int threads = 0;                // intra-op threads; 0 = one a physical core
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
 };
 

@@ -95,7 +95,8 @@ std::vector<Flag> ComputeFlags(Config* config) {
        "float32.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       {"admit_unmeasured", "", "false",
-       "Let attention kernels serve that compile but have not run on a device yet. Refused otherwise; "
+       "Let attention kernels serve that compile but have not run on a device yet. Refused "
+       "otherwise; "
        "`denoisectl backends` says which.",
        SetBool("admit_unmeasured", &engine->admit_unmeasured)},
       {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",

@@ -36,8 +36,8 @@ __device__ void CopyRows(float (&target)[kTile][kStride], const DeviceView& view
 
 struct RowState {
   float top = -std::numeric_limits<float>::infinity();
-  float sum = 0;                   // of this lane's keys only, until the end
-  float out[kLaneElements] = {};   // elements lane, lane + 32, ...
+  float sum = 0;                  // of this lane's keys only, until the end
+  float out[kLaneElements] = {};  // elements lane, lane + 32, ...
 };
 
 __device__ float WarpMax(float x) {

@@ -16,10 +16,10 @@ namespace denoised::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kTile = kernels::kBlock;        // queries and keys of a tile
-constexpr int kWarpRows = kTile / kWarps;     // 16, the rows of one mma
-constexpr int kChunkElements = 8;             // 16 bytes
-constexpr int kKeyGroups = kTile / 8;         // accumulators of scores, 8 keys wide
+constexpr int kTile = kernels::kBlock;     // queries and keys of a tile
+constexpr int kWarpRows = kTile / kWarps;  // 16, the rows of one mma
+constexpr int kChunkElements = 8;          // 16 bytes
+constexpr int kKeyGroups = kTile / 8;      // accumulators of scores, 8 keys wide
 constexpr int kStages = 2;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr unsigned kWholeWarp = 0xffffffffu;
@@ -287,8 +287,7 @@ __device__ void CopyEntry(const BlockSparseArgs& args, const Walk& walk,
                           const SharedTiles<kHead>& tiles, int64_t entry) {
   if (entry < walk.count) {
     const int chunks = args.head_size / kChunkElements;
-    const int32_t* tokens =
-        args.plan.key_tokens + int64_t{walk.KeyBlock(args.plan, entry)} * kTile;
+    const int32_t* tokens = args.plan.key_tokens + int64_t{walk.KeyBlock(args.plan, entry)} * kTile;
     CopyRows<kHead>(tiles.Keys(entry), args.key, walk.OffsetIn(args.key), tokens, chunks);
     CopyRows<kHead>(tiles.Values(entry), args.value, walk.OffsetIn(args.value), tokens, chunks);
   }
@@ -332,7 +331,8 @@ template <class T, int kHead>
 cudaError_t Launch(const BlockSparseArgs& args, cudaStream_t stream) {
   constexpr int kBytes = SharedTiles<kHead>::kBytes;
   const auto kernel = BlockSparseHalf<T, kHead>;
-  // Above 48 KiB shared memory has to be asked for, once a device; asking again costs a microsecond.
+  // Above 48 KiB shared memory has to be asked for, once a device; asking again costs a
+  // microsecond.
   const cudaError_t asked =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (asked != cudaSuccess) return asked;

@@ -21,7 +21,8 @@ struct Walk {
     begin = 0;
     count = args.plan.key_blocks;
     if (args.plan.lists > 0) {
-      const int64_t* row = args.plan.row_begin + row_of_heads % args.plan.lists * blocks + query_block;
+      const int64_t* row =
+          args.plan.row_begin + row_of_heads % args.plan.lists * blocks + query_block;
       begin = row[0];
       count = row[1] - row[0];
     }
@@ -43,7 +44,8 @@ struct Walk {
 
   // Element offset of a token's row in the contiguous output.
   __device__ int64_t OutOffset(const BlockSparseArgs& args, int token) const {
-    return ((static_cast<int64_t>(batch) * args.q_len + token) * args.heads + head) * args.head_size;
+    return ((static_cast<int64_t>(batch) * args.q_len + token) * args.heads + head) *
+           args.head_size;
   }
 };
 

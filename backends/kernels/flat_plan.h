@@ -40,7 +40,7 @@ class FlatPlan {
   size_t Append(const std::vector<T>& values);
 
   std::vector<std::byte> bytes_;
-  FlatPlanView counts_;  // its pointers stay null
+  FlatPlanView counts_;                                         // its pointers stay null
   size_t query_tokens_ = 0, key_tokens_ = 0, key_lengths_ = 0;  // byte offsets
   size_t row_begin_ = 0, columns_ = 0, row_masks_ = kAbsent;
 };

@@ -1,0 +1,94 @@
+#include "backends/cuda/block_sparse_launch.h"
+
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "backends/attention_call.h"
+#include "backends/cuda/block_sparse_cuda.h"
+#include "backends/error.h"
+
+namespace denoised {
+namespace {
+
+constexpr int64_t kChunk = 8;  // elements that the tensor-core kernel copies at once
+
+std::optional<std::string> DeviceLimits(const DeviceInfo& device) {
+  if (device.major == 8 || (device.major == 9 && device.minor == 0)) return std::nullopt;
+  return "its CUDA kernel is compiled for compute capability 8.x and 9.0; " + device.name +
+         " has " + std::to_string(device.major) + "." + std::to_string(device.minor);
+}
+
+// D as neighbours, and for the half kernel in whole chunks of 16 bytes at 16-byte addresses.
+at::Tensor Aligned(at::Tensor x) {
+  if (x.scalar_type() == at::kFloat) return x.stride(3) == 1 ? x : x.contiguous();
+  const int64_t rest = x.size(3) % kChunk;
+  if (rest != 0) x = at::constant_pad_nd(x, {0, kChunk - rest}, 0);
+  const bool fits = x.stride(3) == 1 && x.stride(0) % kChunk == 0 && x.stride(1) % kChunk == 0 &&
+                    x.stride(2) % kChunk == 0 &&
+                    reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  return fits ? x : x.clone(at::MemoryFormat::Contiguous);
+}
+
+cuda::DeviceView ViewOf(const at::Tensor& x) {
+  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+cudaError_t Launch(const cuda::BlockSparseArgs& args, at::ScalarType dtype, cudaStream_t stream) {
+  if (dtype == at::kFloat) return cuda::LaunchBlockSparseFloat(args, stream);
+  return cuda::LaunchBlockSparseHalf(args, dtype == at::kBFloat16, stream);
+}
+
+}  // namespace
+
+std::optional<std::string> CudaKernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
+                                            Admission admission) {
+  if (auto reason = DeviceLimits(device)) return reason;
+  if (spec.dtype != DType::kFloat32 && spec.dtype != DType::kBFloat16 &&
+      spec.dtype != DType::kFloat16) {
+    return "its CUDA kernel takes float32, bfloat16 and float16; got " +
+           std::string(DTypeName(spec.dtype));
+  }
+  if (spec.head_size < 1 || spec.head_size > cuda::kMaxHeadSize) {
+    return "its CUDA kernel takes head sizes up to " + std::to_string(cuda::kMaxHeadSize) +
+           "; got " + std::to_string(spec.head_size);
+  }
+  if (spec.has_mask || spec.causal) return "its CUDA kernel takes no mask and is not causal";
+  return RefuseUnmeasured(admission, "its CUDA kernel");
+}
+
+DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) {
+  const kernels::FlatPlan flat = kernels::FlatPlan::Flatten(plan);
+  const at::Tensor host = at::from_blob(const_cast<std::byte*>(flat.bytes().data()),
+                                        {static_cast<int64_t>(flat.bytes().size())}, at::kByte);
+  const at::Tensor bytes = host.to(device);
+  return {bytes, flat.ViewAt(bytes.const_data_ptr()), plan.covers_queries};
+}
+
+at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan) {
+  const c10::cuda::CUDAGuard guard(inputs.query.device());
+  const at::Tensor q = Aligned(inputs.query), k = Aligned(inputs.key), v = Aligned(inputs.value);
+  at::Tensor out =
+      plan.covers_queries ? at::empty(q.sizes(), q.options()) : at::zeros(q.sizes(), q.options());
+  cuda::BlockSparseArgs args;
+  args.batch = static_cast<int32_t>(q.size(0));
+  args.heads = static_cast<int32_t>(q.size(2));
+  args.head_size = static_cast<int32_t>(q.size(3));
+  args.q_len = static_cast<int32_t>(q.size(1));
+  args.query = ViewOf(q);
+  args.key = ViewOf(k);
+  args.value = ViewOf(v);
+  args.out = out.mutable_data_ptr();
+  args.scale = static_cast<float>(SoftmaxScale(inputs));
+  args.plan = plan.view;
+  const cudaError_t result =
+      Launch(args, q.scalar_type(), c10::cuda::getCurrentCUDAStream(q.device().index()));
+  if (result != cudaSuccess) {
+    throw Error(StatusCode::kInternal,
+                std::string("wanted to launch the block-sparse kernel; CUDA says: ") +
+                    cudaGetErrorString(result));
+  }
+  return out.size(3) == inputs.query.size(3) ? out
+                                             : out.narrow(3, 0, inputs.query.size(3)).contiguous();
+}
+
+}  // namespace denoised
