@@ -43,13 +43,13 @@ struct Backends {
 };
 
 // The one table, in the order in which automatic selection tries. `automatic` is off for what
-// approximates attention: those run only when asked for by name. A reason counts where the
-// implementation is null.
+// approximates attention: those run only when asked for by name.
 std::vector<BackendRegistry::Entry> EntriesOf(const Backends& b) {
+  const char* no_cudnn = b.cudnn == nullptr ? kNoCuda : "";
   return {
       // clang-format off
       // name                          implementation     why absent  automatic
-      {AttnBackend::kCudnnAttn,         b.cudnn.get(),    kNoCuda,    true},
+      {AttnBackend::kCudnnAttn,         b.cudnn.get(),    no_cudnn,   true},
       {AttnBackend::kFlashAttn,         &b.flash_attn,     "",         true},
       {AttnBackend::kTorchSdpa,         &b.torch_sdpa,     "",         true},
       {AttnBackend::kReference,         &b.reference,      "",         true},

@@ -34,7 +34,8 @@ add_library(denoised_cudnn INTERFACE)
 add_library(denoised::cudnn ALIAS denoised_cudnn)
 target_include_directories(denoised_cudnn SYSTEM INTERFACE
   "${DENOISED_CUDNN_FRONTEND}" "${DENOISED_CUDNN_INCLUDE}")
-target_link_libraries(denoised_cudnn INTERFACE "${DENOISED_CUDNN_LIBRARY}")
+# The graph API compiles kernels of its own at run time; the library comes with the wheels.
+target_link_libraries(denoised_cudnn INTERFACE "${DENOISED_CUDNN_LIBRARY}" CUDA::nvrtc)
 
 # FlashAttention-3 is optional at run time: the path is compiled in, a missing file means FA2.
 find_file(DENOISED_FLASH3 fa3_fwd/_C.abi3.so NO_DEFAULT_PATH

@@ -40,6 +40,10 @@ struct BlockSparseArgs {
 // kMaxHeadSize; data 16-byte aligned, strides multiples of 8 elements. Compute capability 8.0 up.
 cudaError_t LaunchBlockSparseHalf(const BlockSparseArgs& args, bool bfloat16, cudaStream_t stream);
 
+// The same through wgmma. Compute capability 9.0 only; head sizes up to 64 gain nothing here.
+cudaError_t LaunchBlockSparseHopper(const BlockSparseArgs& args, bool bfloat16,
+                                    cudaStream_t stream);
+
 // float32 throughout, no tensor cores: exact and slow. Any head size up to kMaxHeadSize.
 cudaError_t LaunchBlockSparseFloat(const BlockSparseArgs& args, cudaStream_t stream);
 
