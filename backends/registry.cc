@@ -48,22 +48,22 @@ std::vector<BackendRegistry::Entry> EntriesOf(const Backends& b) {
   const char* no_cudnn = b.cudnn == nullptr ? kNoCuda : "";
   return {
       // clang-format off
-      // name                          implementation     why absent  automatic
-      {AttnBackend::kCudnnAttn,         b.cudnn.get(),    no_cudnn,   true},
-      {AttnBackend::kFlashAttn,         &b.flash_attn,     "",         true},
-      {AttnBackend::kTorchSdpa,         &b.torch_sdpa,     "",         true},
-      {AttnBackend::kReference,         &b.reference,      "",         true},
-      {AttnBackend::kSageAttn,          &b.sage,           "",         false},
-      {AttnBackend::kSageAttnThree,     &b.sage_three,     "",         false},
-      {AttnBackend::kAttnQatInfer,      &b.qat_infer,      "",         false},
-      {AttnBackend::kVideoSparseAttn,   &b.video_sparse,   "",         false},
-      {AttnBackend::kSlidingTileAttn,   &b.sliding_tile,   "",         false},
-      {AttnBackend::kVmobaAttn,         &b.vmoba,          "",         false},
-      {AttnBackend::kSlaAttn,           &b.sla,            "",         false},
-      {AttnBackend::kSageSlaAttn,       &b.sage_sla,       "",         false},
-      {AttnBackend::kBsaAttn,           &b.bsa,            "",         false},
-      {AttnBackend::kNablaAttn,         &b.nabla,          "",         false},
-      {AttnBackend::kNoAttention,       &b.no_attention,   "",         false},
+      // name                             implementation    why absent automatic
+      {AttnBackend::kCudnnAttn,           b.cudnn.get(),    no_cudnn,  true},
+      {AttnBackend::kFlashAttn,           &b.flash_attn,    "",        true},
+      {AttnBackend::kTorchSdpa,           &b.torch_sdpa,    "",        true},
+      {AttnBackend::kReference,           &b.reference,     "",        true},
+      {AttnBackend::kSageAttn,            &b.sage,          "",        false},
+      {AttnBackend::kSageAttnThree,       &b.sage_three,    "",        false},
+      {AttnBackend::kAttnQatInfer,        &b.qat_infer,     "",        false},
+      {AttnBackend::kVideoSparseAttn,     &b.video_sparse,  "",        false},
+      {AttnBackend::kSlidingTileAttn,     &b.sliding_tile,  "",        false},
+      {AttnBackend::kVmobaAttn,           &b.vmoba,         "",        false},
+      {AttnBackend::kSlaAttn,             &b.sla,           "",        false},
+      {AttnBackend::kSageSlaAttn,         &b.sage_sla,      "",        false},
+      {AttnBackend::kBsaAttn,             &b.bsa,           "",        false},
+      {AttnBackend::kNablaAttn,           &b.nabla,         "",        false},
+      {AttnBackend::kNoAttention,         &b.no_attention,  "",        false},
       // clang-format on
   };
 }

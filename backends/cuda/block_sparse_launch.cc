@@ -33,9 +33,12 @@ cuda::DeviceView ViewOf(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-cudaError_t Launch(const cuda::BlockSparseArgs& args, at::ScalarType dtype, cudaStream_t stream) {
+cudaError_t Launch(const cuda::BlockSparseArgs& args, at::ScalarType dtype, HalfKernel kernel,
+                   cudaStream_t stream) {
   if (dtype == at::kFloat) return cuda::LaunchBlockSparseFloat(args, stream);
-  return cuda::LaunchBlockSparseHalf(args, dtype == at::kBFloat16, stream);
+  const bool bfloat16 = dtype == at::kBFloat16;
+  return kernel == HalfKernel::kWgmma ? cuda::LaunchBlockSparseHopper(args, bfloat16, stream)
+                                      : cuda::LaunchBlockSparseHalf(args, bfloat16, stream);
 }
 
 }  // namespace
@@ -64,7 +67,8 @@ DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) 
   return {bytes, flat.ViewAt(bytes.const_data_ptr()), plan.covers_queries};
 }
 
-at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan) {
+at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
+                                  HalfKernel kernel) {
   const c10::cuda::CUDAGuard guard(inputs.query.device());
   const at::Tensor q = Aligned(inputs.query), k = Aligned(inputs.key), v = Aligned(inputs.value);
   at::Tensor out =
@@ -81,7 +85,7 @@ at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePla
   args.scale = static_cast<float>(SoftmaxScale(inputs));
   args.plan = plan.view;
   const cudaError_t result =
-      Launch(args, q.scalar_type(), c10::cuda::getCurrentCUDAStream(q.device().index()));
+      Launch(args, q.scalar_type(), kernel, c10::cuda::getCurrentCUDAStream(q.device().index()));
   if (result != cudaSuccess) {
     throw Error(StatusCode::kInternal,
                 std::string("wanted to launch the block-sparse kernel; CUDA says: ") +

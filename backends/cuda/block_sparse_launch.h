@@ -30,10 +30,15 @@ struct DevicePlan {
 // Copies the plan to the device, on its current stream; it has left host memory when this returns.
 DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device);
 
+// How bfloat16 and float16 are multiplied: mma.sync on every device, wgmma on 9.0 only. mma.sync is
+// taken unless wgmma is asked for, until row D4 has been measured with both.
+enum class HalfKernel : uint8_t { kMmaSync, kWgmma };
+
 // Attention of checked CUDA inputs without mask, not causal, over the plan's blocks, on the current
 // stream of the inputs' device. Fresh contiguous [B, S_q, H, D] of the inputs' dtype. Throws
 // INTERNAL with CUDA's own text where the launch fails.
-at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan);
+at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
+                                  HalfKernel kernel = HalfKernel::kMmaSync);
 
 }  // namespace denoised
 

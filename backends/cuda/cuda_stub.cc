@@ -20,7 +20,9 @@ std::optional<std::string> CudaKernelLimits(const AttentionSpec&, const DeviceIn
 }
 
 DevicePlan UploadPlan(const kernels::BlockPlan&, const at::Device&) { RefuseCuda(); }
-at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&) { RefuseCuda(); }
+at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&, HalfKernel) {
+  RefuseCuda();
+}
 
 bool Flash3Installed() { return false; }
 bool Flash3Serves(const AttentionInputs&) { return false; }
