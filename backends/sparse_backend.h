@@ -78,6 +78,8 @@ class SparseBackend : public AttentionBackend {
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
 
+  Admission admission() const { return admission_; }
+
   // GeometryLimits for backends whose tokens are a video grid and nothing else.
   static std::optional<std::string> NeedsGrid(const AttentionSpec& spec);
 

@@ -25,6 +25,7 @@ at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&, Hal
 }
 
 bool Flash3Installed() { return false; }
+bool Flash3Loads() { return false; }
 bool Flash3Serves(const AttentionInputs&) { return false; }
 at::Tensor Flash3Forward(const AttentionInputs&) { RefuseCuda(); }
 

@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "backends/attention_call.h"
@@ -50,11 +51,20 @@ c10::IValue ArgumentOf(const c10::Argument& argument, const AttentionInputs& inp
 
 bool Flash3Installed() { return kLibrary[0] != '\0' && std::filesystem::exists(kLibrary); }
 
+bool Flash3Loads() {
+  if (!Operator().has_value()) return false;
+  const auto& arguments = Operator()->schema().arguments();
+  return std::all_of(arguments.begin(), arguments.end(), [](const c10::Argument& argument) {
+    const std::string& name = argument.name();
+    return argument.default_value().has_value() || name == "q" || name == "k" || name == "v";
+  });
+}
+
 bool Flash3Serves(const AttentionInputs& inputs) {
   const at::Tensor& q = inputs.query;
   if (q.scalar_type() != at::kBFloat16 || q.size(3) != 128 || inputs.mask.defined()) return false;
   const cudaDeviceProp* device = at::cuda::getDeviceProperties(q.device().index());
-  return device->major == 9 && device->minor == 0 && Operator().has_value();
+  return device->major == 9 && device->minor == 0 && Flash3Loads();
 }
 
 at::Tensor Flash3Forward(const AttentionInputs& inputs) {

@@ -13,8 +13,12 @@ namespace denoised {
 // Whether the library is where the build was told that it is. Does not open it.
 bool Flash3Installed();
 
+// Whether it opens and its operator is the one that Flash3Forward knows how to call. Needs no
+// device. Opens it at the first call; thread-safe.
+bool Flash3Loads();
+
 // Whether these CUDA inputs can go through it: compute capability 9.0, bfloat16, head size 128, no
-// mask, and a library that opens. Opens it at the first call; thread-safe.
+// mask, and Flash3Loads.
 bool Flash3Serves(const AttentionInputs& inputs);
 
 // Checked inputs that Flash3Serves. Fresh contiguous [B, S_q, H, D]. Causal counts from the last

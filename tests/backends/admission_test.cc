@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "backends/attention_backend.h"
+#include "backends/cuda/flash3.h"
 #include "backends/registry.h"
 
 namespace denoised {
@@ -102,6 +103,11 @@ TEST(Admission, AnAdmittedCudaKernelStillNamesItsLimits) {
   EXPECT_THAT(Refusal(registry, AttnBackend::kCudnnAttn, spec), HasSubstr("bfloat16 and float16"));
   EXPECT_THAT(Refusal(registry, AttnBackend::kCudnnAttn, VideoSpec(), QueryCpu()),
               HasSubstr("CUDA devices only"));
+}
+
+TEST(Admission, FlashAttention3OpensWithoutPythonAndWithoutADevice) {
+  if (!Flash3Installed()) GTEST_SKIP() << "this build was told of no fa3_fwd library";
+  EXPECT_TRUE(Flash3Loads());
 }
 
 TEST(Admission, TheInt8KernelIsWrittenForTheCpu) {
