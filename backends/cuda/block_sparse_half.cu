@@ -79,20 +79,19 @@ __global__ void __launch_bounds__(kThreads, 2) BlockSparseHalf(const BlockSparse
   const int row = warp * kWarpRows + lane / 4;
   const float scale_log2 = args.scale * kLog2E;
 
-  CopyRows<kHead>(tiles.query, args.query, walk.OffsetIn(args.query),
-                  args.plan.query_tokens + int64_t{walk.query_block} * kTile,
-                  args.head_size / kChunkElements);
+  CopyQuery<kHead>(args, walk, tiles);
   CopyEntry<kHead>(args, walk, tiles, 0);  // one group with the queries
   WarpState<kHead> state;
   state.Clear();
   for (int64_t entry = 0; entry < walk.count; ++entry) {
+    const Visible visible(args, walk, entry);
     CopyEntry<kHead>(args, walk, tiles, entry + 1);
     WaitForCopies<1>();
     __syncthreads();
     if (entry == 0) state.LoadQuery(tiles.query, warp, lane);
     float scores[kKeyGroups][4];
     MultiplyKeys<T, kHead>(scores, state, tiles.Keys(entry), lane);
-    HideOfEntry(scores, args, walk, entry, row, lane);
+    visible.Apply(scores, row, lane);
     UpdateSoftmax<kHead>(scores, &state, scale_log2);
     MultiplyValues<T, kHead>(scores, &state, tiles.Values(entry), lane);
     __syncthreads();  // the next turn copies over these keys and values

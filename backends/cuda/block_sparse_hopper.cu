@@ -59,8 +59,9 @@ __device__ void MultiplyAdd(Float16, float (*d)[4], const uint32_t (&a)[4], uint
 
 __device__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 
+__device__ void EndProducts() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+
 __device__ void WaitForProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
   asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
 }
 
@@ -76,9 +77,10 @@ __device__ void Settle(float (&d)[kGroups][4]) {
 // What this thread copied to shared memory becomes visible to the tensor cores.
 __device__ void PublishCopies() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
+// Until WaitForProducts neither scores nor the query may be touched.
 template <class T>
-__device__ void MultiplyKeys(float (&scores)[kKeyGroups][4], const WarpState<kHead>& state,
-                             uint32_t keys) {
+__device__ void BeginKeys(float (&scores)[kKeyGroups][4], const WarpState<kHead>& state,
+                          uint32_t keys) {
 #pragma unroll
   for (auto& group : scores) group[0] = group[1] = group[2] = group[3] = 0;
   BeginProducts();
@@ -87,8 +89,7 @@ __device__ void MultiplyKeys(float (&scores)[kKeyGroups][4], const WarpState<kHe
     MultiplyAdd<0>(T(), scores, state.query[step],
                    Descriptor(keys + step / 4 * kPanelBytes + step % 4 * 32));
   }
-  WaitForProducts();
-  Settle(scores);
+  EndProducts();
 }
 
 template <class T>
@@ -106,6 +107,7 @@ __device__ void MultiplyValues(const float (&probs)[kKeyGroups][4], WarpState<kH
                      Descriptor(values + panel * kPanelBytes + step * 2048));
     }
   }
+  EndProducts();
   WaitForProducts();
   Settle(state->out);
 }
@@ -119,21 +121,22 @@ __global__ void __launch_bounds__(kThreads, 2) BlockSparseHopper(const BlockSpar
   const int row = warp * kWarpRows + lane / 4;
   const float scale_log2 = args.scale * kLog2E;
 
-  CopyRows<kHead>(tiles.query, args.query, walk.OffsetIn(args.query),
-                  args.plan.query_tokens + int64_t{walk.query_block} * kTile,
-                  args.head_size / kChunkElements);
+  CopyQuery<kHead>(args, walk, tiles);
   CopyEntry<kHead>(args, walk, tiles, 0);  // one group with the queries
   WarpState<kHead> state;
   state.Clear();
   for (int64_t entry = 0; entry < walk.count; ++entry) {
-    CopyEntry<kHead>(args, walk, tiles, entry + 1);
-    WaitForCopies<1>();
+    const Visible visible(args, walk, entry);
+    WaitForCopies<0>();
     PublishCopies();
     __syncthreads();
     if (entry == 0) state.LoadQuery(tiles.query, warp, lane);
     float scores[kKeyGroups][4];
-    MultiplyKeys<T>(scores, state, tiles.Keys(entry));
-    HideOfEntry(scores, args, walk, entry, row, lane);
+    BeginKeys<T>(scores, state, tiles.Keys(entry));
+    CopyEntry<kHead>(args, walk, tiles, entry + 1);  // while the tensor cores work
+    WaitForProducts();
+    Settle(scores);
+    visible.Apply(scores, row, lane);
     UpdateSoftmax<kHead>(scores, &state, scale_log2);
     MultiplyValues<T>(scores, &state, tiles.Values(entry));
     __syncthreads();  // the next turn copies over these keys and values

@@ -86,20 +86,37 @@ struct Float16 {
   }
 };
 
+// How the threads share the rows of a tile when it is copied: each takes one chunk of every
+// kPassRows-th row, whose place in the row does not change from pass to pass.
+template <int kHead>
+struct CopyShare {
+  static constexpr int kPassRows = kThreads / Tile<kHead>::kChunks;
+  static constexpr int kPasses = kTile / kPassRows;
+  static_assert(kPassRows % 8 == 0);
+  int tokens[kPasses];  // -1 past the end of the block
+  int row = static_cast<int>(threadIdx.x) / Tile<kHead>::kChunks;
+  int chunk = static_cast<int>(threadIdx.x) % Tile<kHead>::kChunks;
+
+  __device__ explicit CopyShare(const int32_t* block) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) tokens[pass] = __ldg(block + row + pass * kPassRows);
+  }
+};
+
 // Starts copying the rows of one block of tokens; rows past its end and columns past the head size
 // become zeros.
 template <int kHead>
 __device__ void CopyRows(uint32_t target, const DeviceView& view, int64_t offset,
-                         const int32_t* tokens, int chunks) {
+                         const CopyShare<kHead>& share, int head_size) {
+  const int column = share.chunk * kChunkElements;
   const uint16_t* base = static_cast<const uint16_t*>(view.data) + offset;
+  const uint32_t first = target + Tile<kHead>::Offset(share.row, share.chunk);
 #pragma unroll
-  for (int i = 0; i < kTile * Tile<kHead>::kChunks / kThreads; ++i) {
-    const int index = i * kThreads + static_cast<int>(threadIdx.x);
-    const int row = index / Tile<kHead>::kChunks, chunk = index % Tile<kHead>::kChunks;
-    const int token = __ldg(tokens + row);
-    const bool valid = token >= 0 && chunk < chunks;
-    const int64_t at = valid ? token * view.token_stride + chunk * kChunkElements : 0;
-    CopyAsync(target + Tile<kHead>::Offset(row, chunk), base + at, valid);
+  for (int pass = 0; pass < CopyShare<kHead>::kPasses; ++pass) {
+    const int token = share.tokens[pass];
+    const bool valid = token >= 0 && column < head_size;
+    const int64_t at = valid ? token * view.token_stride + column : 0;
+    CopyAsync(first + pass * CopyShare<kHead>::kPassRows * 128, base + at, valid);
   }
 }
 
@@ -234,27 +251,42 @@ struct SharedTiles {
   __device__ uint32_t Values(int64_t entry) const { return Keys(entry) + Tile<kHead>::kBytes; }
 };
 
+// Starts copying the queries; no group of its own yet.
+template <int kHead>
+__device__ void CopyQuery(const BlockSparseArgs& args, const Walk& walk,
+                          const SharedTiles<kHead>& tiles) {
+  const CopyShare<kHead> share(args.plan.query_tokens + int64_t{walk.query_block} * kTile);
+  CopyRows<kHead>(tiles.query, args.query, walk.OffsetIn(args.query), share, args.head_size);
+}
+
 // Starts copying the keys and values of an entry, as one group; past the last entry an empty one,
 // so that counting groups stays simple.
 template <int kHead>
 __device__ void CopyEntry(const BlockSparseArgs& args, const Walk& walk,
                           const SharedTiles<kHead>& tiles, int64_t entry) {
   if (entry < walk.count) {
-    const int chunks = args.head_size / kChunkElements;
-    const int32_t* tokens = args.plan.key_tokens + int64_t{walk.KeyBlock(args.plan, entry)} * kTile;
-    CopyRows<kHead>(tiles.Keys(entry), args.key, walk.OffsetIn(args.key), tokens, chunks);
-    CopyRows<kHead>(tiles.Values(entry), args.value, walk.OffsetIn(args.value), tokens, chunks);
+    const int block = walk.KeyBlock(args.plan, entry);
+    const CopyShare<kHead> share(args.plan.key_tokens + int64_t{block} * kTile);
+    CopyRows<kHead>(tiles.Keys(entry), args.key, walk.OffsetIn(args.key), share, args.head_size);
+    CopyRows<kHead>(tiles.Values(entry), args.value, walk.OffsetIn(args.value), share,
+                    args.head_size);
   }
   CommitCopies();
 }
 
-// Hides what the entry's list does not let through.
-inline __device__ void HideOfEntry(float (&scores)[kKeyGroups][4], const BlockSparseArgs& args,
-                                   const Walk& walk, int64_t entry, int row, int lane) {
-  const int length = __ldg(args.plan.key_lengths + walk.KeyBlock(args.plan, entry));
-  const uint64_t rows = walk.RowMask(args.plan, entry);
-  if (length < kTile || rows != ~uint64_t{0}) HideScores(scores, length, rows, row, lane);
-}
+// What an entry lets through. Read before the products, whose time then hides the loads.
+struct Visible {
+  int length;
+  uint64_t rows;
+
+  __device__ Visible(const BlockSparseArgs& args, const Walk& walk, int64_t entry)
+      : length(__ldg(args.plan.key_lengths + walk.KeyBlock(args.plan, entry))),
+        rows(walk.RowMask(args.plan, entry)) {}
+
+  __device__ void Apply(float (&scores)[kKeyGroups][4], int row, int lane) const {
+    if (length < kTile || rows != ~uint64_t{0}) HideScores(scores, length, rows, row, lane);
+  }
+};
 
 }  // namespace denoised::cuda
 
