@@ -14,11 +14,9 @@ struct SlaSetting final : SparseSetting {
 };
 
 // Mean keys less the mean of all keys.
-std::vector<float> SmoothMeans(const SparseCall& call, int64_t head, const Partition& keys) {
-  const kernels::HeadRows rows = call.Rows(call.host_key, head);
-  std::vector<float> means = kernels::BlockMeans(rows, keys.order, keys.lengths);
-  const std::vector<float> overall =
-      kernels::BlockMeans(rows, keys.order, {static_cast<int32_t>(keys.order.size())});
+std::vector<float> SmoothMeans(const HeadMeans& blocks, const HeadMeans& all, int64_t head) {
+  std::vector<float> means = blocks.Of(head);
+  const std::vector<float> overall = all.Of(head);
   for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
   return means;
 }
@@ -59,10 +57,12 @@ kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
   const int64_t blocks = keys.blocks();
   const int64_t kept = std::clamp<int64_t>(
       static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)), 1, blocks);
+  const Partition whole = RunsOf(call.tokens(), call.tokens());
+  const HeadMeans query_means(call, call.inputs.query, queries);
+  const HeadMeans key_means(call, call.inputs.key, keys), key_mean(call, call.inputs.key, whole);
   return PlanPerHead(queries, keys, call.batch() * call.heads(), [&](int64_t head) {
     const std::vector<float> scores = kernels::Products(
-        kernels::BlockMeans(call.Rows(call.host_query, head), queries.order, queries.lengths),
-        SmoothMeans(call, head, keys), call.head_size());
+        query_means.Of(head), SmoothMeans(key_means, key_mean, head), call.head_size());
     std::vector<std::vector<int32_t>> rows;
     for (int64_t block = 0; block < queries.blocks(); ++block) {
       rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, kept));

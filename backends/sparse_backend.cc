@@ -9,6 +9,7 @@
 
 #include "backends/attention_call.h"
 #include "backends/block_sparse_forward.h"
+#include "backends/cuda/block_sparse_launch.h"
 #include "backends/error.h"
 
 namespace denoised {
@@ -75,6 +76,24 @@ kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const
   const bool pairs = tensor.scalar_type() == at::kBFloat16;
   const auto element = pairs ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
   return kernels::HeadOf(view, element, head_size(), head / heads(), head % heads());
+}
+
+HeadMeans::HeadMeans(const SparseCall& call, const at::Tensor& tensor, const Partition& partition)
+    : call_(call), partition_(partition) {
+  if (tensor.is_cuda()) {
+    pooled_ = BlockMeansCuda(tensor, partition);
+  } else {
+    host_ = OnHost(tensor);
+  }
+}
+
+std::vector<float> HeadMeans::Of(int64_t head) const {
+  if (!pooled_.defined()) {
+    return kernels::BlockMeans(call_.Rows(host_, head), partition_.order, partition_.lengths);
+  }
+  const int64_t count = pooled_.size(1) * pooled_.size(2);
+  const float* means = pooled_.const_data_ptr<float>() + head * count;
+  return {means, means + count};
 }
 
 std::optional<std::string> SparseBackend::Supports(const AttentionSpec& spec,

@@ -31,11 +31,12 @@ struct SparseMetadata final : AttentionMetadata {
   bool DenseAt(int64_t layer_index) const;
 };
 
-// One checked call. Mask makers read host memory: queries and keys of a CUDA call are copied there,
-// which waits for the device; pooling on the device would spare that.
+// One checked call. Masks are made on the host. Of a CUDA call only the means of blocks come there
+// (HeadMeans), or queries and keys as a whole where a mask maker looks at single tokens; both wait
+// for the device.
 struct SparseCall {
   AttentionInputs inputs;  // for the kernel, on the caller's device; float16 is float32 on the CPU
-  at::Tensor host_query, host_key;  // OnHost of inputs'; undefined where no mask maker reads them
+  at::Tensor host_query, host_key;  // OnHost of inputs'; undefined unless ReadsTokens
   const SparseSetting* setting = nullptr;
   int64_t step_index = 0;
 
@@ -50,6 +51,20 @@ struct SparseCall {
 
 // In host memory, D as neighbours, float16 as float32. The tensor itself where it is so already.
 at::Tensor OnHost(const at::Tensor& tensor);
+
+// Means of the blocks of a partition, a head at a time, from a tensor of the call on any device.
+class HeadMeans {
+ public:
+  HeadMeans(const SparseCall& call, const at::Tensor& tensor, const Partition& partition);
+  // [blocks][D], of `head` of batch * heads. Thread-safe.
+  std::vector<float> Of(int64_t head) const;
+
+ private:
+  const SparseCall& call_;
+  const Partition& partition_;
+  at::Tensor host_;    // of a CPU tensor: itself
+  at::Tensor pooled_;  // of a CUDA tensor: [batch * heads, blocks, D] in host memory
+};
 
 class SparseBackend : public AttentionBackend {
  public:
@@ -71,8 +86,8 @@ class SparseBackend : public AttentionBackend {
  protected:
   // Why the tokens of this spec cannot be cut; called with equal query and key lengths.
   virtual std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const;
-  // Whether MakePlan and MakeBranch look at queries and keys, or the geometry decides.
-  virtual bool ReadsTokens() const { return true; }
+  // Whether MakePlan looks at single queries or keys (host_query, host_key), not at means alone.
+  virtual bool ReadsTokens() const { return false; }
   virtual kernels::BlockPlan MakePlan(const SparseCall& call) const = 0;
   virtual at::Tensor Attend(const SparseCall& call) const;
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.

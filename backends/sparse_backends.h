@@ -36,7 +36,6 @@ class SlidingTileBackend final : public SparseBackend {
                                              const MetadataRequest& request) const override;
 
  protected:
-  bool ReadsTokens() const override { return false; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override;
   kernels::BlockPlan MakePlan(const SparseCall& call) const override;
 };
@@ -52,6 +51,7 @@ class VmobaBackend final : public SparseBackend {
                                              const MetadataRequest& request) const override;
 
  protected:
+  bool ReadsTokens() const override { return true; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
@@ -85,6 +85,7 @@ class BsaBackend final : public SparseBackend {
                                              const MetadataRequest& request) const override;
 
  protected:
+  bool ReadsTokens() const override { return true; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }

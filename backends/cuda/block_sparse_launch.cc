@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "backends/attention_call.h"
+#include "backends/cuda/block_means_cuda.h"
 #include "backends/cuda/block_sparse_cuda.h"
 #include "backends/error.h"
 
@@ -31,6 +32,29 @@ at::Tensor Aligned(at::Tensor x) {
 
 cuda::DeviceView ViewOf(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+void Check(cudaError_t result, const char* what) {
+  if (result == cudaSuccess) return;
+  throw Error(StatusCode::kInternal, std::string("wanted to launch ") + what +
+                                         "; CUDA says: " + cudaGetErrorString(result));
+}
+
+at::Tensor UploadInts(const std::vector<int32_t>& values, const at::Device& device) {
+  return at::tensor(at::ArrayRef<int32_t>(values), at::kInt).to(device);
+}
+
+// Position of each block's first token, and the end.
+std::vector<int32_t> Begins(const Partition& partition) {
+  std::vector<int32_t> begins = {0};
+  for (int32_t length : partition.lengths) begins.push_back(begins.back() + length);
+  return begins;
+}
+
+cuda::PooledElement PooledElementOf(const at::Tensor& x) {
+  if (x.scalar_type() == at::kFloat) return cuda::PooledElement::kFloat32;
+  return x.scalar_type() == at::kBFloat16 ? cuda::PooledElement::kBFloat16
+                                          : cuda::PooledElement::kFloat16;
 }
 
 cudaError_t Launch(const cuda::BlockSparseArgs& args, at::ScalarType dtype, HalfKernel kernel,
@@ -84,15 +108,32 @@ at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePla
   args.out = out.mutable_data_ptr();
   args.scale = static_cast<float>(SoftmaxScale(inputs));
   args.plan = plan.view;
-  const cudaError_t result =
-      Launch(args, q.scalar_type(), kernel, c10::cuda::getCurrentCUDAStream(q.device().index()));
-  if (result != cudaSuccess) {
-    throw Error(StatusCode::kInternal,
-                std::string("wanted to launch the block-sparse kernel; CUDA says: ") +
-                    cudaGetErrorString(result));
-  }
+  Check(Launch(args, q.scalar_type(), kernel, c10::cuda::getCurrentCUDAStream(q.device().index())),
+        "the block-sparse kernel");
   return out.size(3) == inputs.query.size(3) ? out
                                              : out.narrow(3, 0, inputs.query.size(3)).contiguous();
+}
+
+at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor rows = x.stride(3) == 1 ? x : x.contiguous();
+  const at::Tensor order = UploadInts(partition.order, x.device());
+  const at::Tensor begin = UploadInts(Begins(partition), x.device());
+  at::Tensor means = at::empty({x.size(0) * x.size(2), partition.blocks(), x.size(3)},
+                               x.options().dtype(at::kFloat));
+  cuda::BlockMeansArgs args;
+  args.view = ViewOf(rows);
+  args.element = PooledElementOf(rows);
+  args.batch = static_cast<int32_t>(x.size(0));
+  args.heads = static_cast<int32_t>(x.size(2));
+  args.head_size = static_cast<int32_t>(x.size(3));
+  args.blocks = static_cast<int32_t>(partition.blocks());
+  args.order = order.const_data_ptr<int32_t>();
+  args.begin = begin.const_data_ptr<int32_t>();
+  args.means = means.mutable_data_ptr<float>();
+  Check(cuda::LaunchBlockMeans(args, c10::cuda::getCurrentCUDAStream(x.device().index())),
+        "the pooling kernel");
+  return means.cpu();
 }
 
 }  // namespace denoised

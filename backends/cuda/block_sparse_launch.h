@@ -12,6 +12,7 @@
 #include "backends/attention_backend.h"
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/flat_plan.h"
+#include "backends/tiling.h"
 
 namespace denoised {
 
@@ -29,6 +30,11 @@ struct DevicePlan {
 
 // Copies the plan to the device, on its current stream; it has left host memory when this returns.
 DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device);
+
+// Means of the partition's blocks of CUDA [B, S, H, D], each head's: float32 [B * H, blocks, D] in
+// host memory, with the bits of kernels::BlockMeans. Waits for the device. Throws INTERNAL with
+// CUDA's own text.
+at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition);
 
 // How bfloat16 and float16 are multiplied: mma.sync on every device, wgmma on 9.0 only. mma.sync is
 // taken unless wgmma is asked for, until row D4 has been measured with both.

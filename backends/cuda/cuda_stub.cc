@@ -19,6 +19,7 @@ std::optional<std::string> CudaKernelLimits(const AttentionSpec&, const DeviceIn
   return "its kernel for CUDA is not in this build; on the CPU it runs";
 }
 
+at::Tensor BlockMeansCuda(const at::Tensor&, const Partition&) { RefuseCuda(); }
 DevicePlan UploadPlan(const kernels::BlockPlan&, const at::Device&) { RefuseCuda(); }
 at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&, HalfKernel) {
   RefuseCuda();

@@ -7,6 +7,7 @@
 #include "backends/block_sparse_forward.h"
 #include "backends/cuda/block_sparse_launch.h"
 #include "backends/error.h"
+#include "backends/kernels/pool.h"
 #include "backends/tiling.h"
 #include "tests/backends/attention_oracle.h"
 
@@ -127,6 +128,20 @@ TEST_P(BlockSparseCuda, TheSameBitsEveryTimeAndAloneInTheBatch) {
   AttentionInputs alone = inputs;
   for (at::Tensor* x : {&alone.query, &alone.key, &alone.value}) *x = x->narrow(0, 2, 1);
   EXPECT_TRUE(SameBits(OnDevice(alone, plan), together.narrow(0, 2, 1)));
+}
+
+TEST_P(BlockSparseCuda, MeansOfBlocksHaveTheHostsBits) {
+  const Partition tiles = TileGrid({3, 9, 11}, {2, 4, 5});
+  const at::Tensor x = Draw(2, 297, 1, 3).query;
+  const at::Tensor got = BlockMeansCuda(x.to(at::kCUDA), tiles);
+  const at::Tensor wide = x.to(at::kFloat);
+  for (int64_t head = 0; head < 6; ++head) {
+    const kernels::View view{wide.const_data_ptr(), wide.stride(0), wide.stride(1), wide.stride(2)};
+    const auto rows =
+        kernels::HeadOf(view, kernels::Element::kFloat32, GetParam().head_size, head / 3, head % 3);
+    std::vector<float> want = kernels::BlockMeans(rows, tiles.order, tiles.lengths);
+    EXPECT_TRUE(SameBits(got[head].flatten(), at::tensor(at::ArrayRef<float>(want))));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Device, BlockSparseCuda, ::testing::ValuesIn(Variants()),
