@@ -93,6 +93,10 @@ DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) 
 
 at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
                                   HalfKernel kernel) {
+  if (inputs.mask.defined() || inputs.causal) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "wanted neither a mask nor causal attention of the CUDA kernel; got one");
+  }
   const c10::cuda::CUDAGuard guard(inputs.query.device());
   const at::Tensor q = Aligned(inputs.query), k = Aligned(inputs.key), v = Aligned(inputs.value);
   at::Tensor out =

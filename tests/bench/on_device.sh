@@ -6,7 +6,9 @@
 # Wants the programs of the CUDA build in build-cuda/bin (cmake --build --preset cuda --target
 # block_sparse_cuda_test contract_test gpu_bench) and nothing else of that build: where LibTorch's
 # folder of the building machine is missing, the libraries of a Python environment with the same torch
-# take its place. Goes on after a failure, so that one run on the device tells all; exit 1 if any.
+# take its place. Stripped, the programs are a few MB each (strip build-cuda/bin/*). FlashAttention-3 is
+# measured where its wheel is in build-cuda/wheels (pip download --no-deps -d build-cuda/wheels
+# fa3-fwd==0.0.3) and the building machine's cache had the path that this one has. Goes on after a failure, so that one run on the device tells all; exit 1 if any.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -19,6 +21,11 @@ if [ -n "$torch" ]; then
   nvidia="$(printf '%s:' "$torch"/../nvidia/*/lib)"
   export LD_LIBRARY_PATH="$torch/lib:$nvidia${LD_LIBRARY_PATH:-}"
 fi
+# FlashAttention-3's library is too large to travel as it is; its wheel is not.
+readonly cuda_wheels="${DENOISED_CACHE:-$HOME/.cache/denoised}/libtorch-2.11.0-cuda"
+for wheel in build-cuda/wheels/fa3_fwd-*.whl; do
+  [ ! -e "$wheel" ] || [ -e "$cuda_wheels/fa3_fwd" ] || python3 -m zipfile -e "$wheel" "$cuda_wheels"
+done
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv | tee "$out/device.txt"
 
 failed=0
