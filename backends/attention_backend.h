@@ -78,6 +78,11 @@ class AttentionBackend {
   // A builder for one job (it may cache geometry between steps). Null: no metadata.
   virtual std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const { return nullptr; }
 
+  // A sentence for the receipt where a part of this backend stays off for want of weights; else "".
+  virtual std::string Note(const AttentionSpec& spec, const AttentionMetadata* metadata) const {
+    return "";
+  }
+
   // Attention over `inputs`; a fresh contiguous [B, S_q, H, D] tensor of the inputs' dtype.
   // Thread-safe. `metadata` is what this backend's builder made for the step, or null.
   virtual at::Tensor Forward(const AttentionInputs& inputs,

@@ -50,6 +50,7 @@ struct AttentionSpec {
   bool causal = false;
   bool has_mask = false;               // an additive or boolean mask comes with the call
   bool has_gate = false;               // the checkpoint carries to_gate_compress (VSA)
+  bool has_projection = false;         // the checkpoint carries proj_l (SLA)
   bool custom_scale = false;           // the softmax scale is not head_size^-0.5
   std::vector<AttnBackend> supported;  // what the layer lists; never empty
   bool operator==(const AttentionSpec&) const = default;

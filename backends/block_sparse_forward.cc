@@ -52,7 +52,7 @@ void SetBias(const at::Tensor& bias, BlockSparseCall* call) {
 }
 
 at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
-                         const kernels::BlockPlan& plan, std::optional<kernels::Isa> isa) {
+                         const kernels::BlockPlan& plan, kernels::Isa isa) {
   const at::Tensor q = HeadSizeInside(inputs.query), k = HeadSizeInside(inputs.key);
   const at::Tensor v = HeadSizeInside(inputs.value);
   at::Tensor out =
@@ -71,8 +71,7 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
   call.scale = static_cast<float>(SoftmaxScale(inputs));
   call.causal = inputs.causal;
   SetBias(bias, &call);
-  kernels::BlockSparseAttention(call, plan, isa.value_or(kernels::BestIsa(call.element, ThisCpu())),
-                                RunOnAtenThreads);
+  kernels::BlockSparseAttention(call, plan, isa, RunOnAtenThreads);
   return out;
 }
 
@@ -101,17 +100,21 @@ std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceI
 }
 
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                              std::optional<kernels::Isa> isa) {
+                              Admission admission, std::optional<kernels::Isa> isa) {
   if (inputs.query.is_cuda()) {
     return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
   }
   const at::Tensor bias = AdditiveMask(inputs);
-  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, isa);
+  const Element element =
+      inputs.query.scalar_type() == at::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
+  const kernels::Isa chosen =
+      isa.value_or(kernels::BestIsa(element, ThisCpu(), admission == Admission::kUnmeasured));
+  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, chosen);
   AttentionInputs wide = inputs;
   wide.query = inputs.query.to(at::kFloat);
   wide.key = inputs.key.to(at::kFloat);
   wide.value = inputs.value.to(at::kFloat);
-  return InKernelDtype(wide, bias, plan, isa).to(at::kHalf);
+  return InKernelDtype(wide, bias, plan, chosen).to(at::kHalf);
 }
 
 }  // namespace denoised

@@ -24,8 +24,9 @@ std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceI
 // Attention of checked inputs over the plan's blocks, by the kernel of their device. On the CPU it
 // honours mask and causal of `inputs`; the CUDA kernel has neither, see CudaKernelLimits.
 // Fresh contiguous [B, S_q, H, D] of the inputs' dtype. `isa`: empty = the best exact one of this
-// CPU; CUDA has no choice.
+// CPU, of those that have not been measured only where admitted; CUDA has no choice.
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
+                              Admission admission = Admission::kMeasured,
                               std::optional<kernels::Isa> isa = std::nullopt);
 
 }  // namespace denoised

@@ -174,7 +174,8 @@ at::Tensor BsaBackend::Attend(const SparseCall& call) const {
     inputs.query = one(call.inputs.query);
     inputs.key = one(call.inputs.key);
     inputs.value = one(call.inputs.value);
-    const at::Tensor kept = BlockSparseForward(inputs, PlanOfHead(setting.tiles, choices[head]));
+    const at::Tensor kept =
+        BlockSparseForward(inputs, PlanOfHead(setting.tiles, choices[head]), admission());
     const std::vector<int64_t> source = OutputSource(setting.tiles, choices[head]);
     const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(source), at::kLong);
     one(out).copy_(kept.index_select(1, index.to(out.device())));

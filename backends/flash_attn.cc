@@ -36,9 +36,10 @@ at::Tensor KernelView(const at::Tensor& tensor) {
   return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
 }
 
-at::Tensor OnCpu(const AttentionInputs& inputs) {
+at::Tensor OnCpu(const AttentionInputs& inputs, Admission admission) {
   return BlockSparseForward(
-      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal));
+      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal),
+      admission);
 }
 
 at::Tensor OnCuda(const AttentionInputs& inputs, Admission admission) {
@@ -71,7 +72,7 @@ std::optional<std::string> FlashAttnBackend::Supports(const AttentionSpec& spec,
 at::Tensor FlashAttnBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
-  return inputs.query.is_cuda() ? OnCuda(inputs, admission_) : OnCpu(inputs);
+  return inputs.query.is_cuda() ? OnCuda(inputs, admission_) : OnCpu(inputs, admission_);
 }
 
 }  // namespace denoised

@@ -74,10 +74,10 @@ std::shared_ptr<SparseSetting> NablaBackend::ReadSetting(Parameters& parameters,
 kernels::BlockPlan NablaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const NablaSetting&>(*call.setting);
   const Partition& tiles = setting.tiles;
-  const HeadMeans queries(call, call.inputs.query, tiles), keys(call, call.inputs.key, tiles);
+  const auto queries = MeansOfHeads(call, call.inputs.query, tiles);
+  const auto keys = MeansOfHeads(call, call.inputs.key, tiles);
   return PlanPerHead(tiles, tiles, call.batch() * call.heads(), [&](int64_t head) {
-    std::vector<float> probability =
-        kernels::Products(queries.Of(head), keys.Of(head), call.head_size());
+    std::vector<float> probability = kernels::Products(queries[head], keys[head], call.head_size());
     const float root = std::sqrt(static_cast<float>(call.head_size()));
     for (float& p : probability) p /= root;
     kernels::SoftmaxRows(&probability, tiles.blocks());

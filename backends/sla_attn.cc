@@ -13,10 +13,8 @@ struct SlaSetting final : SparseSetting {
   std::string feature_map;
 };
 
-// Mean keys less the mean of all keys.
-std::vector<float> SmoothMeans(const HeadMeans& blocks, const HeadMeans& all, int64_t head) {
-  std::vector<float> means = blocks.Of(head);
-  const std::vector<float> overall = all.Of(head);
+// Mean keys of the blocks of one head less the mean of all its keys.
+std::vector<float> SmoothMeans(std::vector<float> means, const std::vector<float>& overall) {
   for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
   return means;
 }
@@ -50,6 +48,12 @@ std::shared_ptr<SparseSetting> SlaBackend::ReadSetting(Parameters& parameters,
   return setting;
 }
 
+std::string SlaBackend::Note(const AttentionSpec& spec, const AttentionMetadata*) const {
+  if (spec.has_projection) return "";
+  return std::string(AttnBackendName(id())) +
+         ": the linear branch was off; the checkpoint has no proj_l";
+}
+
 kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const SlaSetting&>(*call.setting);
   const Partition queries = RunsOf(call.tokens(), setting.block_q);
@@ -57,12 +61,12 @@ kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
   const int64_t blocks = keys.blocks();
   const int64_t kept = std::clamp<int64_t>(
       static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)), 1, blocks);
-  const Partition whole = RunsOf(call.tokens(), call.tokens());
-  const HeadMeans query_means(call, call.inputs.query, queries);
-  const HeadMeans key_means(call, call.inputs.key, keys), key_mean(call, call.inputs.key, whole);
+  const auto query_means = MeansOfHeads(call, call.inputs.query, queries);
+  const auto key_means = MeansOfHeads(call, call.inputs.key, keys);
+  const auto overall = MeansOfHeads(call, call.inputs.key, RunsOf(call.tokens(), call.tokens()));
   return PlanPerHead(queries, keys, call.batch() * call.heads(), [&](int64_t head) {
     const std::vector<float> scores = kernels::Products(
-        query_means.Of(head), SmoothMeans(key_means, key_mean, head), call.head_size());
+        query_means[head], SmoothMeans(key_means[head], overall[head]), call.head_size());
     std::vector<std::vector<int32_t>> rows;
     for (int64_t block = 0; block < queries.blocks(); ++block) {
       rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, kept));

@@ -78,24 +78,6 @@ kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const
   return kernels::HeadOf(view, element, head_size(), head / heads(), head % heads());
 }
 
-HeadMeans::HeadMeans(const SparseCall& call, const at::Tensor& tensor, const Partition& partition)
-    : call_(call), partition_(partition) {
-  if (tensor.is_cuda()) {
-    pooled_ = BlockMeansCuda(tensor, partition);
-  } else {
-    host_ = OnHost(tensor);
-  }
-}
-
-std::vector<float> HeadMeans::Of(int64_t head) const {
-  if (!pooled_.defined()) {
-    return kernels::BlockMeans(call_.Rows(host_, head), partition_.order, partition_.lengths);
-  }
-  const int64_t count = pooled_.size(1) * pooled_.size(2);
-  const float* means = pooled_.const_data_ptr<float>() + head * count;
-  return {means, means + count};
-}
-
 std::optional<std::string> SparseBackend::Supports(const AttentionSpec& spec,
                                                    const DeviceInfo& device) const {
   if (auto reason = KernelLimits(spec, device, admission_)) return reason;
@@ -155,7 +137,8 @@ at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
   CheckInputs(inputs);
   const SparseCall call = CallOf(inputs, metadata);
   if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) {
-    return BlockSparseForward(inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1)));
+    return BlockSparseForward(inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1)),
+                              admission_);
   }
   const at::Tensor out = Attend(call), branch = MakeBranch(call);
   if (!branch.defined()) return out.to(inputs.query.scalar_type());
@@ -163,7 +146,7 @@ at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
 }
 
 at::Tensor SparseBackend::Attend(const SparseCall& call) const {
-  return BlockSparseForward(call.inputs, MakePlan(call));
+  return BlockSparseForward(call.inputs, MakePlan(call), admission_);
 }
 
 at::Tensor SparseBackend::AttendedPairs(const AttentionInputs& inputs,
@@ -206,6 +189,46 @@ std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t coun
   indices.resize(count);
   std::sort(indices.begin(), indices.end());
   return indices;
+}
+
+namespace {
+
+std::vector<std::vector<float>> MeansOfCudaHeads(const at::Tensor& tensor,
+                                                 const Partition& blocks) {
+  const at::Tensor means = BlockMeansCuda(tensor, blocks);
+  const int64_t count = means.size(1) * means.size(2);
+  const float* first = means.const_data_ptr<float>();
+  std::vector<std::vector<float>> heads;
+  for (int64_t head = 0; head < means.size(0); ++head) {
+    heads.emplace_back(first + head * count, first + (head + 1) * count);
+  }
+  return heads;
+}
+
+}  // namespace
+
+std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
+                                             const Partition& blocks) {
+  if (tensor.is_cuda()) return MeansOfCudaHeads(tensor, blocks);
+  const int64_t count = blocks.blocks(), heads = call.heads(), size = call.head_size();
+  std::vector<std::vector<float>> means(call.batch() * heads, std::vector<float>(count * size));
+  std::vector<int64_t> first(count, 0);
+  for (int64_t block = 1; block < count; ++block) {
+    first[block] = first[block - 1] + blocks.lengths[block - 1];
+  }
+  // Heads innermost: a token's heads lie side by side, and its memory page is looked up once.
+  // A single block leaves nothing but heads to share out.
+  const int64_t together = count > 1 ? heads : 1;
+  at::parallel_for(0, call.batch() * heads / together * count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % count;
+      for (int64_t head = i / count * together; head < (i / count + 1) * together; ++head) {
+        kernels::BlockMean(call.Rows(tensor, head), blocks.order.data() + first[block],
+                           blocks.lengths[block], means[head].data() + block * size);
+      }
+    }
+  });
+  return means;
 }
 
 kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,

@@ -32,8 +32,8 @@ struct SparseMetadata final : AttentionMetadata {
 };
 
 // One checked call. Masks are made on the host. Of a CUDA call only the means of blocks come there
-// (HeadMeans), or queries and keys as a whole where a mask maker looks at single tokens; both wait
-// for the device.
+// (MeansOfHeads), or queries and keys as a whole where a mask maker looks at single tokens; both
+// wait for the device.
 struct SparseCall {
   AttentionInputs inputs;  // for the kernel, on the caller's device; float16 is float32 on the CPU
   at::Tensor host_query, host_key;  // OnHost of inputs'; undefined unless ReadsTokens
@@ -51,20 +51,6 @@ struct SparseCall {
 
 // In host memory, D as neighbours, float16 as float32. The tensor itself where it is so already.
 at::Tensor OnHost(const at::Tensor& tensor);
-
-// Means of the blocks of a partition, a head at a time, from a tensor of the call on any device.
-class HeadMeans {
- public:
-  HeadMeans(const SparseCall& call, const at::Tensor& tensor, const Partition& partition);
-  // [blocks][D], of `head` of batch * heads. Thread-safe.
-  std::vector<float> Of(int64_t head) const;
-
- private:
-  const SparseCall& call_;
-  const Partition& partition_;
-  at::Tensor host_;    // of a CPU tensor: itself
-  at::Tensor pooled_;  // of a CUDA tensor: [batch * heads, blocks, D] in host memory
-};
 
 class SparseBackend : public AttentionBackend {
  public:
@@ -110,6 +96,11 @@ Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec);
 // The `count` largest of scores[n], ties to the lowest index; ascending indices. NaN counts as
 // -inf.
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count);
+
+// Block means of every head of a tensor of the call: [batch * heads][blocks * head_size] float32,
+// as kernels::BlockMeans. On CUDA they are made on the device, with the same bits.
+std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
+                                             const Partition& blocks);
 
 // Rows [query block] of key blocks for one head of batch * heads.
 using HeadRowsMaker = std::function<std::vector<std::vector<int32_t>>(int64_t head)>;

@@ -16,6 +16,7 @@ class VideoSparseBackend final : public SparseBackend {
   std::string_view summary() const override { return "VSA: top-k tiles and a gated coarse branch"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  std::string Note(const AttentionSpec& spec, const AttentionMetadata* metadata) const override;
 
  protected:
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
@@ -67,6 +68,7 @@ class SlaBackend : public SparseBackend {
   std::string_view summary() const override { return "SLA: top key blocks and a linear branch"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  std::string Note(const AttentionSpec& spec, const AttentionMetadata* metadata) const override;
 
  protected:
   virtual double DefaultRatio() const { return 0.1; }

@@ -13,36 +13,28 @@ struct VsaSetting final : SparseSetting {
   bool coarse = false;
 };
 
-// Means of one head's tiles, in the inputs' dtype.
-std::vector<float> TileMeans(const SparseCall& call, const HeadMeans& tiles, int64_t head) {
-  auto means = tiles.Of(head);
-  if (call.bfloat16()) kernels::RoundAllToBFloat16(&means);
+using HeadMeans = std::vector<std::vector<float>>;
+
+// Means of the tiles of every head, in the inputs' dtype.
+HeadMeans TileMeans(const SparseCall& call, const at::Tensor& tensor, const Partition& tiles) {
+  HeadMeans means = MeansOfHeads(call, tensor, tiles);
+  if (call.bfloat16()) {
+    for (auto& head : means) kernels::RoundAllToBFloat16(&head);
+  }
   return means;
 }
 
-// Mean queries times mean keys over sqrt(D), of one head: [tiles][tiles]. Each operation rounds to
-// the inputs' dtype, since rounding decides between tiles that are nearly level.
-class TileScores {
- public:
-  TileScores(const SparseCall& call, const Partition& tiles)
-      : call_(call),
-        queries_(call, call.inputs.query, tiles),
-        keys_(call, call.inputs.key, tiles) {}
-
-  std::vector<float> Of(int64_t head) const {
-    auto scores = kernels::Products(TileMeans(call_, queries_, head), TileMeans(call_, keys_, head),
-                                    call_.head_size());
-    if (call_.bfloat16()) kernels::RoundAllToBFloat16(&scores);
-    const float root = std::sqrt(static_cast<float>(call_.head_size()));
-    for (float& score : scores) score /= root;
-    if (call_.bfloat16()) kernels::RoundAllToBFloat16(&scores);
-    return scores;
-  }
-
- private:
-  const SparseCall& call_;
-  const HeadMeans queries_, keys_;
-};
+// [tiles][tiles]: mean queries times mean keys over sqrt(D); each operation rounds to the inputs'
+// dtype, since rounding decides between tiles that are nearly level.
+std::vector<float> TileScores(const SparseCall& call, const std::vector<float>& queries,
+                              const std::vector<float>& keys) {
+  auto scores = kernels::Products(queries, keys, call.head_size());
+  if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
+  const float root = std::sqrt(static_cast<float>(call.head_size()));
+  for (float& score : scores) score /= root;
+  if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
+  return scores;
+}
 
 // ceil((1 - sparsity) * tiles) in IEEE double, at least one tile and at most all.
 int64_t Budget(double sparsity, int64_t tiles) {
@@ -67,12 +59,24 @@ std::shared_ptr<SparseSetting> VideoSparseBackend::ReadSetting(
   return setting;
 }
 
+std::string VideoSparseBackend::Note(const AttentionSpec& spec,
+                                     const AttentionMetadata* metadata) const {
+  const auto* sparse = dynamic_cast<const SparseMetadata*>(metadata);
+  if (sparse == nullptr || spec.has_gate) return "";
+  const bool coarse = static_cast<const VsaSetting&>(*sparse->setting).coarse;
+  return coarse ? "VIDEO_SPARSE_ATTN: the coarse branch was added without a gate; the checkpoint "
+                  "has no to_gate_compress"
+                : "VIDEO_SPARSE_ATTN: the gate branch was off; the checkpoint has no "
+                  "to_gate_compress";
+}
+
 kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   const int64_t tiles = setting.tiles.blocks();
-  const TileScores tile_scores(call, setting.tiles);
+  const HeadMeans queries = TileMeans(call, call.inputs.query, setting.tiles);
+  const HeadMeans keys = TileMeans(call, call.inputs.key, setting.tiles);
   return PlanPerHead(setting.tiles, setting.tiles, call.batch() * call.heads(), [&](int64_t head) {
-    const std::vector<float> scores = tile_scores.Of(head);
+    const std::vector<float> scores = TileScores(call, queries[head], keys[head]);
     std::vector<std::vector<int32_t>> rows;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       rows.push_back(LargestIndices(scores.data() + tile * tiles, tiles, setting.top_k));
@@ -85,14 +89,14 @@ at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   if (!setting.coarse) return {};
   const int64_t tiles = setting.tiles.blocks(), size = call.head_size();
-  const TileScores scores(call, setting.tiles);
-  const HeadMeans values_of(call, call.inputs.value, setting.tiles);
+  const HeadMeans queries = TileMeans(call, call.inputs.query, setting.tiles);
+  const HeadMeans keys = TileMeans(call, call.inputs.key, setting.tiles);
+  const HeadMeans values = TileMeans(call, call.inputs.value, setting.tiles);
   at::Tensor coarse = at::empty({call.batch(), call.heads(), tiles, size}, at::kFloat);
   for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
-    std::vector<float> weights = scores.Of(head);
+    std::vector<float> weights = TileScores(call, queries[head], keys[head]);
     kernels::SoftmaxRows(&weights, tiles);
-    const auto values = TileMeans(call, values_of, head);
-    const auto sums = kernels::WeightedSums(weights, values, tiles, size);
+    const auto sums = kernels::WeightedSums(weights, values[head], tiles, size);
     std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * tiles * size);
   }
   const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();

@@ -22,10 +22,11 @@ const AttentionSlot& SlotFor(AttentionRole role) {
 }  // namespace
 
 at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& key,
-                                   const at::Tensor& value, const at::Tensor& gate,
-                                   const at::Tensor& mask) const {
+                                   const at::Tensor& value, const AttentionExtras& extras) const {
   const AttentionSlot& slot = SlotFor(role_);
-  AttentionInputs inputs{query, key, value, gate, mask};
+  AttentionInputs inputs{query, key, value, extras.gate, extras.mask};
+  inputs.projection = extras.projection;
+  inputs.projection_bias = extras.projection_bias;
   inputs.scale = scale_ > 0 ? scale_ : 1.0 / std::sqrt(static_cast<double>(query.size(-1)));
   inputs.causal = causal_;
   inputs.layer_index = layer_index_;

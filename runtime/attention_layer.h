@@ -8,6 +8,14 @@
 
 namespace denoised {
 
+// What some backends take beside q, k and v; each may be undefined.
+struct AttentionExtras {
+  at::Tensor gate = {};        // [B, S_q, H, D]
+  at::Tensor mask = {};        // broadcastable to [B, H, S_q, S_kv]
+  at::Tensor projection = {};  // [D, D], with its bias [D]
+  at::Tensor projection_bias = {};
+};
+
 // Copyable value; one per attention of a model. Used by the engine thread.
 class AttentionLayer {
  public:
@@ -17,12 +25,11 @@ class AttentionLayer {
 
   AttentionRole role() const { return role_; }
 
-  // query [B, S_q, H, D], key/value [B, S_kv, H, D], optional gate like query, optional mask
-  // broadcastable to [B, H, S_q, S_kv]. Returns [B, S_q, H, D].
+  // query [B, S_q, H, D], key/value [B, S_kv, H, D]. Returns [B, S_q, H, D].
   // Throws FAILED_PRECONDITION outside of a forward context, or where it names no backend for the
   // role.
   at::Tensor Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                     const at::Tensor& gate = {}, const at::Tensor& mask = {}) const;
+                     const AttentionExtras& extras = {}) const;
 
  private:
   AttentionRole role_;

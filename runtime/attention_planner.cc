@@ -33,7 +33,11 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
         state.builder->Build({step, num_steps, spec, ParametersFor(state.selection)});
   }
   // Only now is it sure that the step runs.
-  for (const AttentionSpec& spec : specs) roles_[static_cast<size_t>(spec.role)].last_step = step;
+  for (const AttentionSpec& spec : specs) {
+    RoleState& state = roles_[static_cast<size_t>(spec.role)];
+    if (state.last_step < state.first_step) TakeNote(plan_[static_cast<size_t>(spec.role)], spec);
+    state.last_step = step;
+  }
   return plan_;
 }
 
@@ -61,6 +65,12 @@ void AttentionPlanner::Choose(RoleState& state, const AttentionSpec& spec, int64
   }
   state.spec = spec;
   state.selection = std::move(selection);
+}
+
+void AttentionPlanner::TakeNote(const AttentionSlot& slot, const AttentionSpec& spec) {
+  std::string note = slot.backend->Note(spec, slot.metadata.get());
+  if (note.empty() || std::find(notes_.begin(), notes_.end(), note) != notes_.end()) return;
+  notes_.push_back(std::move(note));
 }
 
 void AttentionPlanner::Report(const RoleState& before, const Selection& now, bool switched) {

@@ -42,6 +42,9 @@ class AttentionPlanner {
   // What ran so far, a row for each role and range of steps with one backend.
   std::vector<ReceiptEntry> Entries() const;
 
+  // What the backends that ran had to say for the receipt, each sentence once.
+  const std::vector<std::string>& Notes() const { return notes_; }
+
   // What a role runs now; empty before the first Prepare of the role.
   std::optional<AttnBackend> Current(AttentionRole role) const;
 
@@ -64,6 +67,7 @@ class AttentionPlanner {
   void Choose(RoleState& state, const AttentionSpec& spec, int64_t step);
   void Report(const RoleState& before, const Selection& now, bool switched);
   std::string ParametersFor(const Selection& selection) const;
+  void TakeNote(const AttentionSlot& slot, const AttentionSpec& spec);
   void Close(RoleState& state);
   ReceiptEntry EntryOf(const RoleState& state) const;
 
@@ -73,6 +77,7 @@ class AttentionPlanner {
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
   std::vector<ReceiptEntry> closed_;
+  std::vector<std::string> notes_;
 };
 
 }  // namespace denoised

@@ -430,6 +430,7 @@ Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
     AttentionPlanner planner(call.pipeline->planner_setting(), call.request.attention, observer_);
     result = call.pipeline->Denoise(call.request, &planner, observer_);
     result.receipt.entries = planner.Entries();
+    result.receipt.notes = planner.Notes();
     StampReceipt(*call.pipeline, nullptr, &result.receipt);
   });
   if (error) return *error;
@@ -451,6 +452,7 @@ void EngineImpl::RunJob(const QueuedJob& job) {
     AttentionPlanner planner(job.pipeline->planner_setting(), job.request.attention, observer_);
     auto run_error = Caught([&] { DriveRun(job, &planner); });
     receipt.entries = planner.Entries();
+    receipt.notes = planner.Notes();
     if (run_error) throw *run_error;
   });
   const bool stopped = error && error->code() == StatusCode::kCancelled;

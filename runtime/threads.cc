@@ -2,7 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <malloc.h>
 #include <torch/headeronly/version.h>
+
+#include <climits>
 
 namespace denoised {
 
@@ -10,6 +13,12 @@ void SetIntraOpThreads(int threads) {
   // LibTorch's own default is one thread a physical core; it must still be initialised per thread.
   if (threads > 0) at::set_num_threads(threads);
   at::init_num_threads();
+}
+
+void KeepFreedMemory() {
+  mallopt(M_ARENA_MAX, 1);  // other arenas cannot hold large blocks without mapping them
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
 }
 
 std::string LibTorchVersion() { return TORCH_VERSION; }

@@ -29,11 +29,12 @@ ResolvedParameters DiffusersDefaults() {
   return defaults;
 }
 
-int64_t ParameterCount(const WanTransformerConfig& c, bool has_gate) {
+int64_t ParameterCount(const WanTransformerConfig& c, const WanTransformer& model) {
   const int64_t d = c.width();
   const int64_t attention = 4 * (d * d + d) + 2 * d;
   const int64_t block = 2 * attention + (c.cross_attn_norm ? 2 * d : 0) + 2 * d * c.ffn_dim +
-                        c.ffn_dim + d + 6 * d + (has_gate ? d * d + d : 0);
+                        c.ffn_dim + d + 6 * d + (model.has_gate() ? d * d + d : 0) +
+                        (model.has_projection() ? c.head_dim * (c.head_dim + 1) : 0);
   const int64_t patch = d * c.in_channels * c.patch_volume() + d;
   const int64_t time = d * c.freq_dim + d + d * d + d + 6 * (d * d + d);
   const int64_t text = d * c.text_dim + d + d * d + d;
@@ -202,7 +203,7 @@ void WanPipeline::Describe(const std::filesystem::path& dir) {
   info_.dtype = DTypeName(FromScalarType(transformer_->dtype()));
   info_.weights_digest =
       Sha256Hex(transformer_->digest() + text_encoder_->digest() + vae_->digest());
-  info_.transformer_parameters = ParameterCount(config, transformer_->has_gate());
+  info_.transformer_parameters = ParameterCount(config, *transformer_);
   info_.num_layers = config.num_layers;
   info_.num_heads = config.num_heads;
   info_.head_size = config.head_dim;

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "runtime/threads.h"
 #include "server/server.h"
 
 namespace denoised {
@@ -90,4 +91,7 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace
 }  // namespace denoised
 
-int main(int argc, char** argv) { return denoised::Main({argv + 1, argv + argc}); }
+int main(int argc, char** argv) {
+  denoised::KeepFreedMemory();
+  return denoised::Main({argv + 1, argv + argc});
+}

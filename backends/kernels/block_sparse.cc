@@ -13,8 +13,9 @@
 namespace denoised::kernels {
 namespace {
 
-// Packed keys and values held at once; more heads than fit are taken in turns.
-constexpr int64_t kMaxPackedUnits = int64_t{96} << 20;
+// Packed keys and values held at once; more heads than fit are taken in turns. What is written is
+// read soon after, so it should still be in a shared cache.
+constexpr int64_t kMaxPackedUnits = int64_t{4} << 20;
 constexpr float kLog2E = 1.4426950408889634f;
 
 int64_t RoundUp(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -42,6 +43,8 @@ TileKernel KernelOf(Isa isa) {
       return TileAvx512Bf16;
     case Isa::kAvx512Vnni:
       return TileAvx512Vnni;
+    case Isa::kAmxBf16:
+      return TileAmxBf16;
   }
   return TileAvx2;
 }
@@ -50,7 +53,7 @@ TileKernel KernelOf(Isa isa) {
 struct Workspace {
   explicit Workspace(const UnitFormat& format)
       : query(Allocate<uint32_t>(int64_t{format.units()} * kMaxWidth)),
-        out(Allocate<float>(int64_t{format.head_size4()} * kMaxWidth)),
+        out(Allocate<float>(int64_t{format.padded_size()} * kMaxWidth)),
         sums(Allocate<float>(kMaxWidth)),
         query_scale(Allocate<float>(kMaxWidth)),
         query_offset(Allocate<int32_t>(kMaxWidth)),
@@ -104,19 +107,20 @@ void EditScores(const void* context, int block, float* scores, int width) {
 // One call: packs heads, then runs tiles.
 class Runner {
  public:
-  Runner(const BlockSparseCall& call, const BlockPlan& plan, Isa isa)
-      : call_(call), plan_(plan), kernel_(KernelOf(isa)) {
+  Runner(const BlockSparseCall& call, const BlockPlan& plan, Isa isa, TileKernel kernel)
+      : call_(call), plan_(plan), kernel_(kernel) {
     format_.element = call.element;
     format_.head_size = static_cast<int>(call.head_size);
     format_.int8 = isa == Isa::kAvx512Vnni;
-    format_.pairs = format_.int8 || isa == Isa::kAvx512Bf16;
+    format_.tiles = isa == Isa::kAmxBf16;
+    format_.pairs = format_.int8 || format_.tiles || isa == Isa::kAvx512Bf16;
     for (const Span& block : plan.key_blocks) {
       block_first_.push_back(static_cast<int32_t>(packed_keys_));
       block_length_.push_back(block.length);
-      packed_keys_ += RoundUp(block.length, kGroup);
+      packed_keys_ += RoundUp(block.length, format_.key_group());
     }
     key_units_ = packed_keys_ * format_.score_units();
-    value_units_ = packed_keys_ / format_.keys_per_unit() * format_.head_size4();
+    value_units_ = packed_keys_ / format_.keys_per_unit() * format_.padded_size();
   }
 
   void Run(const RunWorkers& run_workers) {
@@ -125,7 +129,7 @@ class Runner {
     packed_ = Allocate<uint32_t>(turn * (key_units_ + value_units_));
     if (format_.int8) {
       key_scale_ = Allocate<float>(turn * packed_keys_);
-      key_mean_ = Allocate<float>(turn * format_.head_size4());
+      key_mean_ = Allocate<float>(turn * format_.padded_size());
     }
     for (int64_t first = 0; first < all; first += turn) {
       const int64_t heads = std::min(turn, all - first);
@@ -154,7 +158,7 @@ class Runner {
     run_workers(heads, [&] {
       for (int64_t slot; (slot = next.fetch_add(1, std::memory_order_relaxed)) < heads;) {
         MeanOfRows(format_, RowsOf(call_.key, first + slot, kRaster, all),
-                   key_mean_.get() + slot * format_.head_size4());
+                   key_mean_.get() + slot * format_.padded_size());
       }
     });
   }
@@ -165,7 +169,8 @@ class Runner {
     std::atomic<int64_t> next{0};
     run_workers(tasks, [&] {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-        PackBlock(first + i / blocks, i / blocks, i % blocks);
+        // Heads innermost: a token's heads lie side by side, on one memory page.
+        PackBlock(first + i % heads, i % heads, i / heads);
       }
     });
   }
@@ -176,13 +181,13 @@ class Runner {
     const Rows keys = RowsOf(call_.key, head, plan_.key_order, span);
     uint32_t* packed = Keys(slot) + at * format_.score_units();
     if (format_.int8) {
-      PackKeysInt8(format_, keys, key_mean_.get() + slot * format_.head_size4(), packed,
+      PackKeysInt8(format_, keys, key_mean_.get() + slot * format_.padded_size(), packed,
                    key_scale_.get() + slot * packed_keys_ + at);
     } else {
       PackKeys(format_, keys, packed);
     }
     PackValues(format_, RowsOf(call_.value, head, plan_.key_order, span),
-               Values(slot) + at / format_.keys_per_unit() * format_.head_size4());
+               Values(slot) + at / format_.keys_per_unit() * format_.padded_size());
   }
 
   void RunTiles(int64_t first, int64_t heads, const RunWorkers& run_workers) {
@@ -227,7 +232,7 @@ class Runner {
     job.query_scale = work.query_scale.get();
     job.query_offset = work.query_offset.get();
     job.units = format_.score_units();
-    job.head_size4 = format_.head_size4();
+    job.padded_size = format_.padded_size();
     job.scale_log2 = call_.scale * kLog2E;
     job.rows = queries.length;
     job.out = work.out.get();
@@ -304,18 +309,23 @@ const char* IsaName(Isa isa) {
       return "AVX-512 BF16";
     case Isa::kAvx512Vnni:
       return "AVX-512 VNNI";
+    case Isa::kAmxBf16:
+      return "AMX BF16";
   }
   return "unknown";
 }
 
-Isa BestIsa(Element element, const DeviceInfo& cpu) {
+Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured) {
+  if (element == Element::kBFloat16 && cpu.amx_bf16 && cpu.avx512_bf16 && unmeasured) {
+    return Isa::kAmxBf16;
+  }
   if (element == Element::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
   return cpu.avx512 ? Isa::kAvx512 : Isa::kAvx2;
 }
 
 void BlockSparseAttention(const BlockSparseCall& call, const BlockPlan& plan, Isa isa,
-                          const RunWorkers& run_workers) {
-  Runner(call, plan, isa).Run(run_workers);
+                          const RunWorkers& run_workers, TileKernel kernel) {
+  Runner(call, plan, isa, kernel != nullptr ? kernel : KernelOf(isa)).Run(run_workers);
 }
 
 }  // namespace denoised::kernels

@@ -77,19 +77,26 @@ struct BlockSparseCall {
 //
 // kAvx512Vnni rounds queries and keys to 8 bits a token, keys after their mean is taken off
 // (SageAttention, arXiv 2410.02367), and probabilities and values to bfloat16. Only by request.
-enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni };
+//
+// kAmxBf16 has not run on such a machine yet, only with its tile instructions emulated.
+enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmxBf16 };
 const char* IsaName(Isa isa);
 
-// The widest exact one that serves `element` on the CPU.
-Isa BestIsa(Element element, const DeviceInfo& cpu);
+// The widest exact one that serves `element` on the CPU; those that were never measured only where
+// `unmeasured` admits them.
+Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured = false);
 
 // Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is
 // left. How the driver gets threads without knowing whose they are.
 using RunWorkers = std::function<void(int64_t tasks, const std::function<void()>& worker)>;
 
-// Fills call.out. The plan must fit the call (checked by the plan's maker, not here).
+struct TileJob;
+using TileKernel = void (*)(const TileJob& job, int width);
+
+// Fills call.out. The plan must fit the call (checked by the plan's maker, not here). `kernel`
+// stands in for the instruction set's own: how one is tested where its instructions are missing.
 void BlockSparseAttention(const BlockSparseCall& call, const BlockPlan& plan, Isa isa,
-                          const RunWorkers& run_workers);
+                          const RunWorkers& run_workers, TileKernel kernel = nullptr);
 
 }  // namespace denoised::kernels
 

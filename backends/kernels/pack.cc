@@ -6,8 +6,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "backends/kernels/tile.h"
-
 namespace denoised::kernels {
 namespace {
 
@@ -30,9 +28,9 @@ __m128i ToBfloat16(__m128 x) {
   return _mm_blendv_epi8(rounded, _mm_set1_epi32(0x7fc0), nan);
 }
 
-// One row as float32, zeros up to head_size4; rows past the span are zeros.
+// One row as float32, zeros up to padded_size; rows past the span are zeros.
 void FloatRow(const UnitFormat& format, const Rows& rows, int i, float* out) {
-  std::memset(out, 0, static_cast<size_t>(format.head_size4()) * 4);
+  std::memset(out, 0, static_cast<size_t>(format.padded_size()) * 4);
   if (i >= rows.span.length) return;
   const char* row = RowAt(format, rows, i);
   if (format.element == Element::kFloat32) {
@@ -57,7 +55,7 @@ void FloatRow(const UnitFormat& format, const Rows& rows, int i, float* out) {
 const void* PaddedRow(const UnitFormat& format, const Rows& rows, int i, uint32_t* scratch) {
   const bool wide = format.element == Element::kFloat32;
   const bool same = wide != format.pairs;
-  if (same && i < rows.span.length && format.head_size == format.head_size4()) {
+  if (same && i < rows.span.length && format.head_size == format.padded_size()) {
     return RowAt(format, rows, i);
   }
   if (same && !wide) {
@@ -70,7 +68,7 @@ const void* PaddedRow(const UnitFormat& format, const Rows& rows, int i, uint32_
   float* row = reinterpret_cast<float*>(scratch);
   FloatRow(format, rows, i, row);
   if (same || !wide) return scratch;
-  for (int d = 0; d < format.head_size4(); d += 4) {  // float32 to pairs, in place
+  for (int d = 0; d < format.padded_size(); d += 4) {  // float32 to pairs, in place
     const __m128i half = ToBfloat16(_mm_loadu_ps(row + d));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(scratch + d / 2), _mm_packus_epi32(half, half));
   }
@@ -145,7 +143,7 @@ void Transpose(__m128i (&x)[4]) {
 void Store(uint32_t* p, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
 
 // Four rows as columns: out[unit * stride + r]. Units come in fours, but for a last pair where
-// pairs of bfloat16 make head_size4 / 2 odd by two.
+// pairs of bfloat16 make padded_size / 2 odd by two.
 void TransposeRows(const FourRows& four, int units, uint32_t* out, int64_t stride) {
   int u = 0;
   for (; u + 4 <= units; u += 4) {
@@ -161,9 +159,9 @@ void TransposeRows(const FourRows& four, int units, uint32_t* out, int64_t strid
 }
 
 // Two rows of bfloat16, element by element: one group of four pairs a step.
-void InterleavePair(const void* even, const void* odd, int head_size4, uint32_t* out,
+void InterleavePair(const void* even, const void* odd, int padded_size, uint32_t* out,
                     int64_t group_stride) {
-  for (int d = 0; d < head_size4; d += 4) {
+  for (int d = 0; d < padded_size; d += 4) {
     const __m128i a =
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(even) + d));
     const __m128i b =
@@ -198,9 +196,44 @@ void LoadFour(const float* out, int width, __m128 factor, __m128 (&x)[4]) {
   _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
 }
 
+int PaddedLength(const UnitFormat& format, const Rows& rows) {
+  return (rows.span.length + format.key_group() - 1) / format.key_group() * format.key_group();
+}
+
+// Where unit (row, column) of a matrix lies that is cut into tiles of 16 x 16 units.
+int64_t TilePlace(int row, int column, int columns) {
+  return (static_cast<int64_t>(row / 16) * (columns / 16) + column / 16) * 256 + row % 16 * 16 +
+         column % 16;
+}
+
+void PackKeyTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  uint32_t scratch[kMaxUnits];
+  const int units = format.units();
+  for (int key = 0; key < PaddedLength(format, rows); ++key) {
+    const void* row = PaddedRow(format, rows, key, scratch);
+    for (int u = 0; u < units; u += 16) {
+      std::memcpy(out + TilePlace(key, u, units), static_cast<const uint32_t*>(row) + u, 64);
+    }
+  }
+}
+
+// Transposed: rows of the matrix are head-size columns, its units are pairs of keys.
+void PackValueTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  uint32_t even_scratch[kMaxUnits], odd_scratch[kMaxUnits];
+  const int padded = PaddedLength(format, rows);
+  for (int key = 0; key < padded; key += 2) {
+    const auto* even = static_cast<const uint16_t*>(PaddedRow(format, rows, key, even_scratch));
+    const auto* odd = static_cast<const uint16_t*>(PaddedRow(format, rows, key + 1, odd_scratch));
+    for (int d = 0; d < format.padded_size(); ++d) {
+      out[TilePlace(d, key / 2, padded / 2)] = even[d] | static_cast<uint32_t>(odd[d]) << 16;
+    }
+  }
+}
+
 }  // namespace
 
 void PackKeys(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  if (format.tiles) return PackKeyTiles(format, rows, out);
   for (int key = 0; key < rows.span.length; key += kGroup) {
     const FourRows four(format, rows, key);
     TransposeRows(four, format.units(), out + static_cast<int64_t>(key) * format.units(), kGroup);
@@ -216,7 +249,7 @@ void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* 
 
 void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean, uint32_t* out,
                   float* scale) {
-  const int units = format.score_units(), bytes = RoundUpTo32(format.head_size4());
+  const int units = format.score_units(), bytes = RoundUpTo32(format.padded_size());
   alignas(32) float row[kMaxHeadSize] = {};
   for (int key = 0; key < rows.span.length; key += kGroup) {
     FourRows four;
@@ -233,7 +266,7 @@ void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean,
 
 void PackQueryInt8(const UnitFormat& format, const Rows& rows, int width, uint32_t* out,
                    float* scale, int32_t* offset) {
-  const int bytes = RoundUpTo32(format.head_size4());
+  const int bytes = RoundUpTo32(format.padded_size());
   alignas(32) float row[kMaxHeadSize] = {};
   for (int q = 0; q < width; q += kGroup) {
     FourRows four;
@@ -249,7 +282,7 @@ void PackQueryInt8(const UnitFormat& format, const Rows& rows, int width, uint32
 
 void MeanOfRows(const UnitFormat& format, const Rows& rows, float* mean) {
   alignas(16) float row[kMaxHeadSize];
-  std::fill(mean, mean + format.head_size4(), 0.0f);
+  std::fill(mean, mean + format.padded_size(), 0.0f);
   for (int i = 0; i < rows.span.length; ++i) {
     FloatRow(format, rows, i, row);
     for (int d = 0; d < format.head_size; ++d) mean[d] += row[d];
@@ -258,18 +291,19 @@ void MeanOfRows(const UnitFormat& format, const Rows& rows, float* mean) {
 }
 
 void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {
-  const int head_size4 = format.head_size4();
+  if (format.tiles) return PackValueTiles(format, rows, out);
+  const int padded_size = format.padded_size();
   const int padded = (rows.span.length + kGroup - 1) / kGroup * kGroup;
   const int64_t group_stride = static_cast<int64_t>(padded) / format.keys_per_unit() * 4;
   for (int key = 0; key < padded; key += kGroup) {
     const FourRows four(format, rows, key);
     if (format.pairs) {
-      InterleavePair(four.row[0], four.row[1], head_size4, out + key * 2, group_stride);
-      InterleavePair(four.row[2], four.row[3], head_size4, out + key * 2 + 4, group_stride);
+      InterleavePair(four.row[0], four.row[1], padded_size, out + key * 2, group_stride);
+      InterleavePair(four.row[2], four.row[3], padded_size, out + key * 2 + 4, group_stride);
       continue;
     }
     for (int r = 0; r < kGroup; ++r) {
-      for (int d = 0; d < head_size4; d += 4) {
+      for (int d = 0; d < padded_size; d += 4) {
         Store(out + (d / 4) * group_stride + (key + r) * 4, four.Load(r, d));
       }
     }
@@ -294,7 +328,7 @@ void StoreTile(const UnitFormat& format, const float* out, const float* sums, in
     for (int d = 0; d < format.head_size; d += 8) {
       __m128 low[4], high[4] = {};
       LoadFour(out + d * width + q, width, factor, low);
-      if (d + 4 < format.head_size4()) LoadFour(out + (d + 4) * width + q, width, factor, high);
+      if (d + 4 < format.padded_size()) LoadFour(out + (d + 4) * width + q, width, factor, high);
       for (int i = 0; i < used; ++i) StoreEight(format, row[i], d, low[i], high[i]);
     }
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "backends/kernels/block_sparse.h"
+#include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
 
@@ -14,10 +15,12 @@ struct UnitFormat {
   Element element = Element::kFloat32;
   bool pairs = false;  // units of two bfloat16
   bool int8 = false;   // q and k in units of four bytes; then values are pairs
+  bool tiles = false;  // keys and values in tiles of 16 rows by 16 units; pairs
   int head_size = 0;
-  int head_size4() const { return (head_size + 3) / 4 * 4; }
-  int units() const { return pairs ? head_size4() / 2 : head_size4(); }
-  int score_units() const { return int8 ? head_size4() / 4 : units(); }
+  int padded_size() const { return tiles ? (head_size + 31) / 32 * 32 : (head_size + 3) / 4 * 4; }
+  int key_group() const { return tiles ? kTileKeyGroup : kGroup; }  // blocks are padded to it
+  int units() const { return pairs ? padded_size() / 2 : padded_size(); }
+  int score_units() const { return int8 ? padded_size() / 4 : units(); }
   int keys_per_unit() const { return pairs ? 2 : 1; }
 };
 
@@ -29,14 +32,14 @@ struct Rows {
   Span span;
 };
 
-// [length4 / 4][units][4]; rows past the span are zeros.
+// [length4 / 4][units][4], or in tiles; rows past the span are zeros.
 void PackKeys(const UnitFormat& format, const Rows& rows, uint32_t* out);
 
 // The same in int8, each row less `mean` and scaled to 127; scale[i] undoes it. Bytes are plus 128.
 void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean, uint32_t* out,
                   float* scale);
 
-// [head_size4 / 4][length4 / keys_per_unit][4].
+// [padded_size / 4][length4 / keys_per_unit][4], or in tiles.
 void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out);
 
 // [units][width]; lanes past the span are zeros.
@@ -46,7 +49,7 @@ void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* 
 void PackQueryInt8(const UnitFormat& format, const Rows& rows, int width, uint32_t* out,
                    float* scale, int32_t* offset);
 
-// Sums of rows first .. first + length - 1, divided by the length: [head_size4] float32.
+// Sums of rows first .. first + length - 1, divided by the length: [padded_size] float32.
 void MeanOfRows(const UnitFormat& format, const Rows& rows, float* mean);
 
 // rows[i] = out[.][i] / sums[i], rounded to nearest even in bfloat16; zeros where sums[i] is 0.

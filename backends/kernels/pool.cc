@@ -26,13 +26,16 @@ float LoadOne(const HeadRows& rows, int64_t at) {
   return x;
 }
 
-void AddRow(const HeadRows& rows, int64_t token, float* sum) {
-  const int64_t at = token * rows.stride;
-  int64_t d = 0;
-  for (; d + 8 <= rows.head_size; d += 8) {
-    _mm256_storeu_ps(sum + d, _mm256_add_ps(_mm256_loadu_ps(sum + d), LoadEight(rows, at + d)));
+// Sums of kVectors * 8 columns from d on, one token after the other, kept in registers.
+template <int kVectors>
+void SumColumns(const HeadRows& rows, const int32_t* tokens, int64_t count, int64_t d, float* sum) {
+  __m256 acc[kVectors];
+  for (__m256& x : acc) x = _mm256_setzero_ps();
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = tokens[i] * rows.stride + d;
+    for (int v = 0; v < kVectors; ++v) acc[v] = _mm256_add_ps(acc[v], LoadEight(rows, at + 8 * v));
   }
-  for (; d < rows.head_size; ++d) sum[d] += LoadOne(rows, at + d);
+  for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(sum + d + 8 * v, acc[v]);
 }
 
 float Sum(__m256 x) {
@@ -51,18 +54,27 @@ HeadRows HeadOf(const View& view, Element element, int64_t head_size, int64_t ba
 }
 
 void LoadRow(const HeadRows& rows, int64_t token, float* out) {
-  std::memset(out, 0, static_cast<size_t>(rows.head_size) * sizeof(float));
-  AddRow(rows, token, out);
+  const int32_t only = static_cast<int32_t>(token);
+  BlockMean(rows, &only, 1, out);
+}
+
+void BlockMean(const HeadRows& rows, const int32_t* tokens, int64_t count, float* mean) {
+  int64_t d = 0;
+  for (; d + 64 <= rows.head_size; d += 64) SumColumns<8>(rows, tokens, count, d, mean);
+  for (; d + 8 <= rows.head_size; d += 8) SumColumns<1>(rows, tokens, count, d, mean);
+  for (; d < rows.head_size; ++d) {
+    mean[d] = 0;
+    for (int64_t i = 0; i < count; ++i) mean[d] += LoadOne(rows, tokens[i] * rows.stride + d);
+  }
+  for (d = 0; d < rows.head_size; ++d) mean[d] /= static_cast<float>(count);
 }
 
 std::vector<float> BlockMeans(const HeadRows& rows, const std::vector<int32_t>& order,
                               const std::vector<int32_t>& lengths) {
-  std::vector<float> means(lengths.size() * rows.head_size, 0.0f);
-  size_t position = 0;
-  for (size_t block = 0; block < lengths.size(); ++block) {
-    float* mean = means.data() + block * rows.head_size;
-    for (int32_t i = 0; i < lengths[block]; ++i) AddRow(rows, order[position++], mean);
-    for (int64_t d = 0; d < rows.head_size; ++d) mean[d] /= static_cast<float>(lengths[block]);
+  std::vector<float> means(lengths.size() * rows.head_size);
+  const int32_t* tokens = order.data();
+  for (size_t block = 0; block < lengths.size(); tokens += lengths[block++]) {
+    BlockMean(rows, tokens, lengths[block], means.data() + block * rows.head_size);
   }
   return means;
 }

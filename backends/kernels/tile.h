@@ -10,6 +10,9 @@ namespace denoised::kernels {
 
 // Key rows and head-size rows are packed in groups of kGroup: the height of the register tile.
 inline constexpr int kGroup = 4;
+// Where keys and values come in tiles of 16 rows by 16 units, blocks are padded to two rows of
+// them.
+inline constexpr int kTileKeyGroup = 32;
 // Scores of this many keys are held before a softmax pass.
 inline constexpr int kKeysPerPass = 256;
 inline constexpr int kMaxWidth = 64;
@@ -18,7 +21,11 @@ inline constexpr int kMaxWidth = 64;
 // for v and the probabilities).
 //
 // keys:   [block][length4 / 4][units][4]          one unit of four keys
-// values: [block][head_size4 / 4][key units][4]   one key unit of four head-size columns
+// values: [block][padded_size / 4][key units][4]   one key unit of four head-size columns
+//
+// On AMX both are matrices cut into tiles of [16 rows][16 units], rows of tiles one after the
+// other: keys [length32][units], values transposed, [padded_size][key units]; padded_size is then a
+// multiple of 32.
 //
 // Where scores are int8, a unit of q and k is four neighbouring bytes: keys plus 128 (unsigned),
 // queries signed; value units stay pairs of bfloat16.
@@ -36,7 +43,7 @@ struct TileJob {
   const float* query_scale;     // int8 only: [width]
   const int32_t* query_offset;  // int8 only: [width], -128 * sum of the query's bytes
   int units;                    // of a key row
-  int head_size4;               // head size, rounded up to 4
+  int padded_size;              // head size, rounded up to 4, on AMX to 32
   float scale_log2;             // softmax scale * log2(e)
   int rows;                     // queries in use
   const int32_t* blocks;        // key blocks to attend; null: 0 .. num_blocks - 1
@@ -46,7 +53,7 @@ struct TileJob {
   // where they are int8 each lane still lacks its query_scale.
   void (*edit)(const void* context, int block, float* scores, int width);
   const void* edit_context;
-  float* out;       // [head_size4][width]: the numerator
+  float* out;       // [padded_size][width]: the numerator
   float* sums;      // [width]: the denominator
   float* scores;    // scratch [kKeysPerPass][width]
   uint32_t* probs;  // scratch [kKeysPerPass][width]
@@ -58,6 +65,7 @@ using TileKernel = void (*)(const TileJob& job, int width);
 void TileAvx2(const TileJob& job, int width);        // float32 units
 void TileAvx512(const TileJob& job, int width);      // float32 units
 void TileAvx512Bf16(const TileJob& job, int width);  // bfloat16 pairs
+void TileAmxBf16(const TileJob& job, int width);     // tiles of bfloat16 pairs
 void TileAvx512Vnni(const TileJob& job, int width);  // int8 scores, bfloat16 pairs of values
 
 }  // namespace denoised::kernels

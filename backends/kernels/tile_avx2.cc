@@ -8,6 +8,9 @@ namespace {
 
 struct Float32 {
   using F = __m256;
+  struct Session {};
+  static constexpr bool kTiles = false;
+  static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 8;
   static constexpr int kColumns = 2;  // 8 accumulators, 2 columns, 1 broadcast: fits 16 registers
   static constexpr bool kPairs = false;

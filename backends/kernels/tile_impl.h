@@ -4,7 +4,9 @@
 // S: F (vector), kLanes, kColumns (vectors of the register tile's width), kPairs (units are pairs
 // of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, MulAdd(acc, unit, unit),
 // BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8; with kInt8 also
-// I (vector of int32), LoadInts, DotBytes(acc, query unit, key unit), ToFloat.
+// I (vector of int32), LoadInts, DotBytes(acc, query unit, key unit), ToFloat; kTiles, kKeyGroup
+// (what blocks are padded to), Session (lives while a job runs); with kTiles also its own
+// ScoreBlock and AddValues.
 
 // C[4][kV vectors] (+)= a^T b over `units`: a is [units][4] broadcast, b is [units][width].
 template <class S, int kV>
@@ -50,6 +52,7 @@ inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float*
 // Scores of one key block into scores[length4][width].
 template <class S, int kV>
 inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) {
+  if constexpr (S::kTiles) return S::ScoreBlock(job, block, scores, width);
   const int first = job.head.block_first[block], length = job.head.block_length[block];
   for (int key = 0; key < length; key += kGroup) {
     const uint32_t* keys = job.head.keys + static_cast<int64_t>(first + key) * job.units;
@@ -73,11 +76,16 @@ inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) 
   }
 }
 
+template <class S>
+inline int Padded(int length) {
+  return (length + S::kKeyGroup - 1) / S::kKeyGroup * S::kKeyGroup;
+}
+
 // Padding keys, keys hidden from single rows, and whatever job.edit does.
 template <class S>
 inline void HideScores(const TileJob& job, int entry, int block, float* scores, int width) {
   const int length = job.head.block_length[block];
-  const int padded = (length + kGroup - 1) / kGroup * kGroup;
+  const int padded = Padded<S>(length);
   const typename S::F hidden = S::Set1(-__builtin_inff());
   for (int key = length; key < padded; ++key) {
     for (int q = 0; q < width; q += S::kLanes) S::Store(scores + key * width + q, hidden);
@@ -127,12 +135,13 @@ inline typename S::F SoftmaxLanes(const float* scores, int keys, int width, type
   return shrink;
 }
 
-// out[head_size4][width] = out * shrink + values^T probs, over the blocks of one pass.
+// out[padded_size][width] = out * shrink + values^T probs, over the blocks of one pass.
 template <class S, int kV>
 inline void AddValues(const TileJob& job, const int* pass, int count, const float* shrink,
                       int width) {
+  if constexpr (S::kTiles) return S::AddValues(job, pass, count, shrink, width);
   constexpr int kKeysPerUnit = S::kPairs ? 2 : 1;
-  for (int d = 0; d < job.head_size4; d += kGroup) {
+  for (int d = 0; d < job.padded_size; d += kGroup) {
     for (int column = 0; column < width; column += kV * S::kLanes) {
       typename S::F acc[kGroup][kV];
       for (int v = 0; v < kV; ++v) {
@@ -144,11 +153,11 @@ inline void AddValues(const TileJob& job, const int* pass, int count, const floa
       const uint32_t* probs = job.probs + column;
       for (int i = 0; i < count; ++i) {
         const int block = pass[i];
-        const int padded = (job.head.block_length[block] + kGroup - 1) / kGroup * kGroup;
+        const int padded = Padded<S>(job.head.block_length[block]);
         const int units = padded / kKeysPerUnit;
         const int64_t first = static_cast<int64_t>(job.head.block_first[block]) / kKeysPerUnit;
         const uint32_t* values =
-            job.head.values + first * job.head_size4 + static_cast<int64_t>(d) * units;
+            job.head.values + first * job.padded_size + static_cast<int64_t>(d) * units;
         MultiplyUnits<S, kV>(values, probs, units, width, acc);
         probs += static_cast<int64_t>(units) * width;
       }
@@ -163,19 +172,20 @@ inline void AddValues(const TileJob& job, const int* pass, int count, const floa
 
 template <class S, int kV>
 inline void RunTile(const TileJob& job, int width) {
+  [[maybe_unused]] const typename S::Session session;
   alignas(64) float max[kMaxWidth], shrink[kMaxWidth];
   for (int q = 0; q < width; q += S::kLanes) {
     S::Store(max + q, S::Set1(-__builtin_inff()));
     S::Store(job.sums + q, S::Zero());
   }
-  for (int i = 0; i < job.head_size4 * width; i += S::kLanes) S::Store(job.out + i, S::Zero());
+  for (int i = 0; i < job.padded_size * width; i += S::kLanes) S::Store(job.out + i, S::Zero());
 
   int pass[kKeysPerPass / kGroup];
   for (int next = 0; next < job.num_blocks;) {
     int count = 0, keys = 0;
     for (; next < job.num_blocks; ++next, ++count) {
       const int block = job.blocks != nullptr ? job.blocks[next] : next;
-      const int padded = (job.head.block_length[block] + kGroup - 1) / kGroup * kGroup;
+      const int padded = Padded<S>(job.head.block_length[block]);
       if (keys + padded > kKeysPerPass) break;
       float* scores = job.scores + keys * width;
       ScoreBlock<S, kV>(job, block, scores, width);

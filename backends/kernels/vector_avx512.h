@@ -1,6 +1,9 @@
 // Sixteen floats. Included inside the unnamed namespace of the files that use it.
 struct Vector512 {
   using F = __m512;
+  struct Session {};
+  static constexpr bool kTiles = false;
+  static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 16;
   static constexpr int kColumns = 4;  // 16 accumulators, 4 columns, 1 broadcast: fits 32 registers
 

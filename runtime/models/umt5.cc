@@ -194,7 +194,8 @@ at::Tensor Umt5Encoder::Attend(const Block& block, int layer, const at::Tensor& 
   scratch->mask.narrow(3, 0, rows)
       .copy_(at::where(scratch->real, bias, at::scalar_tensor(LowestOf(dtype_), bias.options())));
   const AttentionLayer attention(AttentionRole::kTextEncoder, layer, /*scale=*/1.0);
-  const at::Tensor out = attention.Forward(query, scratch->key, scratch->value, {}, scratch->mask);
+  const at::Tensor out =
+      attention.Forward(query, scratch->key, scratch->value, {.mask = scratch->mask});
   return block.o(out.reshape({batch, rows, config_.num_heads * config_.d_kv}));
 }
 

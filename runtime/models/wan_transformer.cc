@@ -14,10 +14,9 @@ at::Tensor Part(const at::Tensor& modulation, int64_t index) { return modulation
 // Order of the six parts in a block's table.
 enum : int64_t { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
 
-bool SelfAttentionWantsGate() {
+bool SelfAttentionRuns(AttnBackend id) {
   const AttentionPlan* plan = GetForwardContext().attn_metadata;
-  if (plan == nullptr) return false;
-  return (*plan)[static_cast<int>(AttentionRole::kSelf)].id == AttnBackend::kVideoSparseAttn;
+  return plan != nullptr && (*plan)[static_cast<int>(AttentionRole::kSelf)].id == id;
 }
 
 }  // namespace
@@ -46,6 +45,7 @@ AttentionSpec WanTransformer::SelfSpec(const std::array<int64_t, 3>& grid) const
   spec.q_len = spec.kv_len = grid[0] * grid[1] * grid[2];
   spec.grid = grid;
   spec.has_gate = has_gate_;
+  spec.has_projection = has_projection_;
   spec.supported = AllAttnBackends();
   std::erase(spec.supported, AttnBackend::kNoAttention);
   return spec;
@@ -57,7 +57,7 @@ AttentionSpec WanTransformer::CrossSpec(const std::array<int64_t, 3>& grid,
   spec.role = AttentionRole::kCross;
   spec.kv_len = text_length;
   spec.grid = {0, 0, 0};
-  spec.has_gate = false;
+  spec.has_gate = spec.has_projection = false;
   spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kCudnnAttn,
                     AttnBackend::kReference};
   return spec;
@@ -155,11 +155,15 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
   const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
   const at::Tensor k = SplitHeads(RmsNorm(attention.to_k(x), attention.norm_k));
   const at::Tensor v = SplitHeads(attention.to_v(x));
-  at::Tensor gate;
-  if (has_gate_ && SelfAttentionWantsGate()) gate = SplitHeads(blocks_[layer].to_gate(x));
+  AttentionExtras extras;
+  if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn)) {
+    extras.gate = SplitHeads(blocks_[layer].to_gate(x));
+  }
+  extras.projection = blocks_[layer].sla_weight;
+  extras.projection_bias = blocks_[layer].sla_bias;
   const AttentionLayer run(AttentionRole::kSelf, layer);
   const at::Tensor out =
-      run.Forward(Rotate(q, rope.cos, rope.sin), Rotate(k, rope.cos, rope.sin), v, gate);
+      run.Forward(Rotate(q, rope.cos, rope.sin), Rotate(k, rope.cos, rope.sin), v, extras);
   return attention.to_out(out.flatten(2));
 }
 

@@ -85,6 +85,9 @@ class WanTransformer {
 
   // The checkpoint carries to_gate_compress, the learned gate of VIDEO_SPARSE_ATTN.
   bool has_gate() const { return has_gate_; }
+  // It carries attn1.attn_impl.proj_l, the learned map of SLA_ATTN's linear branch (FastVideo's
+  // name; TurboDiffusion checkpoints converted for it have it).
+  bool has_projection() const { return has_projection_; }
   const WanTransformerConfig& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
@@ -99,6 +102,7 @@ class WanTransformer {
     at::Tensor modulation;  // [1, 6, D] float32
     Attention self, cross;
     Linear to_gate;                       // undefined: none in the checkpoint
+    at::Tensor sla_weight, sla_bias;      // [D_head, D_head], [D_head] float32, or undefined
     at::Tensor norm2_weight, norm2_bias;  // [D] float32, undefined without cross_attn_norm
     Linear ffn_in, ffn_out;
   };
@@ -139,7 +143,7 @@ class WanTransformer {
   std::vector<Block> blocks_;
   at::Tensor out_modulation_;  // [1, 2, D] float32
   Linear proj_out_;
-  bool has_gate_ = false;
+  bool has_gate_ = false, has_projection_ = false;
   std::vector<std::string> unused_;
   std::string digest_;
 };

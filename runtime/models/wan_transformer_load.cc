@@ -99,6 +99,7 @@ void WanTransformer::TakeTensors(const LoadOptions& from) {
   text_linear_1_ = Linear::Take(from, embedder + "text_embedder.linear_1", config_.text_dim, d);
   text_linear_2_ = Linear::Take(from, embedder + "text_embedder.linear_2", d, d);
   has_gate_ = from.weights->Contains("blocks.0.to_gate_compress.weight");
+  has_projection_ = from.weights->Contains("blocks.0.attn1.attn_impl.proj_l.weight");
   for (int64_t i = 0; i < config_.num_layers; ++i) blocks_.push_back(TakeBlock(from, i));
   out_modulation_ = from.TakeFloat("scale_shift_table", {1, 2, d});
   proj_out_ = Linear::Take(from, "proj_out", d, config_.out_channels * config_.patch_volume());
@@ -112,6 +113,11 @@ WanTransformer::Block WanTransformer::TakeBlock(const LoadOptions& from, int64_t
   block.self = TakeAttention(from, name + "attn1.");
   block.cross = TakeAttention(from, name + "attn2.");
   if (has_gate_) block.to_gate = Linear::Take(from, name + "to_gate_compress", d, d);
+  if (has_projection_) {
+    const int64_t size = config_.head_dim;
+    block.sla_weight = from.TakeFloat(name + "attn1.attn_impl.proj_l.weight", {size, size});
+    block.sla_bias = from.TakeFloat(name + "attn1.attn_impl.proj_l.bias", {size});
+  }
   if (config_.cross_attn_norm) {
     block.norm2_weight = from.TakeFloat(name + "norm2.weight", {d});
     block.norm2_bias = from.TakeFloat(name + "norm2.bias", {d});

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "backends/error.h"
+#include "runtime/threads.h"
 #include "server/cli/command.h"
 #include "server/convert.h"
 #include "server/server.h"
@@ -71,4 +72,7 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace
 }  // namespace denoised::cli
 
-int main(int argc, char** argv) { return denoised::cli::Main({argv + 1, argv + argc}); }
+int main(int argc, char** argv) {
+  denoised::KeepFreedMemory();
+  return denoised::cli::Main({argv + 1, argv + argc});
+}

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "tests/backends/attention_oracle.h"
+#include "tests/backends/tile_amx_emulated.h"
 
 namespace denoised::kernels {
 namespace {
@@ -21,6 +22,7 @@ struct Shape {
 struct Variant {
   Isa isa;
   Element element;
+  TileKernel kernel = nullptr;  // null: the instruction set's own
 };
 
 std::vector<Variant> VariantsOfThisCpu() {
@@ -31,7 +33,11 @@ std::vector<Variant> VariantsOfThisCpu() {
     variants.push_back({Isa::kAvx512, Element::kFloat32});
     variants.push_back({Isa::kAvx512, Element::kBFloat16});
   }
-  if (cpu.avx512_bf16) variants.push_back({Isa::kAvx512Bf16, Element::kBFloat16});
+  if (cpu.avx512_bf16) {
+    variants.push_back({Isa::kAvx512Bf16, Element::kBFloat16});
+    variants.push_back({Isa::kAmxBf16, Element::kBFloat16, TileAmxEmulated});
+  }
+  if (cpu.avx512_bf16 && cpu.amx_bf16) variants.push_back({Isa::kAmxBf16, Element::kBFloat16});
   return variants;
 }
 
@@ -68,8 +74,9 @@ at::Tensor Attend(const AttentionInputs& in, const BlockPlan& plan, Variant vari
   call.value = ViewOf(in.value);
   call.out = out.mutable_data_ptr();
   call.scale = static_cast<float>(in.scale);
-  BlockSparseAttention(call, plan, variant.isa,
-                       [](int64_t, const std::function<void()>& worker) { worker(); });
+  BlockSparseAttention(
+      call, plan, variant.isa, [](int64_t, const std::function<void()>& worker) { worker(); },
+      variant.kernel);
   return out;
 }
 
@@ -250,6 +257,10 @@ TEST(BestIsa, IsTheWidestThatTheCpuHas) {
   cpu.avx512_bf16 = true;
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16);
   EXPECT_EQ(BestIsa(Element::kFloat32, cpu), Isa::kAvx512);
+  cpu.amx_bf16 = true;
+  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16) << "it was never measured";
+  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu, /*unmeasured=*/true), Isa::kAmxBf16);
+  EXPECT_EQ(BestIsa(Element::kFloat32, cpu, /*unmeasured=*/true), Isa::kAvx512);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The attention rows, both sides in one process: A4 A5 A6 A6b E1 E2 E3 E11.
+// The attention rows, both sides in one process: A0 A4 A5 A6 A6b E1 E2 E3 E11.
 //
 //   attention_bench [--pairs=N] [--threads=N] [ROW...]
 //
@@ -237,6 +237,28 @@ void EmitA6b(const Options& options, const std::function<void(Json)>& emit) {
         {"aim", 1.5}});
 }
 
+// Every backend of this machine at its default parameters, a line each; no peer and no mark. The
+// slow ones run once.
+void EmitA0(const Options& options, const std::function<void(Json)>& emit) {
+  const std::set<AttnBackend> slow = {AttnBackend::kReference, AttnBackend::kSageAttnThree,
+                                      AttnBackend::kAttnQatInfer};
+  for (const auto& entry : BackendRegistry::Default().entries()) {
+    const AttentionSpec spec = SpecOf(Tokens(kLongGrid), kLongGrid);
+    if (BackendRegistry::Default().WhyNot(entry.id, spec, QueryCpu())) continue;
+    Json seconds = Json::object();
+    for (const auto& grid : {kWanGrids.front(), kLongGrid}) {
+      const AttentionInputs inputs = RandomInputs(Tokens(grid));
+      const Attention attend(entry.id, grid);
+      seconds[std::to_string(Tokens(grid))] =
+          MedianSeconds([&] { attend(inputs); }, slow.contains(entry.id) ? 1 : options.pairs);
+    }
+    emit({{"row", "A0"},
+          {"name", std::string(AttnBackendName(entry.id)) + ", default parameters, bf16, 12 x 128"},
+          {"unit", "s"},
+          {"seconds", seconds}});
+  }
+}
+
 // Grids of whole 4 x 4 x 4 tiles, each twice the one before.
 const std::vector<std::array<int64_t, 3>> kDoublingGrids = {
     {4, 16, 24}, {8, 16, 24}, {8, 32, 24}, {16, 32, 24}};
@@ -346,7 +368,7 @@ void EmitE11(const Options& options, const std::function<void(Json)>& emit) {
 
 using Emitter = void (*)(const Options&, const std::function<void(Json)>&);
 const std::vector<std::pair<std::string, Emitter>> kRows = {
-    {"A4", EmitA4}, {"A5", EmitA5}, {"A6", EmitA6}, {"A6b", EmitA6b},
+    {"A0", EmitA0}, {"A4", EmitA4}, {"A5", EmitA5}, {"A6", EmitA6},  {"A6b", EmitA6b},
     {"E1", EmitE1}, {"E2", EmitE2}, {"E3", EmitE3}, {"E11", EmitE11}};
 
 Options Parse(int argc, char** argv) {
@@ -380,6 +402,7 @@ void Run(const Options& options) {
 }  // namespace denoised
 
 int main(int argc, char** argv) {
+  denoised::KeepFreedMemory();
   const c10::InferenceMode inference;
   const denoised::Options options = denoised::Parse(argc, argv);
   denoised::SetIntraOpThreads(options.threads);

@@ -17,7 +17,6 @@ import subprocess
 import sys
 
 
-import gpu_rows
 import model_rows
 import server_rows
 from pairs import ROOT, cpu, summary, surroundings
@@ -44,7 +43,7 @@ GROUPS = {
     "model": (model_rows.ROWS, model_rows.measure),
     "server": (server_rows.ROWS, server_rows.measure),
     "gpu": (gpu_rows.ROWS, gpu_rows.measure),
-    "attention": (("A4", "A5", "A6", "A6b", "E1", "E2", "E3", "E11"), attention_rows),
+    "attention": (("A0", "A4", "A5", "A6", "A6b", "E1", "E2", "E3", "E11"), attention_rows),
 }
 
 
@@ -58,7 +57,7 @@ def judge(row):
 
 
 def record(row):
-    model = row.get("device") or cpu()[0]
+    model, _ = cpu()
     name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
     day = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     (BENCH / "results").mkdir(exist_ok=True)

@@ -227,6 +227,7 @@ Json AnswerOrError(Bench& bench, const std::string& line) {
 }  // namespace denoised
 
 int main() {
+  denoised::KeepFreedMemory();
   const c10::InferenceMode inference;
   denoised::Bench bench;
   for (std::string line; std::getline(std::cin, line);) {

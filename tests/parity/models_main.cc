@@ -4,6 +4,8 @@
 //   {"run": "m", "in": "a.safetensors", "out": "b.safetensors", "backend": "TORCH_SDPA", "repeat":
 //   1}
 //   {"drop": "m"}
+// A run of a dit with "parameters" (JSON text) has its self-attention on "backend", the rest on
+// TORCH_SDPA.
 // Answers {"ok": true, "seconds": [...], "cpu_seconds": [...], "peak_kib": 1} or {"ok": false,
 // "error": "...", "code": 3}. Not part of the product.
 #include <ATen/ATen.h>
@@ -76,6 +78,7 @@ class Subject {
  public:
   virtual ~Subject() = default;
   virtual Tensors Run(const Tensors& in) = 0;
+  virtual AttentionSpec SelfSpec(const Tensors& in) const { return {}; }
   virtual Json Facts() const { return Json::object(); }
 };
 
@@ -87,6 +90,9 @@ class DitSubject : public Subject {
     // A job encodes its text once; `text` is timed apart by sending "encode".
     if (in.contains("encode")) text_ = model_->EncodeText(in.at("embeds"));
     return {{"out", model_->Forward(in.at("latents"), in.at("timestep"), text_)}};
+  }
+  AttentionSpec SelfSpec(const Tensors& in) const override {
+    return model_->SelfSpec(model_->TokenGrid(in.at("latents").sizes()));
   }
   Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
 
@@ -174,7 +180,7 @@ std::unique_ptr<Subject> MakeSubject(const Json& request) {
 }
 
 // Every role on one backend.
-AttentionPlan PlanFor(const std::string& name) {
+AttentionPlan PlanOfOne(const std::string& name) {
   const BackendRegistry::Entry* entry =
       BackendRegistry::Default().Find(CoerceAttnBackend(name, "backend"));
   TORCH_CHECK(entry != nullptr && entry->backend != nullptr, "no backend ", name);
@@ -186,10 +192,21 @@ AttentionPlan PlanFor(const std::string& name) {
   return plan;
 }
 
+AttentionPlan PlanFor(const Json& request, const Subject& subject, const Tensors& in) {
+  const std::string name = request.value("backend", "TORCH_SDPA");
+  if (!request.contains("parameters")) return PlanOfOne(name);
+  AttentionPlan plan = PlanOfOne("TORCH_SDPA");
+  AttentionSlot& self = plan[static_cast<size_t>(AttentionRole::kSelf)];
+  self = PlanOfOne(name)[static_cast<size_t>(AttentionRole::kSelf)];
+  self.metadata = self.backend->MakeBuilder()->Build(
+      {0, 1, subject.SelfSpec(in), request.at("parameters").get<std::string>()});
+  return plan;
+}
+
 Json RunSubject(Subject* subject, const Json& request) {
   c10::InferenceMode guard;
   Tensors in = ReadTensors(request.at("in"));
-  const AttentionPlan plan = PlanFor(request.value("backend", "TORCH_SDPA"));
+  const AttentionPlan plan = PlanFor(request, *subject, in);
   ForwardContext context;
   context.attn_metadata = &plan;
   const ScopedForwardContext scope(context);

@@ -227,6 +227,99 @@ class TransformerParity(Parity):
         got = self.driver.run("m", inputs, backend="REFERENCE")["out"]
         torch.testing.assert_close(got, want.clone(), rtol=1e-5, atol=1e-5)
 
+    def with_extra_weights(self, name, extra, processor):
+        """A checkpoint with `extra` tensors beside diffusers' own, and diffusers' model with
+        `processor(block)` doing the self-attention. Asserts that they agree."""
+        path = self.make(name, num_attention_heads=2, attention_head_dim=24, num_layers=2)
+        theirs = realign(WanTransformer3DModel.from_pretrained(path))
+        file = path / "diffusion_pytorch_model.safetensors"
+        save_file({**load_file(file), **extra}, file)
+        for i, block in enumerate(theirs.blocks):
+            block.attn1.processor = processor(i)
+        self.assertEqual(self.load("dit", path)["unused"], [])
+        inputs = dict(
+            latents=torch.randn(1, 6, 3, 12, 20),
+            embeds=torch.randn(1, 9, 24),
+            timestep=torch.tensor([500]),
+            encode=torch.zeros(1),
+        )
+        with torch.inference_mode():
+            want = theirs(
+                inputs["latents"], inputs["timestep"], inputs["embeds"], return_dict=False
+            )[0]
+        return inputs, want.clone()
+
+    @staticmethod
+    def heads_of(attn, x, rotary):
+        """Rotated queries and keys, and values: [B, H, S, D]."""
+        def rotate(y):
+            cos, sin = rotary[0][..., 0::2].transpose(1, 2), rotary[1][..., 1::2].transpose(1, 2)
+            a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
+            return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+        q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
+        q, k, v = (y.unflatten(2, (attn.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        return rotate(q), rotate(k), v
+
+    def test_video_sparse_attention_has_the_checkpoints_gate(self):
+        # All tiles are taken, so the fine branch is plain attention and the rest is the gate's.
+        grid, tile = (3, 6, 10), 4
+        where = torch.cartesian_prod(*(torch.arange(n) // tile for n in grid))
+        tiles, tile_of = torch.unique(where, dim=0, return_inverse=True)
+        extra = {}
+        for i in range(2):
+            extra[f"blocks.{i}.to_gate_compress.weight"] = torch.randn(48, 48) * 0.2
+            extra[f"blocks.{i}.to_gate_compress.bias"] = torch.randn(48)
+
+        def processor(i):
+            name = f"blocks.{i}.to_gate_compress."
+
+            def attend(attn, x, encoder_hidden_states, attention_mask, rotary, **_):
+                q, k, v = self.heads_of(attn, x, rotary)
+                mean = torch.zeros(len(tiles), len(tile_of)).index_put(
+                    (tile_of, torch.arange(len(tile_of))), torch.tensor(1.0))
+                mean /= mean.sum(1, keepdim=True)
+                scores = (mean @ q) @ (mean @ k).transpose(2, 3) / 24**0.5
+                coarse = (scores.softmax(-1) @ (mean @ v))[:, :, tile_of]
+                gate = torch.nn.functional.linear(x, extra[name + "weight"], extra[name + "bias"])
+                gate = gate.unflatten(2, (2, -1)).transpose(1, 2)
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v) + gate * coarse
+                return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+            return attend
+
+        inputs, want = self.with_extra_weights("gated", extra, processor)
+        run = dict(backend="VIDEO_SPARSE_ATTN", parameters='{"sparsity": 0.0}')
+        got = self.driver.run("m", inputs, **run)["out"]
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        off = self.driver.run("m", inputs, **{**run, "parameters": '{"sparsity": 0.0, "coarse": false}'})
+        self.assertGreater((off["out"] - want).abs().max(), 1e-2)
+
+    def test_sla_has_the_checkpoints_projection(self):
+        extra = {}
+        for i in range(2):
+            extra[f"blocks.{i}.attn1.attn_impl.proj_l.weight"] = torch.randn(24, 24)
+            extra[f"blocks.{i}.attn1.attn_impl.proj_l.bias"] = torch.randn(24)
+
+        def processor(i):
+            name = f"blocks.{i}.attn1.attn_impl.proj_l."
+
+            def attend(attn, x, encoder_hidden_states, attention_mask, rotary, **_):
+                q, k, v = self.heads_of(attn, x, rotary)
+                fq, fk = q.softmax(-1), k.softmax(-1)
+                linear = fq @ (fk.transpose(2, 3) @ v)
+                linear = linear / (1e-5 + (fq * fk.sum(2, keepdim=True)).sum(-1, keepdim=True))
+                linear = torch.nn.functional.linear(
+                    linear, extra[name + "weight"], extra[name + "bias"])
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v) + linear
+                return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+            return attend
+
+        inputs, want = self.with_extra_weights("sla", extra, processor)
+        got = self.driver.run("m", inputs, backend="SLA_ATTN", parameters='{"ratio": 1.0}')["out"]
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
     def test_refuses_what_it_does_not_do(self):
         path = self.make("bad", num_attention_heads=2, attention_head_dim=16, num_layers=1)
         good = json.loads((path / "config.json").read_text())

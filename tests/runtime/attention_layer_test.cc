@@ -61,7 +61,10 @@ TEST(AttentionLayer, HandsItsRolesBackendEverythingAndTallies) {
   const at::Tensor q = at::rand({1, 5, 2, 16}), k = at::rand({1, 3, 2, 16});
   const at::Tensor gate = at::rand({1, 5, 2, 16}), mask = at::ones({1, 3}, at::kBool);
   const AttentionLayer layer(AttentionRole::kSelf, 11, 0, true);
-  EXPECT_TRUE(layer.Forward(q, k, k, gate, mask).equal(q));
+  const AttentionExtras extras = {gate, mask, at::rand({16, 16}), at::rand({16})};
+  EXPECT_TRUE(layer.Forward(q, k, k, extras).equal(q));
+  EXPECT_TRUE(self.seen.projection.is_same(extras.projection));
+  EXPECT_TRUE(self.seen.projection_bias.is_same(extras.projection_bias));
   EXPECT_EQ(self.seen.layer_index, 11);
   EXPECT_TRUE(self.seen.causal);
   EXPECT_EQ(self.seen.scale, 0.25);

@@ -121,6 +121,25 @@ TEST_F(AttentionPlannerTest, TalliesAreBookedToTheRowThatRan) {
   EXPECT_EQ(planner.TakeTallies()[0].calls, 0u) << "taken once";
 }
 
+TEST_F(AttentionPlannerTest, WhatABackendLacksIsNotedOnce) {
+  setting_.registry = &BackendRegistry::Default();
+  AttentionSpec spec = SelfSpec();
+  spec.supported = {AttnBackend::kVideoSparseAttn, AttnBackend::kSlaAttn};
+  spec.grid = {1, 2, 2};
+  spec.q_len = spec.kv_len = 4;
+  AttentionPlanner planner = Make(AttnBackend::kVideoSparseAttn);
+  planner.Prepare({spec}, 0, 2);
+  planner.Prepare({spec}, 1, 2);
+  EXPECT_THAT(planner.Notes(), ElementsAre(testing::HasSubstr("no to_gate_compress")));
+
+  spec.has_gate = spec.has_projection = true;
+  AttentionPlanner gated = Make(AttnBackend::kVideoSparseAttn), sla = Make(AttnBackend::kSlaAttn);
+  gated.Prepare({spec}, 0, 1);
+  sla.Prepare({spec}, 0, 1);
+  EXPECT_THAT(gated.Notes(), IsEmpty());
+  EXPECT_THAT(sla.Notes(), IsEmpty());
+}
+
 TEST_F(AttentionPlannerTest, WithoutAChangeNothingIsSelectedAnew) {
   AttentionPlanner planner = Make();
   planner.Prepare(specs_, 0, 3);

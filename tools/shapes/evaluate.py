@@ -2,6 +2,7 @@
 
 evaluate.py draw --backend diffusers|denoised --model DIR --out DIR   writes NNN.npy, prints the scores
 evaluate.py compare A B                                               scores of both, and how far frames differ
+evaluate.py attention --out DIR NAME...      a table: each attention backend against REFERENCE, drawn by `denoised`
 
 Prompt NNN has seed 1000 + NNN. Clips that are there already are not drawn again.
 `denoised` is asked through `denoisectl generate`, so a server must be up (--server), with the model's folder in
@@ -40,19 +41,14 @@ def draw_diffusers(args, todo):
         print(f"{start + len(part)} of {len(todo)}", flush=True)
 
 
-def draw_denoised(args, todo):
+def draw_denoised(args, todo, *more):
+    """`more`: other flags of denoisectl generate."""
     name = os.path.basename(os.path.normpath(args.model))
     for i, prompt in todo:
-        path = path_of(args.out, i)
-        command = [args.denoisectl, "generate", prompt, "-o", path, f"--server={args.server}", f"--model={name}",
-                   f"--seed={FIRST_SEED + i}", f"--steps={args.steps}", f"--guidance={args.guidance}", "--json"]
+        command = [args.denoisectl, "generate", prompt, "-o", path_of(args.out, i), f"--server={args.server}",
+                   f"--model={name}", f"--seed={FIRST_SEED + i}", f"--steps={args.steps}",
+                   f"--guidance={args.guidance}", "--json", *more]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        np.save(path, as_unit(np.load(path)))
-
-
-def as_unit(clip):
-    """Frames in [0, 1], whether they came as bytes or as floats."""
-    return clip.astype(np.float32) / 255 if clip.dtype == np.uint8 else clip.astype(np.float32)
 
 
 def path_of(folder, number):
@@ -79,6 +75,29 @@ def draw(args):
     sheet_of(args.out, os.path.join(args.out, "sheet.png"), range(min(args.count, 32)))
 
 
+def psnr(a, b):
+    """Decibels over all clips of two folders that are in both; infinite where they are equal."""
+    names = sorted(set(os.listdir(a)) & set(os.listdir(b)))
+    errors = [np.square(np.load(os.path.join(a, n)) - np.load(os.path.join(b, n))).mean()
+              for n in names if n.endswith(".npy")]
+    return float("inf") if max(errors) == 0 else -10 * np.log10(np.mean(errors))
+
+
+def attention(args):
+    """A line a backend: mean-square distance to REFERENCE over all frames, and what the judge sees."""
+    prompts = captions.held_out_prompts(300)[:args.count]
+    print("| backend | PSNR, dB | colour | motion | shape | all |\n| --- | --- | --- | --- | --- | --- |")
+    top = args.out
+    for name in ["REFERENCE", *args.names]:
+        args.out = os.path.join(top, name)
+        os.makedirs(args.out, exist_ok=True)
+        todo = [(i, p) for i, (p, _) in enumerate(prompts) if not os.path.exists(path_of(args.out, i))]
+        draw_denoised(args, todo, f"--backend={name}", "--strict")
+        rates = score.rates(results_of(args.out, prompts))
+        cells = [f"{psnr(os.path.join(top, 'REFERENCE'), args.out):.1f}"] + [f"{r:.1f}" for r in rates.values()]
+        print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
+
+
 def compare(args):
     prompts = captions.held_out_prompts(300)
     both = [i for i in range(300) if all(os.path.exists(path_of(d, i)) for d in (args.a, args.b))]
@@ -93,18 +112,22 @@ def compare(args):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = p.add_subparsers(required=True)
-    d = sub.add_parser("draw")
+    drawing = argparse.ArgumentParser(add_help=False)
+    drawing.add_argument("--model", default=os.path.join(os.path.dirname(__file__), "../../model_repository/shapes"))
+    drawing.add_argument("--out", required=True)
+    drawing.add_argument("--count", type=int, default=300, help="the first so many of the 300")
+    drawing.add_argument("--steps", type=int, default=20)
+    drawing.add_argument("--guidance", type=float, default=3.0)
+    drawing.add_argument("--server", default="127.0.0.1:50051")
+    drawing.add_argument("--denoisectl", default=os.path.join(os.path.dirname(__file__), "../../build/bin/denoisectl"))
+    d = sub.add_parser("draw", parents=[drawing])
     d.add_argument("--backend", choices=("diffusers", "denoised"), default="diffusers")
-    d.add_argument("--model", default=os.path.join(os.path.dirname(__file__), "../../model_repository/shapes"))
-    d.add_argument("--out", required=True)
-    d.add_argument("--count", type=int, default=300, help="the first so many of the 300")
-    d.add_argument("--steps", type=int, default=20)
-    d.add_argument("--guidance", type=float, default=3.0)
     d.add_argument("--batch", type=int, default=10)
     d.add_argument("--threads", type=int, default=2)
-    d.add_argument("--server", default="127.0.0.1:50051")
-    d.add_argument("--denoisectl", default=os.path.join(os.path.dirname(__file__), "../../build/bin/denoisectl"))
     d.set_defaults(call=draw)
+    a = sub.add_parser("attention", parents=[drawing])
+    a.add_argument("names", nargs="+")
+    a.set_defaults(call=attention)
     c = sub.add_parser("compare")
     c.add_argument("a")
     c.add_argument("b")

@@ -71,14 +71,15 @@ def rate_of(done, steps):
     return min(1.0, (steps + 1) / 60) * (1.0 if done < 0.5 else 1.0 - 0.95 * (min(done, 1.0) - 0.5) / 0.5)
 
 
-def noise_levels(count, device):
-    """sigma in (0, 1), half of them above 0.9.
+def noise_levels(count, done, device):
+    """sigma in (0, 1): half of them above 0.9 in the first half of the schedule, a third in the second.
 
     A clip is ten thousand numbers that mostly agree on few things, so its background, colour and path show through
-    the noise already at sigma 0.95, and there the caption has nothing left to say. It is learned above that.
+    the noise already at sigma 0.95, and there the caption has nothing left to say. It is learned above that. The
+    outline of the shape is learned below, and last.
     """
     u = torch.rand(count, device=device)
-    shift = torch.where(torch.rand(count, device=device) < 0.6, 16.0, 3.0)
+    shift = torch.where(torch.rand(count, device=device) < (0.6 if done < 0.5 else 0.3), 16.0, 3.0)
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -126,8 +127,8 @@ class Trainer:
         train_vae.save(self.path, {"dit": self.dit.state_dict(), "ema": self.ema.state_dict(),
                                    "optimizers": [o.state_dict() for o in self.optimizers], "state": self.state})
 
-    def loss(self, z, weight, texts):
-        sigma = noise_levels(len(z), z.device).view(-1, 1, 1, 1, 1)
+    def loss(self, done, z, weight, texts):
+        sigma = noise_levels(len(z), done, z.device).view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(z)
         hidden, self.cross.bias = model.embed(self.tokenizer, self.text_encoder, texts, z.device)
         guess = self.dit((1 - sigma) * z + sigma * noise, sigma.flatten() * 1000, hidden, return_dict=False)[0]
@@ -143,7 +144,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = scale * rate
         with torch.autocast(args.device, torch.bfloat16):
-            loss = self.loss(*self.data.batch(self.rng, args.batch, state["stats"]))
+            loss = self.loss(done, *self.data.batch(self.rng, args.batch, state["stats"]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.dit.parameters(), 1.0)
         for optimizer in self.optimizers:
