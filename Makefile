@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 PYTHON := $(DENOISED_CACHE)/venv/bin/python
 JOBS ?= $(shell nproc)
 TEST_JOBS ?= 1
-SOURCES = git ls-files '*.cc' '*.h' '*.cu'
+SOURCES = git ls-files '*.cc' '*.h' '*.cu' '*.cuh'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests build demo test bench format check-format asan tsan clean

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "backends/attention_call.h"
+#include "backends/cuda/block_sparse_launch.h"
 
 namespace denoised {
 namespace {
@@ -51,7 +52,7 @@ void SetBias(const at::Tensor& bias, BlockSparseCall* call) {
 }
 
 at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
-                         const kernels::BlockPlan& plan, std::optional<kernels::Isa> isa) {
+                         const kernels::BlockPlan& plan, kernels::Isa isa) {
   const at::Tensor q = HeadSizeInside(inputs.query), k = HeadSizeInside(inputs.key);
   const at::Tensor v = HeadSizeInside(inputs.value);
   at::Tensor out =
@@ -70,8 +71,7 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
   call.scale = static_cast<float>(SoftmaxScale(inputs));
   call.causal = inputs.causal;
   SetBias(bias, &call);
-  kernels::BlockSparseAttention(call, plan, isa.value_or(kernels::BestIsa(call.element, ThisCpu())),
-                                RunOnAtenThreads);
+  kernels::BlockSparseAttention(call, plan, isa, RunOnAtenThreads);
   return out;
 }
 
@@ -79,7 +79,7 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
 
 std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const DeviceInfo& device) {
   if (device.type != DeviceInfo::Type::kCpu) {
-    return "its kernel for CUDA is not in this build; on the CPU it runs";
+    return "its kernel is written for the CPU";
   }
   if (spec.dtype != DType::kFloat32 && spec.dtype != DType::kBFloat16 &&
       spec.dtype != DType::kFloat16) {
@@ -93,15 +93,28 @@ std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const Devi
   return std::nullopt;
 }
 
+std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
+                                        Admission admission) {
+  return device.type == DeviceInfo::Type::kCpu ? CpuKernelLimits(spec, device)
+                                               : CudaKernelLimits(spec, device, admission);
+}
+
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                              std::optional<kernels::Isa> isa) {
+                              Admission admission, std::optional<kernels::Isa> isa) {
+  if (inputs.query.is_cuda()) {
+    return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
+  }
   const at::Tensor bias = AdditiveMask(inputs);
-  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, isa);
+  const Element element =
+      inputs.query.scalar_type() == at::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
+  const kernels::Isa chosen =
+      isa.value_or(kernels::BestIsa(element, ThisCpu(), admission == Admission::kUnmeasured));
+  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, chosen);
   AttentionInputs wide = inputs;
   wide.query = inputs.query.to(at::kFloat);
   wide.key = inputs.key.to(at::kFloat);
   wide.value = inputs.value.to(at::kFloat);
-  return InKernelDtype(wide, bias, plan, isa).to(at::kHalf);
+  return InKernelDtype(wide, bias, plan, chosen).to(at::kHalf);
 }
 
 }  // namespace denoised

@@ -1,5 +1,5 @@
-// Tensors in, tensors out around kernels/block_sparse.h: what FLASH_ATTN and the sparse backends
-// share on the CPU.
+// Tensors in, tensors out around the block-sparse kernels: what FLASH_ATTN (on the CPU) and the
+// sparse backends share.
 #ifndef DENOISED_BACKENDS_BLOCK_SPARSE_FORWARD_H_
 #define DENOISED_BACKENDS_BLOCK_SPARSE_FORWARD_H_
 
@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "backends/admission.h"
 #include "backends/attention_backend.h"
 #include "backends/kernels/block_sparse.h"
 
@@ -16,10 +17,16 @@ namespace denoised {
 // What the CPU kernel takes: float32, bfloat16 and (through float32) float16, head sizes to 256.
 std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const DeviceInfo& device);
 
-// Attention of checked CPU inputs over the plan's blocks; honours mask and causal of `inputs`.
+// Of the device's kernel: CpuKernelLimits, or CudaKernelLimits of cuda/block_sparse_launch.h.
+std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
+                                        Admission admission);
+
+// Attention of checked inputs over the plan's blocks, by the kernel of their device. On the CPU it
+// honours mask and causal of `inputs`; the CUDA kernel has neither, see CudaKernelLimits.
 // Fresh contiguous [B, S_q, H, D] of the inputs' dtype. `isa`: empty = the best exact one of this
-// CPU.
+// CPU, of those that have not been measured only where admitted; CUDA has no choice.
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
+                              Admission admission = Admission::kMeasured,
                               std::optional<kernels::Isa> isa = std::nullopt);
 
 }  // namespace denoised

@@ -67,9 +67,9 @@ std::vector<int32_t> KeptKeys(const std::vector<float>& probability, double thre
 HeadChoice Choose(const SparseCall& call, const BsaSetting& setting, int64_t head) {
   const Partition& tiles = setting.tiles;
   const int64_t size = call.head_size(), count = tiles.blocks();
-  const kernels::HeadRows rows = call.Rows(call.inputs.query, head);
+  const kernels::HeadRows rows = call.Rows(call.host_query, head);
   const std::vector<float> keys =
-      kernels::BlockMeans(call.Rows(call.inputs.key, head), tiles.order, tiles.lengths);
+      kernels::BlockMeans(call.Rows(call.host_key, head), tiles.order, tiles.lengths);
   HeadChoice choice;
   size_t position = 0;
   for (int64_t tile = 0; tile < count; ++tile) {
@@ -174,9 +174,11 @@ at::Tensor BsaBackend::Attend(const SparseCall& call) const {
     inputs.query = one(call.inputs.query);
     inputs.key = one(call.inputs.key);
     inputs.value = one(call.inputs.value);
-    const at::Tensor kept = BlockSparseForward(inputs, PlanOfHead(setting.tiles, choices[head]));
+    const at::Tensor kept =
+        BlockSparseForward(inputs, PlanOfHead(setting.tiles, choices[head]), admission());
     const std::vector<int64_t> source = OutputSource(setting.tiles, choices[head]);
-    one(out).copy_(kept.index_select(1, at::tensor(at::ArrayRef<int64_t>(source), at::kLong)));
+    const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(source), at::kLong);
+    one(out).copy_(kept.index_select(1, index.to(out.device())));
   }
   return out;
 }

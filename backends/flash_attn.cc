@@ -1,7 +1,8 @@
 // FLASH_ATTN: on the CPU the block-sparse kernel with the full list of blocks; on CUDA LibTorch's
-// flash kernel, called by name so that nothing else can answer.
+// flash kernel, called by name so that nothing else can answer, or FlashAttention-3.
 #include "backends/attention_call.h"
 #include "backends/block_sparse_forward.h"
+#include "backends/cuda/flash3.h"
 #include "backends/dense_backends.h"
 
 namespace denoised {
@@ -21,6 +22,10 @@ std::optional<std::string> CudaLimits(const AttentionSpec& spec, const DeviceInf
            std::to_string(spec.head_size);
   }
   if (spec.has_mask) return "the CUDA flash kernel takes no mask";
+  if (spec.causal && spec.q_len != spec.kv_len) {
+    return "the CUDA flash kernel is causal for as many queries as keys; got " +
+           std::to_string(spec.q_len) + " and " + std::to_string(spec.kv_len);
+  }
   return std::nullopt;
 }
 
@@ -31,12 +36,14 @@ at::Tensor KernelView(const at::Tensor& tensor) {
   return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
 }
 
-at::Tensor OnCpu(const AttentionInputs& inputs) {
+at::Tensor OnCpu(const AttentionInputs& inputs, Admission admission) {
   return BlockSparseForward(
-      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal));
+      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal),
+      admission);
 }
 
-at::Tensor OnCuda(const AttentionInputs& inputs) {
+at::Tensor OnCuda(const AttentionInputs& inputs, Admission admission) {
+  if (admission == Admission::kUnmeasured && Flash3Serves(inputs)) return Flash3Forward(inputs);
   const at::Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention(
       KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
       inputs.causal, /*return_debug_mask=*/false, SoftmaxScale(inputs)));
@@ -44,6 +51,17 @@ at::Tensor OnCuda(const AttentionInputs& inputs) {
 }
 
 }  // namespace
+
+std::string_view FlashAttnBackend::summary() const {
+  if (!Flash3Installed()) return "flash attention: own kernel on the CPU, LibTorch's FA2 on CUDA";
+  if (admission_ == Admission::kMeasured) {
+    return "flash attention: own kernel on the CPU, LibTorch's FA2 on CUDA (FA3 has not run on a "
+           "device yet; --admit_unmeasured admits it)";
+  }
+  return "flash attention: own kernel on the CPU; on CUDA FA3 for bfloat16 of head size 128 on "
+         "9.0, "
+         "else LibTorch's FA2";
+}
 
 std::optional<std::string> FlashAttnBackend::Supports(const AttentionSpec& spec,
                                                       const DeviceInfo& device) const {
@@ -54,7 +72,7 @@ std::optional<std::string> FlashAttnBackend::Supports(const AttentionSpec& spec,
 at::Tensor FlashAttnBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
-  return inputs.query.is_cuda() ? OnCuda(inputs) : OnCpu(inputs);
+  return inputs.query.is_cuda() ? OnCuda(inputs, admission_) : OnCpu(inputs, admission_);
 }
 
 }  // namespace denoised

@@ -22,6 +22,7 @@ class SageBackend final : public AttentionBackend {
 // SAGE_SLA_ATTN: SLA whose sparse part is Sage's.
 class SageSlaBackend final : public SlaBackend {
  public:
+  using SlaBackend::SlaBackend;
   AttnBackend id() const override { return AttnBackend::kSageSlaAttn; }
   std::string_view summary() const override { return "SLA with q k^T in int8"; }
   Numerics numerics() const override { return Numerics::kInt8; }

@@ -1,5 +1,7 @@
 #include "backends/registry.h"
 
+#include "backends/admission.h"
+#include "backends/cuda/cudnn_attn.h"
 #include "backends/dense_backends.h"
 #include "backends/quantised_backends.h"
 #include "backends/sparse_backends.h"
@@ -10,41 +12,58 @@ namespace {
 constexpr char kNoCuda[] =
     "not in this build: it needs CUDA (configure with -DDENOISED_CUDA=ON, preset \"cuda\")";
 
+// One of each, all with the same admission.
+struct Backends {
+  explicit Backends(Admission admission)
+      : cudnn(MakeCudnnBackend(admission)),
+        flash_attn(admission),
+        sage_sla(admission),
+        video_sparse(admission),
+        sliding_tile(admission),
+        vmoba(admission),
+        sla(admission),
+        bsa(admission),
+        nabla(admission) {}
+
+  const std::unique_ptr<AttentionBackend> cudnn;  // null in builds without CUDA
+  const FlashAttnBackend flash_attn;
+  const TorchSdpaBackend torch_sdpa;
+  const ReferenceBackend reference;
+  const SageBackend sage;
+  const SageSlaBackend sage_sla;
+  const SageThreeBackend sage_three;
+  const AttnQatInferBackend qat_infer;
+  const VideoSparseBackend video_sparse;
+  const SlidingTileBackend sliding_tile;
+  const VmobaBackend vmoba;
+  const SlaBackend sla;
+  const BsaBackend bsa;
+  const NablaBackend nabla;
+  const NoAttentionBackend no_attention;
+};
+
 // The one table, in the order in which automatic selection tries. `automatic` is off for what
 // approximates attention: those run only when asked for by name.
-std::vector<BackendRegistry::Entry> MakeEntries() {
-  static const FlashAttnBackend flash_attn;
-  static const TorchSdpaBackend torch_sdpa;
-  static const ReferenceBackend reference;
-  static const SageBackend sage;
-  static const SageSlaBackend sage_sla;
-  static const SageThreeBackend sage_three;
-  static const AttnQatInferBackend qat_infer;
-  static const VideoSparseBackend video_sparse;
-  static const SlidingTileBackend sliding_tile;
-  static const VmobaBackend vmoba;
-  static const SlaBackend sla;
-  static const BsaBackend bsa;
-  static const NablaBackend nabla;
-  static const NoAttentionBackend no_attention;
+std::vector<BackendRegistry::Entry> EntriesOf(const Backends& b) {
+  const char* no_cudnn = b.cudnn == nullptr ? kNoCuda : "";
   return {
       // clang-format off
-      // name                          implementation  why absent  automatic
-      {AttnBackend::kCudnnAttn,         nullptr,        kNoCuda,    true},
-      {AttnBackend::kFlashAttn,         &flash_attn,    "",         true},
-      {AttnBackend::kTorchSdpa,         &torch_sdpa,    "",         true},
-      {AttnBackend::kReference,         &reference,     "",         true},
-      {AttnBackend::kSageAttn,          &sage,          "",         false},
-      {AttnBackend::kSageAttnThree,     &sage_three,    "",         false},
-      {AttnBackend::kAttnQatInfer,      &qat_infer,     "",         false},
-      {AttnBackend::kVideoSparseAttn,   &video_sparse,  "",         false},
-      {AttnBackend::kSlidingTileAttn,   &sliding_tile,  "",         false},
-      {AttnBackend::kVmobaAttn,         &vmoba,         "",         false},
-      {AttnBackend::kSlaAttn,           &sla,           "",         false},
-      {AttnBackend::kSageSlaAttn,       &sage_sla,      "",         false},
-      {AttnBackend::kBsaAttn,           &bsa,           "",         false},
-      {AttnBackend::kNablaAttn,         &nabla,         "",         false},
-      {AttnBackend::kNoAttention,       &no_attention,  "",         false},
+      // name                             implementation    why absent automatic
+      {AttnBackend::kCudnnAttn,           b.cudnn.get(),    no_cudnn,  true},
+      {AttnBackend::kFlashAttn,           &b.flash_attn,    "",        true},
+      {AttnBackend::kTorchSdpa,           &b.torch_sdpa,    "",        true},
+      {AttnBackend::kReference,           &b.reference,     "",        true},
+      {AttnBackend::kSageAttn,            &b.sage,          "",        false},
+      {AttnBackend::kSageAttnThree,       &b.sage_three,    "",        false},
+      {AttnBackend::kAttnQatInfer,        &b.qat_infer,     "",        false},
+      {AttnBackend::kVideoSparseAttn,     &b.video_sparse,  "",        false},
+      {AttnBackend::kSlidingTileAttn,     &b.sliding_tile,  "",        false},
+      {AttnBackend::kVmobaAttn,           &b.vmoba,         "",        false},
+      {AttnBackend::kSlaAttn,             &b.sla,           "",        false},
+      {AttnBackend::kSageSlaAttn,         &b.sage_sla,      "",        false},
+      {AttnBackend::kBsaAttn,             &b.bsa,           "",        false},
+      {AttnBackend::kNablaAttn,           &b.nabla,         "",        false},
+      {AttnBackend::kNoAttention,         &b.no_attention,  "",        false},
       // clang-format on
   };
 }
@@ -52,7 +71,14 @@ std::vector<BackendRegistry::Entry> MakeEntries() {
 }  // namespace
 
 const BackendRegistry& BackendRegistry::Default() {
-  static const BackendRegistry registry(MakeEntries());
+  static const Backends backends(Admission::kMeasured);
+  static const BackendRegistry registry(EntriesOf(backends));
+  return registry;
+}
+
+const BackendRegistry& BackendRegistry::WithUnmeasured() {
+  static const Backends backends(Admission::kUnmeasured);
+  static const BackendRegistry registry(EntriesOf(backends));
   return registry;
 }
 

@@ -24,7 +24,7 @@ at::Tensor SageBackend::Forward(const AttentionInputs& inputs,
   CheckInputs(inputs);
   return BlockSparseForward(
       inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal),
-      kernels::Isa::kAvx512Vnni);
+      Admission::kMeasured, kernels::Isa::kAvx512Vnni);
 }
 
 std::optional<std::string> SageSlaBackend::Supports(const AttentionSpec& spec,
@@ -34,7 +34,7 @@ std::optional<std::string> SageSlaBackend::Supports(const AttentionSpec& spec,
 }
 
 at::Tensor SageSlaBackend::Attend(const SparseCall& call) const {
-  return BlockSparseForward(call.inputs, MakePlan(call), kernels::Isa::kAvx512Vnni);
+  return BlockSparseForward(call.inputs, MakePlan(call), admission(), kernels::Isa::kAvx512Vnni);
 }
 
 }  // namespace denoised

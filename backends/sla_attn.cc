@@ -13,12 +13,8 @@ struct SlaSetting final : SparseSetting {
   std::string feature_map;
 };
 
-// Mean keys less the mean of all keys.
-std::vector<float> SmoothMeans(const SparseCall& call, int64_t head, const Partition& keys) {
-  const kernels::HeadRows rows = call.Rows(call.inputs.key, head);
-  std::vector<float> means = kernels::BlockMeans(rows, keys.order, keys.lengths);
-  const std::vector<float> overall =
-      kernels::BlockMeans(rows, keys.order, {static_cast<int32_t>(keys.order.size())});
+// Mean keys of the blocks of one head less the mean of all its keys.
+std::vector<float> SmoothMeans(std::vector<float> means, const std::vector<float>& overall) {
   for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
   return means;
 }
@@ -65,10 +61,12 @@ kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
   const int64_t blocks = keys.blocks();
   const int64_t kept = std::clamp<int64_t>(
       static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)), 1, blocks);
+  const auto query_means = MeansOfHeads(call, call.inputs.query, queries);
+  const auto key_means = MeansOfHeads(call, call.inputs.key, keys);
+  const auto overall = MeansOfHeads(call, call.inputs.key, RunsOf(call.tokens(), call.tokens()));
   return PlanPerHead(queries, keys, call.batch() * call.heads(), [&](int64_t head) {
     const std::vector<float> scores = kernels::Products(
-        kernels::BlockMeans(call.Rows(call.inputs.query, head), queries.order, queries.lengths),
-        SmoothMeans(call, head, keys), call.head_size());
+        query_means[head], SmoothMeans(key_means[head], overall[head]), call.head_size());
     std::vector<std::vector<int32_t>> rows;
     for (int64_t block = 0; block < queries.blocks(); ++block) {
       rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, kept));

@@ -9,6 +9,7 @@
 
 #include "backends/attention_call.h"
 #include "backends/block_sparse_forward.h"
+#include "backends/cuda/block_sparse_launch.h"
 #include "backends/error.h"
 
 namespace denoised {
@@ -63,16 +64,23 @@ bool SparseMetadata::DenseAt(int64_t layer_index) const {
          std::find(layers.begin(), layers.end(), layer_index) != layers.end();
 }
 
+at::Tensor OnHost(const at::Tensor& tensor) {
+  at::Tensor host = tensor.to(at::kCPU);
+  if (host.scalar_type() == at::kHalf) host = host.to(at::kFloat);
+  return host.stride(3) == 1 ? host : host.contiguous();
+}
+
 kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const {
   const kernels::View view{tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1),
                            tensor.stride(2)};
-  const auto element = bfloat16() ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
+  const bool pairs = tensor.scalar_type() == at::kBFloat16;
+  const auto element = pairs ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
   return kernels::HeadOf(view, element, head_size(), head / heads(), head % heads());
 }
 
 std::optional<std::string> SparseBackend::Supports(const AttentionSpec& spec,
                                                    const DeviceInfo& device) const {
-  if (auto reason = CpuKernelLimits(spec, device)) return reason;
+  if (auto reason = KernelLimits(spec, device, admission_)) return reason;
   if (spec.has_mask) return "it takes no attention mask";
   if (spec.causal) return "it is not causal";
   if (spec.q_len != spec.kv_len) {
@@ -113,9 +121,13 @@ SparseCall SparseBackend::CallOf(const AttentionInputs& inputs,
   call.inputs = inputs;
   call.setting = sparse->setting.get();
   call.step_index = sparse->step_index;
-  for (at::Tensor* tensor : {&call.inputs.query, &call.inputs.key, &call.inputs.value}) {
-    if (tensor->scalar_type() == at::kHalf) *tensor = tensor->to(at::kFloat);
-    if (tensor->stride(3) != 1) *tensor = tensor->contiguous();
+  if (inputs.query.is_cpu()) {
+    AttentionInputs& in = call.inputs;
+    for (at::Tensor* tensor : {&in.query, &in.key, &in.value}) *tensor = OnHost(*tensor);
+  }
+  if (ReadsTokens()) {
+    call.host_query = OnHost(call.inputs.query);
+    call.host_key = OnHost(call.inputs.key);
   }
   return call;
 }
@@ -125,7 +137,8 @@ at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
   CheckInputs(inputs);
   const SparseCall call = CallOf(inputs, metadata);
   if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) {
-    return BlockSparseForward(inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1)));
+    return BlockSparseForward(inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1)),
+                              admission_);
   }
   const at::Tensor out = Attend(call), branch = MakeBranch(call);
   if (!branch.defined()) return out.to(inputs.query.scalar_type());
@@ -133,7 +146,7 @@ at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
 }
 
 at::Tensor SparseBackend::Attend(const SparseCall& call) const {
-  return BlockSparseForward(call.inputs, MakePlan(call));
+  return BlockSparseForward(call.inputs, MakePlan(call), admission_);
 }
 
 at::Tensor SparseBackend::AttendedPairs(const AttentionInputs& inputs,
@@ -178,8 +191,25 @@ std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t coun
   return indices;
 }
 
+namespace {
+
+std::vector<std::vector<float>> MeansOfCudaHeads(const at::Tensor& tensor,
+                                                 const Partition& blocks) {
+  const at::Tensor means = BlockMeansCuda(tensor, blocks);
+  const int64_t count = means.size(1) * means.size(2);
+  const float* first = means.const_data_ptr<float>();
+  std::vector<std::vector<float>> heads;
+  for (int64_t head = 0; head < means.size(0); ++head) {
+    heads.emplace_back(first + head * count, first + (head + 1) * count);
+  }
+  return heads;
+}
+
+}  // namespace
+
 std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
                                              const Partition& blocks) {
+  if (tensor.is_cuda()) return MeansOfCudaHeads(tensor, blocks);
   const int64_t count = blocks.blocks(), heads = call.heads(), size = call.head_size();
   std::vector<std::vector<float>> means(call.batch() * heads, std::vector<float>(count * size));
   std::vector<int64_t> first(count, 0);
@@ -187,10 +217,12 @@ std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::T
     first[block] = first[block - 1] + blocks.lengths[block - 1];
   }
   // Heads innermost: a token's heads lie side by side, and its memory page is looked up once.
-  at::parallel_for(0, call.batch() * count, 1, [&](int64_t begin, int64_t end) {
+  // A single block leaves nothing but heads to share out.
+  const int64_t together = count > 1 ? heads : 1;
+  at::parallel_for(0, call.batch() * heads / together * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % count;
-      for (int64_t head = i / count * heads; head < (i / count + 1) * heads; ++head) {
+      for (int64_t head = i / count * together; head < (i / count + 1) * together; ++head) {
         kernels::BlockMean(call.Rows(tensor, head), blocks.order.data() + first[block],
                            blocks.lengths[block], means[head].data() + block * size);
       }

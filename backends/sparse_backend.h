@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/admission.h"
 #include "backends/attention_backend.h"
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/pool.h"
@@ -30,9 +31,12 @@ struct SparseMetadata final : AttentionMetadata {
   bool DenseAt(int64_t layer_index) const;
 };
 
-// One checked call in the kernel's dtypes (float16 has become float32).
+// One checked call. Masks are made on the host. Of a CUDA call only the means of blocks come there
+// (MeansOfHeads), or queries and keys as a whole where a mask maker looks at single tokens; both
+// wait for the device.
 struct SparseCall {
-  AttentionInputs inputs;
+  AttentionInputs inputs;  // for the kernel, on the caller's device; float16 is float32 on the CPU
+  at::Tensor host_query, host_key;  // OnHost of inputs'; undefined unless ReadsTokens
   const SparseSetting* setting = nullptr;
   int64_t step_index = 0;
 
@@ -41,12 +45,16 @@ struct SparseCall {
   int64_t heads() const { return inputs.query.size(2); }
   int64_t head_size() const { return inputs.query.size(3); }
   bool bfloat16() const { return inputs.query.scalar_type() == at::kBFloat16; }
-  // Rows of one head; `head` counts over batch * heads.
+  // Rows of one head of a tensor that OnHost made; `head` counts over batch * heads.
   kernels::HeadRows Rows(const at::Tensor& tensor, int64_t head) const;
 };
 
+// In host memory, D as neighbours, float16 as float32. The tensor itself where it is so already.
+at::Tensor OnHost(const at::Tensor& tensor);
+
 class SparseBackend : public AttentionBackend {
  public:
+  explicit SparseBackend(Admission admission = Admission::kMeasured) : admission_(admission) {}
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
   std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override;
@@ -64,15 +72,22 @@ class SparseBackend : public AttentionBackend {
  protected:
   // Why the tokens of this spec cannot be cut; called with equal query and key lengths.
   virtual std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const;
+  // Whether MakePlan looks at single queries or keys (host_query, host_key), not at means alone.
+  virtual bool ReadsTokens() const { return false; }
   virtual kernels::BlockPlan MakePlan(const SparseCall& call) const = 0;
   virtual at::Tensor Attend(const SparseCall& call) const;
+  // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
+
+  Admission admission() const { return admission_; }
 
   // GeometryLimits for backends whose tokens are a video grid and nothing else.
   static std::optional<std::string> NeedsGrid(const AttentionSpec& spec);
 
  private:
   SparseCall CallOf(const AttentionInputs& inputs, const AttentionMetadata* metadata) const;
+
+  const Admission admission_;
 };
 
 // "grid" of the parameters where the spec has none; refuses one that contradicts the spec.
@@ -82,7 +97,8 @@ Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec);
 // -inf.
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count);
 
-// Block means of every head: [batch * heads][blocks * head_size] float32, as kernels::BlockMeans.
+// Block means of every head of a tensor of the call: [batch * heads][blocks * head_size] float32,
+// as kernels::BlockMeans. On CUDA they are made on the device, with the same bits.
 std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
                                              const Partition& blocks);
 

@@ -11,6 +11,7 @@ namespace denoised {
 // added, times the learned gate: on where spec.has_gate, without a gate tensor as it is.
 class VideoSparseBackend final : public SparseBackend {
  public:
+  using SparseBackend::SparseBackend;
   AttnBackend id() const override { return AttnBackend::kVideoSparseAttn; }
   std::string_view summary() const override { return "VSA: top-k tiles and a gated coarse branch"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
@@ -29,6 +30,7 @@ class VideoSparseBackend final : public SparseBackend {
 // shifted inward at the borders; text tokens after the grid are attended by all and attend all.
 class SlidingTileBackend final : public SparseBackend {
  public:
+  using SparseBackend::SparseBackend;
   AttnBackend id() const override { return AttnBackend::kSlidingTileAttn; }
   std::string_view summary() const override { return "STA: a window of tiles around each tile"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
@@ -43,12 +45,14 @@ class SlidingTileBackend final : public SparseBackend {
 // whose mean key it scores highest. Chunk shapes cycle over the layers.
 class VmobaBackend final : public SparseBackend {
  public:
+  using SparseBackend::SparseBackend;
   AttnBackend id() const override { return AttnBackend::kVmobaAttn; }
   std::string_view summary() const override { return "VMoBA: chunks of keys chosen by each query"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
 
  protected:
+  bool ReadsTokens() const override { return true; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
@@ -59,6 +63,7 @@ class VmobaBackend final : public SparseBackend {
 // a learned projection where the checkpoint has one.
 class SlaBackend : public SparseBackend {
  public:
+  using SparseBackend::SparseBackend;
   AttnBackend id() const override { return AttnBackend::kSlaAttn; }
   std::string_view summary() const override { return "SLA: top key blocks and a linear branch"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
@@ -75,12 +80,14 @@ class SlaBackend : public SparseBackend {
 // output of a neighbour; key tiles are kept up to a share of the probability mass.
 class BsaBackend final : public SparseBackend {
  public:
+  using SparseBackend::SparseBackend;
   AttnBackend id() const override { return AttnBackend::kBsaAttn; }
   std::string_view summary() const override { return "BSA: fewer queries a tile, top-p key tiles"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
 
  protected:
+  bool ReadsTokens() const override { return true; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
@@ -93,6 +100,7 @@ class BsaBackend final : public SparseBackend {
 // probability mass, together with a window around the query's tile.
 class NablaBackend final : public SparseBackend {
  public:
+  using SparseBackend::SparseBackend;
   AttnBackend id() const override { return AttnBackend::kNablaAttn; }
   std::string_view summary() const override { return "NABLA: top-p tiles and a window"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,

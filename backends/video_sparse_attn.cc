@@ -100,8 +100,10 @@ at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
     std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * tiles * size);
   }
   const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();
-  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt);
-  const at::Tensor spread = coarse.index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
+  const at::Device device = call.inputs.query.device();
+  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt).to(device);
+  const at::Tensor spread =
+      coarse.to(device).index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
   return call.inputs.gate.defined() ? spread * call.inputs.gate.to(at::kFloat) : spread;
 }
 

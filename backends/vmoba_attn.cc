@@ -95,9 +95,9 @@ Gates MakeGates(const SparseCall& call, const Chunking& chunking, int64_t batch)
     for (int64_t head = begin; head < end; ++head) {
       const int64_t row = batch * gates.heads + head;
       const std::vector<float> means = kernels::BlockMeans(
-          call.Rows(call.inputs.key, row), chunking.chunks.order, chunking.chunks.lengths);
+          call.Rows(call.host_key, row), chunking.chunks.order, chunking.chunks.lengths);
       for (int64_t position = 0; position < gates.positions; ++position) {
-        kernels::LoadRow(call.Rows(call.inputs.query, row), chunking.chunks.order[position],
+        kernels::LoadRow(call.Rows(call.host_query, row), chunking.chunks.order[position],
                          query.data());
         for (int64_t chunk = 0; chunk < gates.chunks; ++chunk) {
           gates.value[gates.At(chunk, head, position)] =

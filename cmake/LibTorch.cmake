@@ -8,6 +8,10 @@ if(NOT EXISTS "${torch_root}/lib/libtorch_cpu.so")
                       "DENOISED_LIBTORCH to the folder that holds torch/ and nvidia/.")
 endif()
 file(GLOB nvidia_libs "${DENOISED_LIBTORCH}/nvidia/*/lib")
+if(DENOISED_CUDA)
+  file(GLOB cuda_wheel_libs "${DENOISED_CUDA_WHEELS}/nvidia/*/lib")
+  list(APPEND nvidia_libs ${cuda_wheel_libs})
+endif()
 
 # Linking only: what a program needs whose own files do not see ATen.
 add_library(denoised_torch_link INTERFACE)

@@ -2,8 +2,9 @@
 
 # x86-64-v3 is the floor; wider kernels are chosen at run time. Contraction is off so that host
 # arithmetic gives the same bits as the Python references; kernels ask for FMA by name.
-add_compile_options(-march=x86-64-v3 -ffp-contract=off -Wall -Wextra -Wvla -Walloca -Werror
-                    -Wno-unused-parameter -fstack-protector-strong)
+set(host_options -march=x86-64-v3 -ffp-contract=off -Wall -Wextra -Wvla -Walloca -Werror
+                 -Wno-unused-parameter -fstack-protector-strong)
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${host_options}>")
 add_compile_definitions(_GLIBCXX_USE_CXX11_ABI=1 DENOISED_VERSION="${PROJECT_VERSION}")
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
 

@@ -2,9 +2,11 @@
 # Installs what `denoised` needs on Debian 12. Safe to run again: what is there is reused, and an
 # interrupted run leaves nothing that looks complete.
 #
-#   deploy/setup.sh [--build] [--tests] [--print-packages]
+#   deploy/setup.sh [--build] [--cuda] [--tests] [--print-packages]
 #
 #   --build           what `make build` and `make demo` need (this is also the default)
+#   --cuda            that, and the wheels that the CUDA build links and loads (preset "cuda", which
+#                     needs nvcc as well; CUDA's own toolkit comes from the machine)
 #   --tests           that, and what `make test` and `make bench` need: a Python environment with
 #                     the reference implementations, Prometheus, ffmpeg
 #   --print-packages  print the Debian packages of the chosen sets and stop
@@ -18,6 +20,7 @@ readonly root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 readonly cache="${DENOISED_CACHE:-$HOME/.cache/denoised}"
 readonly torch_version=2.11.0
 readonly libtorch="$cache/libtorch-$torch_version"
+readonly cuda_wheels_dir="$libtorch-cuda"
 # The system's own Python: another one first on PATH may lack venv or have other wheels.
 readonly python="${DENOISED_PYTHON:-/usr/bin/python3}"
 
@@ -32,6 +35,17 @@ build_packages=(
 )
 test_packages=(prometheus ffmpeg clang-format)
 
+# What torch 2.11.0 pins and libtorch_cuda links, then the headers and the kernels of our own backends.
+cuda_wheels=(
+  nvidia-cublas==13.1.0.3 nvidia-cuda-nvrtc==13.0.88 nvidia-cufft==12.0.0.61
+  nvidia-cufile==1.15.1.6 nvidia-curand==10.4.0.35 nvidia-cusolver==12.0.4.66
+  nvidia-cusparse==12.6.3.3 nvidia-nvjitlink==13.0.88
+  nvidia-cudnn-cu13==9.19.0.56 nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9
+  nvidia-nvshmem-cu13==3.4.5
+  nvidia-cudnn-frontend==1.32.0 fa3-fwd==0.0.3
+)
+
+want_cuda=no
 want_tests=no
 print_only=no
 
@@ -44,6 +58,7 @@ parse_arguments() {
   while [ $# -gt 0 ]; do
     case "$1" in
       --build) ;;
+      --cuda) want_cuda=yes ;;
       --tests) want_tests=yes ;;
       --print-packages) print_only=yes ;;
       -h|--help) usage; exit 0 ;;
@@ -120,6 +135,20 @@ install_libtorch() {
   mv "$staging" "$libtorch"
 }
 
+# Beside LibTorch and not in it: builds without CUDA need none of this. Appears whole or not at all.
+install_cuda_wheels() {
+  if [ -d "$cuda_wheels_dir" ]; then
+    say "CUDA libraries: $cuda_wheels_dir"
+    return
+  fi
+  say "CUDA libraries: downloading to $cuda_wheels_dir (about 2 GB)"
+  local staging="$cuda_wheels_dir.partial"
+  rm -rf "$staging"
+  pip_install "$python" "$cache/log/cuda.log" --no-deps --no-compile --target "$staging" \
+    "${cuda_wheels[@]}"
+  mv "$staging" "$cuda_wheels_dir"
+}
+
 # The environment gets LibTorch's files as hard links: one download and one copy on disk serve both.
 seed_torch() {  # VENV
   local site entry
@@ -162,6 +191,7 @@ main() {
   install_packages
   [ -x "$python" ] || fail "$python not found (set DENOISED_PYTHON)"
   install_libtorch
+  [ "$want_cuda" = no ] || install_cuda_wheels
   [ "$want_tests" = no ] || install_test_environment
   say "done"
 }

@@ -89,7 +89,8 @@ AttendResult Attend(const AttendRequest& request) {
 
   AttentionSpec spec = SpecOf(in, request.backend);
   spec.grid = GridParameter(request.parameters_json);
-  const BackendRegistry& registry = BackendRegistry::Default();
+  const BackendRegistry& registry =
+      request.admit_unmeasured ? BackendRegistry::WithUnmeasured() : BackendRegistry::Default();
   if (auto why_not = registry.WhyNot(request.backend, spec, QueryDevice(device))) {
     throw Error(StatusCode::kFailedPrecondition,
                 std::string(AttnBackendName(request.backend)) + ": " + *why_not, "backend",

@@ -644,8 +644,9 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
                                        Logger* logger) {
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   SetIntraOpThreads(options.threads);
-  auto pipelines = LoadPipelines({options.model_repository, options.device, options.dtype},
-                                 policy.get(), observer, logger);
+  auto pipelines = LoadPipelines(
+      {options.model_repository, options.device, options.dtype, options.admit_unmeasured},
+      policy.get(), observer, logger);
   auto store = MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                   static_cast<size_t>(options.max_artifact_bytes));
   return std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),

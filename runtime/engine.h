@@ -31,7 +31,8 @@ struct EngineOptions {
   int64_t max_queued_denoise_calls = 256;
   int64_t max_finished_jobs = 256;
   int64_t max_artifact_bytes = int64_t{1} << 30;
-  int threads = 0;  // intra-op threads; 0 = one a physical core
+  int threads = 0;                // intra-op threads; 0 = one a physical core
+  bool admit_unmeasured = false;  // kernels that no device has run yet may serve
 };
 
 // Bounds of one request field; the same table checks requests and documents them.
@@ -140,6 +141,7 @@ struct AttendRequest {
   std::string in_path, out_path;
   std::string parameters_json;
   std::string device = "cpu";
+  bool admit_unmeasured = false;
 };
 struct AttendResult {
   std::vector<int64_t> shape;

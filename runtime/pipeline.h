@@ -80,6 +80,7 @@ struct RepositoryOptions {
   std::string repository;
   std::string device = "auto";
   std::string dtype = "auto";
+  bool admit_unmeasured = false;  // backends/admission.h
 };
 std::vector<std::unique_ptr<Pipeline>> LoadPipelines(const RepositoryOptions& options,
                                                      const SelectionPolicy* policy,

@@ -110,7 +110,8 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const std::filesystem::path& dir,
   std::unique_ptr<WanPipeline> pipeline(
       new WanPipeline(ParseDevice(options.device),
                       ConfigReader::FromFile(dir / "scheduler" / "scheduler_config.json")));
-  pipeline->setting_.registry = &BackendRegistry::Default();
+  pipeline->setting_.registry =
+      options.admit_unmeasured ? &BackendRegistry::WithUnmeasured() : &BackendRegistry::Default();
   pipeline->setting_.policy = policy;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
   pipeline->LoadComponents(dir, options);

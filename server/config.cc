@@ -94,6 +94,11 @@ std::vector<Flag> ComputeFlags(Config* config) {
        "the checkpoint's files, or float32 on a CPU without fast bfloat16. The decoder is always "
        "float32.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
+      {"admit_unmeasured", "", "false",
+       "Let attention kernels serve that compile but have not run on a device yet. Refused "
+       "otherwise; "
+       "`denoisectl backends` says which.",
+       SetBool("admit_unmeasured", &engine->admit_unmeasured)},
       {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
   };

@@ -58,6 +58,12 @@ struct RunOptions {
   v1::GenerationRequest request;
 };
 
+Flag AdmitUnmeasuredFlag(bool* target) {
+  return {"admit_unmeasured", "", "false",
+          "Let attention kernels serve that have not run on a device yet.",
+          SetBool("admit_unmeasured", target)};
+}
+
 std::vector<Flag> RunFlags(RunOptions* options) {
   EngineOptions* engine = &options->engine;
   std::vector<Flag> flags = {
@@ -69,7 +75,8 @@ std::vector<Flag> RunFlags(RunOptions* options) {
       {"dtype", "DTYPE", engine->dtype, "auto, float32 or bfloat16.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       {"threads", "N", "0", "CPU threads; 0 = one a physical core.",
-       SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })}};
+       SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
+      AdmitUnmeasuredFlag(&engine->admit_unmeasured)};
   for (Flag& flag : GenerationFlags(&options->request)) flags.push_back(std::move(flag));
   for (Flag& flag : CommonFlags(&options->common, Uses::kNeither)) {
     flags.push_back(std::move(flag));
@@ -138,7 +145,8 @@ int AttendOnce(const Command& command, const std::vector<std::string>& arguments
        SetString(&request.out_path), "o"},
       {"params", "JSON", "", "The backend's parameters, a JSON object.",
        SetString(&request.parameters_json)},
-      {"device", "DEVICE", request.device, "cpu or cuda:N.", SetString(&request.device)}};
+      {"device", "DEVICE", request.device, "cpu or cuda:N.", SetString(&request.device)},
+      AdmitUnmeasuredFlag(&request.admit_unmeasured)};
   for (Flag& flag : CommonFlags(&options, Uses::kNeither)) flags.push_back(std::move(flag));
   if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
   if (backend.empty() || request.in_path.empty() || request.out_path.empty()) {

@@ -1,13 +1,17 @@
-// What every backend owes: one table of cases, each backend of the registry against float64.
-// A new backend adds nothing here.
+// What every backend owes: one table of cases, each backend of the registry against float64, on the
+// CPU and, where this build and machine have one, on the first CUDA device. A new backend adds
+// nothing here. On CUDA what has not been measured is admitted: this suite is how it is.
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "backends/attention_backend.h"
+#include "backends/error.h"
 #include "backends/registry.h"
 #include "tests/backends/attention_oracle.h"
 
@@ -102,12 +106,12 @@ AttentionSpec SpecOf(const Case& c, AttnBackend id) {
   return spec;
 }
 
-at::Tensor Random(int64_t length, const Case& c, at::Generator generator) {
+at::Tensor Random(int64_t length, const Case& c, at::Generator generator, at::Device device) {
   const auto dtype = c.dtype == DType::kFloat32    ? at::kFloat
                      : c.dtype == DType::kBFloat16 ? at::kBFloat16
                                                    : at::kHalf;
   const auto draw = [&](std::vector<int64_t> shape) {
-    return at::randn(shape, generator, at::kFloat).mul_(c.magnitude).to(dtype);
+    return at::randn(shape, generator, at::kFloat).mul_(c.magnitude).to(dtype).to(device);
   };
   switch (c.layout) {
     case Layout::kContiguous:
@@ -141,14 +145,16 @@ at::Tensor RandomMask(const Case& c, at::Generator generator) {
   return {};
 }
 
-AttentionInputs InputsOf(const Case& c) {
+// The same values on every device.
+AttentionInputs InputsOf(const Case& c, at::Device device) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(20260101);
   AttentionInputs inputs;
-  inputs.query = Random(c.q_len, c, generator);
-  inputs.key = Random(c.kv_len, c, generator);
-  inputs.value = Random(c.kv_len, c, generator);
-  if (c.q_len == c.kv_len) inputs.gate = Random(c.q_len, c, generator);
+  inputs.query = Random(c.q_len, c, generator, device);
+  inputs.key = Random(c.kv_len, c, generator, device);
+  inputs.value = Random(c.kv_len, c, generator, device);
+  if (c.q_len == c.kv_len) inputs.gate = Random(c.q_len, c, generator, device);
   inputs.mask = RandomMask(c, generator);
+  if (inputs.mask.defined()) inputs.mask = inputs.mask.to(device);
   inputs.causal = c.causal;
   inputs.scale = c.scale != 0 ? c.scale : 1.0 / std::sqrt(static_cast<double>(c.head_size));
   return inputs;
@@ -174,12 +180,12 @@ at::Tensor Attend(const AttentionBackend& backend, const Case& c, const Attentio
 // Float64 attention over the pairs that the backend says it attends, and what it adds to them.
 at::Tensor Wanted(const AttentionBackend& backend, const Case& c, const AttentionInputs& inputs) {
   const auto metadata = MetadataOf(backend, c);
-  AttentionInputs masked = inputs;
+  AttentionInputs masked = InputsOf(c, at::kCPU);
   const at::Tensor pairs = backend.AttendedPairs(inputs, metadata.get());
-  if (pairs.defined()) masked.mask = pairs;
+  if (pairs.defined()) masked.mask = pairs.cpu();
   const at::Tensor branch = backend.AddedBranch(inputs, metadata.get());
   const at::Tensor want = OracleAttention(masked);
-  return branch.defined() ? want + branch.to(at::kDouble) : want;
+  return branch.defined() ? want + branch.cpu().to(at::kDouble) : want;
 }
 
 void ExpectClose(const at::Tensor& got, const at::Tensor& want, const AttentionBackend& backend,
@@ -211,7 +217,7 @@ class PoisonedMemory {
 
  private:
   static void Set(bool on) {
-    at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
+    at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/true);
     at::globalContext().setDeterministicFillUninitializedMemory(on);
   }
 };
@@ -219,22 +225,39 @@ class PoisonedMemory {
 struct Pair {
   AttnBackend id;
   Case c;
+  at::Device device;
 };
+
+const BackendRegistry& RegistryFor(at::Device device) {
+  return device.is_cpu() ? BackendRegistry::Default() : BackendRegistry::WithUnmeasured();
+}
 
 void PrintTo(const Pair& pair, std::ostream* out) {
   *out << AttnBackendName(pair.id) << " " << pair.c.name;
 }
 
-std::vector<Pair> SupportedPairs() {
+std::vector<Pair> SupportedPairs(at::Device device, const DeviceInfo& info) {
   std::vector<Pair> pairs;
-  const DeviceInfo cpu = QueryCpu();
-  for (const BackendRegistry::Entry& entry : BackendRegistry::Default().entries()) {
+  const BackendRegistry& registry = RegistryFor(device);
+  for (const BackendRegistry::Entry& entry : registry.entries()) {
     for (const Case& c : Cases()) {
-      const auto why_not = BackendRegistry::Default().WhyNot(entry.id, SpecOf(c, entry.id), cpu);
-      if (!why_not) pairs.push_back({entry.id, c});
+      const auto why_not = registry.WhyNot(entry.id, SpecOf(c, entry.id), info);
+      if (!why_not) pairs.push_back({entry.id, c, device});
     }
   }
   return pairs;
+}
+
+std::vector<Pair> CpuPairs() { return SupportedPairs(at::kCPU, QueryCpu()); }
+
+// Empty where there is no device; `*why_not` then says why.
+std::vector<Pair> CudaPairs(std::string* why_not = nullptr) {
+  try {
+    return SupportedPairs(at::Device(at::kCUDA, 0), QueryCuda(0));
+  } catch (const Error& error) {
+    if (why_not != nullptr) *why_not = error.what();
+    return {};
+  }
 }
 
 std::string PairName(const ::testing::TestParamInfo<Pair>& info) {
@@ -244,11 +267,12 @@ std::string PairName(const ::testing::TestParamInfo<Pair>& info) {
 class Contract : public ::testing::TestWithParam<Pair> {
  protected:
   const Case& c_ = GetParam().c;
-  const AttentionBackend& backend_ = *BackendRegistry::Default().Find(GetParam().id)->backend;
+  const at::Device device_ = GetParam().device;
+  const AttentionBackend& backend_ = *RegistryFor(device_).Find(GetParam().id)->backend;
 };
 
 TEST_P(Contract, EqualsFloat64AndWritesEveryElement) {
-  const AttentionInputs inputs = InputsOf(c_);
+  const AttentionInputs inputs = InputsOf(c_, device_);
   const at::Tensor want = Wanted(backend_, c_, inputs);
   const PoisonedMemory poisoned;
   const at::Tensor got = Attend(backend_, c_, inputs);
@@ -256,19 +280,19 @@ TEST_P(Contract, EqualsFloat64AndWritesEveryElement) {
   EXPECT_EQ(got.sizes(), inputs.query.sizes());
   EXPECT_TRUE(got.is_contiguous());
   EXPECT_TRUE(got.isfinite().all().item<bool>());
-  ExpectClose(got, want, backend_, c_);
+  ExpectClose(got.cpu(), want, backend_, c_);
 }
 
 TEST_P(Contract, LeavesItsInputsAlone) {
-  const AttentionInputs inputs = InputsOf(c_), before = InputsOf(c_);
+  const AttentionInputs inputs = InputsOf(c_, device_), before = InputsOf(c_, device_);
   Attend(backend_, c_, inputs);
-  EXPECT_TRUE(SameBits(inputs.query, before.query));
-  EXPECT_TRUE(SameBits(inputs.key, before.key));
-  EXPECT_TRUE(SameBits(inputs.value, before.value));
+  EXPECT_TRUE(SameBits(inputs.query.cpu(), before.query.cpu()));
+  EXPECT_TRUE(SameBits(inputs.key.cpu(), before.key.cpu()));
+  EXPECT_TRUE(SameBits(inputs.value.cpu(), before.value.cpu()));
 }
 
 TEST_P(Contract, ARowIsTheSameBitsWhateverElseIsInTheBatch) {
-  const AttentionInputs inputs = InputsOf(c_);
+  const AttentionInputs inputs = InputsOf(c_, device_);
   const at::Tensor together = Attend(backend_, c_, inputs);
   AttentionInputs alone = inputs;
   const int64_t last = c_.batch - 1;
@@ -278,30 +302,44 @@ TEST_P(Contract, ARowIsTheSameBitsWhateverElseIsInTheBatch) {
   alone.value = row(inputs.value);
   alone.mask = row(inputs.mask);
   alone.gate = row(inputs.gate);
-  EXPECT_TRUE(SameBits(Attend(backend_, c_, alone), row(together)));
+  EXPECT_TRUE(SameBits(Attend(backend_, c_, alone).cpu(), row(together).cpu()));
 }
 
 TEST_P(Contract, TheBitsDoNotDependOnTheThreadCount) {
-  const AttentionInputs inputs = InputsOf(c_);
+  const AttentionInputs inputs = InputsOf(c_, device_);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
   const at::Tensor one = Attend(backend_, c_, inputs);
   at::set_num_threads(2);
   const at::Tensor two = Attend(backend_, c_, inputs);
   at::set_num_threads(threads);
-  EXPECT_TRUE(SameBits(one, two));
+  EXPECT_TRUE(SameBits(one.cpu(), two.cpu()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, Contract, ::testing::ValuesIn(SupportedPairs()), PairName);
+INSTANTIATE_TEST_SUITE_P(Cpu, Contract, ::testing::ValuesIn(CpuPairs()), PairName);
+INSTANTIATE_TEST_SUITE_P(Cuda, Contract, ::testing::ValuesIn(CudaPairs()), PairName);
 
 // A backend that refused every case would pass all of the above.
-TEST(ContractTable, EveryBackendOfThisBuildServesManyCases) {
+void ExpectManyCases(const std::vector<Pair>& pairs, const std::set<AttnBackend>& elsewhere) {
   std::map<AttnBackend, int> served;
-  for (const Pair& pair : SupportedPairs()) ++served[pair.id];
+  for (const Pair& pair : pairs) ++served[pair.id];
   for (const BackendRegistry::Entry& entry : BackendRegistry::Default().entries()) {
-    if (entry.backend == nullptr || entry.id == AttnBackend::kNoAttention) continue;
+    if (entry.backend == nullptr || elsewhere.count(entry.id) > 0) continue;
     EXPECT_GE(served[entry.id], 10) << AttnBackendName(entry.id);
   }
+}
+
+TEST(ContractTable, EveryBackendOfThisBuildServesManyCases) {
+  ExpectManyCases(CpuPairs(), {AttnBackend::kNoAttention, AttnBackend::kCudnnAttn});
+}
+
+TEST(ContractTable, EveryBackendOfTheCudaBuildServesManyCasesThere) {
+  std::string why_not;
+  const std::vector<Pair> pairs = CudaPairs(&why_not);
+  if (!why_not.empty()) GTEST_SKIP() << why_not;
+  ExpectManyCases(pairs,
+                  {AttnBackend::kNoAttention, AttnBackend::kSageAttn, AttnBackend::kSageSlaAttn,
+                   AttnBackend::kSageAttnThree, AttnBackend::kAttnQatInfer});
 }
 
 }  // namespace

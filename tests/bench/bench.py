@@ -42,6 +42,7 @@ def attention_rows(options, rows):
 GROUPS = {
     "model": (model_rows.ROWS, model_rows.measure),
     "server": (server_rows.ROWS, server_rows.measure),
+    "gpu": (gpu_rows.ROWS, gpu_rows.measure),
     "attention": (("A0", "A4", "A5", "A6", "A6b", "E1", "E2", "E3", "E11"), attention_rows),
 }
 

@@ -67,7 +67,8 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
       "model_repository: 'm' listen: '127.0.0.1:1' admin_listen: '[::1]:2' http_listen: "
       "'localhost:3' device: 'cuda:1' dtype: 'bfloat16' threads: 2 max_queued_jobs: 3 "
       "max_queued_denoise_calls: 4 max_finished_jobs: 5 max_artifact_mib: 6 max_message_mib: 7 "
-      "drain_grace: '1500ms' log_level: 'error' insecure_public: true")});
+      "drain_grace: '1500ms' log_level: 'error' insecure_public: true "
+      "admit_unmeasured: true")});
   EXPECT_EQ(config.engine.model_repository, "m");
   EXPECT_EQ(config.listen.port, 1);
   EXPECT_EQ(config.admin_listen.ToString(), "[::1]:2");
@@ -75,6 +76,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_EQ(config.engine.device, "cuda:1");
   EXPECT_EQ(config.engine.dtype, "bfloat16");
   EXPECT_EQ(config.engine.threads, 2);
+  EXPECT_TRUE(config.engine.admit_unmeasured);
   EXPECT_EQ(config.engine.max_queued_jobs, 3);
   EXPECT_EQ(config.engine.max_queued_denoise_calls, 4);
   EXPECT_EQ(config.engine.max_finished_jobs, 5);

@@ -1,0 +1,53 @@
+// One thread block a (head, block of tokens), one thread an element: its sum runs over the tokens
+// in their order, so that rounding, and with it every mask, is the host's.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "backends/cuda/block_means_cuda.h"
+
+namespace denoised::cuda {
+namespace {
+
+__device__ float Widen(float x) { return x; }
+__device__ float Widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ float Widen(__half x) { return __half2float(x); }
+
+template <class T>
+__global__ void BlockMeans(const BlockMeansArgs args) {
+  const int64_t head = blockIdx.x / args.blocks, block = blockIdx.x % args.blocks;
+  const T* rows = static_cast<const T*>(args.view.data) +
+                  head / args.heads * args.view.batch_stride +
+                  head % args.heads * args.view.head_stride;
+  const int first = args.begin[block], last = args.begin[block + 1];
+  for (int d = static_cast<int>(threadIdx.x); d < args.head_size;
+       d += static_cast<int>(blockDim.x)) {
+    float sum = 0;
+#pragma unroll 8
+    for (int i = first; i < last; ++i) {
+      sum = __fadd_rn(sum, Widen(rows[__ldg(args.order + i) * args.view.token_stride + d]));
+    }
+    args.means[(head * args.blocks + block) * args.head_size + d] =
+        __fdiv_rn(sum, static_cast<float>(last - first));
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchBlockMeans(const BlockMeansArgs& args, cudaStream_t stream) {
+  const unsigned grid = static_cast<unsigned>(args.batch * args.heads * args.blocks);
+  const unsigned threads = static_cast<unsigned>((args.head_size + 31) / 32 * 32);
+  switch (args.element) {
+    case PooledElement::kFloat32:
+      BlockMeans<float><<<grid, threads, 0, stream>>>(args);
+      break;
+    case PooledElement::kBFloat16:
+      BlockMeans<__nv_bfloat16><<<grid, threads, 0, stream>>>(args);
+      break;
+    case PooledElement::kFloat16:
+      BlockMeans<__half><<<grid, threads, 0, stream>>>(args);
+      break;
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace denoised::cuda

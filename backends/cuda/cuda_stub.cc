@@ -1,0 +1,35 @@
+// Stands in for the other files of this folder in builds without CUDA.
+#include "backends/cuda/block_sparse_launch.h"
+#include "backends/cuda/cudnn_attn.h"
+#include "backends/cuda/flash3.h"
+#include "backends/error.h"
+
+namespace denoised {
+namespace {
+
+[[noreturn]] void RefuseCuda() {
+  throw Error(StatusCode::kFailedPrecondition,
+              "wanted a CUDA kernel; this build has none (configure with -DDENOISED_CUDA=ON, "
+              "preset \"cuda\")");
+}
+
+}  // namespace
+
+std::optional<std::string> CudaKernelLimits(const AttentionSpec&, const DeviceInfo&, Admission) {
+  return "its kernel for CUDA is not in this build; on the CPU it runs";
+}
+
+at::Tensor BlockMeansCuda(const at::Tensor&, const Partition&) { RefuseCuda(); }
+DevicePlan UploadPlan(const kernels::BlockPlan&, const at::Device&) { RefuseCuda(); }
+at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&, HalfKernel) {
+  RefuseCuda();
+}
+
+bool Flash3Installed() { return false; }
+bool Flash3Loads() { return false; }
+bool Flash3Serves(const AttentionInputs&) { return false; }
+at::Tensor Flash3Forward(const AttentionInputs&) { RefuseCuda(); }
+
+std::unique_ptr<AttentionBackend> MakeCudnnBackend(Admission) { return nullptr; }
+
+}  // namespace denoised

@@ -1,0 +1,151 @@
+// The CUDA kernels on the first device, each against the CPU kernel in float32 over the same plan:
+// dense, ragged ends, orders, lists a head, row masks, queries in no block. Skipped with the reason
+// where there is no device.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "backends/block_sparse_forward.h"
+#include "backends/cuda/block_sparse_launch.h"
+#include "backends/error.h"
+#include "backends/kernels/pool.h"
+#include "backends/tiling.h"
+#include "tests/backends/attention_oracle.h"
+
+namespace denoised {
+namespace {
+
+struct Variant {
+  std::string name;
+  at::ScalarType dtype;
+  HalfKernel kernel;
+  int64_t head_size;
+};
+
+void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
+
+std::vector<Variant> Variants() {
+  return {{"float32_d40", at::kFloat, HalfKernel::kMmaSync, 40},
+          {"float32_d128", at::kFloat, HalfKernel::kMmaSync, 128},
+          {"mma_bf16_d7", at::kBFloat16, HalfKernel::kMmaSync, 7},
+          {"mma_bf16_d64", at::kBFloat16, HalfKernel::kMmaSync, 64},
+          {"mma_bf16_d80", at::kBFloat16, HalfKernel::kMmaSync, 80},
+          {"mma_bf16_d128", at::kBFloat16, HalfKernel::kMmaSync, 128},
+          {"mma_f16_d128", at::kHalf, HalfKernel::kMmaSync, 128},
+          {"wgmma_bf16_d40", at::kBFloat16, HalfKernel::kWgmma, 40},
+          {"wgmma_bf16_d128", at::kBFloat16, HalfKernel::kWgmma, 128},
+          {"wgmma_f16_d128", at::kHalf, HalfKernel::kWgmma, 128}};
+}
+
+class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
+ protected:
+  void SetUp() override {
+    const std::string why_not = WhyNot();
+    if (!why_not.empty()) GTEST_SKIP() << why_not;
+  }
+
+  // Why this machine cannot run the variant; empty where it can.
+  static std::string WhyNot() {
+    try {
+      const DeviceInfo device = QueryCuda(0);
+      if (GetParam().kernel == HalfKernel::kMmaSync || device.major == 9) return "";
+      return "wgmma needs compute capability 9.0, which " + device.name + " has not";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
+
+  AttentionInputs Draw(int64_t batch, int64_t q_len, int64_t kv_len, int64_t heads) const {
+    at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(3);
+    const auto draw = [&](int64_t length) {
+      return at::randn({batch, length, heads, GetParam().head_size}, generator, at::kFloat)
+          .to(GetParam().dtype);
+    };
+    AttentionInputs inputs;
+    inputs.query = draw(q_len);
+    inputs.key = draw(kv_len);
+    inputs.value = draw(kv_len);
+    return inputs;
+  }
+
+  at::Tensor OnDevice(const AttentionInputs& inputs, const kernels::BlockPlan& plan) const {
+    AttentionInputs device = inputs;
+    for (at::Tensor* x : {&device.query, &device.key, &device.value}) *x = x->to(at::kCUDA);
+    const DevicePlan device_plan = UploadPlan(plan, device.query.device());
+    return BlockSparseForwardCuda(device, device_plan, GetParam().kernel).cpu();
+  }
+
+  void ExpectAsOnTheCpu(const AttentionInputs& inputs, const kernels::BlockPlan& plan) const {
+    AttentionInputs wide = inputs;
+    for (at::Tensor* x : {&wide.query, &wide.key, &wide.value}) *x = x->to(at::kFloat);
+    const at::Tensor got = OnDevice(inputs, plan);
+    EXPECT_EQ(got.sizes(), inputs.query.sizes());
+    EXPECT_LE(RelativeL2(got, BlockSparseForward(wide, plan)),
+              GetParam().dtype == at::kFloat ? 1e-5 : 1e-2);
+  }
+};
+
+TEST_P(BlockSparseCuda, Dense) {
+  ExpectAsOnTheCpu(Draw(2, 200, 333, 3), kernels::DensePlan(200, 333));
+  ExpectAsOnTheCpu(Draw(1, 1, 1, 1), kernels::DensePlan(1, 1));
+}
+
+TEST_P(BlockSparseCuda, RaggedTilesInAnOrderOfTheirOwnWithAListAHead) {
+  const Partition tiles = TileGrid({3, 9, 11}, {2, 4, 5});
+  PlanBuilder builder(tiles, tiles, 4);
+  for (int64_t row = 0; row < 4 * tiles.blocks(); ++row) {
+    const int32_t own = static_cast<int32_t>(row % tiles.blocks());
+    std::vector<int32_t> blocks = {own};
+    if (own > 2) blocks.insert(blocks.begin(), static_cast<int32_t>(row / tiles.blocks() % 3));
+    builder.AddRow(own, blocks);
+  }
+  ExpectAsOnTheCpu(Draw(2, 297, 297, 2), builder.Take());
+}
+
+TEST_P(BlockSparseCuda, RowMasksAndRowsWithoutKeys) {
+  const Partition runs = RunsOf(130, kernels::kBlock);
+  PlanBuilder builder(runs, runs, 1);
+  builder.AddRow(0, {0, 2}, {0x5, 0xffffffff00000000});
+  builder.AddRow(1, {1}, {~uint64_t{2}});
+  builder.AddRow(2, {}, {});
+  const kernels::BlockPlan plan = builder.Take();
+  const AttentionInputs inputs = Draw(1, 130, 130, 2);
+  ExpectAsOnTheCpu(inputs, plan);
+  EXPECT_EQ(OnDevice(inputs, plan).narrow(1, 128, 2).abs().sum().item<double>(), 0);
+}
+
+TEST_P(BlockSparseCuda, QueriesInNoBlockAreZeros) {
+  kernels::BlockPlan plan = kernels::DensePlan(64, 100);
+  plan.covers_queries = false;
+  const AttentionInputs inputs = Draw(1, 90, 100, 1);
+  EXPECT_EQ(OnDevice(inputs, plan).narrow(1, 64, 26).abs().sum().item<double>(), 0);
+}
+
+TEST_P(BlockSparseCuda, TheSameBitsEveryTimeAndAloneInTheBatch) {
+  const AttentionInputs inputs = Draw(3, 150, 150, 2);
+  const kernels::BlockPlan plan = kernels::DensePlan(150, 150);
+  const at::Tensor together = OnDevice(inputs, plan);
+  EXPECT_TRUE(SameBits(OnDevice(inputs, plan), together));
+  AttentionInputs alone = inputs;
+  for (at::Tensor* x : {&alone.query, &alone.key, &alone.value}) *x = x->narrow(0, 2, 1);
+  EXPECT_TRUE(SameBits(OnDevice(alone, plan), together.narrow(0, 2, 1)));
+}
+
+TEST_P(BlockSparseCuda, MeansOfBlocksHaveTheHostsBits) {
+  const Partition tiles = TileGrid({3, 9, 11}, {2, 4, 5});
+  const at::Tensor x = Draw(2, 297, 1, 3).query;
+  const at::Tensor got = BlockMeansCuda(x.to(at::kCUDA), tiles);
+  const at::Tensor wide = x.to(at::kFloat);
+  for (int64_t head = 0; head < 6; ++head) {
+    const kernels::View view{wide.const_data_ptr(), wide.stride(0), wide.stride(1), wide.stride(2)};
+    const auto rows =
+        kernels::HeadOf(view, kernels::Element::kFloat32, GetParam().head_size, head / 3, head % 3);
+    std::vector<float> want = kernels::BlockMeans(rows, tiles.order, tiles.lengths);
+    EXPECT_TRUE(SameBits(got[head].flatten(), at::tensor(at::ArrayRef<float>(want))));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Device, BlockSparseCuda, ::testing::ValuesIn(Variants()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace denoised

@@ -1,0 +1,327 @@
+// The attention rows of a CUDA device, both sides in one process: D1 D4.
+//
+//   gpu_bench [--pairs=N] [ROW...]
+//
+// Prints a JSON line a row and shape for gpu_rows.py: `samples` (seconds of ours and of the peer, a
+// pair each, taken in turns), the rates, and the error between both outputs. Exit 3, with the
+// reason on stderr, where this machine has no CUDA device. Backends that have not been measured are
+// admitted: this is how they are.
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backends/attention_backend.h"
+#include "backends/cuda/block_sparse_launch.h"
+#include "backends/cuda/flash3.h"
+#include "backends/error.h"
+#include "backends/registry.h"
+#include "backends/tiling.h"
+
+namespace denoised {
+namespace {
+
+using Json = nlohmann::json;
+using Attention = std::function<at::Tensor(const AttentionInputs&)>;
+using Named = std::pair<std::string, Attention>;
+
+constexpr int64_t kHeadSize = 128;
+constexpr int kExitNoDevice = 3;
+
+struct Options {
+  int pairs = 5;
+  std::set<std::string> rows;
+  bool Wants(const std::string& row) const { return rows.empty() || rows.count(row) > 0; }
+};
+
+// Seconds of one call, from a run of `repeats` that ends with the device idle.
+double SecondsOf(const std::function<void()>& work, int repeats) {
+  c10::cuda::device_synchronize();
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; ++i) work();
+  c10::cuda::device_synchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats;
+}
+
+// Calls that together take about 100 ms, after a warm-up that also makes plans.
+int RepeatsOf(const std::function<void()>& work) {
+  SecondsOf(work, 2);
+  return std::clamp(static_cast<int>(0.1 / std::max(SecondsOf(work, 1), 1e-6)), 1, 1000);
+}
+
+double MedianSeconds(const std::function<void()>& work, int count) {
+  const int repeats = RepeatsOf(work);
+  std::vector<double> seconds;
+  for (int i = 0; i < count; ++i) seconds.push_back(SecondsOf(work, repeats));
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+// Both sides in turns; the side that starts changes.
+Json Alternate(const std::function<void()>& ours, const std::function<void()>& peer, int pairs) {
+  const int ours_repeats = RepeatsOf(ours), peer_repeats = RepeatsOf(peer);
+  Json samples = Json::array();
+  for (int pair = 0; pair < pairs; ++pair) {
+    double mine = pair % 2 == 0 ? SecondsOf(ours, ours_repeats) : 0;
+    const double theirs = SecondsOf(peer, peer_repeats);
+    if (pair % 2 == 1) mine = SecondsOf(ours, ours_repeats);
+    samples.push_back({mine, theirs});
+  }
+  return samples;
+}
+
+AttentionInputs RandomInputs(int64_t tokens, int64_t heads) {
+  at::manual_seed(tokens);
+  const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
+  AttentionInputs inputs;
+  for (at::Tensor* tensor : {&inputs.query, &inputs.key, &inputs.value}) {
+    *tensor = at::randn({1, tokens, heads, kHeadSize}, options);
+  }
+  inputs.scale = 1 / std::sqrt(static_cast<double>(kHeadSize));
+  return inputs;
+}
+
+AttentionSpec SpecOf(const AttentionInputs& inputs) {
+  AttentionSpec spec;
+  spec.num_heads = inputs.query.size(2);
+  spec.head_size = kHeadSize;
+  spec.dtype = DType::kBFloat16;
+  spec.q_len = spec.kv_len = inputs.query.size(1);
+  return spec;
+}
+
+// ||a - b|| / ||b||, a head at a time: whole tensors in float32 would not fit twice.
+double RelativeError(const at::Tensor& a, const at::Tensor& b) {
+  double difference = 0, size = 0;
+  for (int64_t head = 0; head < b.size(2); ++head) {
+    const at::Tensor want = b.select(2, head).to(at::kFloat);
+    difference += (a.select(2, head).to(at::kFloat) - want).square().sum().item<double>();
+    size += want.square().sum().item<double>();
+  }
+  return std::sqrt(difference / size);
+}
+
+double DenseFlops(const AttentionInputs& inputs) {
+  const double n = static_cast<double>(inputs.query.size(1));
+  return 4.0 * static_cast<double>(inputs.query.size(2)) * n * n * kHeadSize;
+}
+
+at::Tensor HeadsFirst(const at::Tensor& x) { return x.transpose(1, 2); }
+
+// What LibTorch offers, called by name, and its own choice.
+std::vector<Named> Peers() {
+  return {{"SDPA default",
+           [](const AttentionInputs& in) {
+             return at::scaled_dot_product_attention(HeadsFirst(in.query), HeadsFirst(in.key),
+                                                     HeadsFirst(in.value), {}, 0, false, in.scale)
+                 .transpose(1, 2);
+           }},
+          {"cuDNN forced",
+           [](const AttentionInputs& in) {
+             return std::get<0>(at::_scaled_dot_product_cudnn_attention(
+                                    HeadsFirst(in.query), HeadsFirst(in.key), HeadsFirst(in.value),
+                                    std::nullopt, /*compute_log_sumexp=*/false, 0.0, false, false,
+                                    in.scale))
+                 .transpose(1, 2);
+           }},
+          {"FA2 forced",
+           [](const AttentionInputs& in) {
+             return std::get<0>(at::_scaled_dot_product_flash_attention(
+                                    HeadsFirst(in.query), HeadsFirst(in.key), HeadsFirst(in.value),
+                                    0.0, false, false, in.scale))
+                 .transpose(1, 2);
+           }},
+          // The operator that the wheel's Python face calls, without that face.
+          {"fa3_fwd", [](const AttentionInputs& in) {
+             if (!Flash3Serves(in)) {
+               throw Error(StatusCode::kFailedPrecondition,
+                           "fa3_fwd does not load or does not serve");
+             }
+             return Flash3Forward(in);
+           }}};
+}
+
+std::vector<Named> Ours(const AttentionInputs& inputs, const DeviceInfo& device) {
+  std::vector<Named> ours;
+  const BackendRegistry& registry = BackendRegistry::WithUnmeasured();
+  for (AttnBackend id :
+       {AttnBackend::kCudnnAttn, AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa}) {
+    if (registry.WhyNot(id, SpecOf(inputs), device)) continue;
+    const AttentionBackend* backend = registry.Find(id)->backend;
+    ours.emplace_back(AttnBackendName(id), [backend](const AttentionInputs& in) {
+      return backend->Forward(in, nullptr);
+    });
+  }
+  return ours;
+}
+
+// The fastest that works, with TFLOP/s of all in `rates`; what fails is in there by its message.
+Named Fastest(const std::vector<Named>& sides, const AttentionInputs& inputs, int count,
+              Json* rates) {
+  Named best;
+  double least = 0;
+  for (const Named& side : sides) {
+    try {
+      const double seconds = MedianSeconds([&] { side.second(inputs); }, count);
+      (*rates)[side.first] = DenseFlops(inputs) / seconds * 1e-12;
+      if (least == 0 || seconds < least) best = side;
+      if (least == 0 || seconds < least) least = seconds;
+    } catch (const std::exception& error) {
+      (*rates)[side.first] = std::string("failed: ") + error.what();
+    }
+  }
+  if (least == 0) throw Error(StatusCode::kFailedPrecondition, rates->dump());
+  return best;
+}
+
+void EmitD1(const Options& options, const DeviceInfo& device) {
+  for (int64_t heads : {12, 40}) {
+    for (int64_t tokens : {8192, 32768, 75600}) {
+      const AttentionInputs inputs = RandomInputs(tokens, heads);
+      Json our_rates = Json::object(), peer_rates = Json::object();
+      const Named ours = Fastest(Ours(inputs, device), inputs, options.pairs, &our_rates);
+      const Named peer = Fastest(Peers(), inputs, options.pairs, &peer_rates);
+      const auto run = [&](const Named& side) { return [&] { side.second(inputs); }; };
+      const Json samples = Alternate(run(ours), run(peer), options.pairs);
+      const double error = RelativeError(ours.second(inputs), peer.second(inputs));
+      std::cout << Json{{"row", "D1"},
+                        {"name", "dense attention bf16 d128, N=" + std::to_string(tokens) + ", " +
+                                     std::to_string(heads) + " heads: " + ours.first +
+                                     " against the best peer, " + peer.first},
+                        {"samples", samples},
+                        {"ours_tflops", our_rates},
+                        {"peers_tflops", peer_rates},
+                        {"error", error},
+                        {"error_limit", 0.02},
+                        {"pass_mark", 0.98},
+                        {"aim", 1.03}}
+                       .dump()
+                << std::endl;
+    }
+  }
+}
+
+// Each query tile attends a tenth of the key tiles, drawn at random, another tenth in each head.
+kernels::BlockPlan RandomPlan(const Partition& tiles, int64_t heads, int64_t kept) {
+  PlanBuilder builder(tiles, tiles, heads);
+  std::mt19937 random(20260101);
+  std::vector<int32_t> all(tiles.blocks());
+  std::iota(all.begin(), all.end(), 0);
+  for (int64_t row = 0; row < heads * tiles.blocks(); ++row) {
+    std::vector<int32_t> chosen;
+    std::sample(all.begin(), all.end(), std::back_inserter(chosen), kept, random);
+    builder.AddRow(row % tiles.blocks(), chosen);
+  }
+  return builder.Take();
+}
+
+// // The faster kernel of those that this device has, with the TFLOP/s of each.
+std::pair<HalfKernel, Json> FasterKernel(const AttentionInputs& inputs, const DevicePlan& plan,
+                                         const DeviceInfo& device, double work, int count) {
+  const auto seconds = [&](HalfKernel kernel) {
+    return MedianSeconds([&] { BlockSparseForwardCuda(inputs, plan, kernel); }, count);
+  };
+  const double mma = seconds(HalfKernel::kMmaSync);
+  Json rates = {{"mma.sync", work / mma * 1e-12}};
+  if (device.major != 9) return {HalfKernel::kMmaSync, rates};
+  const double wgmma = seconds(HalfKernel::kWgmma);
+  rates["wgmma"] = work / wgmma * 1e-12;
+  return {wgmma < mma ? HalfKernel::kWgmma : HalfKernel::kMmaSync, rates};
+}
+
+// Of the kernel over all blocks of one head, against dense attention: that it is the same
+// arithmetic. Its masks are the contract suite's business.
+double ErrorOfKernel(const AttentionInputs& inputs, HalfKernel kernel, const Attention& dense) {
+  AttentionInputs head = inputs;
+  for (at::Tensor* x : {&head.query, &head.key, &head.value}) *x = x->narrow(2, 0, 1);
+  const int64_t tokens = head.query.size(1);
+  const DevicePlan all = UploadPlan(kernels::DensePlan(tokens, tokens), head.query.device());
+  return RelativeError(BlockSparseForwardCuda(head, all, kernel), dense(head));
+}
+
+// The kernel alone, its plan on the device, beside dense attention over the same tensors.
+void EmitD4(const Options& options, const DeviceInfo& device) {
+  constexpr int64_t kHeads = 16;
+  const Axes grid = {20, 32, 64};
+  const Partition tiles = TileGrid(grid, {4, 4, 4});
+  const int64_t kept = tiles.blocks() / 10;
+  const AttentionInputs inputs = RandomInputs(Product(grid), kHeads);
+  const kernels::BlockPlan plan = RandomPlan(tiles, kHeads, kept);
+  const DevicePlan device_plan = UploadPlan(plan, inputs.query.device());
+  Json rates = Json::object();
+  const Named dense = Fastest(Ours(inputs, device), inputs, options.pairs, &rates);
+  const double work =
+      DenseFlops(inputs) * static_cast<double>(kept) / static_cast<double>(tiles.blocks());
+  const auto [kernel, kernel_rates] =
+      FasterKernel(inputs, device_plan, device, work, options.pairs);
+  const auto sparse = [&, kernel = kernel] { BlockSparseForwardCuda(inputs, device_plan, kernel); };
+  const double seconds = MedianSeconds(sparse, options.pairs);
+  const double with_upload = MedianSeconds(
+      [&, kernel = kernel] {
+        BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()), kernel);
+      },
+      options.pairs);
+  std::cout << Json{{"row", "D4"},
+                    {"name", "block-sparse forward, 90 % sparse, N=40960, 16 heads, tiles of 64"},
+                    {"unit", "effective TFLOP/s"},
+                    {"value", work / seconds * 1e-12},
+                    {"kernels_tflops", kernel_rates},
+                    {"seconds", seconds},
+                    {"seconds_with_plan_upload", with_upload},
+                    {"dense_tflops", rates},
+                    {"samples", Alternate(
+                                    sparse, [&] { dense.second(inputs); }, options.pairs)},
+                    {"error", ErrorOfKernel(inputs, kernel, dense.second)},
+                    {"error_limit", 0.02},
+                    {"pass_mark", 480},
+                    {"aim", 590}}
+                   .dump()
+            << std::endl;
+}
+
+Options Parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument.rfind("--pairs=", 0) == 0) {
+      options.pairs = std::stoi(argument.substr(8));
+    } else {
+      options.rows.insert(argument);
+    }
+  }
+  return options;
+}
+
+int Run(const Options& options) {
+  DeviceInfo device;
+  try {
+    device = QueryCuda(0);
+  } catch (const Error& error) {
+    std::cerr << "gpu_bench: " << error.what() << std::endl;
+    return kExitNoDevice;
+  }
+  std::cout << Json{{"device", device.name}}.dump() << std::endl;
+  if (options.Wants("D1")) EmitD1(options, device);
+  if (options.Wants("D4")) EmitD4(options, device);
+  return 0;
+}
+
+}  // namespace
+}  // namespace denoised
+
+int main(int argc, char** argv) {
+  const c10::InferenceMode inference;
+  return denoised::Run(denoised::Parse(argc, argv));
+}
