@@ -45,6 +45,8 @@ TileKernel KernelOf(Isa isa) {
       return TileAvx512Vnni;
     case Isa::kAmxBf16:
       return TileAmxBf16;
+    case Isa::kAmxInt8:
+      return TileAmxInt8;
   }
   return TileAvx2;
 }
@@ -111,8 +113,8 @@ class Runner {
       : call_(call), plan_(plan), kernel_(kernel) {
     format_.element = call.element;
     format_.head_size = static_cast<int>(call.head_size);
-    format_.int8 = isa == Isa::kAvx512Vnni;
-    format_.tiles = isa == Isa::kAmxBf16;
+    format_.int8 = isa == Isa::kAvx512Vnni || isa == Isa::kAmxInt8;
+    format_.tiles = isa == Isa::kAmxBf16 || isa == Isa::kAmxInt8;
     format_.pairs = format_.int8 || format_.tiles || isa == Isa::kAvx512Bf16;
     for (const Span& block : plan.key_blocks) {
       block_first_.push_back(static_cast<int32_t>(packed_keys_));
@@ -311,6 +313,8 @@ const char* IsaName(Isa isa) {
       return "AVX-512 VNNI";
     case Isa::kAmxBf16:
       return "AMX BF16";
+    case Isa::kAmxInt8:
+      return "AMX INT8";
   }
   return "unknown";
 }
@@ -321,6 +325,10 @@ Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured) {
   }
   if (element == Element::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
   return cpu.avx512 ? Isa::kAvx512 : Isa::kAvx2;
+}
+
+Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured) {
+  return unmeasured && cpu.amx_bf16 && cpu.amx_int8 ? Isa::kAmxInt8 : Isa::kAvx512Vnni;
 }
 
 void BlockSparseAttention(const BlockSparseCall& call, const BlockPlan& plan, Isa isa,

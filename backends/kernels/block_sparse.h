@@ -78,8 +78,9 @@ struct BlockSparseCall {
 // kAvx512Vnni rounds queries and keys to 8 bits a token, keys after their mean is taken off
 // (SageAttention, arXiv 2410.02367), and probabilities and values to bfloat16. Only by request.
 //
-// kAmxBf16 has not run on such a machine yet, only with its tile instructions emulated.
-enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmxBf16 };
+// The AMX ones (kAmxInt8 rounds as kAvx512Vnni) have not run on such a machine yet, only with their
+// tile instructions emulated.
+enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmxBf16, kAmxInt8 };
 const char* IsaName(Isa isa);
 
 // The widest exact one that serves `element` on the CPU; those that were never measured only where
@@ -89,6 +90,9 @@ Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured = false);
 // Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is
 // left. How the driver gets threads without knowing whose they are.
 using RunWorkers = std::function<void(int64_t tasks, const std::function<void()>& worker)>;
+
+// The one for int8 scores on a CPU that has AVX-512 VNNI and BF16.
+Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured = false);
 
 struct TileJob;
 using TileKernel = void (*)(const TileJob& job, int width);

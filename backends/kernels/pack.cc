@@ -206,14 +206,18 @@ int64_t TilePlace(int row, int column, int columns) {
          column % 16;
 }
 
-void PackKeyTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
-  uint32_t scratch[kMaxUnits];
-  const int units = format.units();
-  for (int key = 0; key < PaddedLength(format, rows); ++key) {
-    const void* row = PaddedRow(format, rows, key, scratch);
+void StoreTileRows(const FourRows& four, int first, int units, uint32_t* out) {
+  for (int r = 0; r < kGroup; ++r) {
     for (int u = 0; u < units; u += 16) {
-      std::memcpy(out + TilePlace(key, u, units), static_cast<const uint32_t*>(row) + u, 64);
+      std::memcpy(out + TilePlace(first + r, u, units),
+                  static_cast<const uint32_t*>(four.row[r]) + u, 64);
     }
+  }
+}
+
+void PackKeyTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  for (int key = 0; key < PaddedLength(format, rows); key += kGroup) {
+    StoreTileRows(FourRows(format, rows, key), key, format.units(), out);
   }
 }
 
@@ -251,7 +255,7 @@ void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean,
                   float* scale) {
   const int units = format.score_units(), bytes = RoundUpTo32(format.padded_size());
   alignas(32) float row[kMaxHeadSize] = {};
-  for (int key = 0; key < rows.span.length; key += kGroup) {
+  for (int key = 0; key < PaddedLength(format, rows); key += kGroup) {
     FourRows four;
     for (int r = 0; r < kGroup; ++r) {
       FloatRow(format, rows, key + r, row);
@@ -260,7 +264,11 @@ void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean,
       for (int u = 0; u < units; ++u) four.scratch[r][u] ^= 0x80808080u;
       four.row[r] = four.scratch[r];
     }
-    TransposeRows(four, units, out + static_cast<int64_t>(key) * units, kGroup);
+    if (format.tiles) {
+      StoreTileRows(four, key, units, out);
+    } else {
+      TransposeRows(four, units, out + static_cast<int64_t>(key) * units, kGroup);
+    }
   }
 }
 

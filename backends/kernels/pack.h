@@ -17,7 +17,10 @@ struct UnitFormat {
   bool int8 = false;   // q and k in units of four bytes; then values are pairs
   bool tiles = false;  // keys and values in tiles of 16 rows by 16 units; pairs
   int head_size = 0;
-  int padded_size() const { return tiles ? (head_size + 31) / 32 * 32 : (head_size + 3) / 4 * 4; }
+  int padded_size() const {  // whole tiles are 16 units wide
+    const int multiple = !tiles ? 4 : int8 ? 64 : 32;
+    return (head_size + multiple - 1) / multiple * multiple;
+  }
   int key_group() const { return tiles ? kTileKeyGroup : kGroup; }  // blocks are padded to it
   int units() const { return pairs ? padded_size() / 2 : padded_size(); }
   int score_units() const { return int8 ? padded_size() / 4 : units(); }

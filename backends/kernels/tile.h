@@ -25,7 +25,7 @@ inline constexpr int kMaxWidth = 64;
 //
 // On AMX both are matrices cut into tiles of [16 rows][16 units], rows of tiles one after the
 // other: keys [length32][units], values transposed, [padded_size][key units]; padded_size is then a
-// multiple of 32.
+// multiple of 32, with int8 scores of 64.
 //
 // Where scores are int8, a unit of q and k is four neighbouring bytes: keys plus 128 (unsigned),
 // queries signed; value units stay pairs of bfloat16.
@@ -66,6 +66,7 @@ void TileAvx2(const TileJob& job, int width);        // float32 units
 void TileAvx512(const TileJob& job, int width);      // float32 units
 void TileAvx512Bf16(const TileJob& job, int width);  // bfloat16 pairs
 void TileAmxBf16(const TileJob& job, int width);     // tiles of bfloat16 pairs
+void TileAmxInt8(const TileJob& job, int width);     // the same, int8 scores
 void TileAvx512Vnni(const TileJob& job, int width);  // int8 scores, bfloat16 pairs of values
 
 }  // namespace denoised::kernels

@@ -223,19 +223,24 @@ TEST_P(BlockSparse, LargeScoresDoNotOverflow) {
 }
 
 // int8 scores: close in direction, and the mean of the keys must not matter.
+void ExpectDirectionKept(Isa isa, TileKernel kernel, Element element, const Shape& shape) {
+  const Variant variant{isa, element, kernel};
+  AttentionInputs inputs = Draw(shape, element);
+  const BlockPlan plan = DensePlan(shape.q_len, shape.kv_len);
+  EXPECT_GE(CosineSimilarity(Attend(inputs, plan, variant), OracleAttention(inputs)), 0.999);
+  inputs.key = inputs.key + 3;
+  EXPECT_GE(CosineSimilarity(Attend(inputs, plan, variant), OracleAttention(inputs)), 0.999);
+}
+
 TEST(Int8Scores, KeepTheDirectionAndForgetTheMeanKey) {
   const DeviceInfo cpu = QueryCpu();
   if (!cpu.avx512_vnni || !cpu.avx512_bf16) GTEST_SKIP() << cpu.name << " has no AVX-512 VNNI";
   for (Element element : {Element::kFloat32, Element::kBFloat16}) {
-    for (const Shape& shape :
-         std::vector<Shape>{{2, 130, 513, 3, 128}, {1, 20, 70, 2, 40}, {1, 1, 1, 1, 3}}) {
-      AttentionInputs inputs = Draw(shape, element);
-      const BlockPlan plan = DensePlan(shape.q_len, shape.kv_len);
-      const at::Tensor got = Attend(inputs, plan, {Isa::kAvx512Vnni, element});
-      EXPECT_GE(CosineSimilarity(got, OracleAttention(inputs)), 0.999);
-      inputs.key = inputs.key + 3;
-      const at::Tensor shifted = Attend(inputs, plan, {Isa::kAvx512Vnni, element});
-      EXPECT_GE(CosineSimilarity(shifted, OracleAttention(inputs)), 0.999);
+    for (const Shape& shape : std::vector<Shape>{
+             {2, 130, 513, 3, 128}, {1, 20, 70, 2, 40}, {1, 40, 33, 1, 96}, {1, 1, 1, 1, 3}}) {
+      ExpectDirectionKept(Isa::kAvx512Vnni, nullptr, element, shape);
+      ExpectDirectionKept(Isa::kAmxInt8, TileAmxInt8Emulated, element, shape);
+      if (cpu.amx_int8) ExpectDirectionKept(Isa::kAmxInt8, nullptr, element, shape);
     }
   }
 }
@@ -261,6 +266,13 @@ TEST(BestIsa, IsTheWidestThatTheCpuHas) {
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16) << "it was never measured";
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu, /*unmeasured=*/true), Isa::kAmxBf16);
   EXPECT_EQ(BestIsa(Element::kFloat32, cpu, /*unmeasured=*/true), Isa::kAvx512);
+}
+
+TEST(Int8Isa, IsVnniUntilAmxWasMeasured) {
+  DeviceInfo cpu;
+  cpu.amx_bf16 = cpu.amx_int8 = true;
+  EXPECT_EQ(Int8Isa(cpu), Isa::kAvx512Vnni);
+  EXPECT_EQ(Int8Isa(cpu, /*unmeasured=*/true), Isa::kAmxInt8);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The AMX tile kernel over tiles in memory, so that its indices are tested where there is no AMX.
-// Nothing but the kernel may be in this file: it is compiled for AVX-512 BF16.
+// Nothing but the kernel may be in this file: it is compiled for AVX-512 BF16 and VNNI.
 #include "tests/backends/tile_amx_emulated.h"
 
 #include <immintrin.h>
@@ -53,6 +53,22 @@ struct EmulatedTiles {
     }
   }
 
+  // TDPBUSD: unsigned bytes along a's row against signed ones down b's column.
+  template <int kResult, int kRows, int kColumns>
+  static void DotBytes() {
+    for (int row = 0; row < 16; ++row) {
+      for (int column = 0; column < 16; ++column) {
+        uint32_t& sum = tiles[kResult][row][column];
+        for (int byte = 0; byte < 64; ++byte) {
+          const int shift = byte % 4 * 8;
+          const int a = static_cast<uint8_t>(tiles[kRows][row][byte / 4] >> shift);
+          const int b = static_cast<int8_t>(tiles[kColumns][byte / 4][column] >> shift);
+          sum += static_cast<uint32_t>(a * b);
+        }
+      }
+    }
+  }
+
  private:
   static float Half(uint32_t bits) {
     bits <<= 16;
@@ -69,7 +85,11 @@ struct EmulatedTiles {
 }  // namespace
 
 void TileAmxEmulated(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<EmulatedTiles>>(job, width);
+  RunTileOfWidth<TileProducts<EmulatedTiles, Bfloat16>>(job, width);
+}
+
+void TileAmxInt8Emulated(const TileJob& job, int width) {
+  RunTileOfWidth<TileProducts<EmulatedTiles, Int8Scores>>(job, width);
 }
 
 }  // namespace denoised::kernels

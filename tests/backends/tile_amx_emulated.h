@@ -5,8 +5,9 @@ namespace denoised::kernels {
 
 struct TileJob;
 
-// The AMX kernel with its tile instructions in plain code; needs AVX-512 BF16 for the rest.
+// The AMX kernels with their tile instructions in plain code; AVX-512 BF16 does the rest.
 void TileAmxEmulated(const TileJob& job, int width);
+void TileAmxInt8Emulated(const TileJob& job, int width);
 
 }  // namespace denoised::kernels
 

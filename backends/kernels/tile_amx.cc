@@ -1,5 +1,5 @@
-// The tile kernel on AMX (TDPBF16PS). No machine at hand has these instructions: tests run the same
-// code over emulated tiles, and nothing chooses it unasked.
+// The tile kernels on AMX (TDPBF16PS, TDPBUSD). No machine at hand has these instructions: tests
+// run the same code over emulated tiles, and nothing chooses it unasked.
 #include <immintrin.h>
 
 #include "backends/kernels/tile.h"
@@ -65,6 +65,15 @@ struct ProcessorTiles {
     if constexpr (kResult == 2) _tile_dpbf16ps(2, 4, 7);
     if constexpr (kResult == 3) _tile_dpbf16ps(3, 5, 7);
   }
+
+  template <int kResult, int kRows, int kColumns>
+  static void DotBytes() {
+    static_assert(kRows == 4 + kResult % 2 && kColumns == 6 + kResult / 2);
+    if constexpr (kResult == 0) _tile_dpbusd(0, 4, 6);
+    if constexpr (kResult == 1) _tile_dpbusd(1, 5, 6);
+    if constexpr (kResult == 2) _tile_dpbusd(2, 4, 7);
+    if constexpr (kResult == 3) _tile_dpbusd(3, 5, 7);
+  }
 };
 
 #include "backends/kernels/tile_impl.h"
@@ -72,7 +81,11 @@ struct ProcessorTiles {
 }  // namespace
 
 void TileAmxBf16(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<ProcessorTiles>>(job, width);
+  RunTileOfWidth<TileProducts<ProcessorTiles, Bfloat16>>(job, width);
+}
+
+void TileAmxInt8(const TileJob& job, int width) {
+  RunTileOfWidth<TileProducts<ProcessorTiles, Int8Scores>>(job, width);
 }
 
 }  // namespace denoised::kernels
