@@ -192,10 +192,11 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
     }
     snapshot.queue_position = static_cast<int64_t>(jobs_.size()) + (running_ ? 1 : 0);
     store_->Add(snapshot);
+    snapshot = store_->Get(snapshot.id).value_or(snapshot);  // while it cannot have begun
     jobs_.push_back(std::move(*job));
   }
   wake_.notify_one();
-  return store_->Get(snapshot.id).value_or(snapshot);  // it may have ended and be forgotten by now
+  return snapshot;
 }
 
 Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {

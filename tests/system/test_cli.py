@@ -175,7 +175,7 @@ def test_interrupting_generate_cancels_its_job(server, pb, tmp_path):
 def test_json_is_the_messages_one_a_line(server, tmp_path):
     public, admin = f"--server={server.public}", f"--admin={server.admin}"
     events = lines_of_json(generate(server, tmp_path / "a.gif", "--json"))
-    assert events[0]["job"]["state"] == "QUEUED"
+    assert events[0]["job"]["state"] in ("QUEUED", "RUNNING")  # a stream may skip states
     states = [event["job"] for event in events if "job" in event]
     assert states[-1]["state"] == "SUCCEEDED" and states[-1]["num_steps"] == "2"
     assert states[-1]["receipt"]["entries"][0]["ran"]
