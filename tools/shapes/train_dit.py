@@ -40,6 +40,13 @@ def parse():
     return p.parse_args()
 
 
+def share_of(scene):
+    """How much more often a scene is shown than the easiest: small stars, and green on grey, are learned last."""
+    share = 2.5 if scene.shape == "star" else 1.0
+    share *= 1.6 if scene.size == "small" else 1.0
+    return share * (2.5 if (scene.colour, scene.background) == ("green", "grey") else 1.0)
+
+
 class Data:
     """All encoded clips so far; grows while `latents.py` still writes. `stats` are those of the first load."""
 
@@ -52,6 +59,7 @@ class Data:
         if new:
             self.latents = torch.cat(([self.latents] if self.latents is not None else []) + new)
             self.scenes += scenes
+            self.shares = [share_of(s) for s in self.scenes]
 
     def stats(self):
         """Per-channel (mean, std), rounded to what the autoencoder's config will say."""
@@ -59,7 +67,7 @@ class Data:
         return tuple(torch.tensor([round(float(v), 5) for v in s]) for s in stats)
 
     def batch(self, rng, count, stats):
-        picks = [rng.randrange(len(self.scenes)) for _ in range(count)]
+        picks = rng.choices(range(len(self.scenes)), self.shares, k=count)
         texts = ["" if rng.random() < 0.1 else captions.caption(rng, self.scenes[i]) for i in picks]
         mean, std = (s.view(1, -1, 1, 1, 1) for s in stats)
         weight = 1 + 2 * world.nearness([self.scenes[i] for i in picks], 4)
@@ -71,15 +79,15 @@ def rate_of(done, steps):
     return min(1.0, (steps + 1) / 60) * (1.0 if done < 0.5 else 1.0 - 0.95 * (min(done, 1.0) - 0.5) / 0.5)
 
 
-def noise_levels(count, done, device):
-    """sigma in (0, 1): half of them above 0.9 in the first half of the schedule, a third in the second.
+def noise_levels(count, early, device):
+    """sigma in (0, 1): half of them above 0.9 in the first half of the first schedule, a third from then on.
 
     A clip is ten thousand numbers that mostly agree on few things, so its background, colour and path show through
     the noise already at sigma 0.95, and there the caption has nothing left to say. It is learned above that. The
     outline of the shape is learned below, and last.
     """
     u = torch.rand(count, device=device)
-    shift = torch.where(torch.rand(count, device=device) < (0.6 if done < 0.5 else 0.3), 16.0, 3.0)
+    shift = torch.where(torch.rand(count, device=device) < (0.6 if early else 0.3), 16.0, 3.0)
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -127,8 +135,8 @@ class Trainer:
         train_vae.save(self.path, {"dit": self.dit.state_dict(), "ema": self.ema.state_dict(),
                                    "optimizers": [o.state_dict() for o in self.optimizers], "state": self.state})
 
-    def loss(self, done, z, weight, texts):
-        sigma = noise_levels(len(z), done, z.device).view(-1, 1, 1, 1, 1)
+    def loss(self, early, z, weight, texts):
+        sigma = noise_levels(len(z), early, z.device).view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(z)
         hidden, self.cross.bias = model.embed(self.tokenizer, self.text_encoder, texts, z.device)
         guess = self.dit((1 - sigma) * z + sigma * noise, sigma.flatten() * 1000, hidden, return_dict=False)[0]
@@ -144,7 +152,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = scale * rate
         with torch.autocast(args.device, torch.bfloat16):
-            loss = self.loss(done, *self.data.batch(self.rng, args.batch, state["stats"]))
+            loss = self.loss(done < 0.5 and state["first_step"] == 0, *self.data.batch(self.rng, args.batch, state["stats"]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.dit.parameters(), 1.0)
         for optimizer in self.optimizers:
