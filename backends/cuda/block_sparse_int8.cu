@@ -83,23 +83,24 @@ __device__ void CopyInt8Entry(const BlockSparseInt8Args& all, const Walk& walk,
   CommitCopies();
 }
 
-// A warp's 16 queries: left operands, and what a byte of rows g and g + 8 is worth.
 template <int kHead>
-struct Int8Query {
-  uint32_t bytes[kHead / 32][4];
-  float scale[2];
+using Int8State = WarpState<kHead, kHead / 32>;
 
-  __device__ void LoadScales(const BlockSparseInt8Args& all, const Walk& walk, int row) {
+// What a byte of a warp's queries is worth: of rows g and g + 8.
+struct QueryScales {
+  float row[2];
+
+  __device__ QueryScales(const BlockSparseInt8Args& all, const Walk& walk, int first) {
     const int32_t* tokens = all.call.plan.query_tokens + int64_t{walk.query_block} * kTile;
     const float* scales = ScalesOf(all.call, walk, all.query_scale, all.call.q_len);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) scale[half] = scales[max(tokens[row + 8 * half], 0)];
+    for (int half = 0; half < 2; ++half) row[half] = scales[max(tokens[first + 8 * half], 0)];
   }
 };
 
 // sums = q k^T of the tile in bytes; a group is 8 keys.
 template <int kHead>
-__device__ void MultiplyInt8Keys(int32_t (&sums)[kKeyGroups][4], const Int8Query<kHead>& query,
+__device__ void MultiplyInt8Keys(int32_t (&sums)[kKeyGroups][4], const Int8State<kHead>& state,
                                  uint32_t keys, int lane) {
 #pragma unroll
   for (auto& group : sums) group[0] = group[1] = group[2] = group[3] = 0;
@@ -111,26 +112,26 @@ __device__ void MultiplyInt8Keys(int32_t (&sums)[kKeyGroups][4], const Int8Query
     for (int pair = 0; pair < kKeyGroups / 2; ++pair) {
       uint32_t b[4];
       LoadMatrices(b, keys + Int8Tile::Offset(pair * 16 + row, 2 * step + half));
-      MultiplyAddInt8(sums[2 * pair], query.bytes[step], b[0], b[1]);
-      MultiplyAddInt8(sums[2 * pair + 1], query.bytes[step], b[2], b[3]);
+      MultiplyAddInt8(sums[2 * pair], state.query[step], b[0], b[1]);
+      MultiplyAddInt8(sums[2 * pair + 1], state.query[step], b[2], b[3]);
     }
   }
 }
 
 // Sums of products of bytes, below 2^24 and so exact in float32, in units of q and k.
-template <int kHead>
-__device__ void ScaleScores(float (&scores)[kKeyGroups][4], const int32_t (&sums)[kKeyGroups][4],
-                            const Int8Query<kHead>& query, uint32_t key_scales, int lane) {
+inline __device__ void ScaleScores(float (&scores)[kKeyGroups][4],
+                                   const int32_t (&sums)[kKeyGroups][4], const QueryScales& query,
+                                   uint32_t key_scales, int lane) {
   const float2* scales = static_cast<const float2*>(__cvta_shared_to_generic(key_scales));
 #pragma unroll
   for (int group = 0; group < kKeyGroups; ++group) {
     const float2 key = scales[group * 4 + (lane & 3)];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      scores[group][2 * half] =
-          static_cast<float>(sums[group][2 * half]) * (query.scale[half] * key.x);
-      scores[group][2 * half + 1] =
-          static_cast<float>(sums[group][2 * half + 1]) * (query.scale[half] * key.y);
+      float* score = scores[group] + 2 * half;
+      const int32_t* sum = sums[group] + 2 * half;
+      score[0] = static_cast<float>(sum[0]) * (query.row[half] * key.x);
+      score[1] = static_cast<float>(sum[1]) * (query.row[half] * key.y);
     }
   }
 }
@@ -147,20 +148,19 @@ __global__ void __launch_bounds__(kThreads, 2) BlockSparseInt8(const BlockSparse
 
   CopyInt8Query<kHead>(args, walk, tiles.query);
   CopyInt8Entry<kHead>(all, walk, tiles, 0);  // one group with the queries
-  Int8Query<kHead> query;
-  query.LoadScales(all, walk, row);
-  WarpSums<kHead> state;
+  const QueryScales query_scales(all, walk, row);
+  Int8State<kHead> state;
   state.Clear();
   for (int64_t entry = 0; entry < walk.count; ++entry) {
     const Visible visible(args, walk, entry);
     CopyInt8Entry<kHead>(all, walk, tiles, entry + 1);
     WaitForCopies<1>();
     __syncthreads();
-    if (entry == 0) LoadQueryRows<kPairs>(query.bytes, tiles.query, warp, lane);
+    if (entry == 0) state.LoadQuery(tiles.query, warp, lane);
     int32_t sums[kKeyGroups][4];
-    MultiplyInt8Keys<kHead>(sums, query, tiles.Keys(entry), lane);
+    MultiplyInt8Keys<kHead>(sums, state, tiles.Keys(entry), lane);
     float scores[kKeyGroups][4];
-    ScaleScores<kHead>(scores, sums, query, tiles.Scales(entry), lane);
+    ScaleScores(scores, sums, query_scales, tiles.Scales(entry), lane);
     visible.Apply(scores, row, lane);
     UpdateSoftmax<kHead>(scores, &state, scale_log2);
     MultiplyValues<T, kHead>(scores, &state, tiles.Values(entry), lane);

@@ -32,8 +32,8 @@ inline __device__ void MultiplyAdd(Float16, float (&c)[4], const uint32_t (&a)[4
 }
 
 // out += p v of the tile.
-template <class T, int kHead>
-__device__ void MultiplyValues(const float (&probs)[kKeyGroups][4], WarpSums<kHead>* state,
+template <class T, int kHead, int kSteps>
+__device__ void MultiplyValues(const float (&probs)[kKeyGroups][4], WarpState<kHead, kSteps>* state,
                                uint32_t values, int lane) {
   // Transposed on the way: matrices 0 and 1 are keys 0-7 and 8-15 of 8 elements, 2 and 3 of the
   // next 8.
