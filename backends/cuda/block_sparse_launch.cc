@@ -73,7 +73,7 @@ cuda::HalfRows HalfRowsOf(const at::Tensor& x) {
 }
 
 // Mean of each head's rows: [B * H, D] float32.
-at::Tensor MeansOfHeads(const at::Tensor& x, cudaStream_t stream) {
+at::Tensor MeansOfKeys(const at::Tensor& x, cudaStream_t stream) {
   const cuda::HalfRows rows = HalfRowsOf(x);
   const auto options = x.options().dtype(at::kFloat);
   const int64_t heads = x.size(0) * x.size(2);
@@ -109,7 +109,7 @@ cuda::DeviceView ViewOf(const Int8Rows& rows, int64_t heads) {
 cudaError_t LaunchInt8(const cuda::BlockSparseArgs& call, const at::Tensor& q, const at::Tensor& k,
                        cudaStream_t stream) {
   const Int8Rows query = Quantise(q, {}, stream);
-  const Int8Rows key = Quantise(k, MeansOfHeads(k, stream), stream);
+  const Int8Rows key = Quantise(k, MeansOfKeys(k, stream), stream);
   cuda::BlockSparseInt8Args args;
   args.call = call;
   args.call.query = ViewOf(query, call.heads);
