@@ -75,6 +75,22 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
   return out;
 }
 
+std::optional<std::string> CpuInt8Limits(const AttentionSpec& spec, const DeviceInfo& device) {
+  if (auto reason = CpuKernelLimits(spec, device)) return reason;
+  if (device.avx512_vnni && device.avx512_bf16) return std::nullopt;
+  return "its int8 kernel needs AVX-512 VNNI and AVX-512 BF16; " + device.name + " lacks them";
+}
+
+std::optional<std::string> CudaInt8Limits(const AttentionSpec& spec, const DeviceInfo& device,
+                                          Admission admission) {
+  // The limits of the kernel that it is made from; whether this one has run is said below.
+  if (auto reason = CudaKernelLimits(spec, device, Admission::kUnmeasured)) return reason;
+  if (spec.dtype == DType::kFloat32) {
+    return "its int8 CUDA kernel takes bfloat16 and float16; got float32";
+  }
+  return RefuseUnmeasured(admission, "its int8 CUDA kernel");
+}
+
 }  // namespace
 
 std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const DeviceInfo& device) {
@@ -99,6 +115,12 @@ std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceI
                                                : CudaKernelLimits(spec, device, admission);
 }
 
+std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
+                                            Admission admission) {
+  return device.type == DeviceInfo::Type::kCpu ? CpuInt8Limits(spec, device)
+                                               : CudaInt8Limits(spec, device, admission);
+}
+
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
                               Admission admission, std::optional<kernels::Isa> isa) {
   if (inputs.query.is_cuda()) {
@@ -115,6 +137,16 @@ at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::Bloc
   wide.key = inputs.key.to(at::kFloat);
   wide.value = inputs.value.to(at::kFloat);
   return InKernelDtype(wide, bias, plan, chosen).to(at::kHalf);
+}
+
+at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
+                                  Admission admission) {
+  if (inputs.query.is_cuda()) {
+    return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()),
+                                  HalfKernel::kInt8);
+  }
+  const bool unmeasured = admission == Admission::kUnmeasured;
+  return BlockSparseForward(inputs, plan, admission, kernels::Int8Isa(ThisCpu(), unmeasured));
 }
 
 }  // namespace denoised

@@ -21,6 +21,10 @@ std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const Devi
 std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
                                         Admission admission);
 
+// What its int8 kernel takes: on the CPU AVX-512 VNNI and AVX-512 BF16 besides, on CUDA no float32.
+std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
+                                            Admission admission);
+
 // Attention of checked inputs over the plan's blocks, by the kernel of their device. On the CPU it
 // honours mask and causal of `inputs`; the CUDA kernel has neither, see CudaKernelLimits.
 // Fresh contiguous [B, S_q, H, D] of the inputs' dtype. `isa`: empty = the best exact one of this
@@ -28,6 +32,12 @@ std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceI
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
                               Admission admission = Admission::kMeasured,
                               std::optional<kernels::Isa> isa = std::nullopt);
+
+// The same with q k^T in int8 (SageAttention, arXiv 2410.02367): on the CPU the kernel of AVX-512
+// VNNI (or of AMX, where admitted), on CUDA that of cuda/block_sparse_int8_cuda.h. See
+// Int8KernelLimits.
+at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
+                                  Admission admission);
 
 }  // namespace denoised
 

@@ -7,16 +7,20 @@
 namespace denoised {
 
 // SAGE_ATTN (SageAttention, arXiv 2410.02367): q k^T in int8, one scale a token, keys less their
-// mean; probabilities and values in bfloat16.
+// mean; probabilities and values in bfloat16, or on CUDA in the inputs' dtype.
 class SageBackend final : public AttentionBackend {
  public:
+  explicit SageBackend(Admission admission = Admission::kMeasured) : admission_(admission) {}
   AttnBackend id() const override { return AttnBackend::kSageAttn; }
-  std::string_view summary() const override { return "Sage: q k^T in int8, p v in bfloat16"; }
+  std::string_view summary() const override { return "Sage: q k^T in int8, p v in 16 bits"; }
   Numerics numerics() const override { return Numerics::kInt8; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
+
+ private:
+  const Admission admission_;
 };
 
 // SAGE_SLA_ATTN: SLA whose sparse part is Sage's.

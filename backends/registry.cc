@@ -17,6 +17,7 @@ struct Backends {
   explicit Backends(Admission admission)
       : cudnn(MakeCudnnBackend(admission)),
         flash_attn(admission),
+        sage(admission),
         sage_sla(admission),
         video_sparse(admission),
         sliding_tile(admission),

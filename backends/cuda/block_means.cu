@@ -1,16 +1,10 @@
 // One thread block a (head, block of tokens), one thread an element: its sum runs over the tokens
 // in their order, so that rounding, and with it every mask, is the host's.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "backends/cuda/block_means_cuda.h"
+#include "backends/cuda/widen.cuh"
 
 namespace denoised::cuda {
 namespace {
-
-__device__ float Widen(float x) { return x; }
-__device__ float Widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ float Widen(__half x) { return __half2float(x); }
 
 template <class T>
 __global__ void BlockMeans(const BlockMeansArgs args) {

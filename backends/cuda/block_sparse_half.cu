@@ -1,34 +1,10 @@
 // Block-sparse attention on tensor cores: mma.sync m16n8k16, keys and values double-buffered in
 // shared memory by cp.async. Four warps, 16 query rows each; a tile is 64 queries by 64 keys.
-#include "backends/cuda/block_sparse_tile.cuh"
+#include "backends/cuda/block_sparse_mma.cuh"
 
 namespace denoised::cuda {
 namespace {
 
-__device__ void LoadMatricesTransposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-// c += a b, 16 rows by 8 columns over 16 elements.
-__device__ void MultiplyAdd(BFloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                            uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ void MultiplyAdd(Float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                            uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 // scores = q k^T of the tile; a group is 8 keys.
 template <class T, int kHead>
 __device__ void MultiplyKeys(float (&scores)[kKeyGroups][4], const WarpState<kHead>& state,
@@ -45,27 +21,6 @@ __device__ void MultiplyKeys(float (&scores)[kKeyGroups][4], const WarpState<kHe
       LoadMatrices(b, keys + Tile<kHead>::Offset(pair * 16 + row, 2 * step + half));
       MultiplyAdd(T(), scores[2 * pair], state.query[step], b[0], b[1]);
       MultiplyAdd(T(), scores[2 * pair + 1], state.query[step], b[2], b[3]);
-    }
-  }
-}
-
-// out += p v of the tile.
-template <class T, int kHead>
-__device__ void MultiplyValues(const float (&probs)[kKeyGroups][4], WarpState<kHead>* state,
-                               uint32_t values, int lane) {
-  // Transposed on the way: matrices 0 and 1 are keys 0-7 and 8-15 of 8 elements, 2 and 3 of the
-  // next 8.
-  const int row = lane & 15, half = lane >> 4;
-#pragma unroll
-  for (int step = 0; step < kTile / 16; ++step) {
-    uint32_t a[4];
-    PackProbs<T>(a, probs, step);
-#pragma unroll
-    for (int pair = 0; pair < kHead / 16; ++pair) {
-      uint32_t b[4];
-      LoadMatricesTransposed(b, values + Tile<kHead>::Offset(step * 16 + row, 2 * pair + half));
-      MultiplyAdd(T(), state->out[2 * pair], a, b[0], b[1]);
-      MultiplyAdd(T(), state->out[2 * pair + 1], a, b[2], b[3]);
     }
   }
 }

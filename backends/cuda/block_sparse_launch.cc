@@ -6,6 +6,7 @@
 #include "backends/attention_call.h"
 #include "backends/cuda/block_means_cuda.h"
 #include "backends/cuda/block_sparse_cuda.h"
+#include "backends/cuda/block_sparse_int8_cuda.h"
 #include "backends/error.h"
 
 namespace denoised {
@@ -57,12 +58,86 @@ cuda::PooledElement PooledElementOf(const at::Tensor& x) {
                                           : cuda::PooledElement::kFloat16;
 }
 
-cudaError_t Launch(const cuda::BlockSparseArgs& args, at::ScalarType dtype, HalfKernel kernel,
-                   cudaStream_t stream) {
-  if (dtype == at::kFloat) return cuda::LaunchBlockSparseFloat(args, stream);
-  const bool bfloat16 = dtype == at::kBFloat16;
+// Bytes [B * H, S, Int8RowBytes(D)] and scales [B * H, S] of bfloat16 or float16 [B, S, H, D].
+struct Int8Rows {
+  at::Tensor bytes, scale;
+};
+
+cuda::HalfRows HalfRowsOf(const at::Tensor& x) {
+  return {ViewOf(x),
+          x.scalar_type() == at::kBFloat16,
+          static_cast<int32_t>(x.size(0)),
+          static_cast<int32_t>(x.size(2)),
+          static_cast<int32_t>(x.size(3)),
+          static_cast<int32_t>(x.size(1))};
+}
+
+// Mean of each head's rows: [B * H, D] float32.
+at::Tensor MeansOfKeys(const at::Tensor& x, cudaStream_t stream) {
+  const cuda::HalfRows rows = HalfRowsOf(x);
+  const auto options = x.options().dtype(at::kFloat);
+  const int64_t heads = x.size(0) * x.size(2);
+  at::Tensor sums = at::empty({heads, cuda::SpansOf(rows.length), x.size(3)}, options);
+  at::Tensor mean = at::empty({heads, x.size(3)}, options);
+  Check(cuda::LaunchKeyMeans(rows, sums.mutable_data_ptr<float>(), mean.mutable_data_ptr<float>(),
+                             stream),
+        "the kernel of key means");
+  return mean;
+}
+
+// `mean` is taken off first where it is defined.
+Int8Rows Quantise(const at::Tensor& x, const at::Tensor& mean, cudaStream_t stream) {
+  const cuda::HalfRows rows = HalfRowsOf(x);
+  const int64_t heads = x.size(0) * x.size(2);
+  Int8Rows out = {at::empty({heads, x.size(1), cuda::Int8RowBytes(rows.head_size)},
+                            x.options().dtype(at::kChar)),
+                  at::empty({heads, x.size(1)}, x.options().dtype(at::kFloat))};
+  Check(cuda::LaunchInt8Rows(rows, mean.defined() ? mean.const_data_ptr<float>() : nullptr,
+                             out.bytes.mutable_data_ptr<int8_t>(),
+                             out.scale.mutable_data_ptr<float>(), stream),
+        "the kernel of int8 rows");
+  return out;
+}
+
+// As the int8 kernel counts: two bytes at a time.
+cuda::DeviceView ViewOf(const Int8Rows& rows, int64_t heads) {
+  const int64_t head = rows.bytes.stride(0) / 2;
+  return {rows.bytes.const_data_ptr(), heads * head, rows.bytes.stride(1) / 2, head};
+}
+
+// Bytes and scales are freed before the kernel has run, in the order of the stream.
+cudaError_t LaunchInt8(const cuda::BlockSparseArgs& call, const at::Tensor& q, const at::Tensor& k,
+                       cudaStream_t stream) {
+  const Int8Rows query = Quantise(q, {}, stream);
+  const Int8Rows key = Quantise(k, MeansOfKeys(k, stream), stream);
+  cuda::BlockSparseInt8Args args;
+  args.call = call;
+  args.call.query = ViewOf(query, call.heads);
+  args.call.key = ViewOf(key, call.heads);
+  args.query_scale = query.scale.const_data_ptr<float>();
+  args.key_scale = key.scale.const_data_ptr<float>();
+  args.kv_len = static_cast<int32_t>(k.size(1));
+  return cuda::LaunchBlockSparseInt8(args, q.scalar_type() == at::kBFloat16, stream);
+}
+
+cudaError_t Launch(const cuda::BlockSparseArgs& args, const at::Tensor& q, const at::Tensor& k,
+                   HalfKernel kernel, cudaStream_t stream) {
+  if (kernel == HalfKernel::kInt8) return LaunchInt8(args, q, k, stream);
+  if (q.scalar_type() == at::kFloat) return cuda::LaunchBlockSparseFloat(args, stream);
+  const bool bfloat16 = q.scalar_type() == at::kBFloat16;
   return kernel == HalfKernel::kWgmma ? cuda::LaunchBlockSparseHopper(args, bfloat16, stream)
                                       : cuda::LaunchBlockSparseHalf(args, bfloat16, stream);
+}
+
+void CheckFits(const AttentionInputs& inputs, HalfKernel kernel) {
+  if (inputs.mask.defined() || inputs.causal) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "wanted neither a mask nor causal attention of the CUDA kernel; got one");
+  }
+  if (kernel == HalfKernel::kInt8 && inputs.query.scalar_type() == at::kFloat) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "wanted bfloat16 or float16 of the int8 CUDA kernel; got float32");
+  }
 }
 
 }  // namespace
@@ -93,10 +168,7 @@ DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) 
 
 at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
                                   HalfKernel kernel) {
-  if (inputs.mask.defined() || inputs.causal) {
-    throw Error(StatusCode::kFailedPrecondition,
-                "wanted neither a mask nor causal attention of the CUDA kernel; got one");
-  }
+  CheckFits(inputs, kernel);
   const c10::cuda::CUDAGuard guard(inputs.query.device());
   const at::Tensor q = Aligned(inputs.query), k = Aligned(inputs.key), v = Aligned(inputs.value);
   at::Tensor out =
@@ -112,7 +184,7 @@ at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePla
   args.out = out.mutable_data_ptr();
   args.scale = static_cast<float>(SoftmaxScale(inputs));
   args.plan = plan.view;
-  Check(Launch(args, q.scalar_type(), kernel, c10::cuda::getCurrentCUDAStream(q.device().index())),
+  Check(Launch(args, q, k, kernel, c10::cuda::getCurrentCUDAStream(q.device().index())),
         "the block-sparse kernel");
   return out.size(3) == inputs.query.size(3) ? out
                                              : out.narrow(3, 0, inputs.query.size(3)).contiguous();

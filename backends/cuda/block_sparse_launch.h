@@ -37,12 +37,14 @@ DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device);
 at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition);
 
 // How bfloat16 and float16 are multiplied: mma.sync on every device, wgmma on 9.0 only. mma.sync is
-// taken unless wgmma is asked for, until row D4 has been measured with both.
-enum class HalfKernel : uint8_t { kMmaSync, kWgmma };
+// taken unless wgmma is asked for, until row D4 has been measured with both. kInt8 is mma.sync with
+// q k^T in int8 (cuda/block_sparse_int8_cuda.h) and takes no float32.
+enum class HalfKernel : uint8_t { kMmaSync, kWgmma, kInt8 };
 
 // Attention of checked CUDA inputs without mask, not causal, over the plan's blocks, on the current
 // stream of the inputs' device. Fresh contiguous [B, S_q, H, D] of the inputs' dtype. Throws
-// INTERNAL with CUDA's own text where the launch fails.
+// INTERNAL with CUDA's own text where the launch fails, FAILED_PRECONDITION where the inputs do not
+// fit the kernel.
 at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
                                   HalfKernel kernel = HalfKernel::kMmaSync);
 

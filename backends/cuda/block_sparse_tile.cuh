@@ -120,10 +120,11 @@ __device__ void CopyRows(uint32_t target, const DeviceView& view, int64_t offset
   }
 }
 
-// What a warp keeps of its 16 rows; index 0 is row g, index 1 row g + 8.
-template <int kHead>
+// What a warp keeps of its 16 rows; index 0 is row g, index 1 row g + 8. A step of the first
+// product takes 32 bytes of a row: 16 elements, or 32 in int8.
+template <int kHead, int kSteps = kHead / 16>
 struct WarpState {
-  uint32_t query[kHead / 16][4];  // left operands
+  uint32_t query[kSteps][4];  // left operands
   float out[kHead / 8][4];
   float top[2];  // largest score so far, not scaled
   float sum[2];  // of this thread's columns only, until the end
@@ -138,7 +139,7 @@ struct WarpState {
   __device__ void LoadQuery(uint32_t tile, int warp, int lane) {
     const int row = warp * kWarpRows + (lane & 15);
 #pragma unroll
-    for (int step = 0; step < kHead / 16; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
       LoadMatrices(query[step], tile + Tile<kHead>::Offset(row, 2 * step + (lane >> 4)));
     }
   }
@@ -182,9 +183,9 @@ inline __device__ float RowSum(float x) {
 }
 
 // Scores become 2^((score - top) * scale); what was summed before is brought to the new top.
-template <int kHead>
-inline __device__ void UpdateSoftmax(float (&scores)[kKeyGroups][4], WarpState<kHead>* state,
-                                     float scale_log2) {
+template <int kHead, int kSteps>
+inline __device__ void UpdateSoftmax(float (&scores)[kKeyGroups][4],
+                                     WarpState<kHead, kSteps>* state, float scale_log2) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = state->top[half];
@@ -214,9 +215,9 @@ inline __device__ void UpdateSoftmax(float (&scores)[kKeyGroups][4], WarpState<k
   }
 }
 
-template <class T, int kHead>
-__device__ void StoreRows(const BlockSparseArgs& args, const Walk& walk, WarpState<kHead>* state,
-                          int row, int lane) {
+template <class T, int kHead, int kSteps>
+__device__ void StoreRows(const BlockSparseArgs& args, const Walk& walk,
+                          WarpState<kHead, kSteps>* state, int row, int lane) {
   const int32_t* tokens = args.plan.query_tokens + int64_t{walk.query_block} * kTile;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

@@ -35,7 +35,7 @@ AttentionSpec VideoSpec() {
 constexpr AttnBackend kOwnCudaKernel[] = {
     AttnBackend::kVideoSparseAttn, AttnBackend::kSlidingTileAttn, AttnBackend::kVmobaAttn,
     AttnBackend::kSlaAttn,         AttnBackend::kBsaAttn,         AttnBackend::kNablaAttn,
-    AttnBackend::kCudnnAttn};
+    AttnBackend::kSageAttn,        AttnBackend::kSageSlaAttn,     AttnBackend::kCudnnAttn};
 
 bool BuiltWithCuda() {
   return BackendRegistry::Default().Find(AttnBackend::kCudnnAttn)->backend != nullptr;
@@ -110,10 +110,30 @@ TEST(Admission, FlashAttention3OpensWithoutPythonAndWithoutADevice) {
   EXPECT_TRUE(Flash3Loads());
 }
 
-TEST(Admission, TheInt8KernelIsWrittenForTheCpu) {
+TEST(Admission, TheInt8CudaKernelNamesItsLimits) {
+  if (!BuiltWithCuda()) GTEST_SKIP() << "this build has no CUDA kernels";
   for (AttnBackend id : {AttnBackend::kSageAttn, AttnBackend::kSageSlaAttn}) {
-    EXPECT_THAT(Refusal(BackendRegistry::WithUnmeasured(), id, VideoSpec()),
-                HasSubstr("written for the CPU"));
+    EXPECT_THAT(Refusal(BackendRegistry::Default(), id, VideoSpec()),
+                HasSubstr("its int8 CUDA kernel has not run on a device yet"));
+    AttentionSpec spec = VideoSpec();
+    spec.dtype = DType::kFloat16;
+    EXPECT_EQ(Refusal(BackendRegistry::WithUnmeasured(), id, spec), "");
+    spec.dtype = DType::kFloat32;
+    EXPECT_THAT(Refusal(BackendRegistry::WithUnmeasured(), id, spec),
+                HasSubstr("takes bfloat16 and float16; got float32"));
+    spec = VideoSpec();
+    spec.head_size = 160;
+    EXPECT_THAT(Refusal(BackendRegistry::WithUnmeasured(), id, spec),
+                HasSubstr("head sizes up to 128; got 160"));
+    spec = VideoSpec();
+    spec.has_mask = true;
+    EXPECT_THAT(Refusal(BackendRegistry::WithUnmeasured(), id, spec), HasSubstr("takes no mask"));
+  }
+}
+
+TEST(Admission, Fp4IsWrittenForTheCpu) {
+  for (AttnBackend id : {AttnBackend::kSageAttnThree, AttnBackend::kAttnQatInfer}) {
+    EXPECT_NE(Refusal(BackendRegistry::WithUnmeasured(), id, VideoSpec()), "");
   }
 }
 

@@ -1,8 +1,10 @@
 // The CUDA kernels on the first device, each against the CPU kernel in float32 over the same plan:
-// dense, ragged ends, orders, lists a head, row masks, queries in no block. Skipped with the reason
-// where there is no device.
+// dense, ragged ends, orders, lists a head, row masks, queries in no block; the int8 kernel against
+// float64 too. Skipped with the reason where there is no device.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "backends/block_sparse_forward.h"
 #include "backends/cuda/block_sparse_launch.h"
@@ -33,7 +35,12 @@ std::vector<Variant> Variants() {
           {"mma_f16_d128", at::kHalf, HalfKernel::kMmaSync, 128},
           {"wgmma_bf16_d40", at::kBFloat16, HalfKernel::kWgmma, 40},
           {"wgmma_bf16_d128", at::kBFloat16, HalfKernel::kWgmma, 128},
-          {"wgmma_f16_d128", at::kHalf, HalfKernel::kWgmma, 128}};
+          {"wgmma_f16_d128", at::kHalf, HalfKernel::kWgmma, 128},
+          {"int8_bf16_d7", at::kBFloat16, HalfKernel::kInt8, 7},
+          {"int8_bf16_d64", at::kBFloat16, HalfKernel::kInt8, 64},
+          {"int8_bf16_d80", at::kBFloat16, HalfKernel::kInt8, 80},
+          {"int8_bf16_d128", at::kBFloat16, HalfKernel::kInt8, 128},
+          {"int8_f16_d128", at::kHalf, HalfKernel::kInt8, 128}};
 }
 
 class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
@@ -47,7 +54,7 @@ class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
   static std::string WhyNot() {
     try {
       const DeviceInfo device = QueryCuda(0);
-      if (GetParam().kernel == HalfKernel::kMmaSync || device.major == 9) return "";
+      if (GetParam().kernel != HalfKernel::kWgmma || device.major == 9) return "";
       return "wgmma needs compute capability 9.0, which " + device.name + " has not";
     } catch (const Error& error) {
       return error.what();
@@ -79,14 +86,36 @@ class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
     for (at::Tensor* x : {&wide.query, &wide.key, &wide.value}) *x = x->to(at::kFloat);
     const at::Tensor got = OnDevice(inputs, plan);
     EXPECT_EQ(got.sizes(), inputs.query.sizes());
-    EXPECT_LE(RelativeL2(got, BlockSparseForward(wide, plan)),
-              GetParam().dtype == at::kFloat ? 1e-5 : 1e-2);
+    ExpectClose(got, BlockSparseForward(wide, plan));
+  }
+
+  static void ExpectClose(const at::Tensor& got, const at::Tensor& want) {
+    if (GetParam().kernel == HalfKernel::kInt8) {
+      EXPECT_GE(CosineSimilarity(got, want), 0.999);
+    } else {
+      EXPECT_LE(RelativeL2(got, want), GetParam().dtype == at::kFloat ? 1e-5 : 1e-2);
+    }
   }
 };
 
 TEST_P(BlockSparseCuda, Dense) {
   ExpectAsOnTheCpu(Draw(2, 200, 333, 3), kernels::DensePlan(200, 333));
   ExpectAsOnTheCpu(Draw(1, 1, 1, 1), kernels::DensePlan(1, 1));
+}
+
+TEST_P(BlockSparseCuda, DenseEqualsFloat64) {
+  AttentionInputs inputs = Draw(2, 200, 333, 3);
+  inputs.scale = 1.0 / std::sqrt(static_cast<double>(GetParam().head_size));
+  ExpectClose(OnDevice(inputs, kernels::DensePlan(200, 333)), OracleAttention(inputs));
+}
+
+// A vector that all keys share changes no weight, but would take all of a byte's steps.
+TEST_P(BlockSparseCuda, KeysFarFromZero) {
+  AttentionInputs inputs = Draw(1, 130, 600, 2);
+  inputs.scale = 1.0 / std::sqrt(static_cast<double>(GetParam().head_size));
+  inputs.key = inputs.key + 20;
+  const at::Tensor got = OnDevice(inputs, kernels::DensePlan(130, 600));
+  EXPECT_GE(CosineSimilarity(got, OracleAttention(inputs)), 0.999);
 }
 
 TEST_P(BlockSparseCuda, RaggedTilesInAnOrderOfTheirOwnWithAListAHead) {

@@ -337,9 +337,8 @@ TEST(ContractTable, EveryBackendOfTheCudaBuildServesManyCasesThere) {
   std::string why_not;
   const std::vector<Pair> pairs = CudaPairs(&why_not);
   if (!why_not.empty()) GTEST_SKIP() << why_not;
-  ExpectManyCases(pairs,
-                  {AttnBackend::kNoAttention, AttnBackend::kSageAttn, AttnBackend::kSageSlaAttn,
-                   AttnBackend::kSageAttnThree, AttnBackend::kAttnQatInfer});
+  ExpectManyCases(
+      pairs, {AttnBackend::kNoAttention, AttnBackend::kSageAttnThree, AttnBackend::kAttnQatInfer});
 }
 
 }  // namespace
