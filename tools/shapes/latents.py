@@ -52,7 +52,7 @@ def load_shards(folder, known=0):
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--dir", required=True)
-    p.add_argument("--shards", type=int, default=20)
+    p.add_argument("--shards", type=int, default=40)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = p.parse_args()

@@ -146,7 +146,8 @@ class Trainer:
         state, args = self.state, self.args
         start = time.time()
         done = (state["seconds"] - state["from"]) / (state["until"] - state["from"])
-        rate = args.lr * rate_of(done, state["step"] - state["first_step"])
+        peak = args.lr * (0.4 if state["first_step"] else 1.0)
+        rate = peak * rate_of(done, state["step"] - state["first_step"])
         for optimizer, scale in zip(self.optimizers, (MUON_SCALE, 1.0)):
             optimizer.zero_grad()
             for group in optimizer.param_groups:
