@@ -1,7 +1,8 @@
 """Trains the DiT by flow matching on encoded clips, with the text encoder of train_text.py as it is.
 
-x = (1 - sigma) z + sigma e, target e - z, most sigmas near 1 (noise_levels says why). DIR/dit.pt holds everything
-needed to go on (matrices of the blocks are trained by Muon, the rest by AdamW): the same command continues an interrupted schedule, --continue-minutes begins another.
+x = (1 - sigma) z + sigma e, target e - z, most sigmas near 1 (noise_levels says why). Muon trains the matrices of
+the blocks, AdamW the rest. DIR/dit.pt holds everything needed to go on: the same command continues an interrupted
+schedule, --continue-minutes begins another at a lower rate.
 """
 
 import argparse
