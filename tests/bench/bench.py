@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 
-
+import gpu_rows
 import model_rows
 import server_rows
 from pairs import ROOT, cpu, summary, surroundings
