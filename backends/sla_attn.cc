@@ -13,6 +13,21 @@ struct SlaSetting final : SparseSetting {
   std::string feature_map;
 };
 
+struct Cut {
+  Partition queries, keys, everything;
+  int64_t kept;  // key blocks that a query block attends
+};
+
+Cut CutOf(const SparseCall& call) {
+  const auto& setting = static_cast<const SlaSetting&>(*call.setting);
+  Cut cut{RunsOf(call.tokens(), setting.block_q), RunsOf(call.tokens(), setting.block_k),
+          RunsOf(call.tokens(), call.tokens()), 1};
+  const int64_t blocks = cut.keys.blocks();
+  cut.kept = std::clamp<int64_t>(static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)),
+                                 1, blocks);
+  return cut;
+}
+
 // Mean keys of the blocks of one head less the mean of all its keys.
 std::vector<float> SmoothMeans(std::vector<float> means, const std::vector<float>& overall) {
   for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
@@ -55,24 +70,30 @@ std::string SlaBackend::Note(const AttentionSpec& spec, const AttentionMetadata*
 }
 
 kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
-  const auto& setting = static_cast<const SlaSetting&>(*call.setting);
-  const Partition queries = RunsOf(call.tokens(), setting.block_q);
-  const Partition keys = RunsOf(call.tokens(), setting.block_k);
-  const int64_t blocks = keys.blocks();
-  const int64_t kept = std::clamp<int64_t>(
-      static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)), 1, blocks);
-  const auto query_means = MeansOfHeads(call, call.inputs.query, queries);
-  const auto key_means = MeansOfHeads(call, call.inputs.key, keys);
-  const auto overall = MeansOfHeads(call, call.inputs.key, RunsOf(call.tokens(), call.tokens()));
-  return PlanPerHead(queries, keys, call.batch() * call.heads(), [&](int64_t head) {
+  const Cut cut = CutOf(call);
+  const int64_t blocks = cut.keys.blocks();
+  const auto query_means = MeansOfHeads(call, call.inputs.query, cut.queries);
+  const auto key_means = MeansOfHeads(call, call.inputs.key, cut.keys);
+  const auto overall = MeansOfHeads(call, call.inputs.key, cut.everything);
+  return PlanPerHead(cut.queries, cut.keys, call.batch() * call.heads(), [&](int64_t head) {
     const std::vector<float> scores = kernels::Products(
         query_means[head], SmoothMeans(key_means[head], overall[head]), call.head_size());
     std::vector<std::vector<int32_t>> rows;
-    for (int64_t block = 0; block < queries.blocks(); ++block) {
-      rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, kept));
+    for (int64_t block = 0; block < cut.queries.blocks(); ++block) {
+      rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, cut.kept));
     }
     return rows;
   });
+}
+
+std::optional<DevicePlan> SlaBackend::PlanOnDevice(const SparseCall& call) const {
+  const Cut cut = CutOf(call);
+  if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(cut.keys)) return std::nullopt;
+  const at::Tensor keys =
+      BlockMeansCuda(call.inputs.key, cut.keys) - BlockMeansCuda(call.inputs.key, cut.everything);
+  const at::Tensor scores =
+      BlockScoresCuda(BlockMeansCuda(call.inputs.query, cut.queries), keys, 1, false);
+  return LargestPlanCuda(scores, cut.queries, cut.keys, cut.kept);
 }
 
 at::Tensor SlaBackend::MakeBranch(const SparseCall& call) const {

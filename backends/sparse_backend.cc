@@ -146,6 +146,7 @@ at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
 }
 
 at::Tensor SparseBackend::Attend(const SparseCall& call) const {
+  if (const auto plan = PlanOnDevice(call)) return BlockSparseForwardCuda(call.inputs, *plan);
   return BlockSparseForward(call.inputs, MakePlan(call), admission_);
 }
 
@@ -195,7 +196,7 @@ namespace {
 
 std::vector<std::vector<float>> MeansOfCudaHeads(const at::Tensor& tensor,
                                                  const Partition& blocks) {
-  const at::Tensor means = BlockMeansCuda(tensor, blocks);
+  const at::Tensor means = BlockMeansCuda(tensor, blocks).cpu();
   const int64_t count = means.size(1) * means.size(2);
   const float* first = means.const_data_ptr<float>();
   std::vector<std::vector<float>> heads;
@@ -229,6 +230,11 @@ std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::T
     }
   });
   return means;
+}
+
+bool FitsKernelBlocks(const Partition& partition) {
+  return std::all_of(partition.lengths.begin(), partition.lengths.end(),
+                     [](int32_t length) { return length <= kernels::kBlock; });
 }
 
 kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,

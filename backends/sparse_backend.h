@@ -11,6 +11,7 @@
 
 #include "backends/admission.h"
 #include "backends/attention_backend.h"
+#include "backends/cuda/block_sparse_launch.h"
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/pool.h"
 #include "backends/parameters.h"
@@ -31,9 +32,9 @@ struct SparseMetadata final : AttentionMetadata {
   bool DenseAt(int64_t layer_index) const;
 };
 
-// One checked call. Masks are made on the host. Of a CUDA call only the means of blocks come there
-// (MeansOfHeads), or queries and keys as a whole where a mask maker looks at single tokens; both
-// wait for the device.
+// One checked call. Masks are made on the host unless PlanOnDevice says otherwise. Of a CUDA call
+// only the means of blocks come there (MeansOfHeads), or queries and keys as a whole where a mask
+// maker looks at single tokens; both wait for the device.
 struct SparseCall {
   AttentionInputs inputs;  // for the kernel, on the caller's device; float16 is float32 on the CPU
   at::Tensor host_query, host_key;  // OnHost of inputs'; undefined unless ReadsTokens
@@ -75,6 +76,8 @@ class SparseBackend : public AttentionBackend {
   // Whether MakePlan looks at single queries or keys (host_query, host_key), not at means alone.
   virtual bool ReadsTokens() const { return false; }
   virtual kernels::BlockPlan MakePlan(const SparseCall& call) const = 0;
+  // The same plan, made where the inputs are; none where it has to be made on the host.
+  virtual std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const { return {}; }
   virtual at::Tensor Attend(const SparseCall& call) const;
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
@@ -101,6 +104,9 @@ std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t coun
 // as kernels::BlockMeans. On CUDA they are made on the device, with the same bits.
 std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::Tensor& tensor,
                                              const Partition& blocks);
+
+// Whether no block of the partition is longer than the kernel's.
+bool FitsKernelBlocks(const Partition& partition);
 
 // Rows [query block] of key blocks for one head of batch * heads.
 using HeadRowsMaker = std::function<std::vector<std::vector<int32_t>>(int64_t head)>;

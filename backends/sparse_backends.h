@@ -23,6 +23,7 @@ class VideoSparseBackend final : public SparseBackend {
     return NeedsGrid(spec);
   }
   kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
 };
 
@@ -73,6 +74,7 @@ class SlaBackend : public SparseBackend {
  protected:
   virtual double DefaultRatio() const { return 0.1; }
   kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
 };
 

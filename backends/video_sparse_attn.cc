@@ -36,6 +36,41 @@ std::vector<float> TileScores(const SparseCall& call, const std::vector<float>& 
   return scores;
 }
 
+// TileMeans and TileScores on a CUDA device: [B * H, tiles, D] and [B * H, tiles, tiles].
+at::Tensor TileMeansOnDevice(const SparseCall& call, const at::Tensor& tensor,
+                             const Partition& tiles) {
+  const at::Tensor means = BlockMeansCuda(tensor, tiles);
+  return call.bfloat16() ? means.to(at::kBFloat16).to(at::kFloat) : means;
+}
+
+at::Tensor TileScoresOnDevice(const SparseCall& call, const Partition& tiles) {
+  return BlockScoresCuda(TileMeansOnDevice(call, call.inputs.query, tiles),
+                         TileMeansOnDevice(call, call.inputs.key, tiles),
+                         std::sqrt(static_cast<float>(call.head_size())), call.bfloat16());
+}
+
+// The coarse branch before it is spread over the tokens, [B, H, tiles, D] on the inputs' device.
+at::Tensor CoarseOnDevice(const SparseCall& call, const Partition& tiles) {
+  const at::Tensor weights = at::softmax(TileScoresOnDevice(call, tiles), -1);
+  const at::Tensor coarse = at::bmm(weights, TileMeansOnDevice(call, call.inputs.value, tiles));
+  return coarse.view({call.batch(), call.heads(), tiles.blocks(), call.head_size()});
+}
+
+at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles) {
+  const int64_t count = tiles.blocks(), size = call.head_size();
+  const HeadMeans queries = TileMeans(call, call.inputs.query, tiles);
+  const HeadMeans keys = TileMeans(call, call.inputs.key, tiles);
+  const HeadMeans values = TileMeans(call, call.inputs.value, tiles);
+  at::Tensor coarse = at::empty({call.batch(), call.heads(), count, size}, at::kFloat);
+  for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
+    std::vector<float> weights = TileScores(call, queries[head], keys[head]);
+    kernels::SoftmaxRows(&weights, count);
+    const auto sums = kernels::WeightedSums(weights, values[head], count, size);
+    std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * count * size);
+  }
+  return coarse;
+}
+
 // ceil((1 - sparsity) * tiles) in IEEE double, at least one tile and at most all.
 int64_t Budget(double sparsity, int64_t tiles) {
   const double kept = std::ceil((1.0 - sparsity) * static_cast<double>(tiles));
@@ -85,25 +120,22 @@ kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
   });
 }
 
+std::optional<DevicePlan> VideoSparseBackend::PlanOnDevice(const SparseCall& call) const {
+  const auto& setting = static_cast<const VsaSetting&>(*call.setting);
+  const Partition& tiles = setting.tiles;
+  if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(tiles)) return std::nullopt;
+  return LargestPlanCuda(TileScoresOnDevice(call, tiles), tiles, tiles, setting.top_k);
+}
+
 at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   if (!setting.coarse) return {};
-  const int64_t tiles = setting.tiles.blocks(), size = call.head_size();
-  const HeadMeans queries = TileMeans(call, call.inputs.query, setting.tiles);
-  const HeadMeans keys = TileMeans(call, call.inputs.key, setting.tiles);
-  const HeadMeans values = TileMeans(call, call.inputs.value, setting.tiles);
-  at::Tensor coarse = at::empty({call.batch(), call.heads(), tiles, size}, at::kFloat);
-  for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
-    std::vector<float> weights = TileScores(call, queries[head], keys[head]);
-    kernels::SoftmaxRows(&weights, tiles);
-    const auto sums = kernels::WeightedSums(weights, values[head], tiles, size);
-    std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * tiles * size);
-  }
-  const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();
   const at::Device device = call.inputs.query.device();
+  const at::Tensor coarse =
+      device.is_cuda() ? CoarseOnDevice(call, setting.tiles) : CoarseOnHost(call, setting.tiles);
+  const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();
   const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt).to(device);
-  const at::Tensor spread =
-      coarse.to(device).index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
+  const at::Tensor spread = coarse.index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
   return call.inputs.gate.defined() ? spread * call.inputs.gate.to(at::kFloat) : spread;
 }
 

@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "backends/attention_call.h"
+#include "backends/cuda/block_choice_cuda.h"
 #include "backends/cuda/block_means_cuda.h"
 #include "backends/cuda/block_sparse_cuda.h"
 #include "backends/cuda/block_sparse_int8_cuda.h"
@@ -50,6 +51,16 @@ std::vector<int32_t> Begins(const Partition& partition) {
   std::vector<int32_t> begins = {0};
   for (int32_t length : partition.lengths) begins.push_back(begins.back() + length);
   return begins;
+}
+
+// For each of the kernel's blocks, the partition's block that it is a part of.
+std::vector<int32_t> BlockOfSpan(const Partition& partition) {
+  std::vector<int32_t> block_of;
+  for (size_t block = 0; block < partition.lengths.size(); ++block) {
+    const int32_t spans = (partition.lengths[block] + kernels::kBlock - 1) / kernels::kBlock;
+    block_of.insert(block_of.end(), spans, static_cast<int32_t>(block));
+  }
+  return block_of;
 }
 
 cuda::PooledElement PooledElementOf(const at::Tensor& x) {
@@ -163,7 +174,7 @@ DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) 
   const at::Tensor host = at::from_blob(const_cast<std::byte*>(flat.bytes().data()),
                                         {static_cast<int64_t>(flat.bytes().size())}, at::kByte);
   const at::Tensor bytes = host.to(device);
-  return {bytes, flat.ViewAt(bytes.const_data_ptr()), plan.covers_queries};
+  return {bytes, {}, {}, flat.ViewAt(bytes.const_data_ptr()), plan.covers_queries};
 }
 
 at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
@@ -209,7 +220,53 @@ at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition) {
   args.means = means.mutable_data_ptr<float>();
   Check(cuda::LaunchBlockMeans(args, c10::cuda::getCurrentCUDAStream(x.device().index())),
         "the pooling kernel");
-  return means.cpu();
+  return means;
+}
+
+at::Tensor BlockScoresCuda(const at::Tensor& query_means, const at::Tensor& key_means,
+                           float divisor, bool bfloat16) {
+  const c10::cuda::CUDAGuard guard(query_means.device());
+  const at::Tensor queries = query_means.contiguous(), keys = key_means.contiguous();
+  at::Tensor scores = at::empty({queries.size(0), queries.size(1), keys.size(1)}, keys.options());
+  cuda::BlockScoresArgs args;
+  args.queries = queries.const_data_ptr<float>();
+  args.keys = keys.const_data_ptr<float>();
+  args.heads = static_cast<int32_t>(queries.size(0));
+  args.query_blocks = static_cast<int32_t>(queries.size(1));
+  args.key_blocks = static_cast<int32_t>(keys.size(1));
+  args.head_size = static_cast<int32_t>(queries.size(2));
+  args.divisor = divisor;
+  args.bfloat16 = bfloat16;
+  args.scores = scores.mutable_data_ptr<float>();
+  Check(cuda::LaunchBlockScores(args, c10::cuda::getCurrentCUDAStream(queries.device().index())),
+        "the kernel of block scores");
+  return scores;
+}
+
+DevicePlan LargestPlanCuda(const at::Tensor& scores, const Partition& queries,
+                           const Partition& keys, int64_t count) {
+  const c10::cuda::CUDAGuard guard(scores.device());
+  kernels::BlockPlan blocks = PlanBuilder(queries, keys, scores.size(0)).Take();
+  const int64_t rows = static_cast<int64_t>(blocks.query_blocks.size());
+  const at::Tensor block = UploadInts(BlockOfSpan(queries), scores.device());
+  DevicePlan plan = UploadPlan(blocks, scores.device());
+  const auto options = scores.options();
+  plan.columns = at::empty({scores.size(0), rows, count}, options.dtype(at::kInt));
+  plan.row_begin = at::arange(scores.size(0) * rows + 1, options.dtype(at::kLong)).mul_(count);
+  plan.view.columns = plan.columns.const_data_ptr<int32_t>();
+  plan.view.row_begin = plan.row_begin.const_data_ptr<int64_t>();
+  cuda::LargestArgs args;
+  args.scores = scores.const_data_ptr<float>();
+  args.block = block.const_data_ptr<int32_t>();
+  args.heads = static_cast<int32_t>(scores.size(0));
+  args.blocks = static_cast<int32_t>(scores.size(1));
+  args.rows = static_cast<int32_t>(rows);
+  args.columns = static_cast<int32_t>(scores.size(2));
+  args.count = static_cast<int32_t>(count);
+  args.chosen = plan.columns.mutable_data_ptr<int32_t>();
+  Check(cuda::LaunchLargest(args, c10::cuda::getCurrentCUDAStream(scores.device().index())),
+        "the kernel that chooses blocks");
+  return plan;
 }
 
 }  // namespace denoised

@@ -23,18 +23,30 @@ std::optional<std::string> CudaKernelLimits(const AttentionSpec& spec, const Dev
 
 // A plan in a device's memory.
 struct DevicePlan {
-  at::Tensor bytes;            // keeps what `view` points to
-  kernels::FlatPlanView view;  // into bytes
+  at::Tensor bytes;               // keeps what `view` points to
+  at::Tensor row_begin, columns;  // and these, where the lists were made on the device
+  kernels::FlatPlanView view;
   bool covers_queries = true;
 };
 
 // Copies the plan to the device, on its current stream; it has left host memory when this returns.
 DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device);
 
-// Means of the partition's blocks of CUDA [B, S, H, D], each head's: float32 [B * H, blocks, D] in
-// host memory, with the bits of kernels::BlockMeans. Waits for the device. Throws INTERNAL with
-// CUDA's own text.
+// Means of the partition's blocks of CUDA [B, S, H, D], each head's: float32 [B * H, blocks, D] on
+// the device, with the bits of kernels::BlockMeans. Throws INTERNAL with CUDA's own text, as the
+// two below.
 at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition);
+
+// Products of two results of BlockMeansCuda over `divisor`, product and quotient rounded to
+// bfloat16 where asked: float32 [B * H, query blocks, key blocks] on the device, with the bits of
+// kernels::Products.
+at::Tensor BlockScoresCuda(const at::Tensor& query_means, const at::Tensor& key_means,
+                           float divisor, bool bfloat16);
+
+// The plan in which each query block attends its `count` largest scores, chosen on the device as
+// LargestIndices chooses. No key block may be longer than kernels::kBlock.
+DevicePlan LargestPlanCuda(const at::Tensor& scores, const Partition& queries,
+                           const Partition& keys, int64_t count);
 
 // How bfloat16 and float16 are multiplied: mma.sync on every device, wgmma on 9.0 only. mma.sync is
 // taken unless wgmma is asked for, until row D4 has been measured with both. kInt8 is mma.sync with

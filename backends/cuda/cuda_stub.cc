@@ -20,6 +20,10 @@ std::optional<std::string> CudaKernelLimits(const AttentionSpec&, const DeviceIn
 }
 
 at::Tensor BlockMeansCuda(const at::Tensor&, const Partition&) { RefuseCuda(); }
+at::Tensor BlockScoresCuda(const at::Tensor&, const at::Tensor&, float, bool) { RefuseCuda(); }
+DevicePlan LargestPlanCuda(const at::Tensor&, const Partition&, const Partition&, int64_t) {
+  RefuseCuda();
+}
 DevicePlan UploadPlan(const kernels::BlockPlan&, const at::Device&) { RefuseCuda(); }
 at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&, HalfKernel) {
   RefuseCuda();

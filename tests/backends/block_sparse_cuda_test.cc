@@ -10,6 +10,7 @@
 #include "backends/cuda/block_sparse_launch.h"
 #include "backends/error.h"
 #include "backends/kernels/pool.h"
+#include "backends/sparse_backend.h"
 #include "backends/tiling.h"
 #include "tests/backends/attention_oracle.h"
 
@@ -162,7 +163,7 @@ TEST_P(BlockSparseCuda, TheSameBitsEveryTimeAndAloneInTheBatch) {
 TEST_P(BlockSparseCuda, MeansOfBlocksHaveTheHostsBits) {
   const Partition tiles = TileGrid({3, 9, 11}, {2, 4, 5});
   const at::Tensor x = Draw(2, 297, 1, 3).query;
-  const at::Tensor got = BlockMeansCuda(x.to(at::kCUDA), tiles);
+  const at::Tensor got = BlockMeansCuda(x.to(at::kCUDA), tiles).cpu();
   const at::Tensor wide = x.to(at::kFloat);
   for (int64_t head = 0; head < 6; ++head) {
     const kernels::View view{wide.const_data_ptr(), wide.stride(0), wide.stride(1), wide.stride(2)};
@@ -170,6 +171,54 @@ TEST_P(BlockSparseCuda, MeansOfBlocksHaveTheHostsBits) {
         kernels::HeadOf(view, kernels::Element::kFloat32, GetParam().head_size, head / 3, head % 3);
     std::vector<float> want = kernels::BlockMeans(rows, tiles.order, tiles.lengths);
     EXPECT_TRUE(SameBits(got[head].flatten(), at::tensor(at::ArrayRef<float>(want))));
+  }
+}
+
+std::vector<float> Values(const at::Tensor& x) {
+  const at::Tensor flat = x.contiguous();
+  return {flat.const_data_ptr<float>(), flat.const_data_ptr<float>() + flat.numel()};
+}
+
+TEST_P(BlockSparseCuda, ScoresOfBlocksHaveTheHostsBits) {
+  const int64_t size = GetParam().head_size;
+  const at::Tensor queries = Draw(3, 21, 1, 1).query.to(at::kFloat).view({3, 21, size});
+  const at::Tensor keys = Draw(3, 1, 35, 1).key.to(at::kFloat).view({3, 35, size});
+  const float root = std::sqrt(static_cast<float>(size));
+  for (bool bfloat16 : {false, true}) {
+    const at::Tensor got =
+        BlockScoresCuda(queries.to(at::kCUDA), keys.to(at::kCUDA), root, bfloat16).cpu();
+    for (int64_t head = 0; head < 3; ++head) {
+      std::vector<float> want = kernels::Products(Values(queries[head]), Values(keys[head]), size);
+      if (bfloat16) kernels::RoundAllToBFloat16(&want);
+      for (float& x : want) x /= root;
+      if (bfloat16) kernels::RoundAllToBFloat16(&want);
+      EXPECT_EQ(Values(got[head]), want) << "head " << head << ", rounded: " << bfloat16;
+    }
+  }
+}
+
+// Many equal scores, both zeros, infinities and a NaN; query blocks longer than the kernel's.
+TEST_P(BlockSparseCuda, TheLargestScoresAreTheHostsChoice) {
+  const Partition queries = RunsOf(300, 128), keys = RunsOf(70 * 33 - 5, 33);
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(5);
+  const at::Tensor scores =
+      at::randint(-2, 3, {2, queries.blocks(), keys.blocks()}, generator, at::kFloat);
+  scores[0][0][3] = -0.0f;
+  scores[0][1][7] = std::nanf("");
+  scores[1][2][9] = INFINITY;
+  scores[1][2].narrow(0, 20, 30).fill_(-INFINITY);
+  for (int64_t count : {int64_t{1}, int64_t{9}, int64_t{33}, keys.blocks()}) {
+    const DevicePlan plan = LargestPlanCuda(scores.to(at::kCUDA), queries, keys, count);
+    const at::Tensor columns = plan.columns.cpu(), begins = plan.row_begin.cpu();
+    ASSERT_EQ(plan.view.query_blocks, 5);  // 64 + 64, 64 + 64, 44
+    for (int64_t row = 0; row < 10; ++row) {
+      const int64_t head = row / 5, block = row % 5 / 2;
+      const std::vector<int32_t> want =
+          LargestIndices(Values(scores[head][block]).data(), keys.blocks(), count);
+      const int32_t* first = columns.const_data_ptr<int32_t>() + row * count;
+      EXPECT_EQ(std::vector<int32_t>(first, first + count), want) << "row " << row;
+      EXPECT_EQ(begins[row].item<int64_t>(), row * count);
+    }
   }
 }
 

@@ -61,6 +61,11 @@ std::vector<Case> Cases() {
          Layout::kHeadSizeOutside});
     add({"huge", dtype, 1, 200, 200, 2, 128, Masking::kNone, false, Layout::kContiguous, 1e4});
     add({"tiny", dtype, 1, 200, 200, 2, 128, Masking::kNone, false, Layout::kContiguous, 1e-4});
+    const double level = 1 / std::sqrt(128.0);  // makes scores of the size that 1 makes
+    add({"huge_level", dtype, 1, 200, 200, 2, 128, Masking::kNone, false, Layout::kContiguous, 1e4,
+         level * 1e-8});
+    add({"tiny_level", dtype, 1, 200, 200, 2, 128, Masking::kNone, false, Layout::kContiguous, 1e-4,
+         level * 1e8});
     add({"causal", dtype, 2, 140, 140, 2, 64, Masking::kNone, true});
     add({"causal_cross", dtype, 1, 140, 200, 2, 64, Masking::kNone, true});
     add({"mask_bool", dtype, 2, 140, 130, 2, 64, Masking::kBoolean});
@@ -190,12 +195,14 @@ at::Tensor Wanted(const AttentionBackend& backend, const Case& c, const Attentio
 
 void ExpectClose(const at::Tensor& got, const at::Tensor& want, const AttentionBackend& backend,
                  const Case& c) {
-  // With scores near 1e8 softmax only picks the largest, and fewer bits cannot tell which that is;
-  // and the scales of FP4 end at 2^-9, far above inputs of 1e-4.
-  if (backend.numerics() != Numerics::kExact && c.magnitude != 1) return;
-  // 4 bits of a query are off by a sixteenth, which a scale far above D^-0.5 turns into other
-  // weights.
-  if (backend.numerics() == Numerics::kFp4 && c.scale * std::sqrt(c.head_size) > 1) return;
+  // With scores near 1e8 softmax only picks the largest, and fewer bits cannot tell which that is.
+  if (backend.numerics() != Numerics::kExact && c.magnitude > 1 && c.scale == 0) return;
+  // The scales of FP4 are e4m3, from 2^-9 to 448. And 4 bits of a query are off by a sixteenth,
+  // which a scale far above D^-0.5 turns into other weights.
+  if (backend.numerics() == Numerics::kFp4 &&
+      (c.magnitude != 1 || c.scale * std::sqrt(c.head_size) > 1)) {
+    return;
+  }
   switch (backend.numerics()) {
     case Numerics::kExact:
       EXPECT_LE(RelativeL2(got, want), got.scalar_type() == at::kFloat ? 1e-5 : 1e-2);

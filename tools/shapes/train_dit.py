@@ -41,13 +41,6 @@ def parse():
     return p.parse_args()
 
 
-def share_of(scene):
-    """How much more often a scene is shown than the easiest: small stars, and green on grey, are learned last."""
-    share = 2.5 if scene.shape == "star" else 1.0
-    share *= 1.6 if scene.size == "small" else 1.0
-    return share * (2.5 if (scene.colour, scene.background) == ("green", "grey") else 1.0)
-
-
 class Data:
     """All encoded clips so far; grows while `latents.py` still writes. `stats` are those of the first load."""
 
@@ -60,7 +53,7 @@ class Data:
         if new:
             self.latents = torch.cat(([self.latents] if self.latents is not None else []) + new)
             self.scenes += scenes
-            self.shares = [share_of(s) for s in self.scenes]
+            self.shares = [world.share_of(s) for s in self.scenes]
 
     def stats(self):
         """Per-channel (mean, std), rounded to what the autoencoder's config will say."""

@@ -27,7 +27,7 @@ COLOURS = {
 }
 BACKGROUNDS = {"black": (0.04, 0.04, 0.04), "grey": (0.50, 0.50, 0.50), "white": (0.96, 0.96, 0.96)}
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES = {"small": 8.0, "large": 13.0}   # radius of the circle, pixels; the others have a similar area
+SIZES = {"small": 8.0, "large": 13.0}   # radius of the circle, pixels; the others have the same area
 DIAGONAL = 16.0                         # travel of a diagonal move, pixels on each axis
 STRAIGHT = 22.0                         # travel of a horizontal or vertical move, pixels
 MOTIONS = {                             # x to the right, y down, pixels from first to last frame
@@ -43,7 +43,7 @@ MOTIONS = {                             # x to the right, y down, pixels from fi
 }
 JITTER = 1.5        # the middle of the path lies within this of the frame's middle, pixels on each axis
 STAR_INNER = 0.45   # inner over outer radius of the star
-REACH = {"circle": 1.0, "square": 0.886, "triangle": 1.4, "star": 1.4}  # extent over SIZES' radius
+REACH = {"circle": 1.0, "square": 0.886, "triangle": 1.555, "star": 1.541}   # extent over SIZES' radius, for equal areas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,13 @@ def draw_scene(rng, combination, size=None, background=None):
     background = background or rng.choice(list(BACKGROUNDS))
     centre = tuple(rng.uniform(-r, r) for r in room(shape, size, motion))
     return Scene(colour, shape, motion, size, background, centre)
+
+
+def share_of(scene):
+    """How much more often training shows a scene than the easiest: small stars, and green on grey, are learned last."""
+    share = 2.5 if scene.shape == "star" else 1.0
+    share *= 1.6 if scene.size == "small" else 1.0
+    return share * (2.5 if (scene.colour, scene.background) == ("green", "grey") else 1.0)
 
 
 def _distance(shape, x, y, r):
