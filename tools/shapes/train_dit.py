@@ -98,7 +98,6 @@ class Trainer:
         self.args, self.data = args, Data(args.dir, args.device)
         self.tokenizer = AutoTokenizer.from_pretrained(os.path.join(args.dir, "tokenizer"))
         self.text_encoder = model.load_text_encoder(args.dir, self.tokenizer).to(args.device)
-        self.vae = latents.load_vae(args.dir, args.device)
         torch.manual_seed(3)
         self.dit = model.new_dit()
         model.favour_text(self.dit, self.tokenizer, self.text_encoder, [t for t, _ in captions.held_out_prompts(32)])
@@ -163,7 +162,8 @@ class Trainer:
     @torch.no_grad()
     def sample(self):
         """Draws 16 held-out prompts, writes DIR/sample-STEP.png, returns the judge's line."""
-        pipe = model.pipeline(self.tokenizer, self.text_encoder, self.ema, self.vae, self.state["stats"])
+        vae = latents.load_vae(self.args.dir, self.args.device)   # its decoder may have gone on
+        pipe = model.pipeline(self.tokenizer, self.text_encoder, self.ema, vae, self.state["stats"])
         pipe.set_progress_bar_config(disable=True)
         prompts = captions.held_out_prompts(16)
         frames = pipe([p for p, _ in prompts], height=world.SIZE, width=world.SIZE, num_frames=world.FRAMES,
@@ -198,8 +198,8 @@ def main():
     args = parse()
     torch.set_num_threads(args.threads)
     trainer = Trainer(args)
-    print(f"DiT {model.count(trainer.dit) / 1e6:.2f} M, text encoder {model.count(trainer.text_encoder) / 1e6:.2f} M, "
-          f"autoencoder {model.count(trainer.vae) / 1e6:.2f} M; from step {trainer.state['step']}", flush=True)
+    print(f"DiT {model.count(trainer.dit) / 1e6:.2f} M, text encoder {model.count(trainer.text_encoder) / 1e6:.2f} M; "
+          f"from step {trainer.state['step']}", flush=True)
     trainer.run()
 
 
