@@ -1,6 +1,6 @@
-// The attention rows of a CUDA device, both sides in one process: D1 D4.
+// The attention rows of a CUDA device, both sides in one process: D1 to D5.
 //
-//   gpu_bench [--pairs=N] [ROW...]
+//   gpu_bench [--pairs=N] [ROW...]     a row that fails says so on stderr, the others go on
 //
 // Prints a JSON line a row and shape for gpu_rows.py: `samples` (seconds of ours and of the peer, a
 // pair each, taken in turns), the rates, and the error between both outputs. Exit 3, with the
@@ -15,6 +15,7 @@
 #include <cmath>
 #include <functional>
 #include <iostream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
@@ -227,7 +228,7 @@ kernels::BlockPlan RandomPlan(const Partition& tiles, int64_t heads, int64_t kep
   return builder.Take();
 }
 
-// // The faster kernel of those that this device has, with the TFLOP/s of each.
+// The faster kernel of those that this device has, with the TFLOP/s of each.
 std::pair<HalfKernel, Json> FasterKernel(const AttentionInputs& inputs, const DevicePlan& plan,
                                          const DeviceInfo& device, double work, int count) {
   const auto seconds = [&](HalfKernel kernel) {
@@ -291,6 +292,86 @@ void EmitD4(const Options& options, const DeviceInfo& device) {
             << std::endl;
 }
 
+double Cosine(const at::Tensor& a, const at::Tensor& b) {
+  double product = 0, a_size = 0, b_size = 0;
+  for (int64_t head = 0; head < b.size(2); ++head) {
+    const at::Tensor x = a.select(2, head).to(at::kFloat), y = b.select(2, head).to(at::kFloat);
+    product += (x * y).sum().item<double>();
+    a_size += x.square().sum().item<double>();
+    b_size += y.square().sum().item<double>();
+  }
+  return product / std::sqrt(a_size * b_size);
+}
+
+// A backend as a server calls it: its metadata made once, as for the layers of one step.
+Attention BackendWith(AttnBackend id, const AttentionSpec& spec, const std::string& parameters,
+                      const DeviceInfo& device) {
+  const BackendRegistry& registry = BackendRegistry::WithUnmeasured();
+  if (const auto reason = registry.WhyNot(id, spec, device)) {
+    throw Error(StatusCode::kFailedPrecondition, *reason);
+  }
+  const AttentionBackend* backend = registry.Find(id)->backend;
+  std::shared_ptr<AttentionMetadataBuilder> builder = backend->MakeBuilder();
+  std::shared_ptr<const AttentionMetadata> metadata;
+  if (builder) metadata = builder->Build({0, 1, spec, parameters});
+  return [=](const AttentionInputs& in) { return backend->Forward(in, metadata.get()); };
+}
+
+struct FewerBits {
+  const char* row;
+  AttnBackend id;
+  const char* parameters;
+  double pass_mark, aim;
+};
+
+// Attention with fewer bits against our own fastest in bfloat16.
+void EmitFewerBits(const FewerBits& which, const Options& options, const DeviceInfo& device) {
+  const AttentionInputs inputs = RandomInputs(32768, 12);
+  Json rates = Json::object();
+  const Named dense = Fastest(Ours(inputs, device), inputs, options.pairs, &rates);
+  const Attention ours = BackendWith(which.id, SpecOf(inputs), which.parameters, device);
+  const Json samples =
+      Alternate([&] { ours(inputs); }, [&] { dense.second(inputs); }, options.pairs);
+  std::cout << Json{{"row", which.row},
+                    {"name", std::string(AttnBackendName(which.id)) + " " + which.parameters +
+                                 ", N=32768, 12 heads, against " + dense.first + " in bf16"},
+                    {"samples", samples},
+                    {"dense_tflops", rates},
+                    {"error_is", "1 - cosine"},
+                    {"error", 1 - Cosine(ours(inputs), dense.second(inputs))},
+                    {"error_limit", 1e-3},
+                    {"pass_mark", which.pass_mark},
+                    {"aim", which.aim}}
+                   .dump()
+            << std::endl;
+}
+
+// A whole call of VIDEO_SPARSE_ATTN: means, choice, sparse and gated coarse branch. Its output is
+// the contract suite's business: over random numbers it is not near dense attention.
+void EmitD5(const Options& options, const DeviceInfo& device) {
+  const Axes grid = {21, 45, 80};
+  AttentionInputs inputs = RandomInputs(Product(grid), 12);
+  inputs.gate = at::randn(inputs.query.sizes(), inputs.query.options());
+  Json rates = Json::object();
+  const Named dense = Fastest(Ours(inputs, device), inputs, options.pairs, &rates);
+  AttentionSpec spec = SpecOf(inputs);
+  spec.grid = grid;
+  spec.has_gate = true;
+  const Attention sparse =
+      BackendWith(AttnBackend::kVideoSparseAttn, spec, R"({"sparsity": 0.9})", device);
+  const Json samples =
+      Alternate([&] { sparse(inputs); }, [&] { dense.second(inputs); }, options.pairs);
+  std::cout << Json{{"row", "D5"},
+                    {"name",
+                     "VIDEO_SPARSE_ATTN at 90 %, gated, N=75600, 12 heads, against " + dense.first},
+                    {"samples", samples},
+                    {"dense_tflops", rates},
+                    {"pass_mark", 6},
+                    {"aim", 8}}
+                   .dump()
+            << std::endl;
+}
+
 Options Parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -313,9 +394,24 @@ int Run(const Options& options) {
     return kExitNoDevice;
   }
   std::cout << Json{{"device", device.name}}.dump() << std::endl;
-  if (options.Wants("D1")) EmitD1(options, device);
-  if (options.Wants("D4")) EmitD4(options, device);
-  return 0;
+  int failed = 0;
+  const auto measure = [&](const std::string& row, const std::function<void()>& emit) {
+    if (!options.Wants(row)) return;
+    try {
+      emit();
+    } catch (const std::exception& error) {
+      std::cerr << row << ": " << error.what() << std::endl;
+      failed = 1;
+    }
+  };
+  const FewerBits fp8 = {"D2", AttnBackend::kCudnnAttn, R"({"fp8": true})", 1.3, 1.45};
+  const FewerBits int8 = {"D3", AttnBackend::kSageAttn, "", 1.2, 1.4};
+  measure("D1", [&] { EmitD1(options, device); });
+  measure("D2", [&] { EmitFewerBits(fp8, options, device); });
+  measure("D3", [&] { EmitFewerBits(int8, options, device); });
+  measure("D4", [&] { EmitD4(options, device); });
+  measure("D5", [&] { EmitD5(options, device); });
+  return failed;
 }
 
 }  // namespace

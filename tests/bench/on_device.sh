@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first thing to run on a lent CUDA device: the tests with label gpu, then the rows D1 and D4.
+# The first thing to run on a lent CUDA device: the tests with label gpu, then the rows D1 to D5.
 #
 #   tests/bench/on_device.sh [OUT]     OUT: folder for what it prints, default out/device
 #
@@ -8,7 +8,8 @@
 # folder of the building machine is missing, the libraries of a Python environment with the same torch
 # take its place. Stripped, the programs are a few MB each (strip build-cuda/bin/*). FlashAttention-3 is
 # measured where its wheel is in build-cuda/wheels (pip download --no-deps -d build-cuda/wheels
-# fa3-fwd==0.0.3) and the building machine's cache had the path that this one has. Goes on after a failure, so that one run on the device tells all; exit 1 if any.
+# fa3-fwd==0.0.3) and the building machine's cache had the path that this one has. Goes on after a failure,
+# so that one run on the device tells all; exit 1 if any.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -38,6 +39,5 @@ step() {  # NAME COMMAND...
 }
 step kernels "$bin/block_sparse_cuda_test"
 step contract "$bin/contract_test" '--gtest_filter=Cuda/*:*Cuda*' --gtest_brief=1
-step d4 "$bin/gpu_bench" D4
-step d1 "$bin/gpu_bench" D1
+for row in D4 D5 D3 D2 D1; do step "$row" "$bin/gpu_bench" "$row"; done
 exit "$failed"
