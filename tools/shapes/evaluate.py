@@ -117,7 +117,7 @@ def main():
     drawing.add_argument("--out", required=True)
     drawing.add_argument("--count", type=int, default=300, help="the first so many of the 300")
     drawing.add_argument("--steps", type=int, default=20)
-    drawing.add_argument("--guidance", type=float, default=3.0)
+    drawing.add_argument("--guidance", type=float, default=1.5)
     drawing.add_argument("--server", default="127.0.0.1:50051")
     drawing.add_argument("--denoisectl", default=os.path.join(os.path.dirname(__file__), "../../build/bin/denoisectl"))
     d = sub.add_parser("draw", parents=[drawing])
