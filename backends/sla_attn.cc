@@ -87,8 +87,9 @@ kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
 }
 
 std::optional<DevicePlan> SlaBackend::PlanOnDevice(const SparseCall& call) const {
+  if (!call.inputs.query.is_cuda()) return std::nullopt;
   const Cut cut = CutOf(call);
-  if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(cut.keys)) return std::nullopt;
+  if (!FitsKernelBlocks(cut.keys)) return std::nullopt;
   const at::Tensor keys =
       BlockMeansCuda(call.inputs.key, cut.keys) - BlockMeansCuda(call.inputs.key, cut.everything);
   const at::Tensor scores =
