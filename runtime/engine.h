@@ -35,13 +35,6 @@ struct EngineOptions {
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
 };
 
-// Bounds of one request field; the same table checks requests and documents them.
-struct FieldLimit {
-  std::string_view field;
-  double min, max;
-};
-const std::vector<FieldLimit>& RequestLimits();
-
 struct ModelInfo {
   std::string name;      // folder name in the repository
   std::string pipeline;  // "WanPipeline"

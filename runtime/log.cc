@@ -4,6 +4,9 @@
 #include <chrono>
 #include <ctime>
 
+#include "runtime/tokenizer/utf8.h"
+#include "runtime/visible_text.h"
+
 namespace denoised {
 namespace {
 
@@ -17,44 +20,17 @@ void AppendEscapedUnit(std::string* out, uint32_t code) {
   *out += text.data();
 }
 
-// Characters that could forge a line, colour a terminal or reorder text in a viewer.
-bool MustEscape(uint32_t code) {
-  return code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x2028 || code == 0x2029 ||
-         code == 0x061c || code == 0x200e || code == 0x200f || (code >= 0x202a && code <= 0x202e) ||
-         (code >= 0x2066 && code <= 0x2069) || code == 0xfeff;
-}
-
-// Bytes of the well-formed UTF-8 sequence at `text`, with its code point; 0 where it is malformed.
-size_t DecodeUtf8(std::string_view text, uint32_t* code) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte(0);
-  if (lead < 0x80) {
-    *code = lead;
-    return 1;
-  }
-  const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc2 ? 2 : 0;
-  if (length == 0 || lead > 0xf4 || text.size() < length) return 0;
-  *code = lead & (0x7f >> length);
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-    *code = *code << 6 | (byte(i) & 0x3f);
-  }
-  constexpr std::array<uint32_t, 5> kSmallest = {0, 0, 0x80, 0x800, 0x10000};
-  const bool surrogate = *code >= 0xd800 && *code <= 0xdfff;
-  return *code < kSmallest[length] || *code > 0x10ffff || surrogate ? 0 : length;
-}
-
 void AppendJsonString(std::string* out, std::string_view text) {
   *out += '"';
   const size_t stop = out->size() + kMaxValue;
   while (!text.empty() && out->size() < stop) {
-    uint32_t code = 0;
-    const size_t length = DecodeUtf8(text, &code);
+    const size_t length = Utf8Length(text);
     if (length == 0) {
       AppendEscapedUnit(out, 0xfffd);
       text.remove_prefix(1);
       continue;
     }
+    const char32_t code = FirstCodePoint(text);
     if (code == '"' || code == '\\') {
       *out += '\\';
       *out += static_cast<char>(code);

@@ -3,21 +3,41 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <string>
 
 namespace denoised {
 namespace {
 
-constexpr double kMaxInt = 9007199254740991.0;    // 2^53 - 1: every integer up to it is exact
 constexpr int64_t kMaxPixels = int64_t{1} << 30;  // frames * height * width of one job
 
+std::string Number(int64_t value) { return std::to_string(value); }
+
+// Shortest text that reads back as `value`; a whole number without exponent or point.
 std::string Number(double value) {
-  if (value == std::floor(value) && std::abs(value) <= kMaxInt) {
-    return std::to_string(static_cast<int64_t>(value));
-  }
   std::array<char, 32> text;
-  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+  const bool whole = value == std::floor(value) && std::abs(value) < 1e15;
+  const auto format = whole ? std::chars_format::fixed : std::chars_format::general;
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value, format).ptr;
   return std::string(text.data(), end);
+}
+
+bool IsText(std::string_view field) { return field == "prompt" || field == "negative_prompt"; }
+
+template <class T>
+void CheckWithin(const FieldLimit<T>& limit, T value) {
+  if (value >= limit.min && value <= limit.max) return;  // false for NaN
+  throw InvalidField(std::string(limit.field), "must be between " + RangeText(limit) +
+                                                   (IsText(limit.field) ? " bytes" : "") +
+                                                   ", got " + Number(value));
+}
+
+template <class T>
+const FieldLimit<T>& Find(const std::vector<FieldLimit<T>>& limits, std::string_view field) {
+  for (const FieldLimit<T>& limit : limits) {
+    if (limit.field == field) return limit;
+  }
+  throw Error(StatusCode::kInternal, "no limit is known for " + std::string(field));
 }
 
 void CheckMultiple(const std::string& field, int64_t value, int64_t multiple) {
@@ -45,48 +65,58 @@ void CheckAxis(const std::string& field, int64_t tokens, int64_t max_tokens) {
                                 std::to_string(max_tokens));
 }
 
+int64_t Bytes(const std::string& text) { return static_cast<int64_t>(text.size()); }
+
 // `given` within its limit, else `fallback`.
 template <class T>
 T Pick(std::string_view field, const std::optional<T>& given, T fallback) {
-  if (given) CheckLimit(field, static_cast<double>(*given));
+  if (given) CheckLimit(field, *given);
   return given.value_or(fallback);
 }
 
 }  // namespace
 
-const std::vector<FieldLimit>& RequestLimits() {
-  static const std::vector<FieldLimit> kLimits = {
+const std::vector<FieldLimit<int64_t>>& WholeLimits() {
+  static const std::vector<FieldLimit<int64_t>> kLimits = {
       {"height", 1, 4096},
       {"width", 1, 4096},
       {"num_frames", 1, 1025},
       {"fps", 1, 240},
       {"num_inference_steps", 1, 1000},
-      {"guidance_scale", 0, 100},
-      {"flow_shift", 0.01, 100},
       {"max_sequence_length", 1, 4096},
-      {"seed", 0, kMaxInt},
+      {"seed", 0, std::numeric_limits<int64_t>::max()},
       {"prompt", 0, 65536},           // bytes
       {"negative_prompt", 0, 65536},  // bytes
   };
   return kLimits;
 }
 
-void CheckLimit(std::string_view field, double value) {
-  for (const FieldLimit& limit : RequestLimits()) {
-    if (limit.field != field) continue;
-    if (value >= limit.min && value <= limit.max) return;  // false for NaN
-    const bool text = field == "prompt" || field == "negative_prompt";
-    throw InvalidField(std::string(field), "must be between " + Number(limit.min) + " and " +
-                                               Number(limit.max) + (text ? " bytes" : "") +
-                                               ", got " + Number(value));
-  }
-  throw Error(StatusCode::kInternal, "no limit is known for " + std::string(field));
+const std::vector<FieldLimit<double>>& RealLimits() {
+  static const std::vector<FieldLimit<double>> kLimits = {
+      {"guidance_scale", 0, 100},
+      {"flow_shift", 0.01, 100},
+  };
+  return kLimits;
 }
 
+const FieldLimit<int64_t>& WholeLimit(std::string_view field) { return Find(WholeLimits(), field); }
+const FieldLimit<double>& RealLimit(std::string_view field) { return Find(RealLimits(), field); }
+
+std::string RangeText(const FieldLimit<int64_t>& limit) {
+  return Number(limit.min) + " and " + Number(limit.max);
+}
+
+std::string RangeText(const FieldLimit<double>& limit) {
+  return Number(limit.min) + " and " + Number(limit.max);
+}
+
+void CheckLimit(std::string_view field, int64_t value) { CheckWithin(WholeLimit(field), value); }
+void CheckLimit(std::string_view field, double value) { CheckWithin(RealLimit(field), value); }
+
 void CheckGeometry(int64_t height, int64_t width, int64_t num_frames, const GeometryRules& rules) {
-  CheckLimit("height", static_cast<double>(height));
-  CheckLimit("width", static_cast<double>(width));
-  CheckLimit("num_frames", static_cast<double>(num_frames));
+  CheckLimit("height", height);
+  CheckLimit("width", width);
+  CheckLimit("num_frames", num_frames);
   CheckMultiple("height", height, rules.height_multiple);
   CheckMultiple("width", width, rules.width_multiple);
   CheckFrames(num_frames, rules.frame_stride);
@@ -103,9 +133,9 @@ void CheckGeometry(int64_t height, int64_t width, int64_t num_frames, const Geom
 ResolvedParameters ResolveRequest(const GenerationRequest& request,
                                   const ResolvedParameters& defaults, const GeometryRules& rules) {
   ResolvedParameters resolved = defaults;
-  CheckLimit("prompt", static_cast<double>(request.prompt.size()));
+  CheckLimit("prompt", Bytes(request.prompt));
   if (request.negative_prompt) {
-    CheckLimit("negative_prompt", static_cast<double>(request.negative_prompt->size()));
+    CheckLimit("negative_prompt", Bytes(*request.negative_prompt));
     resolved.negative_prompt = *request.negative_prompt;
   }
   resolved.seed = Pick("seed", request.seed, int64_t{0});

@@ -2,8 +2,12 @@
 #ifndef DENOISED_RUNTIME_REQUEST_CHECK_H_
 #define DENOISED_RUNTIME_REQUEST_CHECK_H_
 
-#include "runtime/engine.h"
+#include <cstdint>
+#include <string>
+#include <string_view>
+
 #include "runtime/job.h"
+#include "runtime/request_limits.h"
 
 namespace denoised {
 
@@ -16,7 +20,9 @@ struct GeometryRules {
   int64_t spatial_stride = 8;          // VAE stride, pixels a latent cell
 };
 
-// Throws InvalidField naming the field, the bounds and the value.
+// Throws InvalidField naming the field, the bounds and the value. The field is of the table that
+// holds values of this type.
+void CheckLimit(std::string_view field, int64_t value);
 void CheckLimit(std::string_view field, double value);
 
 // Sizes within limits, multiples kept, pixel count not over the cap. Throws InvalidField.

@@ -45,7 +45,7 @@ int64_t ParameterCount(const WanTransformerConfig& c, const WanTransformer& mode
 // The range that shapes a request field's default in denoised.json.
 int64_t DefaultInt(const ConfigReader& reader, const std::string& key, int64_t fallback) {
   const int64_t value = reader.Int(key, fallback, 0, INT64_MAX);
-  CheckLimit(key, static_cast<double>(value));
+  CheckLimit(key, value);
   return value;
 }
 
@@ -94,7 +94,7 @@ void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
                  const std::string& field) {
   RequireFloat(embeds, field);
   const int64_t length = embeds.shape.size() == 3 ? embeds.shape[1] : 1;
-  CheckLimit("max_sequence_length", static_cast<double>(length));
+  CheckLimit("max_sequence_length", length);
   RequireShape(embeds, {rows, length, text_dim}, field);
   CheckFinite(ToTensor(embeds, field), field);
 }

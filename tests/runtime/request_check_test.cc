@@ -39,38 +39,35 @@ ResolvedParameters Defaults() {
 // Any size is a multiple and fits the tables, so that only the limits speak.
 GeometryRules LooseRules() { return {1, 1, 1, int64_t{1} << 40, 1}; }
 
-using Setter = std::function<void(GenerationRequest&, double)>;
-
-// How each numeric field of the table is set. A new field in the table must come here too.
-const std::map<std::string, Setter>& Setters() {
-  const auto integer = [](auto member) {
-    return [member](GenerationRequest& r, double v) { r.*member = static_cast<int64_t>(v); };
+// How each field of the tables is set. A new field in a table must come here too.
+const std::map<std::string, std::function<void(GenerationRequest&, int64_t)>>& WholeSetters() {
+  const auto number = [](auto member) {
+    return [member](GenerationRequest& r, int64_t v) { r.*member = v; };
   };
-  const auto real = [](auto member) {
-    return [member](GenerationRequest& r, double v) { r.*member = v; };
-  };
-  static const std::map<std::string, Setter> setters = {
-      {"height", integer(&GenerationRequest::height)},
-      {"width", integer(&GenerationRequest::width)},
-      {"num_frames", integer(&GenerationRequest::num_frames)},
-      {"fps", integer(&GenerationRequest::fps)},
-      {"num_inference_steps", integer(&GenerationRequest::num_inference_steps)},
-      {"max_sequence_length", integer(&GenerationRequest::max_sequence_length)},
-      {"seed", integer(&GenerationRequest::seed)},
-      {"guidance_scale", real(&GenerationRequest::guidance_scale)},
-      {"flow_shift", real(&GenerationRequest::flow_shift)},
-      {"prompt",
-       [](auto& r, double v) { r.prompt.assign(v < 0 ? 0 : static_cast<size_t>(v), 'x'); }},
+  static const std::map<std::string, std::function<void(GenerationRequest&, int64_t)>> setters = {
+      {"height", number(&GenerationRequest::height)},
+      {"width", number(&GenerationRequest::width)},
+      {"num_frames", number(&GenerationRequest::num_frames)},
+      {"fps", number(&GenerationRequest::fps)},
+      {"num_inference_steps", number(&GenerationRequest::num_inference_steps)},
+      {"max_sequence_length", number(&GenerationRequest::max_sequence_length)},
+      {"seed", number(&GenerationRequest::seed)},
+      {"prompt", [](auto& r, int64_t v) { r.prompt.assign(static_cast<size_t>(v), 'x'); }},
       {"negative_prompt",
-       [](auto& r, double v) {
-         r.negative_prompt = std::string(v < 0 ? 0 : static_cast<size_t>(v), 'x');
-       }},
+       [](auto& r, int64_t v) { r.negative_prompt = std::string(static_cast<size_t>(v), 'x'); }},
   };
   return setters;
 }
 
+const std::map<std::string, std::optional<double> GenerationRequest::*>& RealMembers() {
+  static const std::map<std::string, std::optional<double> GenerationRequest::*> members = {
+      {"guidance_scale", &GenerationRequest::guidance_scale},
+      {"flow_shift", &GenerationRequest::flow_shift},
+  };
+  return members;
+}
+
 bool IsText(std::string_view field) { return field.ends_with("prompt"); }
-bool IsReal(std::string_view field) { return field == "guidance_scale" || field == "flow_shift"; }
 
 // The field that the request is refused for; "" where it is accepted.
 std::string RefusedField(const GenerationRequest& request,
@@ -88,31 +85,47 @@ std::string RefusedField(const GenerationRequest& request,
   }
 }
 
-std::string RefusedField(std::string_view field, double value) {
+std::string RefusedField(std::string_view field, int64_t value) {
   GenerationRequest request;
-  Setters().at(std::string(field))(request, value);
+  WholeSetters().at(std::string(field))(request, value);
   return RefusedField(request);
 }
 
-TEST(RequestLimits, EveryFieldIsAcceptedUpToItsEdgesAndRefusedBeyond) {
-  ASSERT_THAT(RequestLimits(), SizeIs(Setters().size()));
-  for (const FieldLimit& limit : RequestLimits()) {
+std::string RefusedField(std::string_view field, double value) {
+  GenerationRequest request;
+  request.*RealMembers().at(std::string(field)) = value;
+  return RefusedField(request);
+}
+
+TEST(RequestLimits, EveryWholeNumberIsAcceptedUpToItsEdgesAndRefusedBeyond) {
+  ASSERT_THAT(WholeLimits(), SizeIs(WholeSetters().size()));
+  for (const auto& limit : WholeLimits()) {
     SCOPED_TRACE(std::string(limit.field));
     EXPECT_LT(limit.min, limit.max);
     EXPECT_EQ(RefusedField(limit.field, limit.min), "");
     EXPECT_EQ(RefusedField(limit.field, limit.max), "");
-    const bool real = IsReal(limit.field);
-    const double above = real ? std::nextafter(limit.max, kInfinity) : limit.max + 1;
-    EXPECT_EQ(RefusedField(limit.field, above), limit.field);
+    if (limit.max < kMost) {
+      EXPECT_EQ(RefusedField(limit.field, limit.max + 1), limit.field);
+    }
     if (IsText(limit.field)) continue;  // nothing is shorter than empty
-    const double below = real ? std::nextafter(limit.min, -kInfinity) : limit.min - 1;
-    EXPECT_EQ(RefusedField(limit.field, below), limit.field);
+    EXPECT_EQ(RefusedField(limit.field, limit.min - 1), limit.field);
+  }
+}
+
+TEST(RequestLimits, EveryRealNumberIsAcceptedUpToItsEdgesAndRefusedBeyond) {
+  ASSERT_THAT(RealLimits(), SizeIs(RealMembers().size()));
+  for (const auto& limit : RealLimits()) {
+    SCOPED_TRACE(std::string(limit.field));
+    EXPECT_LT(limit.min, limit.max);
+    EXPECT_EQ(RefusedField(limit.field, limit.min), "");
+    EXPECT_EQ(RefusedField(limit.field, limit.max), "");
+    EXPECT_EQ(RefusedField(limit.field, std::nextafter(limit.max, kInfinity)), limit.field);
+    EXPECT_EQ(RefusedField(limit.field, std::nextafter(limit.min, -kInfinity)), limit.field);
   }
 }
 
 TEST(RequestLimits, NumbersThatAreNoNumbersAreRefused) {
-  for (const FieldLimit& limit : RequestLimits()) {
-    if (!IsReal(limit.field)) continue;
+  for (const auto& limit : RealLimits()) {
     for (double value : {kNan, -kNan, kInfinity, -kInfinity, 1e300, -1e300}) {
       EXPECT_EQ(RefusedField(limit.field, value), limit.field) << value;
     }
@@ -122,23 +135,22 @@ TEST(RequestLimits, NumbersThatAreNoNumbersAreRefused) {
   EXPECT_EQ(RefusedField("flow_shift", std::numeric_limits<double>::denorm_min()), "flow_shift");
 }
 
-TEST(RequestLimits, TheGreatestIntegersAreRefused) {
-  using Member = std::optional<int64_t> GenerationRequest::*;
-  const std::map<std::string, Member> members = {
-      {"height", &GenerationRequest::height},
-      {"width", &GenerationRequest::width},
-      {"num_frames", &GenerationRequest::num_frames},
-      {"fps", &GenerationRequest::fps},
-      {"num_inference_steps", &GenerationRequest::num_inference_steps},
-      {"max_sequence_length", &GenerationRequest::max_sequence_length},
-      {"seed", &GenerationRequest::seed}};
-  for (const auto& [field, member] : members) {
-    for (int64_t value : {kMost, kMost - 1, kLeast, int64_t{-1}, int64_t{1} << 53,
-                          (int64_t{1} << 53) + 1, int64_t{1} << 62}) {
-      GenerationRequest request;
-      request.*member = value;
-      EXPECT_EQ(RefusedField(request), field) << value;
+TEST(RequestLimits, TheGreatestIntegersAreRefusedExceptForTheSeed) {
+  for (const auto& limit : WholeLimits()) {
+    if (IsText(limit.field)) continue;
+    for (int64_t value : {kMost, kMost - 1, int64_t{1} << 53, int64_t{1} << 62}) {
+      EXPECT_EQ(RefusedField(limit.field, value), limit.field == "seed" ? "" : limit.field);
     }
+    EXPECT_EQ(RefusedField(limit.field, kLeast), limit.field);
+    EXPECT_EQ(RefusedField(limit.field, int64_t{-1}), limit.field);
+  }
+}
+
+TEST(RequestLimits, ASeedOf63BitsIsKeptToTheLastDigit) {
+  for (int64_t seed : {int64_t{0}, (int64_t{1} << 53) + 1, kMost - 1, kMost}) {
+    GenerationRequest request;
+    request.seed = seed;
+    EXPECT_EQ(ResolveRequest(request, Defaults(), GeometryRules()).seed, seed);
   }
 }
 
@@ -155,7 +167,7 @@ TEST(RequestLimits, AMegabyteOfPromptIsRefusedWithItsSize) {
 }
 
 TEST(RequestLimits, MessagesWriteBoundsAndValuesInFull) {
-  const auto message = [](std::string_view field, double value) -> std::string {
+  const auto message = [](std::string_view field, auto value) -> std::string {
     try {
       CheckLimit(field, value);
       return "accepted";
@@ -163,16 +175,22 @@ TEST(RequestLimits, MessagesWriteBoundsAndValuesInFull) {
       return error.what();
     }
   };
-  EXPECT_EQ(message("seed", -1), "seed: must be between 0 and 9007199254740991, got -1");
+  EXPECT_EQ(message("seed", int64_t{-1}),
+            "seed: must be between 0 and 9223372036854775807, got -1");
+  EXPECT_EQ(message("seed", kLeast),
+            "seed: must be between 0 and 9223372036854775807, got -9223372036854775808");
+  EXPECT_EQ(message("fps", (int64_t{1} << 53) + 1),
+            "fps: must be between 1 and 240, got 9007199254740993");
   EXPECT_EQ(message("flow_shift", 0.001), "flow_shift: must be between 0.01 and 100, got 0.001");
   EXPECT_EQ(message("flow_shift", 1e-9), "flow_shift: must be between 0.01 and 100, got 1e-09");
   EXPECT_EQ(message("guidance_scale", kNan), "guidance_scale: must be between 0 and 100, got nan");
-  EXPECT_EQ(message("height", 1e300), "height: must be between 1 and 4096, got 1e+300");
+  EXPECT_EQ(message("guidance_scale", 1e300),
+            "guidance_scale: must be between 0 and 100, got 1e+300");
 }
 
 TEST(RequestLimits, AFieldWithoutALimitIsAMistakeOfTheProgram) {
   try {
-    CheckLimit("no_such_field", 1);
+    CheckLimit("no_such_field", 1.0);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), StatusCode::kInternal);
