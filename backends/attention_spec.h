@@ -34,8 +34,8 @@ struct DeviceInfo {
   bool operator==(const DeviceInfo&) const = default;
 };
 
-// Instruction sets of this CPU, or the properties of CUDA device `index` (device_info.cc and its
-// CUDA twin). Throws FAILED_PRECONDITION with the reason where there is no such device.
+// Instruction sets of this CPU that the pin allows (cpu_isa.h), or the properties of CUDA device
+// `index`. Throws FAILED_PRECONDITION with the reason where there is no such device.
 DeviceInfo QueryCpu();
 DeviceInfo QueryCuda(int index);
 

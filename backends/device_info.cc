@@ -1,12 +1,12 @@
-// What this CPU offers to the kernels. Every flag means "instructions exist *and* the operating
-// system saves their registers", so that a kernel chosen by it cannot fault.
+// What this machine's CPU offers to the kernels. Every flag means "instructions exist *and* the
+// operating system saves their registers", so that a kernel chosen by it cannot fault.
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
 
-#include "backends/attention_spec.h"
+#include "backends/cpu_isa.h"
 
 namespace denoised {
 namespace {
@@ -52,7 +52,7 @@ std::string CpuName() {
 
 }  // namespace
 
-DeviceInfo QueryCpu() {
+DeviceInfo QueryMachine() {
   constexpr uint64_t kAvxStates = 0x6, kAvx512States = 0xe6, kTileStates = 0x60000;
   const uint64_t states = EnabledStates();
   const CpuidLeaf leaf1 = Cpuid(1), leaf7 = Cpuid(7, 0), leaf7_1 = Cpuid(7, 1);

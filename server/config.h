@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/cpu_isa.h"
 #include "runtime/engine.h"
 #include "runtime/log.h"
 #include "server/flags.h"
@@ -24,6 +25,7 @@ struct ListenAddress {
 
 struct Config {
   EngineOptions engine;
+  CpuIsa cpu_isa = CpuIsa::kAuto;  // main() pins it
   ListenAddress listen, admin_listen, http_listen;
   std::string state_dir;
   int64_t max_message_bytes = int64_t{64} << 20;

@@ -7,6 +7,8 @@
 #include <set>
 #include <sstream>
 
+#include "backends/cpu_isa.h"
+
 namespace denoised {
 namespace {
 
@@ -202,6 +204,19 @@ std::chrono::milliseconds ParseDuration(const std::string& name, const std::stri
 std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
                                     const std::vector<std::string>& arguments) {
   return Reader(flags, arguments).Run();
+}
+
+Flag CpuIsaFlag(CpuIsa* target) {
+  return {
+      "cpu_isa", "LEVEL", "auto",
+      "auto, avx2, avx512, avx512_vnni, avx512_bf16 or amx: the widest CPU instructions that our "
+      "kernels, LibTorch's, oneDNN's and MKL's may use; never above the machine's. auto is the "
+      "machine's widest.",
+      [target](const std::string& text) {
+        std::string name;
+        SetChoice("cpu_isa", CpuIsaNames(), &name)(text);
+        *target = *CpuIsaFromName(name);
+      }};
 }
 
 std::string FlagsHelp(const std::vector<Flag>& flags) {

@@ -16,6 +16,8 @@
 
 namespace denoised {
 
+enum class CpuIsa : uint8_t;
+
 // Wrong use of the command line: the program prints the message and exits with 2.
 class UsageError : public std::runtime_error {
  public:
@@ -50,6 +52,9 @@ std::chrono::milliseconds ParseDuration(const std::string& name, const std::stri
 // unknown flag (with the nearest known name), a missing value, or a flag given twice.
 std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
                                     const std::vector<std::string>& arguments);
+
+// --cpu_isa, which the server and the commands that compute have.
+Flag CpuIsaFlag(CpuIsa* target);
 
 // The table as text, wrapped at 100 columns.
 std::string FlagsHelp(const std::vector<Flag>& flags);

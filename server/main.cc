@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "backends/cpu_isa.h"
 #include "runtime/threads.h"
 #include "server/server.h"
 
@@ -78,6 +79,7 @@ int Main(const std::vector<std::string>& arguments) {
       std::fputs(text.c_str(), stdout);
       return 0;
     }
+    PinCpuIsa(config.cpu_isa);
     return Serve(config, signals);
   } catch (const UsageError& error) {
     std::fprintf(stderr, "denoised: %s\n", error.what());

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <mutex>
 
+#include "backends/cpu_isa.h"
 #include "runtime/engine.h"
 #include "runtime/log.h"
 #include "server/cli/command.h"
@@ -54,6 +55,7 @@ JobSnapshot FollowJob(JobStore& jobs, const std::string& job_id, bool json) {
 struct RunOptions {
   CommonOptions common;
   EngineOptions engine;
+  CpuIsa cpu_isa = CpuIsa::kAuto;
   std::string path;
   v1::GenerationRequest request;
 };
@@ -76,6 +78,7 @@ std::vector<Flag> RunFlags(RunOptions* options) {
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       {"threads", "N", "0", "CPU threads; 0 = one a physical core.",
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
+      CpuIsaFlag(&options->cpu_isa),
       AdmitUnmeasuredFlag(&engine->admit_unmeasured)};
   for (Flag& flag : GenerationFlags(&options->request)) flags.push_back(std::move(flag));
   for (Flag& flag : CommonFlags(&options->common, Uses::kNeither)) {
@@ -113,6 +116,7 @@ int Run(const Command& command, const std::vector<std::string>& arguments) {
   if (options.path.empty()) throw UsageError("-o FILE is needed");
   options.request.set_prompt(rest->front());
   options.request.add_formats(FormatOfPath(options.path));
+  PinCpuIsa(options.cpu_isa);
   OutputFile file(options.path);
   const JobSnapshot job = RunToEnd(&options, &file);
   file.Commit();
@@ -137,6 +141,7 @@ int AttendOnce(const Command& command, const std::vector<std::string>& arguments
   CommonOptions options;
   AttendRequest request;
   std::string backend;
+  CpuIsa cpu_isa = CpuIsa::kAuto;
   std::vector<Flag> flags = {
       {"backend", "NAME", "", "Attention backend to run. Needed.", SetString(&backend)},
       {"in", "FILE", "", "safetensors with q, k, v and optionally gate, each [B, S, H, D]. Needed.",
@@ -146,6 +151,7 @@ int AttendOnce(const Command& command, const std::vector<std::string>& arguments
       {"params", "JSON", "", "The backend's parameters, a JSON object.",
        SetString(&request.parameters_json)},
       {"device", "DEVICE", request.device, "cpu or cuda:N.", SetString(&request.device)},
+      CpuIsaFlag(&cpu_isa),
       AdmitUnmeasuredFlag(&request.admit_unmeasured)};
   for (Flag& flag : CommonFlags(&options, Uses::kNeither)) flags.push_back(std::move(flag));
   if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
@@ -153,6 +159,7 @@ int AttendOnce(const Command& command, const std::vector<std::string>& arguments
     throw UsageError("--backend, --in and --out are needed");
   }
   request.backend = CoerceAttnBackend(backend, "backend");
+  PinCpuIsa(cpu_isa);
   PrintAttend(Attend(request), options.json);
   return kExitOk;
 }
