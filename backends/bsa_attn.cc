@@ -7,6 +7,7 @@
 
 #include "backends/block_sparse_forward.h"
 #include "backends/sparse_backends.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -94,9 +95,13 @@ HeadChoice Choose(const SparseCall& call, const BsaSetting& setting, int64_t hea
 
 std::vector<HeadChoice> ChooseAll(const SparseCall& call, const BsaSetting& setting) {
   std::vector<HeadChoice> choices(call.batch() * call.heads());
+  SharedStop stop;
   at::parallel_for(0, static_cast<int64_t>(choices.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) choices[head] = Choose(call, setting, head);
+    for (int64_t head = begin; head < end && !stop.Asked(); ++head) {
+      choices[head] = Choose(call, setting, head);
+    }
   });
+  stop.ThrowIfAsked();
   return choices;
 }
 

@@ -3,6 +3,7 @@
 
 #include "backends/attention_call.h"
 #include "backends/quantised_backends.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -48,6 +49,7 @@ at::Tensor RoundProbabilities(const at::Tensor& p, bool two_levels) {
 
 void AttendHead(const HeadOperands& head, double scale, bool smooth, at::Tensor out) {
   for (int64_t first = 0; first < head.query.size(0); first += kQueryBlock) {
+    StopPoint();
     const int64_t rows = std::min(kQueryBlock, head.query.size(0) - first);
     const at::Tensor scores = Scores(head, first, rows, smooth) * scale;
     const at::Tensor p = at::exp(scores - scores.amax(-1, /*keepdim=*/true));

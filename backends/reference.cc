@@ -4,6 +4,7 @@
 
 #include "backends/attention_call.h"
 #include "backends/dense_backends.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -46,6 +47,7 @@ void AttendHead(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   const at::Tensor keys = k.to(at::kDouble).t(), values = v.to(at::kDouble);
   const int64_t block = std::max<int64_t>(1, kMaxScores / k.size(0));
   for (int64_t first = 0; first < q.size(0); first += block) {
+    StopPoint();
     const int64_t rows = std::min(block, q.size(0) - first);
     at::Tensor scores = at::mm(q.narrow(0, first, rows).to(at::kDouble), keys).mul_(scale);
     if (mask.defined()) ApplyMask(scores, MaskRows(mask, first, rows));

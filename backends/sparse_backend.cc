@@ -11,6 +11,7 @@
 #include "backends/block_sparse_forward.h"
 #include "backends/cuda/block_sparse_launch.h"
 #include "backends/error.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -240,9 +241,11 @@ bool FitsKernelBlocks(const Partition& partition) {
 kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,
                                const HeadRowsMaker& rows_of_head) {
   std::vector<std::vector<std::vector<int32_t>>> rows(heads);
+  SharedStop stop;
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) rows[head] = rows_of_head(head);
+    for (int64_t head = begin; head < end && !stop.Asked(); ++head) rows[head] = rows_of_head(head);
   });
+  stop.ThrowIfAsked();
   PlanBuilder builder(queries, keys, heads);
   for (const auto& head : rows) {
     for (size_t block = 0; block < head.size(); ++block) {

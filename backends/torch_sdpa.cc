@@ -2,6 +2,7 @@
 #include "backends/attention_call.h"
 #include "backends/dense_backends.h"
 #include "backends/error.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -16,6 +17,28 @@ std::optional<at::Tensor> MaskFor(const AttentionInputs& inputs) {
   at::Tensor mask = NormaliseMask(inputs);
   if (!mask.defined()) return std::nullopt;
   return mask.is_floating_point() ? mask.to(inputs.query.scalar_type()) : mask;
+}
+
+// A call of more multiplications than this (seconds on two cores) goes to LibTorch head by head,
+// with a stop point before each. A head's bits do not depend on the others.
+constexpr double kMostProductsAtOnce = 1 << 30;
+
+at::Tensor HeadByHead(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                      bool causal, std::optional<double> scale) {
+  at::Tensor out = at::empty_like(query);
+  for (int64_t head = 0; head < query.size(1); ++head) {
+    StopPoint();
+    const auto one = [head](const at::Tensor& x) { return x.narrow(1, head, 1); };
+    one(out).copy_(at::scaled_dot_product_attention(one(query), one(key), one(value), std::nullopt,
+                                                    /*dropout_p=*/0.0, causal, scale));
+  }
+  return out;
+}
+
+bool GoesHeadByHead(const AttentionInputs& inputs) {
+  const double products =
+      static_cast<double>(inputs.query.numel()) * static_cast<double>(inputs.key.size(1));
+  return inputs.query.is_cpu() && products > kMostProductsAtOnce;
 }
 
 // [S_q, S_kv], lower triangle, for calls that have a mask as well.
@@ -46,9 +69,14 @@ at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
   // A default scale is left to LibTorch, as diffusers leaves it.
   std::optional<double> scale;
   if (!IsDefaultScale(inputs.scale, inputs.query.size(3))) scale = inputs.scale;
-  const at::Tensor out = at::scaled_dot_product_attention(
-      inputs.query.permute({0, 2, 1, 3}), inputs.key.permute({0, 2, 1, 3}),
-      inputs.value.permute({0, 2, 1, 3}), mask, /*dropout_p=*/0.0, inputs.causal && !both, scale);
+  const at::Tensor query = inputs.query.permute({0, 2, 1, 3});
+  const at::Tensor key = inputs.key.permute({0, 2, 1, 3});
+  const at::Tensor value = inputs.value.permute({0, 2, 1, 3});
+  const bool causal = inputs.causal && !both;
+  const at::Tensor out =
+      !mask && GoesHeadByHead(inputs)
+          ? HeadByHead(query, key, value, causal, scale)
+          : at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale);
   return out.permute({0, 2, 1, 3}).contiguous();
 }
 

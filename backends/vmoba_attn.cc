@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "backends/sparse_backends.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -90,6 +91,7 @@ Gates MakeGates(const SparseCall& call, const Chunking& chunking, int64_t batch)
   gates.value.resize(gates.chunks * gates.heads * gates.positions);
   gates.chosen.assign(gates.value.size(), 0);
   const int64_t size = call.head_size();
+  SharedStop stop;
   at::parallel_for(0, gates.heads, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> query(size);
     for (int64_t head = begin; head < end; ++head) {
@@ -97,6 +99,7 @@ Gates MakeGates(const SparseCall& call, const Chunking& chunking, int64_t batch)
       const std::vector<float> means = kernels::BlockMeans(
           call.Rows(call.host_key, row), chunking.chunks.order, chunking.chunks.lengths);
       for (int64_t position = 0; position < gates.positions; ++position) {
+        if (position % kernels::kBlock == 0 && stop.Asked()) return;
         kernels::LoadRow(call.Rows(call.host_query, row), chunking.chunks.order[position],
                          query.data());
         for (int64_t chunk = 0; chunk < gates.chunks; ++chunk) {
@@ -106,6 +109,7 @@ Gates MakeGates(const SparseCall& call, const Chunking& chunking, int64_t batch)
       }
     }
   });
+  stop.ThrowIfAsked();
   return gates;
 }
 
@@ -186,6 +190,7 @@ Gates Choose(const SparseCall& call, const VmobaSetting& setting, const Chunking
     return gates;
   }
   for (std::vector<int64_t>& group : Groups(gates, setting.type)) {
+    StopPoint();
     ChooseToThreshold(&gates, chunking, setting.threshold, std::move(group));
   }
   return gates;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backends/error.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -23,6 +24,7 @@ const AttentionSlot& SlotFor(AttentionRole role) {
 
 at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& key,
                                    const at::Tensor& value, const AttentionExtras& extras) const {
+  StopPoint();
   const AttentionSlot& slot = SlotFor(role_);
   AttentionInputs inputs{query, key, value, extras.gate, extras.mask};
   inputs.projection = extras.projection;

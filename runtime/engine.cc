@@ -11,7 +11,9 @@
 #include <thread>
 #include <utility>
 
+#include "backends/stop_point.h"
 #include "runtime/artifacts.h"
+#include "runtime/caught.h"
 #include "runtime/engine_impl.h"
 #include "runtime/loaders/sha256.h"
 #include "runtime/threads.h"
@@ -59,24 +61,6 @@ Error Draining() {
 
 JobError ToJobError(const Error& error) {
   return {error.code(), error.what(), error.field(), error.reason()};
-}
-
-// Runs `work`; whatever it throws comes back as an Error.
-std::optional<Error> Caught(const std::function<void()>& work) {
-  try {
-    work();
-    return std::nullopt;
-  } catch (const Error& error) {
-    return error;
-  } catch (const std::bad_alloc&) {
-    return Error(StatusCode::kResourceExhausted, "out of memory", "", "OUT_OF_MEMORY");
-  } catch (const std::exception& error) {
-    // LibTorch's messages carry a backtrace after the first line.
-    const std::string text = error.what();
-    return Error(StatusCode::kInternal, text.substr(0, text.find('\n')), "", "INTERNAL");
-  } catch (...) {
-    return Error(StatusCode::kInternal, "an exception of an unknown type", "", "INTERNAL");
-  }
 }
 
 // What was asked for, each format once; mp4 where nothing was.
@@ -423,11 +407,11 @@ bool EngineImpl::TakeDenoiseCall(DenoiseCall* call, size_t* left) {
 }
 
 Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
-  if (call.cancel && call.cancel->cancelled) return Cancelled();
-  if (Late(call.request.deadline)) return DeadlinePassed();
   const double queued = SecondsSince(call.queued_at);
   DenoiseResult result;
   auto error = Caught([&] {
+    const ScopedStopCheck stop([&] { return WhyStop(call); });
+    StopPoint();
     AttentionPlanner planner(call.pipeline->planner_setting(), call.request.attention, observer_);
     result = call.pipeline->Denoise(call.request, &planner, observer_);
     result.receipt.entries = planner.Entries();
@@ -451,13 +435,14 @@ void EngineImpl::RunJob(const QueuedJob& job) {
   Receipt receipt;
   auto error = Caught([&] {
     AttentionPlanner planner(job.pipeline->planner_setting(), job.request.attention, observer_);
-    auto run_error = Caught([&] { DriveRun(job, &planner); });
+    auto run_error = Caught([&] {
+      const ScopedStopCheck stop([&] { return WhyStop(job); });
+      DriveRun(job, &planner);
+    });
     receipt.entries = planner.Entries();
     receipt.notes = planner.Notes();
     if (run_error) throw *run_error;
   });
-  const bool stopped = error && error->code() == StatusCode::kCancelled;
-  if (stopped) error = job.cancel->cancelled ? Cancelled() : DeadlinePassed();
   StampReceipt(*job.pipeline, &job, &receipt);
   FinishJob(job, error, std::move(receipt));
 }
@@ -476,9 +461,7 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   };
   const bool only_latents = job.request.formats.size() == 1 && wants(ArtifactFormat::kSafetensors);
   if (!only_latents) {
-    Stage(job, JobStage::kDecode, [&] {
-      video = run->Finish(wants(ArtifactFormat::kNpy), [&] { return !!WhyStop(job); });
-    });
+    Stage(job, JobStage::kDecode, [&] { video = run->Finish(wants(ArtifactFormat::kNpy)); });
   }
   Interlude(job);
   const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
@@ -510,7 +493,7 @@ std::vector<std::shared_ptr<const Artifact>> EngineImpl::EncodeArtifacts(
     const QueuedJob& job, const DecodedVideo& video, const HostTensor& latents) const {
   std::vector<std::shared_ptr<const Artifact>> artifacts;
   for (ArtifactFormat format : job.request.formats) {
-    if (const auto stop = WhyStop(job)) throw *stop;
+    StopPoint();
     auto artifact = std::make_shared<Artifact>();
     artifact->bytes = EncodeArtifact(format, video, latents);
     artifact->info = {format, "video." + std::string(ArtifactFormatName(format)),
@@ -556,6 +539,13 @@ std::optional<Error> EngineImpl::WhyStop(const QueuedJob& job) const {
   if (job.cancel->cancelled) return Cancelled();
   if (Late(job.request.deadline)) return DeadlinePassed();
   return std::nullopt;
+}
+
+std::optional<Error> EngineImpl::WhyStop(const DenoiseCall& call) const {
+  if (call.cancel && call.cancel->cancelled) return Cancelled();
+  if (Late(call.request.deadline)) return DeadlinePassed();
+  const std::lock_guard lock(mutex_);
+  return stopping_ ? std::optional(Draining()) : std::nullopt;
 }
 
 // Between two steps: cancels, deadlines, and Denoise calls that wait.

@@ -1,7 +1,8 @@
 // The engine: one thread that owns a device, its models and its random numbers. Torch-free face.
 //
 // Two crossings only: the job queue in, the job store (and the Denoise callback) out. Between two
-// steps the engine looks at cancels, deadlines, forces and waiting Denoise calls.
+// steps the engine looks at forces and waiting Denoise calls; at cancels, deadlines and its own end
+// also inside a step, at the stop points of models, backends and encoders (backends/stop_point.h).
 #ifndef DENOISED_RUNTIME_ENGINE_H_
 #define DENOISED_RUNTIME_ENGINE_H_
 
@@ -76,7 +77,8 @@ struct ExplainQuery {
   AttentionOptions attention;
 };
 
-// A cancel that any thread may raise; the engine looks at it between steps.
+// A cancel that any thread may raise; work ends at its next stop point, and a step that was left so
+// did not happen.
 struct CancelToken {
   std::atomic<bool> cancelled{false};
 };
@@ -102,7 +104,7 @@ class Engine {
   virtual JobStore& jobs() = 0;
 
   // One step. `done` runs exactly once, on the engine thread (or on the caller's, for an early
-  // refusal). A raised `cancel` gives CANCELLED if the step has not begun.
+  // refusal). A raised `cancel` gives CANCELLED at the step's next stop point.
   virtual void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                        std::function<void(DenoiseOutcome)> done) = 0;
 
@@ -123,7 +125,8 @@ class Engine {
   virtual bool draining() const = 0;
   // True once nothing is queued or running; waits at most `timeout`.
   virtual bool WaitIdle(std::chrono::milliseconds timeout) = 0;
-  // Cancels what is left and joins the thread. The destructor does the same.
+  // Cancels what is left, a running step at its next stop point, and joins the thread. The
+  // destructor does the same.
   virtual void Shutdown() = 0;
 };
 

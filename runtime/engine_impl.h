@@ -91,6 +91,7 @@ class EngineImpl : public Engine {
   void Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work);
   bool Late(const std::optional<std::chrono::steady_clock::time_point>& deadline) const;
   std::optional<Error> WhyStop(const QueuedJob& job) const;
+  std::optional<Error> WhyStop(const DenoiseCall& call) const;
   void Interlude(const QueuedJob& job);
   void ExpireQueued();
   void StampReceipt(const Pipeline& pipeline, const QueuedJob* job, Receipt* receipt) const;

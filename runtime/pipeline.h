@@ -25,19 +25,21 @@ struct DecodedVideo {
   std::vector<float> values;  // the same in [0, 1] before rounding; empty unless asked for
 };
 
-// One job inside a pipeline: its embeddings, latents and solver state.
+// One job inside a pipeline: its embeddings, latents and solver state. Long work inside has stop
+// points (backends/stop_point.h); what they throw leaves latents and solver state as they were.
 class GenerationRun {
  public:
   virtual ~GenerationRun() = default;
 
-  // Prompt to embeddings, schedule, noise. Once, first.
+  // Prompt to embeddings, schedule, noise. Once, first. Throws Error (reason NON_FINITE) where the
+  // embeddings are not finite.
   virtual void Begin() = 0;
   // Step i of parameters.num_inference_steps, in order. Throws Error (reason NON_FINITE) where the
   // latents are no longer finite.
   virtual void Step(int64_t i) = 0;
-  // Latents to frames. `cancelled` is asked between chunks; once true, CANCELLED is thrown.
-  // `keep_float` keeps the unrounded values too, for .npy.
-  virtual DecodedVideo Finish(bool keep_float, const std::function<bool()>& cancelled) = 0;
+  // Latents to frames. `keep_float` keeps the unrounded values too, for .npy. Throws Error (reason
+  // NON_FINITE) naming the frames where the decoder gives none.
+  virtual DecodedVideo Finish(bool keep_float) = 0;
   // The latents as they are now, [1, C, f, h, w] float32.
   virtual HostTensor Latents() const = 0;
 };

@@ -89,6 +89,12 @@ void CheckTimestep(const HostTensor& timestep, int64_t rows) {
   }
 }
 
+// What a model gives. CheckFinite is for what it is given.
+void RequireFinite(const at::Tensor& x, const std::string& message) {
+  if (at::isfinite(x).all().item<bool>()) return;
+  throw Error(StatusCode::kInternal, message, "", "NON_FINITE");
+}
+
 // [rows, L, text_dim], finite.
 void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
                  const std::string& field) {
@@ -97,6 +103,19 @@ void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
   CheckLimit("max_sequence_length", length);
   RequireShape(embeds, {rows, length, text_dim}, field);
   CheckFinite(ToTensor(embeds, field), field);
+}
+
+// The sizes of requests and latents follow the config's factors, the frames follow the network.
+void CheckVaeScale(const std::filesystem::path& path, const WanVaeDecoder& vae) {
+  const auto check = [&](const std::string& key, int64_t said, int64_t real) {
+    if (said == real) return;
+    throw Error(StatusCode::kInvalidArgument,
+                path.string() + ": " + key + ": wanted " + std::to_string(real) +
+                    ", what the decoder's layers enlarge by, came " + std::to_string(said),
+                path.string());
+  };
+  check("scale_factor_spatial", vae.config().scale_factor_spatial, vae.PixelsOf(1));
+  check("scale_factor_temporal", vae.config().scale_factor_temporal, vae.FramesOf(2) - 1);
 }
 
 }  // namespace
@@ -152,6 +171,7 @@ void WanPipeline::LoadComponents(const std::filesystem::path& dir,
                     std::to_string(config.out_channels),
                 (dir / "transformer" / "config.json").string());
   }
+  CheckVaeScale(dir / "vae" / "config.json", *vae_);
   rules_.spatial_stride = vae_->config().scale_factor_spatial;
   rules_.frame_stride = vae_->config().scale_factor_temporal;
   rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];
@@ -330,8 +350,9 @@ at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& pl
   return prediction;
 }
 
-TextContext WanPipeline::EncodePrompt(const std::string& prompt, int64_t max_length,
-                                      AttentionPlanner* planner, Observer* observer) const {
+TextContext WanPipeline::EncodePrompt(const std::string& field, const std::string& prompt,
+                                      int64_t max_length, AttentionPlanner* planner,
+                                      Observer* observer) const {
   const auto encoding = tokenizer_->Encode(CleanPrompt(prompt), max_length);
   const int64_t length = encoding.length;
   const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
@@ -345,6 +366,7 @@ TextContext WanPipeline::EncodePrompt(const std::string& prompt, int64_t max_len
     embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
   }
   ReportAttention(planner, observer);
+  RequireFinite(embeds, "the text encoder gave numbers that are not finite for the " + field);
   return transformer_->EncodeText(embeds);
 }
 
@@ -384,6 +406,7 @@ DenoiseResult WanPipeline::Denoise(const DenoiseRequest& request, AttentionPlann
     prediction =
         latents.to(at::kFloat) + (request.sigma_next - request.sigma) * prediction.to(at::kFloat);
   }
+  RequireFinite(prediction, "the step's result is not finite");
   DenoiseResult result;
   result.tensor = FromTensor(prediction);
   result.forward_seconds =

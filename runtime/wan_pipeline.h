@@ -55,8 +55,9 @@ class WanPipeline : public Pipeline {
   };
   at::Tensor Forward(const ForwardCall& call, const AttentionPlan& plan, AttentionPlanner* planner,
                      Observer* observer) const;
-  TextContext EncodePrompt(const std::string& prompt, int64_t max_length, AttentionPlanner* planner,
-                           Observer* observer) const;
+  // `field` names the prompt in errors; NON_FINITE where the encoder gives NaN or infinity.
+  TextContext EncodePrompt(const std::string& field, const std::string& prompt, int64_t max_length,
+                           AttentionPlanner* planner, Observer* observer) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
   std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
   void ReportAttention(AttentionPlanner* planner, Observer* observer) const;

@@ -42,12 +42,12 @@ WanRun::WanRun(const WanPipeline& pipeline, RunRequest request)
 void WanRun::Begin() {
   const c10::InferenceMode inference;
   const ResolvedParameters& p = request_.parameters;
-  const auto encode = [&](const std::string& prompt) {
-    return pipeline_.EncodePrompt(prompt, p.max_sequence_length, request_.planner,
+  const auto encode = [&](const std::string& field, const std::string& prompt) {
+    return pipeline_.EncodePrompt(field, prompt, p.max_sequence_length, request_.planner,
                                   request_.observer);
   };
-  conditional_ = encode(request_.prompt);
-  if (p.guidance_scale > 1) unconditional_ = encode(p.negative_prompt);
+  conditional_ = encode("prompt", request_.prompt);
+  if (p.guidance_scale > 1) unconditional_ = encode("negative_prompt", p.negative_prompt);
   scheduler_->SetTimesteps(p.num_inference_steps, p.flow_shift);
   latents_ = InitialLatents().to(pipeline_.device());
 }
@@ -93,22 +93,24 @@ void WanRun::Step(int64_t i) {
               "", "NON_FINITE");
 }
 
-DecodedVideo WanRun::Finish(bool keep_float, const std::function<bool()>& cancelled) {
+DecodedVideo WanRun::Finish(bool keep_float) {
   const c10::InferenceMode inference;
   const ResolvedParameters& p = request_.parameters;
   const AttentionPlan& plan =
       request_.planner->Prepare({pipeline_.vae().Spec(latents_.size(3), latents_.size(4))}, 0, 1);
   DecodedVideo video;
   video.frames = {p.num_frames, p.height, p.width, static_cast<int>(p.fps), {}};
-  video.frames.rgb.reserve(static_cast<size_t>(p.num_frames * p.height * p.width * 3));
+  const auto numbers = static_cast<size_t>(p.num_frames * p.height * p.width * 3);
+  video.frames.rgb.reserve(numbers);
+  if (keep_float) video.values.reserve(numbers);
   {
     ForwardContext context;
     context.attn_metadata = &plan;
     const ScopedForwardContext scope(context);
-    pipeline_.vae().Decode(
-        pipeline_.vae().Denormalize(latents_),
-        [&](const at::Tensor& frames, int64_t) { Append(ToUnitRange(frames), keep_float, &video); },
-        cancelled);
+    pipeline_.vae().Decode(pipeline_.vae().Denormalize(latents_),
+                           [&](const at::Tensor& frames, int64_t) {
+                             Append(ToUnitRange(frames), keep_float, &video);
+                           });
   }
   pipeline_.ReportAttention(request_.planner, request_.observer);
   return video;

@@ -19,7 +19,7 @@ class WanRun : public GenerationRun {
 
   void Begin() override;
   void Step(int64_t i) override;
-  DecodedVideo Finish(bool keep_float, const std::function<bool()>& cancelled) override;
+  DecodedVideo Finish(bool keep_float) override;
   HostTensor Latents() const override;
 
  private:

@@ -9,6 +9,7 @@
 
 #include "backends/kernels/pack.h"
 #include "backends/kernels/tile.h"
+#include "backends/stop_point.h"
 
 namespace denoised::kernels {
 namespace {
@@ -169,12 +170,15 @@ class Runner {
     if (format_.int8) FindMeans(first, heads, run_workers);
     const int64_t blocks = static_cast<int64_t>(plan_.key_blocks.size()), tasks = heads * blocks;
     std::atomic<int64_t> next{0};
+    SharedStop stop;
     run_workers(tasks, [&] {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        if (stop.Asked()) return;
         // Heads innermost: a token's heads lie side by side, on one memory page.
         PackBlock(first + i % heads, i % heads, i / heads);
       }
     });
+    stop.ThrowIfAsked();
   }
 
   void PackBlock(int64_t head, int64_t slot, int64_t block) {
@@ -195,12 +199,15 @@ class Runner {
   void RunTiles(int64_t first, int64_t heads, const RunWorkers& run_workers) {
     const int64_t blocks = static_cast<int64_t>(plan_.query_blocks.size()), tasks = heads * blocks;
     std::atomic<int64_t> next{0};
+    SharedStop stop;
     run_workers(tasks, [&] {
       const Workspace work(format_);
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        if (stop.Asked()) return;
         RunTile(first + i / blocks, i / blocks, static_cast<int>(i % blocks), work);
       }
     });
+    stop.ThrowIfAsked();
   }
 
   void ListFor(int64_t head, int block, TileJob* job) const {

@@ -97,8 +97,10 @@ Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured = false);
 struct TileJob;
 using TileKernel = void (*)(const TileJob& job, int width);
 
-// Fills call.out. The plan must fit the call (checked by the plan's maker, not here). `kernel`
-// stands in for the instruction set's own: how one is tested where its instructions are missing.
+// Fills call.out, with a stop point (stop_point.h) before each query block: what it throws leaves
+// call.out half filled. The plan must fit the call (checked by the plan's maker, not here).
+// `kernel` stands in for the instruction set's own: how one is tested where its instructions are
+// missing.
 void BlockSparseAttention(const BlockSparseCall& call, const BlockPlan& plan, Isa isa,
                           const RunWorkers& run_workers, TileKernel kernel = nullptr);
 

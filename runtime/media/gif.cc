@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "backends/stop_point.h"
 #include "runtime/media/frames.h"
 #include "runtime/media/palette.h"
 #include "runtime/media/video_writer.h"
@@ -117,7 +118,10 @@ std::string EncodeGif(const VideoFrames& video) {
   PutLittleEndian16(video.height, out);
   out += std::string("\x70\x00\x00", 3);  // no colour table for all frames
   out += std::string("\x21\xFF\x0BNETSCAPE2.0\x03\x01\x00\x00\x00", 19);  // loop for ever
-  for (int64_t frame = 0; frame < video.frames; ++frame) PutFrame(video, frame, out);
+  for (int64_t frame = 0; frame < video.frames; ++frame) {
+    StopPoint();
+    PutFrame(video, frame, out);
+  }
   out.push_back('\x3B');
   return out;
 }

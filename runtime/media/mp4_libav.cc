@@ -10,6 +10,7 @@ extern "C" {
 #include <memory>
 
 #include "backends/error.h"
+#include "backends/stop_point.h"
 #include "runtime/media/frames.h"
 #include "runtime/media/video_writer.h"
 #include "runtime/media/yuv.h"
@@ -172,6 +173,7 @@ class Mp4Writer {
     while (true) {
       const int result = avcodec_receive_packet(encoder_.get(), packet_.get());
       if (result == AVERROR(EAGAIN) || result == AVERROR_EOF) return;
+      StopPoint();
       Check(result, "the encoder fails");
       packet_->duration = 1;
       packet_->stream_index = stream_->index;
@@ -199,6 +201,7 @@ std::string EncodeMp4(const VideoFrames& video) {
   const auto even = [](int64_t size) { return static_cast<int>((size + 1) / 2 * 2); };
   Mp4Writer writer(even(video.width), even(video.height), video.fps, video.frames);
   for (int64_t i = 0; i < video.frames; ++i) {
+    StopPoint();
     writer.Add(FrameData(video, i), video.height, video.width, i);
   }
   return writer.Finish();

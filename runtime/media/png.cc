@@ -6,6 +6,7 @@
 #include <new>
 
 #include "backends/error.h"
+#include "backends/stop_point.h"
 #include "runtime/media/frames.h"
 #include "runtime/media/video_writer.h"
 
@@ -126,6 +127,7 @@ std::string EncodePng(const uint8_t* rgb, int64_t height, int64_t width) {
     Deflater deflater(out);
     const int64_t stride = width * kChannels;
     for (int64_t y = 0; y < height; ++y) {
+      StopPoint();
       const uint8_t* row = rgb + y * stride;
       deflater.Add(BestRow(row, y == 0 ? nullptr : row - stride, stride), y + 1 == height);
     }

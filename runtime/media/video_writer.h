@@ -1,6 +1,7 @@
 // Frames to files in memory: .mp4, .gif, .png, .npy. Torch-free; any thread.
 //
-// Every encoder is deterministic: the same frames give the same bytes from the same libraries.
+// Every encoder is deterministic: the same frames give the same bytes from the same libraries. Each
+// has stop points (backends/stop_point.h) between frames or rows.
 #ifndef DENOISED_RUNTIME_MEDIA_VIDEO_WRITER_H_
 #define DENOISED_RUNTIME_MEDIA_VIDEO_WRITER_H_
 

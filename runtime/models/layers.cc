@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "backends/error.h"
+#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
@@ -89,6 +90,7 @@ Linear::Linear(const at::Tensor& weight, const at::Tensor& bias)
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
+  StopPoint();
   if (packed_) return RunPackedLinear(x, weight_, bias_);
   return at::linear(x, weight_, bias_);
 }
@@ -116,6 +118,7 @@ Convolution::Convolution(const at::Tensor& weight, const at::Tensor& bias,
 }
 
 at::Tensor Convolution::operator()(const at::Tensor& x) const {
+  StopPoint();
   if (packed_) return RunPackedConvolution(x, weight_, bias_, padding_, ones_);
   return at::convolution(x, weight_, bias_, ones_, padding_, ones_, /*transposed=*/false,
                          std::vector<int64_t>(padding_.size(), 0), /*groups=*/1);

@@ -1,5 +1,6 @@
 // The two layers that every model here shares, and the checks on what comes in. ATen; engine
-// thread.
+// thread. Each call of a layer begins with a stop point (backends/stop_point.h): so a forward can
+// be left between any two products.
 #ifndef DENOISED_RUNTIME_MODELS_LAYERS_H_
 #define DENOISED_RUNTIME_MODELS_LAYERS_H_
 

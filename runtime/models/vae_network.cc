@@ -61,7 +61,7 @@ at::Tensor WanVaeNetwork::Run(const at::Tensor& latents, VaeState* state) const 
   RmsNormInto(x, gamma_out_, /*silu=*/true, input.narrow(0, conv_out_.history(), x.size(0)));
   at::Tensor frames = Unpatchify(conv_out_.RunFilled(input, state));
   state->first_chunk = false;
-  return frames.clamp_(-1.0, 1.0);
+  return frames;
 }
 
 at::Tensor WanVaeNetwork::RunUpBlock(const UpBlock& block, const at::Tensor& x,

@@ -21,7 +21,7 @@ class WanVaeNetwork {
   VaeState MakeState() const;
 
   // latents [T, h, w, z_dim] of the next chunk (the first chunk is one frame); returns video frames
-  // [n, H, W, 3], clamped to [-1, 1].
+  // [n, H, W, 3] as the last convolution gives them: not clamped yet.
   at::Tensor Run(const at::Tensor& latents, VaeState* state) const;
 
  private:

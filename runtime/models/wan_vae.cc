@@ -158,8 +158,22 @@ AttentionSpec WanVaeDecoder::Spec(int64_t height, int64_t width) const {
   return spec;
 }
 
-void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink,
-                           const std::function<bool()>& cancelled) const {
+// Before the clamp, which would make a plain picture of an overflow. Frames count from 1, as people
+// count them.
+void WanVaeDecoder::CheckFinite(const at::Tensor& frames, int64_t first_frame, int64_t total) {
+  const at::Tensor fine = at::isfinite(frames).flatten(1).all(1).to(at::kCPU);  // [n]
+  if (fine.all().item<bool>()) return;
+  const at::Tensor bad = fine.logical_not().nonzero().flatten() + (first_frame + 1);
+  const std::string first = std::to_string(bad[0].item<int64_t>());
+  const std::string last = std::to_string(bad[-1].item<int64_t>());
+  throw Error(StatusCode::kInternal,
+              "the decoder gave numbers that are not finite in " +
+                  (first == last ? "frame " + first : "frames " + first + " to " + last) + " of " +
+                  std::to_string(total) + "; the weights of the vae overflow or are damaged",
+              "", "NON_FINITE");
+}
+
+void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink) const {
   c10::InferenceMode guard;
   RequireDim(latents, 5, "latents");
   RequireSize(latents, 0, 1, "latents");
@@ -172,9 +186,10 @@ void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink,
   VaeState state = network_->MakeState();
   int64_t first_frame = 0;
   for (int64_t begin = 0; begin < total;) {
-    if (cancelled && cancelled()) throw Error(StatusCode::kCancelled, "decoding was cancelled");
     const int64_t count = begin == 0 ? 1 : std::min(step, total - begin);
     const at::Tensor frames = network_->Run(x.narrow(0, begin, count), &state);
+    CheckFinite(frames, first_frame, FramesOf(total));
+    frames.clamp_(-1.0, 1.0);
     sink(frames.permute({3, 0, 1, 2}).unsqueeze(0), first_frame);
     first_frame += frames.size(0);
     begin += count;

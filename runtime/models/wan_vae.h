@@ -57,11 +57,10 @@ class WanVaeDecoder {
   // dtype, latents / (1 / std) + mean, with the reference's rounding.
   at::Tensor Denormalize(const at::Tensor& latents) const;
 
-  // latents [1, z_dim, f, h, w], denormalised. Calls `sink` in order until all
-  // FramesOf(f) frames are out; asks `cancelled` (may be empty) between chunks and throws CANCELLED
-  // when it says so.
-  void Decode(const at::Tensor& latents, const Sink& sink,
-              const std::function<bool()>& cancelled = {}) const;
+  // latents [1, z_dim, f, h, w], denormalised. Calls `sink` in order until all FramesOf(f) frames
+  // are out. Throws INTERNAL, reason NON_FINITE, naming the frames where the network gives NaN or
+  // infinity.
+  void Decode(const at::Tensor& latents, const Sink& sink) const;
 
   // Video frames of f latent frames, and pixels per latent position of an axis.
   int64_t FramesOf(int64_t latent_frames) const;
@@ -76,6 +75,8 @@ class WanVaeDecoder {
   const std::string& digest() const { return digest_; }
 
  private:
+  static void CheckFinite(const at::Tensor& frames, int64_t first_frame, int64_t total);
+
   WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype);
 
   const WanVaeConfig config_;

@@ -25,6 +25,7 @@
 #include "backends/attention_backend.h"
 #include "backends/error.h"
 #include "backends/registry.h"
+#include "backends/stop_point.h"
 #include "runtime/forward_context.h"
 #include "runtime/loaders/config.h"
 #include "runtime/loaders/safetensors.h"
@@ -127,10 +128,12 @@ class VaeSubject : public Subject {
       expected += frames.size(2);
       if (!in.contains("discard") || parts.empty()) parts.push_back(frames);
     };
-    const auto cancelled = [&] {
-      return in.contains("cancel_after") && asked++ >= in.at("cancel_after").item<int64_t>();
-    };
-    model_->Decode(latents, sink, cancelled);
+    const ScopedStopCheck stop([&]() -> std::optional<Error> {
+      const bool stops =
+          in.contains("stop_after") && asked++ >= in.at("stop_after").item<int64_t>();
+      return stops ? std::optional(Error(StatusCode::kCancelled, "stopped")) : std::nullopt;
+    });
+    model_->Decode(latents, sink);
     TORCH_CHECK(expected == model_->FramesOf(latents.size(2)), "FramesOf is wrong");
     TORCH_CHECK(parts[0].size(4) == model_->PixelsOf(latents.size(4)), "PixelsOf is wrong");
     return {{"denormalized", latents}, {"out", at::cat(parts, 2)}};

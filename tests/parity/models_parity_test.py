@@ -495,13 +495,22 @@ class VaeParity(Parity):
         # twenty times that in the widest layer.
         self.assertLess(peak(66) - short, 8 * 1024)
 
-    def test_cancel_stops_between_chunks(self):
+    def test_a_stop_leaves_a_decode_between_any_two_layers(self):
         self.load("vae", self.make("wan21_small"))
         latents = torch.zeros(1, 3, 9, 16, 32)
-        inputs = dict(latents=latents, cancel_after=torch.tensor([2]))
-        answer = self.ask_run(inputs)
+        for after in (0, 1, 2, 7, 40):
+            answer = self.ask_run(dict(latents=latents, stop_after=torch.tensor([after])))
+            self.assertFalse(answer["ok"])
+            self.assertEqual(answer["code"], 1)  # CANCELLED
+        self.assertTrue(self.ask_run(dict(latents=latents))["ok"])
+
+    def test_frames_that_are_not_finite_fail_by_name(self):
+        self.load("vae", self.make("wan21_small"))
+        latents = torch.zeros(1, 3, 5, 16, 32)
+        latents[:, :, 3] = float("nan")
+        answer = self.ask_run(dict(latents=latents))
         self.assertFalse(answer["ok"])
-        self.assertEqual(answer["code"], 1)  # CANCELLED
+        self.assertIn("not finite in frames 6 to 7 of 9", answer["error"])
 
     def test_sharded_weights(self):
         ours, theirs = self.both(self.make("wan21", "30KB"), "float32", (2, 3, 3))

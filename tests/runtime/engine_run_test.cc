@@ -118,7 +118,20 @@ INSTANTIATE_TEST_SUITE_P(
                 [] { throw Error(StatusCode::kInternal, "NaN at step 1", "", "NON_FINITE"); },
                 StatusCode::kInternal, "NON_FINITE", "NaN at step 1"},
         Failure{"NoMemory", [] { throw std::bad_alloc(); }, StatusCode::kResourceExhausted,
-                "OUT_OF_MEMORY", "out of memory"},
+                "MEMORY", "out of memory"},
+        Failure{"NoMemoryInLibTorch",
+                [] {
+                  throw std::runtime_error(
+                      "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't "
+                      "allocate memory: you tried to allocate 1 bytes.\nframe #0: at::empty");
+                },
+                StatusCode::kResourceExhausted, "MEMORY",
+                "out of memory: [enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: "
+                "can't allocate memory: you tried to allocate 1 bytes."},
+        Failure{"NoMemoryOnADevice",
+                [] { throw std::runtime_error("CUDA out of memory. Tried to allocate 2 GiB."); },
+                StatusCode::kResourceExhausted, "MEMORY",
+                "out of memory: CUDA out of memory. Tried to allocate 2 GiB."},
         Failure{"ALibTorchErrorKeepsItsFirstLine",
                 [] { throw std::runtime_error("mat1 and mat2 differ\nframe #0: at::addmm"); },
                 StatusCode::kInternal, "INTERNAL", "mat1 and mat2 differ"},

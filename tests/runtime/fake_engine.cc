@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "backends/stop_point.h"
+
 namespace denoised {
 namespace {
 
@@ -44,10 +46,10 @@ class FakeRun : public GenerationRun {
     if (model_->on_step) model_->on_step(request_, i);
   }
 
-  DecodedVideo Finish(bool keep_float, const std::function<bool()>& cancelled) override {
+  DecodedVideo Finish(bool keep_float) override {
     model_->finish.Pass();
     if (model_->on_finish) model_->on_finish(request_);
-    if (cancelled()) throw Error(StatusCode::kCancelled, "cancelled between chunks");
+    StopPoint();
     DecodedVideo video;
     video.frames = {1, 2, 2, 16, std::vector<uint8_t>(12, Shade())};
     if (keep_float) video.values.assign(12, static_cast<float>(Shade()) / 255.0f);
@@ -213,6 +215,7 @@ DenoiseResult FakePipeline::Denoise(const DenoiseRequest& request, AttentionPlan
   planner->TakeTallies();
   model_->denoise.Pass();
   ++model_->denoise_calls;
+  if (model_->on_denoise) model_->on_denoise();
   DenoiseResult result;
   result.tensor = request.latents;
   return result;

@@ -164,6 +164,7 @@ struct FakeModel {
   std::function<void(const RunRequest&)> on_begin;
   std::function<void(const RunRequest&, int64_t step)> on_step;
   std::function<void(const RunRequest&)> on_finish;
+  std::function<void()> on_denoise;
   std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
   InventedBackends backends;
 

@@ -1,0 +1,19 @@
+// The one place where exceptions become values. Any thread.
+#ifndef DENOISED_RUNTIME_CAUGHT_H_
+#define DENOISED_RUNTIME_CAUGHT_H_
+
+#include <functional>
+#include <optional>
+
+#include "backends/error.h"
+
+namespace denoised {
+
+// Runs `work`; whatever it throws comes back as an Error. An allocation that failed, by the C++
+// library, LibTorch, oneDNN or CUDA, is RESOURCE_EXHAUSTED with reason MEMORY; what is not an Error
+// otherwise is INTERNAL with the first line of its text (LibTorch adds a backtrace).
+std::optional<Error> Caught(const std::function<void()>& work);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_CAUGHT_H_
