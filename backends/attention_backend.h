@@ -44,13 +44,17 @@ struct MetadataRequest {
   int64_t step_index = 0;  // 0-based; FastVideo's current_timestep
   int64_t num_steps = 1;
   AttentionSpec spec;
-  std::string parameters_json;  // the backend's own parameters, a JSON object or ""
+  std::string parameters_json;  // the backend's own parameters, a JSON object; "" = its defaults
   bool allow_files = false;     // parameters may name files: local tools only, never a request
 };
 
 class AttentionMetadataBuilder {
  public:
   virtual ~AttentionMetadataBuilder() = default;
+  // The request's parameters as Build reads them for its spec: a JSON object of every key, defaults
+  // filled in, keys sorted, numbers in one spelling (Parameters::Canonical). Build takes it in
+  // their place. Throws as Build does.
+  virtual std::string Canonical(const MetadataRequest& request) = 0;
   // Called by the engine thread once per step and role. Throws INVALID_ARGUMENT naming the
   // parameter that does not fit. May return null where a backend needs nothing.
   virtual std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) = 0;
@@ -81,6 +85,12 @@ class AttentionBackend {
   // A sentence for the receipt where a part of this backend stays off for want of weights; else "".
   virtual std::string Note(const AttentionSpec& spec, const AttentionMetadata* metadata) const {
     return "";
+  }
+
+  // Whose bits Forward gives for such a call: its own, or those of the backend that it hands the
+  // call over to. Receipts name this one.
+  virtual AttnBackend Runs(const AttentionInputs& inputs, const AttentionMetadata* metadata) const {
+    return id();
   }
 
   // Attention over `inputs`; a fresh contiguous [B, S_q, H, D] tensor of the inputs' dtype.

@@ -15,7 +15,7 @@ struct NamedBackend {
 };
 
 // In the enum's order, so that a value is its own index.
-constexpr std::array<NamedBackend, 15> kNames = {{
+constexpr std::array<NamedBackend, kNumAttnBackends> kNames = {{
     {AttnBackend::kFlashAttn, "FLASH_ATTN"},
     {AttnBackend::kTorchSdpa, "TORCH_SDPA"},
     {AttnBackend::kSageAttn, "SAGE_ATTN"},
@@ -92,16 +92,11 @@ AttnBackend CoerceAttnBackend(std::string_view name, const std::string& field) {
   throw InvalidField(field, "wanted one of " + SortedNames() + "; got " + Quoted(name));
 }
 
-std::optional<AttnBackend> GetEnvVariableAttnBackend(std::string* warning) {
+std::optional<AttnBackend> GetEnvVariableAttnBackend() {
   constexpr char kVariable[] = "FASTVIDEO_ATTENTION_BACKEND";
   const char* value = std::getenv(kVariable);
-  if (value == nullptr) return std::nullopt;
-  const auto backend = BackendNameToEnum(value);
-  if (!backend && warning != nullptr) {
-    *warning = std::string(kVariable) + "=" + Quoted(value) +
-               " is not a backend name, selection stays automatic; names are " + SortedNames();
-  }
-  return backend;
+  if (value == nullptr || TrimmedUpper(value).empty()) return std::nullopt;
+  return CoerceAttnBackend(value, kVariable);
 }
 
 }  // namespace denoised

@@ -30,6 +30,7 @@ enum class AttnBackend : uint8_t {
   kReference,
   kNoAttention,
 };
+inline constexpr int kNumAttnBackends = static_cast<int>(AttnBackend::kNoAttention) + 1;
 
 // Every name, in the enum's order.
 const std::vector<AttnBackend>& AllAttnBackends();
@@ -44,9 +45,10 @@ std::optional<AttnBackend> BackendNameToEnum(std::string_view name);
 // sorted, where the name is unknown or blank. `field` is what the error names.
 AttnBackend CoerceAttnBackend(std::string_view name, const std::string& field = "backend");
 
-// FASTVIDEO_ATTENTION_BACKEND. Unset or unknown means automatic; for an unknown value `*warning`
-// (may be null) says so. Called once, by the program's configuration.
-std::optional<AttnBackend> GetEnvVariableAttnBackend(std::string* warning);
+// FASTVIDEO_ATTENTION_BACKEND, spelt as in a request (CoerceAttnBackend). Unset or blank means
+// automatic; an unknown name throws, naming the variable: FastVideo warned and ran something else.
+// Called once, by the program's configuration.
+std::optional<AttnBackend> GetEnvVariableAttnBackend();
 
 }  // namespace denoised
 

@@ -76,39 +76,39 @@ const json& Parameters::Raw(const std::string& key) {
 
 int64_t Parameters::Int(const std::string& key, int64_t fallback, int64_t least, int64_t most) {
   const json& value = Raw(key);
-  if (value.is_null()) return fallback;
+  if (value.is_null()) return Keep(key, fallback);
   const bool fits = value.is_number_integer() && value >= least && value <= most;
   if (!fits) {
     Refuse(key, "wanted a whole number from " + std::to_string(least) + " to " +
                     std::to_string(most) + "; got " + Shown(value));
   }
-  return value.get<int64_t>();
+  return Keep(key, value.get<int64_t>());
 }
 
 double Parameters::Real(const std::string& key, double fallback, double least, double most) {
   const json& value = Raw(key);
-  if (value.is_null()) return fallback;
+  if (value.is_null()) return Keep(key, fallback);
   const double x = value.is_number() ? value.get<double>() : std::nan("");
   if (!(x >= least && x <= most)) {
     Refuse(key,
            "wanted a number from " + Short(least) + " to " + Short(most) + "; got " + Shown(value));
   }
-  return x;
+  return Keep(key, x + 0.0);  // not -0.0
 }
 
 bool Parameters::Flag(const std::string& key, bool fallback) {
   const json& value = Raw(key);
-  if (value.is_null()) return fallback;
+  if (value.is_null()) return Keep(key, fallback);
   if (!value.is_boolean()) Refuse(key, "wanted true or false; got " + Shown(value));
-  return value.get<bool>();
+  return Keep(key, value.get<bool>());
 }
 
 std::string Parameters::Word(const std::string& key, const std::vector<std::string>& allowed) {
   const json& value = Raw(key);
-  if (value.is_null()) return allowed.front();
+  if (value.is_null()) return Keep(key, allowed.front());
   std::string names;
   for (const std::string& word : allowed) {
-    if (value.is_string() && value.get_ref<const std::string&>() == word) return word;
+    if (value.is_string() && value.get_ref<const std::string&>() == word) return Keep(key, word);
     names += (names.empty() ? "" : ", ") + word;
   }
   Refuse(key, "wanted one of " + names + "; got " + Shown(value));
@@ -116,8 +116,8 @@ std::string Parameters::Word(const std::string& key, const std::vector<std::stri
 
 std::vector<int64_t> Parameters::IntList(const std::string& key, int64_t least) {
   const json& value = Raw(key);
-  if (value.is_null()) return {};
   std::vector<int64_t> list;
+  if (value.is_null()) return Keep(key, list);
   const auto bad = [&](const json& x) {
     return !x.is_number_integer() || x < least || x > INT32_MAX;
   };
@@ -125,13 +125,14 @@ std::vector<int64_t> Parameters::IntList(const std::string& key, int64_t least) 
     Refuse(key, "wanted whole numbers from " + std::to_string(least) + "; got " + Shown(value));
   }
   for (const json& x : value) list.push_back(x.get<int64_t>());
-  return list;
+  return Keep(key, list);
 }
 
 std::vector<int64_t> Parameters::Ints(const std::string& key, std::vector<int64_t> fallback,
                                       size_t count, int64_t least) {
   if (!Has(key)) {
     Raw(key);
+    Settle(key, fallback.empty() ? json() : json(fallback));
     return fallback;
   }
   std::vector<int64_t> list = IntList(key, least);
@@ -139,6 +140,14 @@ std::vector<int64_t> Parameters::Ints(const std::string& key, std::vector<int64_
     Refuse(key, "wanted " + std::to_string(count) + " whole numbers; got " + Shown(object_[key]));
   }
   return list;
+}
+
+void Parameters::Settle(const std::string& key, json value) {
+  if (value.is_null()) {
+    canonical_.erase(key);
+  } else {
+    canonical_[key] = std::move(value);
+  }
 }
 
 void Parameters::Finish() const {

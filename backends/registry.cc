@@ -3,6 +3,7 @@
 #include "backends/admission.h"
 #include "backends/cuda/cudnn_attn.h"
 #include "backends/dense_backends.h"
+#include "backends/parameters.h"
 #include "backends/quantised_backends.h"
 #include "backends/sparse_backends.h"
 
@@ -102,6 +103,19 @@ std::optional<std::string> BackendRegistry::WhyNot(AttnBackend id, const Attenti
   if (entry == nullptr) return "not registered";
   if (entry->backend == nullptr) return entry->absent_reason;
   return entry->backend->Supports(spec, device);
+}
+
+std::string BackendRegistry::CanonicalParameters(AttnBackend id, const AttentionSpec& spec,
+                                                 const std::string& parameters_json) const {
+  if (const auto builder = Find(id)->backend->MakeBuilder()) {
+    return builder->Canonical({0, 1, spec, parameters_json});
+  }
+  const nlohmann::json given = Parameters::ParseObject(parameters_json);
+  if (!given.empty()) {
+    Parameters::Refuse(given.begin().key().substr(0, 64),
+                       std::string(AttnBackendName(id)) + " takes no parameters");
+  }
+  return "";
 }
 
 }  // namespace denoised

@@ -38,6 +38,12 @@ class BackendRegistry {
   std::optional<std::string> WhyNot(AttnBackend id, const AttentionSpec& spec,
                                     const DeviceInfo& device) const;
 
+  // Parameters of `id` as its builder reads them for the spec (AttentionMetadataBuilder), with
+  // every default filled in; "" where the backend takes none. Throws INVALID_ARGUMENT naming
+  // "attention.parameters.<key>". `id` has an implementation.
+  std::string CanonicalParameters(AttnBackend id, const AttentionSpec& spec,
+                                  const std::string& parameters_json) const;
+
  private:
   std::vector<Entry> entries_;
 };

@@ -77,6 +77,16 @@ StrategyKey ParseKey(const std::string& key) {
   return {part[0], part[1], part[2]};
 }
 
+// The table as its canonical form has it: whatever the keys looked like.
+nlohmann::json TableOf(const std::map<StrategyKey, Axes>& strategy) {
+  nlohmann::json table = nlohmann::json::object();
+  for (const auto& [key, window] : strategy) {
+    const auto& [step, layer, head] = key;
+    table[std::to_string(step) + "_" + std::to_string(layer) + "_" + std::to_string(head)] = window;
+  }
+  return table;
+}
+
 std::map<StrategyKey, Axes> ReadStrategy(Parameters& parameters, bool allow_files) {
   nlohmann::json table = parameters.Raw("strategy");
   if (table.is_string()) {
@@ -139,7 +149,11 @@ std::shared_ptr<SparseSetting> SlidingTileBackend::ReadSetting(
   setting->window = {window[0], window[1], window[2]};
   setting->by_strategy = parameters.Has("strategy");
   parameters.Raw("strategy");
-  if (setting->by_strategy) setting->strategy = ReadStrategy(parameters, request.allow_files);
+  if (setting->by_strategy) {
+    setting->strategy = ReadStrategy(parameters, request.allow_files);
+    parameters.Settle("strategy", TableOf(setting->strategy));
+    parameters.Settle("window", nullptr);
+  }
   return setting;
 }
 

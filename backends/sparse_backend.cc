@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <set>
 
 #include "backends/attention_call.h"
 #include "backends/block_sparse_forward.h"
@@ -21,25 +22,36 @@ class SparseBuilder final : public AttentionMetadataBuilder {
  public:
   explicit SparseBuilder(const SparseBackend& backend) : backend_(backend) {}
 
+  std::string Canonical(const MetadataRequest& request) override {
+    return SettingFor(request)->canonical;
+  }
+
   std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
-    if (!setting_ || !(spec_ == request.spec) || parameters_ != request.parameters_json) {
-      setting_ = Read(request);
-      spec_ = request.spec;
-      parameters_ = request.parameters_json;
-    }
     auto metadata = std::make_shared<SparseMetadata>();
-    metadata->setting = setting_;
+    metadata->setting = SettingFor(request);
     metadata->step_index = request.step_index;
     return metadata;
   }
 
  private:
+  const std::shared_ptr<const SparseSetting>& SettingFor(const MetadataRequest& request) {
+    if (!setting_ || !(spec_ == request.spec) || parameters_ != request.parameters_json) {
+      setting_ = Read(request);
+      spec_ = request.spec;
+      parameters_ = request.parameters_json;
+    }
+    return setting_;
+  }
+
   std::shared_ptr<const SparseSetting> Read(const MetadataRequest& request) const {
     Parameters parameters(request.parameters_json);
     auto setting = backend_.ReadSetting(parameters, request);
     setting->dense_first_steps = parameters.Int("dense_first_steps", 0, 0, 1 << 20);
     setting->dense_layers = parameters.IntList("dense_layers", 0);
+    const std::set<int64_t> layers(setting->dense_layers.begin(), setting->dense_layers.end());
+    parameters.Settle("dense_layers", layers);  // a set: neither order nor repeats matter
     parameters.Finish();
+    setting->canonical = parameters.Canonical();
     return setting;
   }
 
@@ -133,6 +145,13 @@ SparseCall SparseBackend::CallOf(const AttentionInputs& inputs,
   return call;
 }
 
+AttnBackend SparseBackend::Runs(const AttentionInputs& inputs,
+                                const AttentionMetadata* metadata) const {
+  const auto* sparse = dynamic_cast<const SparseMetadata*>(metadata);
+  const bool dense = sparse != nullptr && sparse->DenseAt(inputs.layer_index);
+  return dense && inputs.query.is_cpu() ? AttnBackend::kFlashAttn : id();
+}
+
 at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
                                   const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
@@ -170,9 +189,11 @@ Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec) {
   const std::vector<int64_t> given =
       parameters.Ints("grid", {spec.grid[0], spec.grid[1], spec.grid[2]}, 3, 1);
   const Axes grid = {given[0], given[1], given[2]};
-  if (spec.grid != Axes{0, 0, 0} && grid != spec.grid) {
+  if (spec.grid == Axes{0, 0, 0}) return grid;
+  if (grid != spec.grid) {
     Parameters::Refuse("grid", "the job's grid is " + Text(spec.grid) + "; got " + Text(grid));
   }
+  parameters.Settle("grid", nullptr);  // the job's, whether repeated or not
   return grid;
 }
 

@@ -19,9 +19,10 @@
 
 namespace denoised {
 
-// A backend's parameters and geometry for one spec. Derived by each backend; immutable.
+// A backend's parameters and geometry for one spec. Derived by each backend; immutable once made.
 struct SparseSetting {
   virtual ~SparseSetting() = default;
+  std::string canonical;  // the parameters, see AttentionMetadataBuilder::Canonical
   int64_t dense_first_steps = 0;
   std::vector<int64_t> dense_layers;
 };
@@ -59,6 +60,8 @@ class SparseBackend : public AttentionBackend {
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
   std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override;
+  // At dense steps and layers of a CPU call: FLASH_ATTN's, whose kernel and list of blocks it is.
+  AttnBackend Runs(const AttentionInputs& inputs, const AttentionMetadata* metadata) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
   at::Tensor AttendedPairs(const AttentionInputs& inputs,

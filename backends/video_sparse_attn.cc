@@ -85,11 +85,14 @@ std::shared_ptr<SparseSetting> VideoSparseBackend::ReadSetting(
   const std::vector<int64_t> tile = parameters.Ints("tile", {4, 4, 4}, 3, 1);
   setting->tiles = TileGrid(ReadGrid(parameters, request.spec), {tile[0], tile[1], tile[2]});
   const int64_t tiles = setting->tiles.blocks();
-  if (parameters.Has("top_k") && parameters.Has("sparsity")) {
+  const bool counted = parameters.Has("top_k");
+  if (counted && parameters.Has("sparsity")) {
     Parameters::Refuse("top_k", "wanted one of top_k and sparsity; got both");
   }
   setting->top_k = Budget(parameters.Real("sparsity", 0.8, 0, 1), tiles);
   setting->top_k = std::min(parameters.Int("top_k", setting->top_k, 1, INT32_MAX), tiles);
+  parameters.Settle("top_k", counted ? nlohmann::json(setting->top_k) : nlohmann::json());
+  if (counted) parameters.Settle("sparsity", nullptr);
   setting->coarse = parameters.Flag("coarse", request.spec.has_gate);
   return setting;
 }

@@ -48,6 +48,19 @@ Axes ChunkShape(const nlohmann::json& chunk, const Axes& grid) {
   return {side(0), side(1), side(2)};
 }
 
+// One spelling for a chunk: [t], [h, w] or [t, h, w], whole cells as ChunkShape takes them.
+nlohmann::json CanonicalChunk(const nlohmann::json& chunk) {
+  nlohmann::json sides = nlohmann::json::array();
+  if (chunk.is_number() || chunk.size() == 1) {
+    sides.push_back((chunk.is_number() ? chunk : chunk[0]).get<double>());
+    return sides;
+  }
+  for (const auto& side : chunk) {
+    sides.push_back(std::max<int64_t>(1, static_cast<int64_t>(side.get<double>())));
+  }
+  return sides;
+}
+
 Chunking MakeChunking(const nlohmann::json& chunk, const Axes& grid) {
   const bool temporal = chunk.is_number() || (chunk.is_array() && chunk.size() == 1);
   const Axes shape = ChunkShape(chunk, grid);
@@ -238,6 +251,7 @@ std::shared_ptr<SparseSetting> VmobaBackend::ReadSetting(Parameters& parameters,
   if (top_k.is_array() && top_k.size() != chunk.size()) {
     Parameters::Refuse("topk", "wanted one number, or one for each of the chunk shapes");
   }
+  nlohmann::json chunks = nlohmann::json::array(), counts = nlohmann::json::array();
   for (size_t i = 0; i < chunk.size(); ++i) {
     const nlohmann::json& k = top_k.is_array() ? top_k[i] : top_k;
     if (!k.is_number_integer() || k < 1 || k > INT32_MAX) {
@@ -245,7 +259,11 @@ std::shared_ptr<SparseSetting> VmobaBackend::ReadSetting(Parameters& parameters,
     }
     setting->cycle.push_back(MakeChunking(chunk[i], grid));
     setting->cycle.back().top_k = k.get<int64_t>();
+    chunks.push_back(CanonicalChunk(chunk[i]));
+    counts.push_back(setting->cycle.back().top_k);
   }
+  parameters.Settle("chunk", chunks);
+  parameters.Settle("topk", counts);
   setting->by_threshold = parameters.Word("select_mode", {"threshold", "topk"}) == "threshold";
   const std::vector<std::string> types = {"query_head", "overall", "head_global", "block"};
   const std::string type = parameters.Word("select_type", types);

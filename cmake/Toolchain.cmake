@@ -5,7 +5,7 @@
 set(host_options -march=x86-64-v3 -ffp-contract=off -Wall -Wextra -Wvla -Walloca -Werror
                  -Wno-unused-parameter -fstack-protector-strong)
 add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${host_options}>")
-add_compile_definitions(_GLIBCXX_USE_CXX11_ABI=1 DENOISED_VERSION="${PROJECT_VERSION}")
+add_compile_definitions(_GLIBCXX_USE_CXX11_ABI=1)
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
 
 find_program(MOLD mold)

@@ -34,9 +34,11 @@ at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& ke
   inputs.layer_index = layer_index_;
   const auto start = std::chrono::steady_clock::now();
   at::Tensor out = slot.backend->Forward(inputs, slot.metadata.get());
-  if (slot.tally != nullptr) {
-    slot.tally->calls += 1;
-    slot.tally->seconds +=
+  if (slot.tally == nullptr) return out;
+  AttentionCount& count = slot.tally->Of(slot.backend->Runs(inputs, slot.metadata.get()));
+  count.calls += 1;
+  if (query.is_cpu()) {
+    count.seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   return out;

@@ -10,7 +10,7 @@
 
 #include "backends/attention_backend.h"
 #include "backends/registry.h"
-#include "backends/selector.h"
+#include "backends/selection_policy.h"
 #include "runtime/forward_context.h"
 #include "runtime/job.h"
 #include "runtime/observer.h"
@@ -26,57 +26,66 @@ struct PlannerSetting {
   std::string model_default_parameters_json;  // belongs to model_default
 };
 
+// What would serve a layer of this spec now: the one question behind a step, the check at Submit
+// and Explain. Throws what Select throws, and InvalidField("attention.parameters") where parameters
+// come without a backend.
+Selection ChooseNow(const PlannerSetting& setting, const AttentionOptions& options,
+                    const AttentionSpec& spec);
+
 // One for each job or Denoise call; engine thread only.
 class AttentionPlanner {
  public:
-  // Throws InvalidField("attention.parameters") where parameters come without a backend.
   AttentionPlanner(const PlannerSetting& setting, AttentionOptions options, Observer* observer);
 
   // The plan for the roles of `specs` at this step; roles without a spec keep an empty slot.
   // Selects anew only where the policy moved or the spec changed since the last call, and has the
   // builders make this step's metadata. The reference is good until the next call. Throws what
-  // Select and the builders throw; the step is not in the receipt then.
+  // ChooseNow and the builders throw.
   const AttentionPlan& Prepare(const std::vector<AttentionSpec>& specs, int64_t step,
                                int64_t num_steps);
 
-  // What ran so far, a row for each role and range of steps with one backend.
+  // Books what the layers tallied since the last call to the step that is under way, and reports it
+  // to the observer. Called after each forward, so that it belongs to the plan that ran.
+  void BookForward();
+
+  // What was booked since the last call belongs to a step that is done: it enters the receipt. A
+  // step that fails on the way never gets here, and is not on it.
+  void Complete();
+
+  // What ran in completed steps: a row for each role and range of steps with one kernel, one
+  // granted wish and one set of refusals.
   std::vector<ReceiptEntry> Entries() const;
 
-  // What the backends that ran had to say for the receipt, each sentence once.
+  // For the receipt, each sentence once: what the backends that ran had to say, and what others
+  // add.
+  void AddNote(std::string note);
   const std::vector<std::string>& Notes() const { return notes_; }
 
   // What a role runs now; empty before the first Prepare of the role.
   std::optional<AttnBackend> Current(AttentionRole role) const;
-
-  // Books what the layers tallied since the last call to the receipt, and returns it for metrics.
-  // Called after each forward, so that it belongs to the backends of the plan that ran.
-  std::array<AttentionTally, kNumAttentionRoles> TakeTallies();
 
  private:
   struct RoleState {
     std::optional<AttentionSpec> spec;
     Selection selection;
     std::unique_ptr<AttentionMetadataBuilder> builder;
-    AttentionTally fresh;                    // filled by the layers
-    AttentionTally booked;                   // of the current range of steps
-    int64_t first_step = 0, last_step = -1;  // inclusive: nothing has run while last < first
-    uint64_t version = 0;                    // of the policy when this was selected
+    AttentionTally fresh;  // filled by the layers
+    int64_t step = 0;
+    uint64_t version = 0;  // of the policy when this was selected
   };
 
-  SelectionWishes Wishes() const;
-  void Choose(RoleState& state, const AttentionSpec& spec, int64_t step);
-  void Report(const RoleState& before, const Selection& now, bool switched);
-  std::string ParametersFor(const Selection& selection) const;
-  void TakeNote(const AttentionSlot& slot, const AttentionSpec& spec);
-  void Close(RoleState& state);
-  ReceiptEntry EntryOf(const RoleState& state) const;
+  void Choose(RoleState& state, const AttentionSpec& spec);
+  void Report(const RoleState& before, const AttentionSpec& spec, const Selection& now);
+  void Book(const RoleState& state, AttnBackend ran, const AttentionCount& count);
+  void TakeNote(const RoleState& state);
 
   const PlannerSetting setting_;
   const AttentionOptions options_;
   Observer* const observer_;
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
-  std::vector<ReceiptEntry> closed_;
+  std::vector<ReceiptEntry> pending_;  // of the step that is under way
+  std::vector<ReceiptEntry> done_;
   std::vector<std::string> notes_;
 };
 

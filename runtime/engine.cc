@@ -7,7 +7,6 @@
 #include <mutex>
 #include <random>
 #include <set>
-#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -16,6 +15,7 @@
 #include "runtime/caught.h"
 #include "runtime/engine_impl.h"
 #include "runtime/loaders/sha256.h"
+#include "runtime/receipt.h"
 #include "runtime/threads.h"
 
 namespace denoised {
@@ -75,18 +75,12 @@ std::vector<ArtifactFormat> DistinctFormats(const std::vector<ArtifactFormat>& a
   return formats;
 }
 
-// Everything of the request that changes the pixels.
-std::string FingerprintText(const GenerationRequest& request, const ResolvedParameters& p) {
-  std::ostringstream text;
-  text.precision(17);
-  text << p.seed << ' ' << p.height << ' ' << p.width << ' ' << p.num_frames << ' '
-       << p.num_inference_steps << ' ' << p.guidance_scale << ' ' << p.flow_shift << ' '
-       << p.max_sequence_length << '\n'
-       << Sha256Hex(request.prompt) << '\n'
-       << Sha256Hex(p.negative_prompt) << '\n'
-       << request.attention.parameters_json << '\n';
-  if (request.latents) text << Sha256Hex(request.latents->data) << '\n';
-  return text.str();
+Receipt MakeReceipt(const Pipeline& pipeline, const AttentionPlanner& planner) {
+  Receipt receipt;
+  receipt.entries = planner.Entries();
+  receipt.notes = planner.Notes();
+  StampReceipt(pipeline.info(), pipeline.planner_setting(), &receipt);
+  return receipt;
 }
 
 std::optional<std::string> WhyUnusable(AttnBackend backend, const Pipeline& pipeline,
@@ -96,6 +90,22 @@ std::optional<std::string> WhyUnusable(AttnBackend backend, const Pipeline& pipe
   }
   const PlannerSetting& setting = pipeline.planner_setting();
   return setting.registry->WhyNot(backend, spec, setting.device);
+}
+
+// As the request of a force names it: "parameters.<key>", where jobs have "attention.parameters".
+std::optional<Error> WhyParametersUnfit(AttnBackend backend, const Pipeline& pipeline,
+                                        const AttentionSpec& spec,
+                                        const std::string& parameters_json) {
+  try {
+    pipeline.planner_setting().registry->CanonicalParameters(backend, spec, parameters_json);
+    return std::nullopt;
+  } catch (const Error& error) {
+    constexpr std::string_view kPrefix = "attention.";
+    const auto shorter = [&](std::string text) {
+      return text.starts_with(kPrefix) ? text.substr(kPrefix.size()) : text;
+    };
+    return Error(error.code(), shorter(error.what()), shorter(error.field()), error.reason());
+  }
 }
 
 }  // namespace
@@ -146,13 +156,11 @@ EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
           SteadyClock::now()};
 }
 
-// Refuses at once what could only fail later: parameters that do not fit, and a strict request
-// that the layers cannot have.
+// Refuses at once what could only fail later: parameters that do not fit, hidden by a force or not,
+// and a strict request that the layers cannot have. Explain asks the same question.
 void EngineImpl::CheckAttention(const Pipeline& pipeline, const std::vector<AttentionSpec>& specs,
                                 const AttentionOptions& options) const {
-  Observer silent;
-  AttentionPlanner planner(pipeline.planner_setting(), options, &silent);
-  planner.Prepare(specs, 0, 1);
+  for (const AttentionSpec& spec : specs) ChooseNow(pipeline.planner_setting(), options, spec);
 }
 
 Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
@@ -230,20 +238,27 @@ std::vector<ModelInfo> EngineImpl::ListModels() const {
   return models;
 }
 
-std::optional<Error> EngineImpl::CheckForce(AttnBackend backend) const {
+std::optional<Error> EngineImpl::CheckForce(AttnBackend backend,
+                                            const std::string& parameters_json) const {
   std::string sentence = "no model has self-attention";
   std::set<std::string> usable;
+  std::optional<Error> unfit;  // the backend could serve, but not with these parameters
   for (const auto& pipeline : pipelines_) {
     for (const AttentionSpec& spec : pipeline->DenoiseSpecs(pipeline->info().defaults)) {
       if (spec.role != AttentionRole::kSelf) continue;
       const auto why_not = WhyUnusable(backend, *pipeline, spec);
-      if (!why_not) return std::nullopt;
+      if (!why_not) {
+        unfit = WhyParametersUnfit(backend, *pipeline, spec, parameters_json);
+        if (!unfit) return std::nullopt;
+        continue;
+      }
       sentence = *why_not;
       for (AttnBackend other : spec.supported) {
         if (!WhyUnusable(other, *pipeline, spec)) usable.emplace(AttnBackendName(other));
       }
     }
   }
+  if (unfit) return unfit;
   std::string names;
   for (const std::string& name : usable) names += " " + name;
   return Error(StatusCode::kFailedPrecondition,
@@ -288,13 +303,9 @@ Explanation EngineImpl::ExplainSpec(const PlannerSetting& setting, const Attenti
   Explanation explanation;
   explanation.role = spec.role;
   explanation.spec = spec;
-  SelectionWishes wishes;
-  wishes.request = options.backend;
-  wishes.mode = options.mode;
-  wishes.model_default = setting.model_default;
-  policy_->Apply(&wishes);
-  const auto error = Caught(
-      [&] { explanation.selection = Select(spec, wishes, *setting.registry, setting.device); });
+  const auto error = Caught([&] { explanation.selection = ChooseNow(setting, options, spec); });
+  // What is wrong with the query itself is the caller's to mend, as at Submit.
+  if (error && error->code() == StatusCode::kInvalidArgument) throw *error;
   if (error) explanation.error = ToJobError(*error);
   for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
     const bool listed =
@@ -414,9 +425,9 @@ Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
     StopPoint();
     AttentionPlanner planner(call.pipeline->planner_setting(), call.request.attention, observer_);
     result = call.pipeline->Denoise(call.request, &planner, observer_);
-    result.receipt.entries = planner.Entries();
-    result.receipt.notes = planner.Notes();
-    StampReceipt(*call.pipeline, nullptr, &result.receipt);
+    planner.Complete();
+    result.receipt = MakeReceipt(*call.pipeline, planner);
+    result.receipt.fingerprint = Fingerprint(result.receipt, call.request);
   });
   if (error) return *error;
   result.queue_seconds = queued;
@@ -439,11 +450,10 @@ void EngineImpl::RunJob(const QueuedJob& job) {
       const ScopedStopCheck stop([&] { return WhyStop(job); });
       DriveRun(job, &planner);
     });
-    receipt.entries = planner.Entries();
-    receipt.notes = planner.Notes();
+    receipt = MakeReceipt(*job.pipeline, planner);
+    receipt.fingerprint = Fingerprint(receipt, job.request, job.parameters);
     if (run_error) throw *run_error;
   });
-  StampReceipt(*job.pipeline, &job, &receipt);
   FinishJob(job, error, std::move(receipt));
 }
 
@@ -451,8 +461,11 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   Interlude(job);
   auto run = job.pipeline->NewRun(
       {job.request.prompt, job.id, job.parameters, job.request.latents, planner, observer_});
-  Stage(job, JobStage::kTextEncode, [&] { run->Begin(); });
-  Stage(job, JobStage::kDenoise, [&] { Denoising(job, run.get()); });
+  Stage(job, JobStage::kTextEncode, [&] {
+    run->Begin();
+    planner->Complete();
+  });
+  Stage(job, JobStage::kDenoise, [&] { Denoising(job, run.get(), planner); });
   Interlude(job);
   DecodedVideo video;
   const auto wants = [&](ArtifactFormat format) {
@@ -461,7 +474,10 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   };
   const bool only_latents = job.request.formats.size() == 1 && wants(ArtifactFormat::kSafetensors);
   if (!only_latents) {
-    Stage(job, JobStage::kDecode, [&] { video = run->Finish(wants(ArtifactFormat::kNpy)); });
+    Stage(job, JobStage::kDecode, [&] {
+      video = run->Finish(wants(ArtifactFormat::kNpy));
+      planner->Complete();
+    });
   }
   Interlude(job);
   const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
@@ -471,13 +487,14 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   StoreArtifacts(job, artifacts);
 }
 
-void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
+void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner) {
   const int64_t steps = job.parameters.num_inference_steps;
   double spent = 0;
   for (int64_t i = 0; i < steps; ++i) {
     Interlude(job);
     const auto start = SteadyClock::now();
     run->Step(i);
+    planner->Complete();
     const double seconds = SecondsSince(start);
     observer_->OnStep(job.parameters.model, seconds);
     spent += seconds;
@@ -608,27 +625,6 @@ void EngineImpl::FinishJob(const QueuedJob& job, const std::optional<Error>& err
   } else {
     logger_->Info("job_ended", {{"job", job.id}, {"state", "SUCCEEDED"}});
   }
-}
-
-// Fills in what makes the result reproducible; `job` is null for a Denoise call.
-void EngineImpl::StampReceipt(const Pipeline& pipeline, const QueuedJob* job,
-                              Receipt* receipt) const {
-  const ModelInfo& info = pipeline.info();
-  receipt->weights_digest = info.weights_digest;
-  receipt->device = pipeline.planner_setting().device.name;
-  receipt->dtype = info.dtype;
-  receipt->version = DENOISED_VERSION;
-  receipt->torch_version = LibTorchVersion();
-  std::string text = receipt->weights_digest + '\n' + receipt->device + '\n' + receipt->dtype +
-                     '\n' + receipt->version + '\n' + receipt->torch_version + '\n' +
-                     info.scheduler + '\n';
-  for (const ReceiptEntry& entry : receipt->entries) {
-    text += std::string(AttentionRoleName(entry.role)) + ' ' + std::to_string(entry.first_step) +
-            ' ' + std::to_string(entry.last_step) + ' ' +
-            std::string(AttnBackendName(entry.selection.backend)) + '\n';
-  }
-  if (job) text += FingerprintText(job->request, job->parameters);
-  receipt->fingerprint = Sha256Hex(text);
 }
 
 std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* observer,

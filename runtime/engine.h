@@ -15,6 +15,7 @@
 #include <variant>
 #include <vector>
 
+#include "backends/selection_policy.h"
 #include "backends/selector.h"
 #include "runtime/job.h"
 #include "runtime/job_store.h"
@@ -111,10 +112,14 @@ class Engine {
   virtual std::vector<ModelInfo> ListModels() const = 0;
   virtual SelectionPolicy& policy() = 0;
   // Checks a force before it is made: the value is FAILED_PRECONDITION with the usable names where
-  // no model could use `backend`.
-  virtual std::optional<Error> CheckForce(AttnBackend backend) const = 0;
+  // no model could use `backend`, INVALID_ARGUMENT naming "parameters.<key>" where none could with
+  // these parameters ("" = none are given).
+  virtual std::optional<Error> CheckForce(AttnBackend backend,
+                                          const std::string& parameters_json) const = 0;
   virtual std::vector<BackendInfo> ListBackends() const = 0;
-  // By role, in the enum's order. Throws NOT_FOUND (model), INVALID_ARGUMENT (sizes).
+  // By role, in the enum's order. Refuses what Submit refuses: throws NOT_FOUND (model) and
+  // INVALID_ARGUMENT (sizes, parameters); a strict wish that cannot be granted is the role's
+  // `error`.
   virtual std::vector<Explanation> Explain(const ExplainQuery& query) const = 0;
 
   virtual int64_t queue_depth() const = 0;   // waiting jobs

@@ -34,7 +34,8 @@ class EngineImpl : public Engine {
                std::function<void(DenoiseOutcome)> done) override;
   std::vector<ModelInfo> ListModels() const override;
   SelectionPolicy& policy() override { return *policy_; }
-  std::optional<Error> CheckForce(AttnBackend backend) const override;
+  std::optional<Error> CheckForce(AttnBackend backend,
+                                  const std::string& parameters_json) const override;
   std::vector<BackendInfo> ListBackends() const override;
   std::vector<Explanation> Explain(const ExplainQuery& query) const override;
   int64_t queue_depth() const override;
@@ -81,7 +82,7 @@ class EngineImpl : public Engine {
   DenoiseOutcome RunDenoise(const DenoiseCall& call);
   void RunJob(const QueuedJob& job);
   void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
-  void Denoising(const QueuedJob& job, GenerationRun* run);
+  void Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner);
   std::vector<std::shared_ptr<const Artifact>> EncodeArtifacts(const QueuedJob& job,
                                                                const DecodedVideo& video,
                                                                const HostTensor& latents) const;
@@ -94,7 +95,6 @@ class EngineImpl : public Engine {
   std::optional<Error> WhyStop(const DenoiseCall& call) const;
   void Interlude(const QueuedJob& job);
   void ExpireQueued();
-  void StampReceipt(const Pipeline& pipeline, const QueuedJob* job, Receipt* receipt) const;
 
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;

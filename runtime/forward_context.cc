@@ -1,5 +1,6 @@
 #include "runtime/forward_context.h"
 
+#include <algorithm>
 #include <exception>
 
 #include "backends/error.h"
@@ -22,6 +23,14 @@ std::string_view BranchName(Branch branch) {
       return "uncond";
   }
   return "unknown";
+}
+
+AttnBackend MostCalled(const AttentionSlot& slot) {
+  if (slot.tally == nullptr) return slot.id;
+  const auto& counts = slot.tally->counts;
+  const auto most = std::max_element(
+      counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.calls < b.calls; });
+  return most->calls == 0 ? slot.id : static_cast<AttnBackend>(most - counts.begin());
 }
 
 bool HasForwardContext() { return innermost != nullptr; }

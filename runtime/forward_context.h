@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "backends/attention_spec.h"
-#include "backends/selector.h"
 
 namespace denoised {
 
@@ -25,10 +24,18 @@ class AttentionMetadata;
 enum class Branch : uint8_t { kNone, kConditional, kUnconditional };
 std::string_view BranchName(Branch branch);  // "none", "cond", "uncond"
 
-// Calls and time of one role's attention; filled by the layers, read by the engine.
-struct AttentionTally {
+// Calls of attention and their time. Seconds are those of the CPU's kernels: a CUDA call returns
+// before it has run, and its time is not known.
+struct AttentionCount {
   uint64_t calls = 0;
   double seconds = 0;
+};
+
+// Of one role, by the backend whose kernel ran (AttentionBackend::Runs); filled by the layers, read
+// by the planner.
+struct AttentionTally {
+  std::array<AttentionCount, kNumAttnBackends> counts;
+  AttentionCount& Of(AttnBackend backend) { return counts[static_cast<size_t>(backend)]; }
 };
 
 // The backend that was chosen for a role at this step, and what its builder made.
@@ -38,6 +45,8 @@ struct AttentionSlot {
   std::shared_ptr<const AttentionMetadata> metadata;
   AttentionTally* tally = nullptr;  // may be null
 };
+// The backend that most of the slot's calls since the last booking ran; the slot's own before any.
+AttnBackend MostCalled(const AttentionSlot& slot);
 using AttentionPlan = std::array<AttentionSlot, kNumAttentionRoles>;
 
 // The rows that share a forward.

@@ -40,6 +40,14 @@ uint64_t ExpectedBytes(const HostTensor& tensor, const std::string& field) {
 
 }  // namespace
 
+std::string Reason(const ReceiptEntry& entry) {
+  const std::string why = entry.selection.Reason();
+  if (entry.ran == entry.selection.granted.backend) return why;
+  return std::string(AttnBackendName(entry.ran)) + ", to which " +
+         std::string(AttnBackendName(entry.selection.granted.backend)) +
+         " hands over these steps or layers; " + why;
+}
+
 void CheckHostTensor(const HostTensor& tensor, const std::string& field) {
   constexpr size_t kMaxRank = 8;
   if (tensor.shape.size() > kMaxRank) {

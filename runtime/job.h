@@ -31,7 +31,9 @@ void CheckHostTensor(const HostTensor& tensor, const std::string& field);
 struct AttentionOptions {
   std::optional<AttnBackend> backend;
   SelectionMode mode = SelectionMode::kPrefer;
-  std::string parameters_json;  // the backend's own parameters: a JSON object, or ""
+  // The backend's own parameters, a JSON object. "" = none are given, which leaves what is set for
+  // the backend elsewhere; "{}" = its own defaults.
+  std::string parameters_json;
 };
 
 enum class ArtifactFormat : uint8_t { kMp4, kGif, kPng, kNpy, kSafetensors };
@@ -75,21 +77,27 @@ inline bool IsTerminal(JobState state) { return state >= JobState::kSucceeded; }
 enum class JobStage : uint8_t { kNone, kTextEncode, kDenoise, kDecode, kEncode };
 std::string_view JobStageName(JobStage stage);  // "text_encode", "denoise", "decode", "encode"
 
-// One row of the receipt: what ran for a role over a range of steps.
+// One row of the receipt: what ran for a role over a range of steps, and the wish that made it run.
+// Two rows of a role share steps where some layers ran another kernel than the rest.
 struct ReceiptEntry {
   AttentionRole role = AttentionRole::kSelf;
-  int64_t first_step = 0, last_step = 0;  // inclusive; 0..0 for roles outside the loop
-  std::optional<AttnBackend> asked;       // by the request
-  Selection selection;                    // what ran, source, refusals
+  int64_t first_step = 0, last_step = 0;      // inclusive; 0..0 for roles outside the loop
+  std::optional<AttnBackend> asked;           // by the request
+  AttnBackend ran = AttnBackend::kReference;  // whose kernel it was: the granted wish's, or the one
+                                              // that this hands some steps or layers over to
+  std::string parameters;                     // canonical ones of `ran`; "" where it takes none
+  Selection selection;                        // the granted wish, and the refusals of these steps
   uint64_t calls = 0;
-  double seconds = 0;
+  std::optional<double> seconds;  // empty where they are not known: on CUDA
 };
+std::string Reason(const ReceiptEntry& entry);  // one sentence for people
 
 struct Receipt {
   std::vector<ReceiptEntry> entries;
   // What makes the result reproducible.
   std::string weights_digest, device, dtype, version, torch_version;
-  std::string fingerprint;         // SHA-256 over all of the above that changes the pixels, hex
+  std::string kernels;             // which code computed: instruction sets, libraries
+  std::string fingerprint;         // SHA-256 over all that changes the pixels, hex; see receipt.h
   std::vector<std::string> notes;  // e.g. "gate branch off: the checkpoint has no to_gate_compress"
 };
 

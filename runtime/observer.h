@@ -3,6 +3,7 @@
 #ifndef DENOISED_RUNTIME_OBSERVER_H_
 #define DENOISED_RUNTIME_OBSERVER_H_
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,10 +25,12 @@ class Observer {
                          int64_t batch_size, int64_t batch_tokens, double seconds) {}
   virtual void OnStep(const std::string& model, double seconds) {}
   virtual void OnStage(const std::string& model, JobStage stage, double seconds) {}
-  // Attention of one forward, summed over its layers.
+  // Attention of one forward by one backend's kernel, summed over its layers. No seconds where they
+  // are not known.
   virtual void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
-                           double seconds) {}
-  // A wish was refused and something else serves the layer.
+                           std::optional<double> seconds) {}
+  // A wish was refused and something else serves the layer. Not where the layer's role lists few
+  // backends by design: nobody could act on that.
   virtual void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) {}
   // The self-attention backend changed between two steps of a job.
   virtual void OnBackendSwitch(SelectionSource cause) {}

@@ -310,16 +310,6 @@ void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
 
 // ---- forwards ----------------------------------------------------------------------------------
 
-void WanPipeline::ReportAttention(AttentionPlanner* planner, Observer* observer) const {
-  const auto tallies = planner->TakeTallies();
-  for (size_t i = 0; i < tallies.size(); ++i) {
-    const auto role = static_cast<AttentionRole>(i);
-    const auto backend = planner->Current(role);
-    if (!backend || tallies[i].calls == 0) continue;
-    observer->OnAttention(*backend, role, tallies[i].calls, tallies[i].seconds);
-  }
-}
-
 at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& plan,
                                 AttentionPlanner* planner, Observer* observer) const {
   ForwardBatch batch;
@@ -329,7 +319,7 @@ at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& pl
   const auto grid = transformer_->TokenGrid(call.latents.sizes());
   const int64_t rows = call.latents.size(0);
   const auto done = [&](const ForwardContext& context, double seconds) {
-    observer->OnForward(info_.name, plan[static_cast<size_t>(AttentionRole::kSelf)].id,
+    observer->OnForward(info_.name, MostCalled(plan[static_cast<size_t>(AttentionRole::kSelf)]),
                         context.branch, rows, rows * grid[0] * grid[1] * grid[2], seconds);
   };
   // Without this a CUDA forward would be timed by its launches.
@@ -346,15 +336,19 @@ at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& pl
         synchronize);
     prediction = transformer_->Forward(call.latents, call.timestep, *call.text);
   }
-  ReportAttention(planner, observer);
+  planner->BookForward();
   return prediction;
 }
 
 TextContext WanPipeline::EncodePrompt(const std::string& field, const std::string& prompt,
-                                      int64_t max_length, AttentionPlanner* planner,
-                                      Observer* observer) const {
+                                      int64_t max_length, AttentionPlanner* planner) const {
   const auto encoding = tokenizer_->Encode(CleanPrompt(prompt), max_length);
   const int64_t length = encoding.length;
+  if (encoding.wanted > length) {
+    planner->AddNote(field + ": cut at " + std::to_string(length) + " of " +
+                     std::to_string(encoding.wanted) +
+                     " tokens (max_sequence_length); the rest was not drawn");
+  }
   const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
   const at::Tensor ids = at::tensor(encoding.ids, at::kLong).unsqueeze(0).to(device_);
   const at::Tensor mask = at::arange(max_length, ids.options()).lt(length).to(at::kLong);
@@ -365,7 +359,7 @@ TextContext WanPipeline::EncodePrompt(const std::string& field, const std::strin
     ScopedForwardContext scope(context);
     embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
   }
-  ReportAttention(planner, observer);
+  planner->BookForward();
   RequireFinite(embeds, "the text encoder gave numbers that are not finite for the " + field);
   return transformer_->EncodeText(embeds);
 }

@@ -55,12 +55,12 @@ class WanPipeline : public Pipeline {
   };
   at::Tensor Forward(const ForwardCall& call, const AttentionPlan& plan, AttentionPlanner* planner,
                      Observer* observer) const;
-  // `field` names the prompt in errors; NON_FINITE where the encoder gives NaN or infinity.
+  // `field` names the prompt in errors, and in the note where it was cut; NON_FINITE where the
+  // encoder gives NaN or infinity.
   TextContext EncodePrompt(const std::string& field, const std::string& prompt, int64_t max_length,
-                           AttentionPlanner* planner, Observer* observer) const;
+                           AttentionPlanner* planner) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
   std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
-  void ReportAttention(AttentionPlanner* planner, Observer* observer) const;
 
   const WanTransformer& transformer() const { return *transformer_; }
   const WanVaeDecoder& vae() const { return *vae_; }

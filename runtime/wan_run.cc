@@ -43,8 +43,7 @@ void WanRun::Begin() {
   const c10::InferenceMode inference;
   const ResolvedParameters& p = request_.parameters;
   const auto encode = [&](const std::string& field, const std::string& prompt) {
-    return pipeline_.EncodePrompt(field, prompt, p.max_sequence_length, request_.planner,
-                                  request_.observer);
+    return pipeline_.EncodePrompt(field, prompt, p.max_sequence_length, request_.planner);
   };
   conditional_ = encode("prompt", request_.prompt);
   if (p.guidance_scale > 1) unconditional_ = encode("negative_prompt", p.negative_prompt);
@@ -112,7 +111,7 @@ DecodedVideo WanRun::Finish(bool keep_float) {
                              Append(ToUnitRange(frames), keep_float, &video);
                            });
   }
-  pipeline_.ReportAttention(request_.planner, request_.observer);
+  request_.planner->BookForward();
   return video;
 }
 

@@ -1,7 +1,6 @@
 #include "server/admin_service.h"
 
-#include <grpcpp/alarm.h>
-
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -11,23 +10,25 @@
 
 namespace denoised {
 
-// A force that lives as long as its stream. Owns itself until gRPC is done with it.
+// A force that lives as long as its stream. Owns itself until gRPC is done with it. It is there
+// before its force, whose end callback ends it, so that no release comes too early to be heard.
 class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                    public std::enable_shared_from_this<HoldStream> {
  public:
-  HoldStream(const CallTimer& timer, SelectionPolicy* policy, std::shared_ptr<HoldRegistry> holds,
-             Logger* logger, const Force& force)
-      : timer_(timer),
-        policy_(policy),
-        holds_(std::move(holds)),
-        logger_(logger),
-        force_(force),
-        message_(SerializeMessage(ToProto(force))) {}
+  HoldStream(const CallTimer& timer, SelectionPolicy* policy, Logger* logger)
+      : timer_(timer), policy_(policy), logger_(logger) {}
 
-  void Start() {
+  // What ends the stream with its force; before there is one.
+  SelectionPolicy::OnEnd Ender() {
+    return [weak = weak_from_this()](const Force&) {
+      if (const auto stream = weak.lock()) stream->End(grpc::Status::OK);
+    };
+  }
+
+  void Start(const Force& force) {
     self_ = shared_from_this();
-    holds_->Add(force_.id, weak_from_this());
-    if (force_.ends_at) EndAtExpiry();
+    force_ = force;
+    message_ = SerializeMessage(ToProto(force));
     StartWrite(&message_);
   }
 
@@ -61,20 +62,8 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override { self_.reset(); }
 
  private:
-  void EndAtExpiry() {
-    const auto left = *force_.ends_at - std::chrono::steady_clock::now();
-    const std::weak_ptr<HoldStream> weak = weak_from_this();
-    expiry_.Set(std::chrono::system_clock::now() +
-                    std::chrono::duration_cast<std::chrono::system_clock::duration>(left),
-                [weak](bool due) {
-                  const auto stream = weak.lock();
-                  if (due && stream) stream->End(grpc::Status::OK);
-                });
-  }
-
   void Leave(const grpc::Status& status) {
     policy_->Release(force_.id);
-    holds_->Remove(force_.id);
     logger_->Info("admin.hold_ended", {{"lease", force_.id}, {"holder", force_.holder}});
     timer_.Done(status);
     Finish(status);
@@ -82,62 +71,37 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   const CallTimer timer_;
   SelectionPolicy* const policy_;
-  const std::shared_ptr<HoldRegistry> holds_;
   Logger* const logger_;
-  const Force force_;
+  Force force_;
   grpc::ByteBuffer message_;
-  grpc::Alarm expiry_;
   std::shared_ptr<HoldStream> self_;
   std::mutex mutex_;
-  bool writing_ = true;                  // guarded by mutex_; the first message
+  bool writing_ = true;                  // guarded by mutex_; the first message, even before Start
   bool ended_ = false;                   // guarded by mutex_
   std::optional<grpc::Status> pending_;  // guarded by mutex_
 };
 
-void HoldRegistry::Add(const std::string& lease_id, std::weak_ptr<HoldStream> stream) {
-  std::lock_guard lock(mutex_);
-  streams_[lease_id] = std::move(stream);
-}
-
-void HoldRegistry::Remove(const std::string& lease_id) {
-  std::lock_guard lock(mutex_);
-  streams_.erase(lease_id);
-}
-
-void HoldRegistry::End(const std::string& lease_id) {
-  std::shared_ptr<HoldStream> stream;
-  {
-    std::lock_guard lock(mutex_);
-    const auto found = streams_.find(lease_id);
-    if (found != streams_.end()) stream = found->second.lock();
-  }
-  if (stream) stream->End(grpc::Status::OK);
-}
-
-void HoldRegistry::EndAll() {
-  std::vector<std::string> ids;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [id, stream] : streams_) ids.push_back(id);
-  }
-  for (const std::string& id : ids) End(id);
-}
-
-Force AdminService::AddForce(const std::string& backend, const google::protobuf::Duration* ttl,
-                             const std::string& reason, const std::string& peer) {
+template <typename Request>
+Force AdminService::AddForce(const Request& request, const std::string& peer,
+                             SelectionPolicy::OnEnd on_end) {
   constexpr size_t kMaxReason = 256;
-  if (reason.size() > kMaxReason) {
-    throw InvalidField("reason", "at most 256 bytes, got " + std::to_string(reason.size()));
+  if (request.reason().size() > kMaxReason) {
+    throw InvalidField("reason",
+                       "at most 256 bytes, got " + std::to_string(request.reason().size()));
   }
-  const AttnBackend chosen = CoerceAttnBackend(backend, "backend");
+  const AttnBackend chosen = CoerceAttnBackend(request.backend(), "backend");
   std::optional<std::chrono::milliseconds> lifetime;
-  if (ttl != nullptr) lifetime = FromProto(*ttl, "ttl");
-  if (const auto refused = engine_->CheckForce(chosen)) throw *refused;
-  const Force force = engine_->policy().AddForce(chosen, lifetime, reason, peer);
+  if (request.has_ttl()) lifetime = FromProto(request.ttl(), "ttl");
+  std::string parameters;
+  if (request.has_parameters()) parameters = FromProto(request.parameters(), "parameters");
+  if (const auto refused = engine_->CheckForce(chosen, parameters)) throw *refused;
+  const Force force = engine_->policy().AddForce(chosen, lifetime, request.reason(), peer,
+                                                 parameters, std::move(on_end));
   logger_->Info("admin.force", {{"lease", force.id},
                                 {"backend", std::string(AttnBackendName(chosen))},
+                                {"parameters", force.parameters},
                                 {"ttl_ms", lifetime ? std::to_string(lifetime->count()) : "none"},
-                                {"reason", reason},
+                                {"reason", force.reason},
                                 {"holder", peer}});
   return force;
 }
@@ -148,24 +112,20 @@ grpc::ServerUnaryReactor* AdminService::ForceBackend(grpc::CallbackServerContext
   return AnswerUnary<v1::ForceBackendRequest>(
       context, in, out, metrics_, "ForceBackend",
       [this, context](const v1::ForceBackendRequest& request) {
-        return ToProto(AddForce(request.backend(), request.has_ttl() ? &request.ttl() : nullptr,
-                                request.reason(), context->peer()));
+        return ToProto(AddForce(request, context->peer(), {}));
       });
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::HoldBackend(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* in) {
   const CallTimer timer(metrics_, "HoldBackend");
-  std::shared_ptr<HoldStream> stream;
+  const auto stream = std::make_shared<HoldStream>(timer, &engine_->policy(), logger_);
   const grpc::Status status = StatusOf([&] {
     v1::HoldBackendRequest request;
     ParseMessage(*in, &request);
-    const Force force = AddForce(request.backend(), request.has_ttl() ? &request.ttl() : nullptr,
-                                 request.reason(), context->peer());
-    stream = std::make_shared<HoldStream>(timer, &engine_->policy(), holds_, logger_, force);
+    stream->Start(AddForce(request, context->peer(), stream->Ender()));
   });
   if (!status.ok()) return new FailedStream(timer, status);
-  stream->Start();
   return stream.get();
 }
 
@@ -176,12 +136,8 @@ int AdminService::Release(const v1::ReleaseForceRequest& request, const std::str
   }
   int released = 1;
   if (request.all()) {
-    released = static_cast<int>(engine_->policy().List().size());
-    engine_->policy().Clear();
-    holds_->EndAll();
-  } else if (engine_->policy().Release(id)) {
-    holds_->End(id);
-  } else {
+    released = engine_->policy().Clear();
+  } else if (!engine_->policy().Release(id)) {
     throw Error(StatusCode::kNotFound, "no live force '" + id.substr(0, 64) + "'", "lease_id",
                 "LEASE_NOT_FOUND");
   }

@@ -4,9 +4,6 @@
 #define DENOISED_SERVER_ADMIN_SERVICE_H_
 
 #include <functional>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <string>
 
 #include "denoised/v1/admin.grpc.pb.h"
@@ -25,22 +22,6 @@ using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
                         v1::AdminService::WithRawCallbackMethod_Drain<
                             v1::AdminService::WithRawCallbackMethod_SetLogLevel<
                                 v1::AdminService::Service>>>>>>>>;
-
-class HoldStream;
-
-// The live HoldBackend streams, so that releasing a force ends its stream. Any thread.
-class HoldRegistry {
- public:
-  void Add(const std::string& lease_id, std::weak_ptr<HoldStream> stream);
-  void Remove(const std::string& lease_id);
-  // Ends the stream of that lease, or every stream, with OK.
-  void End(const std::string& lease_id);
-  void EndAll();
-
- private:
-  std::mutex mutex_;
-  std::map<std::string, std::weak_ptr<HoldStream>> streams_;  // guarded by mutex_
-};
 
 // Thread-safe; everything is borrowed and outlives the service. Each change is logged as admin.*.
 class AdminService : public RawAdminService {
@@ -70,20 +51,16 @@ class AdminService : public RawAdminService {
   grpc::ServerUnaryReactor* SetLogLevel(grpc::CallbackServerContext* context,
                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
 
-  // Ends every HoldBackend stream, and with it its force; for shutdown.
-  void EndHolds() { holds_->EndAll(); }
-
  private:
-  // Checks and adds a force. Throws Error.
-  Force AddForce(const std::string& backend, const google::protobuf::Duration* ttl,
-                 const std::string& reason, const std::string& peer);
+  // Checks and adds a force; Request is ForceBackendRequest or HoldBackendRequest. Throws Error.
+  template <typename Request>
+  Force AddForce(const Request& request, const std::string& peer, SelectionPolicy::OnEnd on_end);
   int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
 
   Engine* const engine_;
   Metrics* const metrics_;
   Logger* const logger_;
   const std::function<void()> drain_;
-  const std::shared_ptr<HoldRegistry> holds_ = std::make_shared<HoldRegistry>();
 };
 
 }  // namespace denoised

@@ -278,10 +278,16 @@ Config ParseConfig(const std::vector<std::string>& arguments) {
   CheckPublic("admin_listen", config.admin_listen, config);
   CheckPublic("http_listen", config.http_listen, config);
   CheckStateDir(config.state_dir);
-  std::string warning;
-  config.engine.environment_backend = GetEnvVariableAttnBackend(&warning);
-  if (!warning.empty()) config.warnings.push_back(warning);
+  config.engine.environment_backend = EnvironmentBackend();
   return config;
+}
+
+std::optional<AttnBackend> EnvironmentBackend() {
+  try {
+    return GetEnvVariableAttnBackend();
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
 }
 
 std::string ConfigHelp() {
@@ -294,7 +300,9 @@ std::string ConfigHelp() {
          "on stdout and serves until SIGTERM or SIGINT, which drain it.\n\nFlags:\n" +
          FlagsHelp(AllFlags(&config, &path)) +
          "\nEnvironment:\n  FASTVIDEO_ATTENTION_BACKEND\n"
-         "      Attention backend to take where neither a force nor the request names one.\n"
+         "      Attention backend to take where neither a force nor the request names one, spelt "
+         "as in\n"
+         "      a request. Empty is as unset; an unknown name ends the program.\n"
          "\nExit codes: 0 ended as asked, 1 failed (message on stderr), 2 wrong use.\n";
 }
 

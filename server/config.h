@@ -42,6 +42,10 @@ struct Config {
 // written.
 Config ParseConfig(const std::vector<std::string>& arguments);
 
+// What FASTVIDEO_ATTENTION_BACKEND asks for; empty where it is unset or blank. Throws UsageError
+// for a name that is none.
+std::optional<AttnBackend> EnvironmentBackend();
+
 // What --help prints: every flag with its default.
 std::string ConfigHelp();
 

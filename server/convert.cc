@@ -63,19 +63,12 @@ int DepthOf(const google::protobuf::Value& value) {
   return 1 + deepest;
 }
 
-std::string ParametersFromProto(const google::protobuf::Struct& parameters) {
-  const std::string field = "attention.parameters";
-  if (DepthOf(parameters) > kMaxParameterDepth) {
-    throw InvalidField(field, "at most 16 levels deep");
-  }
-  std::string json;
-  if (!google::protobuf::util::MessageToJsonString(parameters, &json).ok()) {
-    throw InvalidField(field, "every value must be finite and set");
-  }
-  if (json.size() > kMaxParameterBytes) {
-    throw InvalidField(field, "at most 65536 bytes as JSON, got " + std::to_string(json.size()));
-  }
-  return json == "{}" ? "" : json;
+// Canonical parameters as the backends write them.
+google::protobuf::Struct ParametersToProto(const std::string& json) {
+  google::protobuf::Struct parameters;
+  const auto status = google::protobuf::util::JsonStringToMessage(json, &parameters);
+  if (!status.ok()) throw Error(StatusCode::kInternal, "parameters are not JSON: " + json);
+  return parameters;
 }
 
 SelectionMode ModeFromProto(v1::SelectionPolicy policy) {
@@ -97,7 +90,9 @@ AttentionOptions AttentionFromProto(const v1::AttentionOptions& message) {
     options.backend = CoerceAttnBackend(message.backend(), "attention.backend");
   }
   if (message.has_policy()) options.mode = ModeFromProto(message.policy());
-  if (message.has_parameters()) options.parameters_json = ParametersFromProto(message.parameters());
+  if (message.has_parameters()) {
+    options.parameters_json = FromProto(message.parameters(), "attention.parameters");
+  }
   return options;
 }
 
@@ -142,13 +137,15 @@ v1::ReceiptEntry EntryToProto(const ReceiptEntry& entry) {
   message.set_first_step(entry.first_step);
   message.set_last_step(entry.last_step);
   if (entry.asked) message.set_asked(std::string(AttnBackendName(*entry.asked)));
-  message.set_ran(std::string(AttnBackendName(entry.selection.backend)));
-  message.set_source(std::string(SelectionSourceName(entry.selection.source)));
-  message.set_reason(entry.selection.Reason());
+  message.set_ran(std::string(AttnBackendName(entry.ran)));
+  message.set_source(std::string(SelectionSourceName(entry.selection.granted.source)));
+  message.set_reason(Reason(entry));
   FillRefusals(entry.selection.refusals, message.mutable_refusals());
-  message.set_lease_id(entry.selection.force_id);
+  message.set_lease_id(entry.selection.granted.lease_id);
   message.set_calls(entry.calls);
-  message.set_seconds(entry.seconds);
+  if (entry.seconds) message.set_seconds(*entry.seconds);
+  if (!entry.parameters.empty())
+    *message.mutable_parameters() = ParametersToProto(entry.parameters);
   return message;
 }
 
@@ -342,6 +339,20 @@ std::optional<JobState> FromProto(v1::JobState state) {
   return static_cast<JobState>(state - 1);
 }
 
+std::string FromProto(const google::protobuf::Struct& parameters, const std::string& field) {
+  if (DepthOf(parameters) > kMaxParameterDepth) {
+    throw InvalidField(field, "at most 16 levels deep");
+  }
+  std::string json;
+  if (!google::protobuf::util::MessageToJsonString(parameters, &json).ok()) {
+    throw InvalidField(field, "every value must be finite and set");
+  }
+  if (json.size() > kMaxParameterBytes) {
+    throw InvalidField(field, "at most 65536 bytes as JSON, got " + std::to_string(json.size()));
+  }
+  return json;
+}
+
 milliseconds FromProto(const google::protobuf::Duration& duration, const std::string& field) {
   constexpr int64_t kTenYears = int64_t{10} * 366 * 24 * 3600;
   const bool fits = duration.seconds() >= 0 && duration.seconds() <= kTenYears &&
@@ -387,6 +398,7 @@ v1::Receipt ToProto(const Receipt& receipt) {
   message.set_torch_version(receipt.torch_version);
   message.set_fingerprint(receipt.fingerprint);
   for (const std::string& note : receipt.notes) message.add_notes(note);
+  message.set_kernels(receipt.kernels);
   return message;
 }
 
@@ -448,6 +460,8 @@ v1::Lease ToProto(const Force& force) {
     const std::chrono::duration<double> left = *force.ends_at - std::chrono::steady_clock::now();
     *message.mutable_remaining() = DurationToProto(left.count());
   }
+  if (!force.parameters.empty())
+    *message.mutable_parameters() = ParametersToProto(force.parameters);
   return message;
 }
 
@@ -468,10 +482,14 @@ v1::RoleExplanation ToProto(const Explanation& explanation) {
   if (explanation.error) {
     message.set_error(explanation.error->message);
   } else {
-    message.set_would_run(std::string(AttnBackendName(explanation.selection.backend)));
-    message.set_source(std::string(SelectionSourceName(explanation.selection.source)));
+    const Wish& granted = explanation.selection.granted;
+    message.set_would_run(std::string(AttnBackendName(granted.backend)));
+    message.set_source(std::string(SelectionSourceName(granted.source)));
     message.set_reason(explanation.selection.Reason());
-    message.set_lease_id(explanation.selection.force_id);
+    message.set_lease_id(granted.lease_id);
+    if (!granted.parameters.empty()) {
+      *message.mutable_parameters() = ParametersToProto(granted.parameters);
+    }
   }
   FillRefusals(explanation.selection.refusals, message.mutable_refusals());
   for (const Explanation::Candidate& candidate : explanation.candidates) {

@@ -28,6 +28,8 @@ ExplainQuery FromProto(const v1::ExplainSelectionRequest& message);
 std::optional<ArtifactFormat> FromProto(v1::ArtifactFormat format);
 // Empty = all states.
 std::optional<JobState> FromProto(v1::JobState state);
+// A backend's parameters as JSON; throws where they are too deep or too long.
+std::string FromProto(const google::protobuf::Struct& parameters, const std::string& field);
 // Throws where the duration is malformed, or not above 0 and at most ten years.
 std::chrono::milliseconds FromProto(const google::protobuf::Duration& duration,
                                     const std::string& field);

@@ -11,6 +11,7 @@
 
 #include "backends/cpu_isa.h"
 #include "runtime/threads.h"
+#include "runtime/version.h"
 #include "server/server.h"
 
 namespace denoised {
@@ -74,8 +75,7 @@ int Main(const std::vector<std::string>& arguments) {
   try {
     const Config config = ParseConfig(arguments);
     if (config.show_help || config.show_version) {
-      const std::string text =
-          config.show_help ? ConfigHelp() : "denoised " + ServerVersion() + "\n";
+      const std::string text = config.show_help ? ConfigHelp() : "denoised " + Version() + "\n";
       std::fputs(text.c_str(), stdout);
       return 0;
     }

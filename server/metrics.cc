@@ -7,6 +7,7 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <array>
 #include <mutex>
 #include <utility>
 
@@ -138,6 +139,35 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   families_->queue_depth.At({});
   families_->jobs_running.At({});
   families_->queue_wait_seconds.At({});
+  StartCounters();
+}
+
+void Metrics::StartCounters() {
+  constexpr std::array kRoles = {AttentionRole::kSelf, AttentionRole::kCross,
+                                 AttentionRole::kTextEncoder, AttentionRole::kVae};
+  for (SelectionSource source : kSelectionSources) {
+    families_->backend_switch.At({ToText(SelectionSourceName(source))});
+  }
+  for (AttnBackend backend : AllAttnBackends()) {
+    for (AttentionRole role : kRoles) {
+      families_->attention_calls.At(
+          {ToText(AttnBackendName(backend)), ToText(AttentionRoleName(role))});
+    }
+    StartFallbacks(backend);
+  }
+}
+
+// To what automatic selection may take here: the rest is open, and would be a thousand zeros.
+void Metrics::StartFallbacks(AttnBackend from) {
+  for (const BackendRegistry::Entry& to : BackendRegistry::Default().entries()) {
+    if (!to.automatic || to.backend == nullptr || to.id == from) continue;
+    for (SelectionSource source : kSelectionSources) {
+      if (source == SelectionSource::kAutomatic) continue;
+      families_->attention_fallback.At({ToText(AttnBackendName(from)),
+                                        ToText(AttnBackendName(to.id)),
+                                        ToText(SelectionSourceName(source))});
+    }
+  }
 }
 
 Metrics::~Metrics() = default;
@@ -159,9 +189,10 @@ void Metrics::OnStage(const std::string& model, JobStage stage, double seconds) 
   families_->stage_seconds.At({model, ToText(JobStageName(stage))}).Observe(seconds);
 }
 
-void Metrics::OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls, double seconds) {
+void Metrics::OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
+                          std::optional<double> seconds) {
   const Names labels = {ToText(AttnBackendName(backend)), ToText(AttentionRoleName(role))};
-  families_->attention_seconds.At(labels).Observe(seconds);
+  if (seconds) families_->attention_seconds.At(labels).Observe(*seconds);
   families_->attention_calls.At(labels).Increment(static_cast<double>(calls));
 }
 
@@ -186,6 +217,9 @@ void Metrics::OnJobFinished(const std::string& model, JobState outcome) {
 
 void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   families_->model_load_seconds.At({model}).Observe(seconds);
+  for (JobState outcome : {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
+    families_->jobs.At({model, ToText(JobStateName(outcome))});
+  }
 }
 
 void Metrics::OnRpc(std::string_view method, std::string_view code, double seconds) {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -33,7 +34,7 @@ class Metrics : public Observer {
   void OnStep(const std::string& model, double seconds) override;
   void OnStage(const std::string& model, JobStage stage, double seconds) override;
   void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
-                   double seconds) override;
+                   std::optional<double> seconds) override;
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override;
   void OnBackendSwitch(SelectionSource cause) override;
   void OnJobStarted(const std::string& model, double queue_wait_seconds) override;
@@ -51,6 +52,12 @@ class Metrics : public Observer {
 
  private:
   struct Families;
+
+  // Counters whose labels are known begin at 0 and not as absent: alerts and rates need the first
+  // point.
+  void StartCounters();
+  void StartFallbacks(AttnBackend from);
+
   const std::unique_ptr<Families> families_;
 };
 

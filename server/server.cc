@@ -8,6 +8,8 @@
 #include <mutex>
 #include <utility>
 
+#include "runtime/version.h"
+
 namespace denoised {
 namespace {
 
@@ -52,10 +54,8 @@ std::vector<std::string> PublicServiceNames() {
 
 }  // namespace
 
-std::string ServerVersion() { return DENOISED_VERSION; }
-
 Server::Server(const Config& config, Logger* logger, const EngineFactory& make_engine)
-    : config_(config), logger_(logger), metrics_(ServerVersion()) {
+    : config_(config), logger_(logger), metrics_(Version()) {
   http_ = std::make_unique<HttpServer>(
       config_.http_listen,
       HttpPages{[this] { return metrics_.Text(); }, [this] { return NotReady(); }});
@@ -69,7 +69,7 @@ Server::Server(const Config& config, Logger* logger, const EngineFactory& make_e
 Server::~Server() {
   Drain();
   metrics_.SetGaugeSource({});
-  if (admin_) admin_->EndHolds();
+  if (engine_) engine_->policy().Clear();  // ends the streams that hold one
   const auto deadline = std::chrono::system_clock::now() + kCallGrace;
   // Calls end before the engine does: those that wait for it are cancelled, and it answers them.
   if (public_server_) public_server_->Shutdown(deadline);

@@ -25,9 +25,6 @@
 
 namespace denoised {
 
-// Version of the programs, as in build_info and --version.
-std::string ServerVersion();
-
 class Server {
  public:
   using EngineFactory =

@@ -237,11 +237,21 @@ struct Fp8Tensor {
 // What the builder read.
 struct CudnnMetadata final : AttentionMetadata {
   bool fp8 = false;
+  std::string canonical;
 };
 
 class CudnnBuilder final : public AttentionMetadataBuilder {
  public:
+  std::string Canonical(const MetadataRequest& request) override {
+    return Read(request)->canonical;
+  }
+
   std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
+    return Read(request);
+  }
+
+ private:
+  static std::shared_ptr<const CudnnMetadata> Read(const MetadataRequest& request) {
     Parameters parameters(request.parameters_json);
     auto metadata = std::make_shared<CudnnMetadata>();
     metadata->fp8 = parameters.Flag("fp8", false);
@@ -250,6 +260,7 @@ class CudnnBuilder final : public AttentionMetadataBuilder {
       Parameters::Refuse("fp8", "wanted a head size that is a multiple of 16; got " +
                                     std::to_string(request.spec.head_size));
     }
+    metadata->canonical = parameters.Canonical();
     return metadata;
   }
 };

@@ -114,8 +114,9 @@ Tokenizer::Encoding Tokenizer::Encode(std::string_view utf8, int64_t max_length)
       impl_->EncodeStretch(stretch.text, stretch.text.data() == utf8.data(), text_ids);
     }
   }
-  text_ids.resize(std::min(text_ids.size(), static_cast<size_t>(max_length - special)));
   Encoding encoding;
+  encoding.wanted = static_cast<int64_t>(text_ids.size()) + special;
+  text_ids.resize(std::min(text_ids.size(), static_cast<size_t>(max_length - special)));
   encoding.ids = ends.before;
   encoding.ids.insert(encoding.ids.end(), text_ids.begin(), text_ids.end());
   encoding.ids.insert(encoding.ids.end(), ends.after.begin(), ends.after.end());

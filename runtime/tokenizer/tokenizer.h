@@ -24,6 +24,7 @@ class Tokenizer {
   struct Encoding {
     std::vector<int64_t> ids;  // max_length of them, padded with the pad id
     int64_t length = 0;        // how many are real, </s> included
+    int64_t wanted = 0;        // how many there would be without the limit
   };
 
   // `dir` is the tokenizer folder of a model, `class_name` the class that model_index.json gives

@@ -1,5 +1,6 @@
 // models, health; backends, explain, force, hold, leases, release, drain, log_level on the admin
 // port.
+#include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/time_util.h>
 
 #include <cstdio>
@@ -98,6 +99,9 @@ void PrintRole(const v1::RoleExplanation& role) {
   std::printf("  because      %s\n", role.error().empty()
                                          ? WhoChose(role.source(), role.lease_id()).c_str()
                                          : OneLine(role.error(), 500).c_str());
+  if (role.has_parameters()) {
+    std::printf("  with         %s\n", OneLine(Json(role.parameters()), 300).c_str());
+  }
   std::printf("  layer        %lld heads of %lld, %s, %lld queries over %lld keys\n",
               static_cast<long long>(spec.num_heads()), static_cast<long long>(spec.head_size()),
               spec.dtype().c_str(), static_cast<long long>(spec.q_len()),
@@ -136,6 +140,14 @@ int Explain(const Command& command, const std::vector<std::string>& arguments) {
   return kExitOk;
 }
 
+// A JSON object as a message.
+void SetParameters(const std::string& text, google::protobuf::Struct* parameters) {
+  const auto status = google::protobuf::util::JsonStringToMessage(text, parameters);
+  if (!status.ok()) {
+    throw UsageError("--parameters is a JSON object, got '" + OneLine(text, 100) + "'");
+  }
+}
+
 std::string Remaining(const v1::Lease& lease) {
   if (!lease.has_remaining()) return "no end";
   return std::to_string(TimeUtil::DurationToSeconds(lease.remaining())) + " s left";
@@ -143,7 +155,9 @@ std::string Remaining(const v1::Lease& lease) {
 
 void PrintLease(const v1::Lease& lease, bool json) {
   if (json) return PrintJson(lease);
-  std::printf("%s forces %s, %s\n", lease.id().c_str(), lease.backend().c_str(),
+  const std::string with =
+      lease.has_parameters() ? " with " + OneLine(Json(lease.parameters()), 300) : "";
+  std::printf("%s forces %s%s, %s\n", lease.id().c_str(), lease.backend().c_str(), with.c_str(),
               Remaining(lease).c_str());
   std::fflush(stdout);
 }
@@ -157,6 +171,10 @@ std::vector<Flag> ForceFlags(Request* request, std::string* scope) {
          const auto ttl = ParseDuration("ttl", text);
          *request->mutable_ttl() = TimeUtil::MillisecondsToDuration(ttl.count());
        }},
+      {"parameters", "JSON", "",
+       "The backend's parameters, a JSON object (--parameters='{\"sparsity\": 0.9}'); unset: those "
+       "that a job or its model has for it.",
+       [request](const std::string& text) { SetParameters(text, request->mutable_parameters()); }},
       {"reason", "TEXT", "", "For the log and for `leases`.",
        [request](const std::string& text) { request->set_reason(text); }},
       {"scope", "SCOPE", "server", "What is forced. This version knows `server` only.",
@@ -202,10 +220,12 @@ int Leases(const Command& command, const std::vector<std::string>& arguments) {
     return kExitOk;
   }
   std::vector<std::vector<std::string>> rows = {
-      {"ID", "BACKEND", "SCOPE", "END", "HOLDER", "REASON"}};
+      {"ID", "BACKEND", "PARAMETERS", "SCOPE", "END", "HOLDER", "REASON"}};
   for (const v1::Lease& lease : reply.leases()) {
-    rows.push_back({lease.id(), lease.backend(), lease.scope(), Remaining(lease), lease.holder(),
-                    OneLine(lease.reason(), 60)});
+    const std::string parameters =
+        lease.has_parameters() ? OneLine(Json(lease.parameters()), 60) : "";
+    rows.push_back({lease.id(), lease.backend(), parameters, lease.scope(), Remaining(lease),
+                    lease.holder(), OneLine(lease.reason(), 60)});
   }
   PrintTable(rows);
   return kExitOk;

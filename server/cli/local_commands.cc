@@ -9,6 +9,7 @@
 #include "server/cli/command.h"
 #include "server/cli/generation_flags.h"
 #include "server/cli/output.h"
+#include "server/config.h"
 #include "server/convert.h"
 
 namespace denoised::cli {
@@ -91,9 +92,7 @@ std::vector<Flag> RunFlags(RunOptions* options) {
 JobSnapshot RunToEnd(RunOptions* options, OutputFile* file) {
   Logger logger(stderr, LogLevel::kWarning);
   Observer nobody;
-  std::string warning;
-  options->engine.environment_backend = GetEnvVariableAttnBackend(&warning);
-  if (!warning.empty()) logger.Warning("config.warning", {{"text", warning}});
+  options->engine.environment_backend = EnvironmentBackend();
   const auto engine = Engine::Create(options->engine, &nobody, &logger);
   auto result = engine->Submit(FromProto(v1::GenerationRequest(options->request)));
   if (const Error* error = std::get_if<Error>(&result)) throw *error;

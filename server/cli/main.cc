@@ -4,9 +4,9 @@
 
 #include "backends/error.h"
 #include "runtime/threads.h"
+#include "runtime/version.h"
 #include "server/cli/command.h"
 #include "server/convert.h"
-#include "server/server.h"
 
 namespace denoised::cli {
 namespace {
@@ -40,7 +40,7 @@ int RunCommand(const std::vector<std::string>& arguments) {
   }
   std::replace(name.begin(), name.end(), '-', '_');
   if (name == "__version" || name == "version") {
-    std::printf("denoisectl %s\n", ServerVersion().c_str());
+    std::printf("denoisectl %s\n", Version().c_str());
     return kExitOk;
   }
   for (const Command& command : AllCommands()) {

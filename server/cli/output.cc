@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/selector.h"
 #include "server/cli/command.h"
 
 namespace denoised::cli {
@@ -65,8 +66,11 @@ std::string Steps(const v1::ReceiptEntry& entry) {
 void PrintEntry(const v1::ReceiptEntry& entry) {
   std::printf("  %-12s %-16s %-12s %s\n", entry.role().c_str(), entry.ran().c_str(),
               Steps(entry).c_str(), WhoChose(entry.source(), entry.lease_id()).c_str());
-  std::printf("  %-12s %llu calls, %s\n", "", static_cast<unsigned long long>(entry.calls()),
-              Seconds(entry.seconds()).c_str());
+  std::printf("  %-12s %llu calls%s\n", "", static_cast<unsigned long long>(entry.calls()),
+              entry.has_seconds() ? (", " + Seconds(entry.seconds())).c_str() : "");
+  if (entry.has_parameters()) {
+    std::printf("  %-12s with %s\n", "", OneLine(Json(entry.parameters()), 300).c_str());
+  }
   for (const v1::Refusal& refusal : entry.refusals()) {
     std::printf("  %-12s not %s (%s): %s\n", "", refusal.backend().c_str(),
                 refusal.source().c_str(), OneLine(refusal.reason(), 300).c_str());
@@ -120,13 +124,17 @@ v1::ArtifactFormat FormatOfPath(const std::string& path) {
                    path + "'");
 }
 
-void PrintJson(const google::protobuf::Message& message) {
+std::string Json(const google::protobuf::Message& message) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
   std::string text;
   const auto status = google::protobuf::util::MessageToJsonString(message, &text, options);
   if (!status.ok()) throw CommandError("cannot print the reply as JSON: " + status.ToString());
-  std::printf("%s\n", text.c_str());
+  return text;
+}
+
+void PrintJson(const google::protobuf::Message& message) {
+  std::printf("%s\n", Json(message).c_str());
   std::fflush(stdout);
 }
 
@@ -157,6 +165,11 @@ void PrintReceipt(const v1::Job& job) {
   for (const std::string& note : receipt.notes()) {
     std::printf("  note         %s\n", OneLine(note, 300).c_str());
   }
+  // Whoever looks only at the picture and not at the receipt should know what it lacks.
+  std::fflush(stdout);
+  for (const std::string& note : receipt.notes()) {
+    std::fprintf(stderr, "warning: %s\n", OneLine(note, 300).c_str());
+  }
   const v1::GenerationParameters& parameters = job.parameters();
   std::printf(
       "  model        %s, %s on %s, %lldx%lld, %lld frames, seed %lld\n",
@@ -183,11 +196,21 @@ void PrintTable(const std::vector<std::vector<std::string>>& rows) {
 }
 
 std::string WhoChose(const std::string& source, const std::string& lease_id) {
-  if (source == "force") return "forced by lease " + lease_id;
-  if (source == "request") return "asked for by the request";
-  if (source == "environment") return "asked for by FASTVIDEO_ATTENTION_BACKEND";
-  if (source == "model_default") return "the model's default";
-  return "chosen automatically";
+  const auto known = SelectionSourceFromName(source);
+  if (!known) return "chosen by " + OneLine(source, 60);  // a newer server's
+  switch (*known) {
+    case SelectionSource::kForce:
+      return "forced by lease " + lease_id;
+    case SelectionSource::kRequest:
+      return "asked for by the request";
+    case SelectionSource::kEnvironment:
+      return "asked for by FASTVIDEO_ATTENTION_BACKEND";
+    case SelectionSource::kModelDefault:
+      return "the model's default";
+    case SelectionSource::kAutomatic:
+      return "chosen automatically";
+  }
+  return "";
 }
 
 std::string OneLine(const std::string& text, size_t limit) {

@@ -39,7 +39,9 @@ class OutputFile {
 // By the path's ending; throws UsageError that lists the endings.
 v1::ArtifactFormat FormatOfPath(const std::string& path);
 
-// One line on stdout, with the proto's field names.
+// With the proto's field names.
+std::string Json(const google::protobuf::Message& message);
+// One line of it on stdout.
 void PrintJson(const google::protobuf::Message& message);
 
 // Follows a job on stderr: a bar on a terminal, a line per change elsewhere.
