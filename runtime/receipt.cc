@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "backends/cpu_isa.h"
 #include "runtime/loaders/sha256.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
@@ -85,7 +86,17 @@ Fields FieldsOf(const Receipt& receipt) {
   return fields;
 }
 
-std::string KernelsOf(const PlannerSetting& setting) { return setting.device.name; }
+// On CUDA the card decides which of a library's kernels runs; on the CPU instruction sets do, and
+// its name says nothing.
+std::string KernelsOf(const PlannerSetting& setting) {
+  const bool unmeasured = setting.registry == &BackendRegistry::WithUnmeasured();
+  const DeviceInfo& device = setting.device;
+  if (device.type == DeviceInfo::Type::kCpu) {
+    return KernelIdentity(unmeasured ? Admission::kUnmeasured : Admission::kMeasured);
+  }
+  return "cuda " + device.name + " " + std::to_string(device.major) + "." +
+         std::to_string(device.minor) + (unmeasured ? " unmeasured" : "");
+}
 
 }  // namespace
 

@@ -32,9 +32,8 @@ struct Config {
   std::chrono::milliseconds drain_grace{30000};
   LogLevel log_level = LogLevel::kInfo;
   bool insecure_public = false;
-  bool show_help = false;             // print Help() and exit 0
-  bool show_version = false;          // print the version and exit 0
-  std::vector<std::string> warnings;  // to be logged once a logger is there
+  bool show_help = false;     // print Help() and exit 0
+  bool show_version = false;  // print the version and exit 0
 };
 
 // `arguments` without the program's name. Throws UsageError with one clear line: unknown flag or

@@ -55,9 +55,6 @@ void ExitOnNextSignal(sigset_t set) {
 
 int Serve(const Config& config, const sigset_t& signals) {
   Logger logger(stderr, config.log_level);
-  for (const std::string& warning : config.warnings) {
-    logger.Warning("config.warning", {{"text", warning}});
-  }
   Server server(config, &logger, Engine::Create);
   std::printf("%s\n", server.ReadyLine().c_str());
   std::fflush(stdout);

@@ -65,25 +65,32 @@ TEST(AttnBackendNames, AHostileNameIsShownShortAndPrintable) {
   }
 }
 
-TEST_F(EnvironmentTest, UnsetMeansAutomaticWithoutAWarning) {
+TEST_F(EnvironmentTest, UnsetAndBlankMeanAutomatic) {
   unsetenv(kVariable);
-  std::string warning;
-  EXPECT_FALSE(GetEnvVariableAttnBackend(&warning).has_value());
-  EXPECT_EQ(warning, "");
+  EXPECT_FALSE(GetEnvVariableAttnBackend().has_value());
+  for (const char* blank : {"", "  ", "\t\n"}) {
+    setenv(kVariable, blank, 1);
+    EXPECT_FALSE(GetEnvVariableAttnBackend().has_value());
+  }
 }
 
-TEST_F(EnvironmentTest, AKnownNameIsTaken) {
-  setenv(kVariable, "TORCH_SDPA", 1);
-  EXPECT_EQ(GetEnvVariableAttnBackend(nullptr), AttnBackend::kTorchSdpa);
-}
-
-TEST_F(EnvironmentTest, UnknownEmptyOrLowerCaseMeansAutomaticWithOneWarning) {
-  for (const char* value : {"", "torch_sdpa", "NONSENSE"}) {
+TEST_F(EnvironmentTest, AKnownNameIsTakenSpeltAsInARequest) {
+  for (const char* value : {"TORCH_SDPA", "torch_sdpa", "  Torch_Sdpa\n"}) {
     setenv(kVariable, value, 1);
-    std::string warning;
-    EXPECT_FALSE(GetEnvVariableAttnBackend(&warning).has_value()) << value;
-    EXPECT_THAT(warning, HasSubstr(kVariable));
-    EXPECT_FALSE(GetEnvVariableAttnBackend(nullptr).has_value());
+    EXPECT_EQ(GetEnvVariableAttnBackend(), AttnBackend::kTorchSdpa) << value;
+  }
+}
+
+TEST_F(EnvironmentTest, AnUnknownNameIsRefusedWithAllNames) {
+  setenv(kVariable, "fastest", 1);
+  try {
+    GetEnvVariableAttnBackend();
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.field(), kVariable);
+    for (AttnBackend backend : AllAttnBackends()) {
+      EXPECT_THAT(error.what(), HasSubstr(std::string(AttnBackendName(backend))));
+    }
   }
 }
 

@@ -1,12 +1,15 @@
 // The force API: FastVideo's global_force_attn_backend and its context manager, and what ours adds.
+#include "backends/selection_policy.h"
+
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <future>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "backends/error.h"
-#include "backends/selector.h"
 
 namespace denoised {
 namespace {
@@ -115,21 +118,170 @@ TEST(SelectionPolicy, ATimeToLiveOutOfRangeIsRefusedByName) {
   EXPECT_TRUE(policy.List().empty());
 }
 
-TEST(SelectionPolicy, AppliesForceAndEnvironmentToAJobsWishes) {
+std::string Short(const std::vector<Wish>& wishes) {
+  std::string text;
+  for (const Wish& wish : wishes) {
+    text += std::string(SelectionSourceName(wish.source)) + " " +
+            std::string(AttnBackendName(wish.backend)) + wish.parameters + "; ";
+  }
+  return text;
+}
+
+TEST(SelectionPolicy, WishesComeStrongestFirst) {
   SelectionPolicy policy(kY);
-  SelectionWishes wishes;
-  wishes.request = kX;
-  wishes.force = kX;
-  wishes.force_id = "stale";
-  policy.Apply(&wishes);
-  EXPECT_FALSE(wishes.force.has_value());
-  EXPECT_EQ(wishes.force_id, "");
-  EXPECT_EQ(wishes.environment, kY);
-  EXPECT_EQ(wishes.request, kX);
-  const Force force = policy.AddForce(kX, std::nullopt, "", "");
-  policy.Apply(&wishes);
-  EXPECT_EQ(wishes.force, kX);
-  EXPECT_EQ(wishes.force_id, force.id);
+  SelectionSubject subject;
+  subject.request = Wish{SelectionSource::kRequest, kX, "", ""};
+  subject.model_default = Wish{SelectionSource::kModelDefault, AttnBackend::kReference, "", ""};
+  EXPECT_EQ(Short(policy.WishesFor(subject)),
+            "request TORCH_SDPA; environment FLASH_ATTN; model_default REFERENCE; ");
+  policy.AddForce(kX, std::nullopt, "", "");
+  const Force newest = policy.AddForce(kY, std::nullopt, "", "");
+  EXPECT_EQ(Short(policy.WishesFor({})),
+            "force FLASH_ATTN; force TORCH_SDPA; environment FLASH_ATTN; ");
+  EXPECT_EQ(policy.WishesFor({})[0].lease_id, newest.id);
+  const ScopedForce lifted(policy, std::nullopt);
+  EXPECT_EQ(Short(policy.WishesFor({})), "environment FLASH_ATTN; ");
+}
+
+// Naming a backend keeps what is set for it, giving parameters replaces that, {} asks for none.
+TEST(SelectionPolicy, AWishWithoutParametersHasThoseOfTheNextWeakerForTheSameBackend) {
+  struct Row {
+    const char *force, *request, *model_default;  // of one backend
+    const char *forced, *requested;               // what they come to
+  };
+  for (const Row& row :
+       {Row{"", "", R"({"m":1})", R"({"m":1})", R"({"m":1})"},
+        Row{"", R"({"r":1})", R"({"m":1})", R"({"r":1})", R"({"r":1})"},
+        Row{R"({"f":1})", "", R"({"m":1})", R"({"f":1})", R"({"m":1})"},
+        Row{"", "{}", R"({"m":1})", "{}", "{}"}, Row{"{}", R"({"r":1})", "", "{}", R"({"r":1})"},
+        Row{"", "", "", "", ""}}) {
+    SelectionPolicy policy;
+    policy.AddForce(kX, std::nullopt, "", "", row.force);
+    policy.AddForce(kY, std::nullopt, "", "");
+    SelectionSubject subject;
+    subject.request = Wish{SelectionSource::kRequest, kX, row.request, ""};
+    subject.model_default = Wish{SelectionSource::kModelDefault, kX, row.model_default, ""};
+    const auto wishes = policy.WishesFor(subject);
+    ASSERT_EQ(wishes.size(), 4u);
+    EXPECT_EQ(wishes[0].parameters, "") << "another backend's are not its own";
+    EXPECT_EQ(wishes[1].parameters, row.forced);
+    EXPECT_EQ(wishes[2].parameters, row.requested);
+    EXPECT_EQ(wishes[3].parameters, row.model_default);
+  }
+}
+
+TEST(SelectionPolicy, LiveForcesAreBoundedAndEndedOnesMakeRoom) {
+  ManualClock clock;
+  SelectionPolicy policy(std::nullopt, clock.Read());
+  std::string last;
+  for (size_t i = 0; i < SelectionPolicy::kMaxForces; ++i) {
+    last = policy.AddForce(kX, milliseconds(100), "", "").id;
+  }
+  try {
+    policy.AddForce(kX, std::nullopt, "", "");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), StatusCode::kResourceExhausted);
+    EXPECT_EQ(error.reason(), "TOO_MANY_FORCES");
+  }
+  EXPECT_TRUE(policy.Release(last));
+  EXPECT_NO_THROW(policy.AddForce(kX, std::nullopt, "", ""));
+  clock.now += milliseconds(100);
+  EXPECT_NO_THROW(policy.AddForce(kX, std::nullopt, "", ""));
+  EXPECT_EQ(policy.Clear(), 2);
+}
+
+// Which forces ended, in order.
+struct Ends {
+  std::vector<std::string> ids;
+  SelectionPolicy::OnEnd Listener() {
+    return [this](const Force& force) { ids.push_back(force.id); };
+  }
+};
+
+TEST(SelectionPolicy, AReleasedForceTellsItsHolderOnce) {
+  SelectionPolicy policy;
+  Ends ends;
+  const Force force = policy.AddForce(kX, std::nullopt, "", "", "", ends.Listener());
+  EXPECT_TRUE(ends.ids.empty());
+  EXPECT_TRUE(policy.Release(force.id));
+  EXPECT_FALSE(policy.Release(force.id));
+  EXPECT_EQ(policy.Clear(), 0);
+  EXPECT_EQ(ends.ids, std::vector{force.id});
+}
+
+TEST(SelectionPolicy, ClearTellsEveryHolder) {
+  SelectionPolicy policy;
+  Ends ends;
+  const Force one = policy.AddForce(kX, std::nullopt, "", "", "", ends.Listener());
+  const Force two = policy.AddForce(kY, std::nullopt, "", "", "", ends.Listener());
+  const ScopedForce lifted(policy, std::nullopt);
+  EXPECT_EQ(policy.Clear(), 2);
+  EXPECT_EQ(ends.ids, (std::vector{one.id, two.id}));
+}
+
+TEST(SelectionPolicy, AForceWhoseTimeIsOverTellsItsHolderOnceWhoeverSawItFirst) {
+  ManualClock clock;
+  SelectionPolicy policy(std::nullopt, clock.Read());
+  Ends ends;
+  const Force force = policy.AddForce(kX, milliseconds(100), "", "", "", ends.Listener());
+  policy.EndDue();
+  EXPECT_TRUE(ends.ids.empty());
+  clock.now += milliseconds(100);
+  policy.version();  // the engine looks first, and calls nobody
+  EXPECT_FALSE(policy.Release(force.id));
+  EXPECT_TRUE(ends.ids.empty());
+  policy.EndDue();
+  policy.EndDue();
+  EXPECT_EQ(ends.ids, std::vector{force.id});
+}
+
+TEST(SelectionPolicy, AHolderMayCallThePolicyWhenItsForceEnds) {
+  SelectionPolicy policy;
+  bool heard = false;
+  const Force force = policy.AddForce(kX, std::nullopt, "", "", "", [&](const Force& ended) {
+    heard = !policy.Release(ended.id) && policy.List().empty();
+  });
+  policy.Release(force.id);
+  EXPECT_TRUE(heard);
+}
+
+// With the real clock the policy's own thread tells; nobody has to ask.
+TEST(SelectionPolicy, TheTimerTellsByItself) {
+  std::promise<std::string> ended;
+  SelectionPolicy policy;
+  policy.AddForce(kX, milliseconds(60000), "a later one comes first", "");
+  const Force force = policy.AddForce(kX, milliseconds(1), "", "", "",
+                                      [&](const Force& force) { ended.set_value(force.id); });
+  auto future = ended.get_future();
+  ASSERT_EQ(future.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_EQ(future.get(), force.id);
+  EXPECT_EQ(policy.List().size(), 1u);
+}
+
+// A release that races with the making of a force is heard: the listener is there before it.
+TEST(SelectionPolicy, EveryForceEndsOnceWhileOthersClear) {
+  SelectionPolicy policy;
+  std::atomic<int> made{0}, ended{0};
+  std::atomic<bool> done{false};
+  std::thread clearer([&] {
+    while (!done) policy.Clear();
+  });
+  std::vector<std::thread> makers;
+  for (int t = 0; t < 3; ++t) {
+    makers.emplace_back([&, t] {
+      for (int i = 0; i < 500; ++i, ++made) {
+        const auto ttl = t == 0 ? std::optional(milliseconds(1)) : std::nullopt;
+        policy.AddForce(kX, ttl, "", "", "", [&](const Force&) { ++ended; });
+      }
+    });
+  }
+  for (std::thread& maker : makers) maker.join();
+  done = true;
+  clearer.join();
+  policy.Clear();
+  while (ended != made) std::this_thread::yield();  // the timer may be on its way
+  EXPECT_EQ(ended, 1500);
 }
 
 // Row g of the selector's table: global_force_attn_backend(None) inside of a force.

@@ -5,12 +5,32 @@
 #include <gtest/gtest.h>
 
 #include "backends/error.h"
+#include "backends/parameters.h"
 #include "tests/backends/fake_backends.h"
 
 namespace denoised {
 namespace {
 
 using ::testing::HasSubstr;
+
+// What each source wishes, in the order of precedence.
+struct Wanted {
+  std::optional<AttnBackend> force, request, environment, model_default;
+  SelectionMode mode = SelectionMode::kPrefer;
+
+  std::vector<Wish> List() const {
+    std::vector<Wish> wishes;
+    const auto add = [&](SelectionSource source, std::optional<AttnBackend> backend) {
+      const bool forced = source == SelectionSource::kForce;
+      if (backend) wishes.push_back({source, *backend, "", forced ? "force-7" : ""});
+    };
+    add(SelectionSource::kForce, force);
+    add(SelectionSource::kRequest, request);
+    add(SelectionSource::kEnvironment, environment);
+    add(SelectionSource::kModelDefault, model_default);
+    return wishes;
+  }
+};
 
 constexpr AttnBackend kAutomaticAnswer = AttnBackend::kTorchSdpa;
 
@@ -22,7 +42,9 @@ class SelectorTest : public ::testing::Test {
     spec_.dtype = DType::kBFloat16;
   }
 
-  Selection Choose() const { return Select(spec_, wishes_, registry_, device_); }
+  Selection Choose() const {
+    return Select(spec_, wishes_.List(), registry_, device_, wishes_.mode);
+  }
 
   void ExpectFailure(StatusCode code, const std::string& part) const {
     try {
@@ -47,7 +69,7 @@ class SelectorTest : public ::testing::Test {
                              {AttnBackend::kVideoSparseAttn, &vsa_, "", false},
                              {AttnBackend::kCudnnAttn, nullptr, "needs CUDA", true}}};
   AttentionSpec spec_;
-  SelectionWishes wishes_;
+  Wanted wishes_;
   DeviceInfo device_;
 };
 
@@ -60,13 +82,12 @@ TEST_F(SelectorTest, A_AnEmptyListIsAlwaysAnErrorEvenWhenForced) {
 
 TEST_F(SelectorTest, B_AForcedBackendOnTheListIsChosen) {
   wishes_.force = AttnBackend::kFlashAttn;
-  wishes_.force_id = "force-7";
   wishes_.request = AttnBackend::kSageAttn;
   wishes_.environment = AttnBackend::kSageAttn;
   const Selection selection = Choose();
-  EXPECT_EQ(selection.backend, AttnBackend::kFlashAttn);
-  EXPECT_EQ(selection.source, SelectionSource::kForce);
-  EXPECT_EQ(selection.force_id, "force-7");
+  EXPECT_EQ(selection.granted.backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(selection.granted.source, SelectionSource::kForce);
+  EXPECT_EQ(selection.granted.lease_id, "force-7");
   EXPECT_TRUE(selection.refusals.empty());
 }
 
@@ -74,12 +95,12 @@ TEST_F(SelectorTest, B_AForcedBackendOnTheListIsChosen) {
 // the selection carries the refusal.
 TEST_F(SelectorTest, C_AForceThatIsNotOnTheListFallsToTheNextSourceAndSaysSo) {
   wishes_.force = AttnBackend::kVideoSparseAttn;
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
   wishes_.environment = AttnBackend::kFlashAttn;
   const Selection selection = Choose();
-  EXPECT_EQ(selection.backend, AttnBackend::kFlashAttn);
-  EXPECT_EQ(selection.source, SelectionSource::kEnvironment);
-  EXPECT_EQ(selection.force_id, "");
+  EXPECT_EQ(selection.granted.backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(selection.granted.source, SelectionSource::kEnvironment);
+  EXPECT_EQ(selection.granted.lease_id, "");
   ASSERT_EQ(selection.refusals.size(), 1u);
   EXPECT_EQ(selection.refusals[0].backend, AttnBackend::kVideoSparseAttn);
   EXPECT_EQ(selection.refusals[0].source, SelectionSource::kForce);
@@ -88,66 +109,68 @@ TEST_F(SelectorTest, C_AForceThatIsNotOnTheListFallsToTheNextSourceAndSaysSo) {
 
 TEST_F(SelectorTest, D_WithoutAForceTheEnvironmentIsChosen) {
   wishes_.environment = AttnBackend::kFlashAttn;
-  EXPECT_EQ(Choose().backend, AttnBackend::kFlashAttn);
-  EXPECT_EQ(Choose().source, SelectionSource::kEnvironment);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Choose().granted.source, SelectionSource::kEnvironment);
 }
 
 TEST_F(SelectorTest, E_AnEnvironmentThatIsNotOnTheListMeansAutomatic) {
   wishes_.environment = AttnBackend::kVideoSparseAttn;
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
-  EXPECT_EQ(Choose().source, SelectionSource::kAutomatic);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.source, SelectionSource::kAutomatic);
 }
 
-TEST_F(SelectorTest, F_NoWishMeansAutomatic) { EXPECT_EQ(Choose().backend, kAutomaticAnswer); }
+TEST_F(SelectorTest, F_NoWishMeansAutomatic) {
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
+}
 
 TEST_F(SelectorTest, J_ARequestBeatsTheEnvironment) {
   wishes_.request = AttnBackend::kSageAttn;
   wishes_.environment = AttnBackend::kFlashAttn;
-  EXPECT_EQ(Choose().backend, AttnBackend::kSageAttn);
-  EXPECT_EQ(Choose().source, SelectionSource::kRequest);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kSageAttn);
+  EXPECT_EQ(Choose().granted.source, SelectionSource::kRequest);
 }
 
 TEST_F(SelectorTest, J_TheModelDefaultIsTheWeakestNamedSource) {
   wishes_.model_default = AttnBackend::kSageAttn;
-  EXPECT_EQ(Choose().backend, AttnBackend::kSageAttn);
-  EXPECT_EQ(Choose().source, SelectionSource::kModelDefault);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kSageAttn);
+  EXPECT_EQ(Choose().granted.source, SelectionSource::kModelDefault);
   wishes_.environment = AttnBackend::kFlashAttn;
-  EXPECT_EQ(Choose().backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kFlashAttn);
 }
 
 TEST_F(SelectorTest, K_ADefaultAndARequestThatAreNotOnTheListMeanAutomatic) {
   wishes_.request = AttnBackend::kVideoSparseAttn;
   wishes_.model_default = AttnBackend::kVideoSparseAttn;
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
   EXPECT_EQ(Choose().refusals.size(), 2u);
 }
 
 TEST_F(SelectorTest, L_EqualInputsGiveEqualAnswers) {
   wishes_.force = AttnBackend::kVideoSparseAttn;
   const Selection first = Choose(), second = Choose();
-  EXPECT_EQ(first.backend, second.backend);
+  EXPECT_EQ(first.granted.backend, second.granted.backend);
   EXPECT_EQ(first.refusals, second.refusals);
 }
 
 TEST_F(SelectorTest, M_TheOrderOfTheListDoesNotMatter) {
-  const AttnBackend before = Choose().backend;
+  const AttnBackend before = Choose().granted.backend;
   std::reverse(spec_.supported.begin(), spec_.supported.end());
-  EXPECT_EQ(Choose().backend, before);
+  EXPECT_EQ(Choose().granted.backend, before);
 }
 
 // FastVideo's trap: once a head size had resolved, a later force was ignored.
 TEST_F(SelectorTest, MustNotAnswerFromAStaleCacheAfterAForce) {
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
   wishes_.force = AttnBackend::kFlashAttn;
-  EXPECT_EQ(Choose().backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kFlashAttn);
   wishes_.force.reset();
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
 }
 
 // FastVideo's trap: the list filtered explicit requests only.
 TEST_F(SelectorTest, MustNotAnswerAutomaticallyWithWhatTheLayerDoesNotList) {
   spec_.supported = {AttnBackend::kFlashAttn};
-  EXPECT_EQ(Choose().backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kFlashAttn);
   spec_.supported = {AttnBackend::kVideoSparseAttn};
   ExpectFailure(StatusCode::kFailedPrecondition, "wanted any of VIDEO_SPARSE_ATTN");
 }
@@ -157,7 +180,7 @@ TEST_F(SelectorTest, MustNotChooseABackendThatCannotServeTheHeadSize) {
   spec_.head_size = 80;
   wishes_.request = AttnBackend::kFlashAttn;
   const Selection selection = Choose();
-  EXPECT_EQ(selection.backend, AttnBackend::kTorchSdpa);
+  EXPECT_EQ(selection.granted.backend, AttnBackend::kTorchSdpa);
   ASSERT_EQ(selection.refusals.size(), 1u);
   EXPECT_EQ(selection.refusals[0].reason, "head size is not 128");
 }
@@ -171,7 +194,7 @@ TEST_F(SelectorTest, AutomaticPassesOverWhatCannotServeAndSaysWhy) {
 
 TEST_F(SelectorTest, AutomaticNeverPicksAnApproximateBackendUnasked) {
   spec_.supported = {AttnBackend::kSageAttn, AttnBackend::kFlashAttn};
-  EXPECT_EQ(Choose().backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kFlashAttn);
 }
 
 TEST_F(SelectorTest, StrictFailsWithEveryRefusal) {
@@ -185,21 +208,21 @@ TEST_F(SelectorTest, StrictFailsWithEveryRefusal) {
 TEST_F(SelectorTest, StrictIsSilentWhereTheWishIsGranted) {
   wishes_.mode = SelectionMode::kStrict;
   wishes_.request = AttnBackend::kFlashAttn;
-  EXPECT_EQ(Choose().backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kFlashAttn);
 }
 
 TEST_F(SelectorTest, StrictDoesNotFailForEnvironmentOrModelDefault) {
   wishes_.mode = SelectionMode::kStrict;
   wishes_.environment = AttnBackend::kVideoSparseAttn;
   wishes_.model_default = AttnBackend::kVideoSparseAttn;
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
 }
 
 TEST_F(SelectorTest, StrictLetsCrossAttentionKeepItsShortList) {
   wishes_.mode = SelectionMode::kStrict;
   wishes_.request = AttnBackend::kVideoSparseAttn;
   spec_.role = AttentionRole::kCross;
-  EXPECT_EQ(Choose().backend, kAutomaticAnswer);
+  EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
   // What it lists and cannot have still fails.
   wishes_.request = AttnBackend::kFlashAttn;
   spec_.head_size = 80;
@@ -210,6 +233,99 @@ TEST_F(SelectorTest, TheReasonIsOneSentenceForReceipts) {
   wishes_.force = AttnBackend::kVideoSparseAttn;
   wishes_.request = AttnBackend::kFlashAttn;
   EXPECT_THAT(Choose().Reason(), HasSubstr("FLASH_ATTN by request; refused: VIDEO_SPARSE_ATTN"));
+}
+
+// Takes one parameter, "n", from 1 to 9; 3 where it is absent.
+class CountingBuilder : public AttentionMetadataBuilder {
+ public:
+  std::string Canonical(const MetadataRequest& request) override {
+    Parameters parameters(request.parameters_json);
+    parameters.Int("n", 3, 1, 9);
+    parameters.Finish();
+    return parameters.Canonical();
+  }
+  std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest&) override {
+    return nullptr;
+  }
+};
+class CountingBackend : public FakeBackend {
+ public:
+  using FakeBackend::FakeBackend;
+  std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override {
+    return std::make_unique<CountingBuilder>();
+  }
+};
+
+class WishParameters : public ::testing::Test {
+ protected:
+  WishParameters() { spec_.supported = {AttnBackend::kTorchSdpa, AttnBackend::kSageAttn}; }
+  Selection Choose(const std::vector<Wish>& wishes) const {
+    return Select(spec_, wishes, registry_, {});
+  }
+  static Wish Sage(SelectionSource source, const std::string& parameters) {
+    return {source, AttnBackend::kSageAttn, parameters, ""};
+  }
+
+  FakeBackend sdpa_{AttnBackend::kTorchSdpa};
+  CountingBackend sage_{AttnBackend::kSageAttn};
+  BackendRegistry registry_{
+      {{AttnBackend::kTorchSdpa, &sdpa_, "", true}, {AttnBackend::kSageAttn, &sage_, "", false}}};
+  AttentionSpec spec_;
+};
+
+TEST_F(WishParameters, TheGrantedWishHasThemAsTheBackendReadsThem) {
+  for (const char* given : {"", "{}", R"({"n": 3})", R"({ "n" : null })"}) {
+    EXPECT_EQ(Choose({Sage(SelectionSource::kRequest, given)}).granted.parameters, R"({"n":3})")
+        << given;
+  }
+  EXPECT_EQ(Choose({Sage(SelectionSource::kForce, R"({"n": 4})")}).granted.parameters,
+            R"({"n":4})");
+  EXPECT_EQ(Choose({}).granted.parameters, "") << "TORCH_SDPA takes none";
+}
+
+TEST_F(WishParameters, ARequestsOwnMistakeIsNamedByItsKeyEvenUnderAForce) {
+  const Wish force{SelectionSource::kForce, AttnBackend::kTorchSdpa, "", "force-1"};
+  for (const char* given : {R"({"n": 0})", R"({"m": 1})"}) {
+    for (const auto& wishes : {std::vector<Wish>{Sage(SelectionSource::kRequest, given)},
+                               {force, Sage(SelectionSource::kRequest, given)}}) {
+      try {
+        Choose(wishes);
+        ADD_FAILURE() << given;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), StatusCode::kInvalidArgument);
+        EXPECT_THAT(error.field(), HasSubstr("attention.parameters."));
+      }
+    }
+  }
+}
+
+// A force is checked when it is made; that another model or size cannot have it breaks no job.
+TEST_F(WishParameters, AnybodyElsesMistakeIsARefusal) {
+  for (SelectionSource source : {SelectionSource::kForce, SelectionSource::kModelDefault}) {
+    const Selection selection = Choose({Sage(source, R"({"n": 0})")});
+    EXPECT_EQ(selection.granted.backend, AttnBackend::kTorchSdpa);
+    ASSERT_EQ(selection.refusals.size(), 1u);
+    EXPECT_THAT(selection.refusals[0].reason, HasSubstr("attention.parameters.n"));
+  }
+}
+
+TEST_F(WishParameters, OneRefusalIsSaidOnceHoweverManyForcesWishIt) {
+  spec_.supported = {AttnBackend::kTorchSdpa};
+  const Selection selection =
+      Choose({Sage(SelectionSource::kForce, ""), Sage(SelectionSource::kForce, R"({"n": 4})"),
+              Sage(SelectionSource::kModelDefault, "")});
+  EXPECT_EQ(selection.refusals.size(), 2u) << "by source";
+}
+
+TEST(SelectionSources, HaveOneSpellingEachAndReadBack) {
+  const std::vector<std::string> names = {"force", "request", "environment", "model_default",
+                                          "automatic"};
+  for (size_t i = 0; i < names.size(); ++i) {
+    EXPECT_EQ(SelectionSourceName(kSelectionSources[i]), names[i]);
+    EXPECT_EQ(SelectionSourceFromName(names[i]), kSelectionSources[i]);
+  }
+  EXPECT_FALSE(SelectionSourceFromName("model default"));
+  EXPECT_FALSE(SelectionSourceFromName(""));
 }
 
 TEST(DefaultRegistry, HoldsEveryNameOnceWithAnImplementationOrAReason) {

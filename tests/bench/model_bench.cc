@@ -64,8 +64,8 @@ class Plan {
   void Add(const AttentionSpec& spec) {
     const Selection selection = Select(spec, {}, BackendRegistry::Default(), QueryCpu());
     AttentionSlot& slot = plan_[static_cast<size_t>(spec.role)];
-    slot.id = selection.backend;
-    slot.backend = BackendRegistry::Default().Find(selection.backend)->backend;
+    slot.id = selection.granted.backend;
+    slot.backend = BackendRegistry::Default().Find(selection.granted.backend)->backend;
     const std::unique_ptr<AttentionMetadataBuilder> builder = slot.backend->MakeBuilder();
     MetadataRequest request;
     request.spec = spec;

@@ -71,8 +71,8 @@ TEST(AttentionLayer, HandsItsRolesBackendEverythingAndTallies) {
   EXPECT_TRUE(self.seen.gate.is_same(gate));
   EXPECT_TRUE(self.seen.mask.is_same(mask));
   EXPECT_EQ(self.seen_metadata, metadata.get());
-  EXPECT_EQ(tally.calls, 1u);
-  EXPECT_GE(tally.seconds, 0.0);
+  EXPECT_EQ(tally.Of(AttnBackend::kReference).calls, 1u);
+  EXPECT_GE(tally.Of(AttnBackend::kReference).seconds, 0.0);
   EXPECT_FALSE(cross.seen.query.defined());
 }
 
@@ -85,7 +85,7 @@ TEST(AttentionLayer, ATallyKeepsCountingAndAScaleIsKept) {
   const at::Tensor x = at::ones({1, 2, 1, 4});
   const AttentionLayer layer(AttentionRole::kSelf, 0, 0.125);
   for (int i = 0; i < 3; ++i) layer.Forward(x, x, x);
-  EXPECT_EQ(tally.calls, 3u);
+  EXPECT_EQ(tally.Of(AttnBackend::kReference).calls, 3u);
   EXPECT_EQ(backend.seen.scale, 0.125);
 }
 
@@ -98,7 +98,33 @@ TEST(AttentionLayer, ABackendThatThrowsLeavesTheTallyAsItWas) {
   const ScopedForwardContext scope(With(plan));
   const at::Tensor x = at::ones({1, 2, 1, 4});
   EXPECT_THROW(AttentionLayer(AttentionRole::kSelf, 0).Forward(x, x, x), Error);
-  EXPECT_EQ(tally.calls, 0u);
+  EXPECT_EQ(tally.Of(AttnBackend::kNoAttention).calls, 0u);
+}
+
+// Hands the calls of layer 0 over.
+class HandingBackend : public FakeBackend {
+ public:
+  HandingBackend() : FakeBackend(AttnBackend::kVideoSparseAttn) {}
+  AttnBackend Runs(const AttentionInputs& inputs, const AttentionMetadata*) const override {
+    return inputs.layer_index == 0 ? AttnBackend::kFlashAttn : id();
+  }
+};
+
+TEST(AttentionLayer, ACallIsTalliedToTheBackendThatItWasHandedOverTo) {
+  const HandingBackend backend;
+  AttentionTally tally;
+  AttentionPlan plan;
+  plan[0] = {&backend, AttnBackend::kVideoSparseAttn, nullptr, &tally};
+  EXPECT_EQ(MostCalled(plan[0]), AttnBackend::kVideoSparseAttn) << "nothing ran yet";
+  const ScopedForwardContext scope(With(plan));
+  const at::Tensor x = at::ones({1, 2, 1, 4});
+  for (int layer = 0; layer < 3; ++layer)
+    AttentionLayer(AttentionRole::kSelf, layer).Forward(x, x, x);
+  EXPECT_EQ(tally.Of(AttnBackend::kFlashAttn).calls, 1u);
+  EXPECT_EQ(tally.Of(AttnBackend::kVideoSparseAttn).calls, 2u);
+  EXPECT_EQ(MostCalled(plan[0]), AttnBackend::kVideoSparseAttn);
+  plan[0].tally->Of(AttnBackend::kFlashAttn).calls = 5;
+  EXPECT_EQ(MostCalled(plan[0]), AttnBackend::kFlashAttn);
 }
 
 }  // namespace

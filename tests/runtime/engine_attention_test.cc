@@ -32,8 +32,8 @@ std::function<void(GenerationRequest&)> Asking(AttnBackend backend,
 // What a row says, in short: "0-2 TORCH_SDPA automatic".
 std::string Short(const ReceiptEntry& row) {
   return std::to_string(row.first_step) + "-" + std::to_string(row.last_step) + " " +
-         std::string(AttnBackendName(row.selection.backend)) + " " +
-         std::string(SelectionSourceName(row.selection.source));
+         std::string(AttnBackendName(row.ran)) + " " +
+         std::string(SelectionSourceName(row.selection.granted.source));
 }
 
 std::vector<std::string> Short(const std::vector<ReceiptEntry>& rows) {
@@ -62,7 +62,7 @@ TEST(EngineAttention, TheReceiptSaysWhatRanHowOftenAndWhatWasPassedOver) {
   const auto self = RowsOf(job, AttentionRole::kSelf);
   EXPECT_THAT(Short(self), ElementsAre("0-2 TORCH_SDPA automatic"));
   EXPECT_EQ(self[0].calls, 6u) << "two layers, three steps";
-  EXPECT_DOUBLE_EQ(self[0].seconds, 1.5);
+  EXPECT_DOUBLE_EQ(self[0].seconds.value(), 1.5);
   EXPECT_FALSE(self[0].asked);
   ASSERT_THAT(self[0].selection.refusals, SizeIs(1));
   EXPECT_EQ(self[0].selection.refusals[0].backend, AttnBackend::kFlashAttn);
@@ -92,10 +92,10 @@ TEST(EngineAttention, APreferredBackendThatCannotServeFallsBackAndSaysSo) {
   EXPECT_THAT(Short(self), ElementsAre("0-2 TORCH_SDPA automatic"));
   EXPECT_THAT(self[0].selection.Reason(), HasSubstr("FLASH_ATTN (request)"));
   ASSERT_TRUE(fake.WaitIdle());
-  // Once a role, not once a step: self-attention by its limit, cross-attention by its list.
-  const auto fallback =
-      std::tuple(AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, SelectionSource::kRequest);
-  EXPECT_THAT(fake.observer.fallbacks, ElementsAre(fallback, fallback));
+  // Once and not once a step; and not for cross-attention, whose list is short by design.
+  EXPECT_THAT(fake.observer.fallbacks,
+              ElementsAre(std::tuple(AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa,
+                                     SelectionSource::kRequest)));
 }
 
 TEST(EngineAttention, AStrictRequestThatCannotBeServedIsRefusedAtSubmit) {
@@ -123,7 +123,9 @@ TEST(EngineAttention, ParametersNeedABackendAndMustPleaseIt) {
     const Error* error = std::get_if<Error>(&result);
     return error ? error->field() : "accepted";
   };
-  EXPECT_EQ(field(std::nullopt, "{}"), "attention.parameters");
+  EXPECT_EQ(field(std::nullopt, R"({"x": 1})"), "attention.parameters");
+  EXPECT_EQ(field(std::nullopt, "{}"), "accepted") << "nothing is nobody's";
+  EXPECT_EQ(field(AttnBackend::kReference, R"({"x": 1})"), "attention.parameters.x");
   EXPECT_EQ(field(AttnBackend::kSlidingTileAttn, "bad"), "attention.parameters");
   EXPECT_EQ(field(AttnBackend::kSlidingTileAttn, "good"), "accepted");
 }
@@ -137,8 +139,8 @@ TEST(EngineAttention, AForceDuringARunSwitchesAtTheNextStep) {
   const JobSnapshot job = fake.AwaitEnd(id);
   const auto self = RowsOf(job, AttentionRole::kSelf);
   ASSERT_THAT(Short(self), ElementsAre("0-1 SAGE_ATTN request", "2-3 REFERENCE force"));
-  EXPECT_EQ(self[0].selection.force_id, "");
-  EXPECT_EQ(self[1].selection.force_id, force.id);
+  EXPECT_EQ(self[0].selection.granted.lease_id, "");
+  EXPECT_EQ(self[1].selection.granted.lease_id, force.id);
   EXPECT_EQ(self[0].calls, 4u);
   EXPECT_EQ(self[1].calls, 4u);
   EXPECT_THAT(Short(RowsOf(job, AttentionRole::kCross)),
@@ -218,7 +220,7 @@ TEST(EngineAttention, WhereNothingIsLeftTheJobFailsWithEveryRefusal) {
   fake.model.specs[1].supported = {AttnBackend::kTorchSdpa};
   const std::string id = StartAndStopIn(fake, 0);
   fake.model.backends.sdpa_refuses = true;
-  fake.engine->policy().Clear();  // the policy moved: select anew
+  const ScopedForce moved(fake.engine->policy(), std::nullopt);  // so that it selects anew
   fake.model.steps.Open();
   const JobSnapshot job = fake.AwaitEnd(id);
   EXPECT_EQ(job.error->code, StatusCode::kFailedPrecondition);
@@ -240,9 +242,9 @@ TEST(EngineAttention, TheEnvironmentsBackendComesAfterTheRequests) {
 
 TEST(EngineAttention, AForceIsCheckedBeforeItIsMade) {
   FakeEngine fake;
-  EXPECT_FALSE(fake.engine->CheckForce(AttnBackend::kReference));
-  EXPECT_FALSE(fake.engine->CheckForce(AttnBackend::kSageAttn));
-  const auto unfit = fake.engine->CheckForce(AttnBackend::kFlashAttn);
+  EXPECT_FALSE(fake.engine->CheckForce(AttnBackend::kReference, ""));
+  EXPECT_FALSE(fake.engine->CheckForce(AttnBackend::kSageAttn, ""));
+  const auto unfit = fake.engine->CheckForce(AttnBackend::kFlashAttn, "");
   ASSERT_TRUE(unfit);
   EXPECT_EQ(unfit->code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(unfit->field(), "backend");
@@ -250,7 +252,7 @@ TEST(EngineAttention, AForceIsCheckedBeforeItIsMade) {
                                    HasSubstr("REFERENCE"), HasSubstr("SAGE_ATTN")));
   // Present in the build, but on no model's list.
   fake.model.specs[0].supported = {AttnBackend::kTorchSdpa};
-  const auto unlisted = fake.engine->CheckForce(AttnBackend::kReference);
+  const auto unlisted = fake.engine->CheckForce(AttnBackend::kReference, "");
   ASSERT_TRUE(unlisted);
   EXPECT_THAT(unlisted->what(), HasSubstr("does not list it. Usable: TORCH_SDPA"));
 }
@@ -280,8 +282,8 @@ TEST(EngineAttention, ExplainTellsTheChoiceAndEveryCandidate) {
   const auto explanations = fake.engine->Explain(query);
   ASSERT_THAT(explanations, SizeIs(2));
   EXPECT_EQ(explanations[0].role, AttentionRole::kSelf);
-  EXPECT_EQ(explanations[0].selection.backend, AttnBackend::kReference);
-  EXPECT_EQ(explanations[0].selection.force_id, force.id);
+  EXPECT_EQ(explanations[0].selection.granted.backend, AttnBackend::kReference);
+  EXPECT_EQ(explanations[0].selection.granted.lease_id, force.id);
   ASSERT_THAT(explanations[0].candidates, SizeIs(6));
   EXPECT_FALSE(explanations[0].candidates[0].listed);
   EXPECT_TRUE(explanations[0].candidates[1].listed);

@@ -42,7 +42,7 @@ TEST(EngineDenoise, ACallIsServedWithItsReceipt) {
   EXPECT_EQ(result.tensor.data, "wxyz");
   EXPECT_GE(result.queue_seconds, 0);
   ASSERT_THAT(result.receipt.entries, SizeIs(2));
-  EXPECT_EQ(result.receipt.entries[0].selection.backend, AttnBackend::kTorchSdpa);
+  EXPECT_EQ(result.receipt.entries[0].ran, AttnBackend::kTorchSdpa);
   EXPECT_EQ(result.receipt.weights_digest, "digest of fake");
   EXPECT_THAT(result.receipt.fingerprint, SizeIs(64));
   EXPECT_EQ(answer->times(), 1u);

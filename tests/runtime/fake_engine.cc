@@ -20,8 +20,8 @@ constexpr uint64_t kLayers = 2;
 void PretendForward(const AttentionPlan& plan) {
   for (const AttentionSlot& slot : plan) {
     if (slot.tally == nullptr) continue;
-    slot.tally->calls += kLayers;
-    slot.tally->seconds += 0.5;
+    slot.tally->Of(slot.id).calls += kLayers;
+    slot.tally->Of(slot.id).seconds += 0.5;
   }
 }
 
@@ -40,7 +40,7 @@ class FakeRun : public GenerationRun {
   void Step(int64_t i) override {
     PretendForward(
         request_.planner->Prepare(model_->specs, i, request_.parameters.num_inference_steps));
-    request_.planner->TakeTallies();
+    request_.planner->BookForward();
     model_->steps.Pass();
     ++model_->steps_run;
     if (model_->on_step) model_->on_step(request_, i);
@@ -116,8 +116,12 @@ int64_t Gate::arrivals() const {
 class BuildingBackend::Builder : public AttentionMetadataBuilder {
  public:
   explicit Builder(std::shared_ptr<Record> record) : record_(std::move(record)) {}
-  std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
+  std::string Canonical(const MetadataRequest& request) override {
     if (request.parameters_json == "bad") throw InvalidField("attention.parameters", "are bad");
+    return request.parameters_json.empty() ? "{}" : request.parameters_json;
+  }
+  std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
+    Canonical(request);
     const std::lock_guard lock(record_->mutex);
     record_->requests.push_back(request);
     return std::make_shared<const AttentionMetadata>();
@@ -212,7 +216,7 @@ std::unique_ptr<GenerationRun> FakePipeline::NewRun(RunRequest request) {
 DenoiseResult FakePipeline::Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                                     Observer*) {
   PretendForward(planner->Prepare(model_->specs, 0, 1));
-  planner->TakeTallies();
+  planner->BookForward();
   model_->denoise.Pass();
   ++model_->denoise_calls;
   if (model_->on_denoise) model_->on_denoise();

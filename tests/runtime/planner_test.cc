@@ -26,6 +26,27 @@ class AttentionPlannerTest : public testing::Test {
     return AttentionPlanner(setting_, options, &observer_);
   }
 
+  // A step whose layers call their backends `calls` times a role, at a second each.
+  static void Run(AttentionPlanner& planner, const std::vector<AttentionSpec>& specs, int64_t step,
+                  int64_t num_steps, uint64_t calls = 1) {
+    for (const AttentionSlot& slot : planner.Prepare(specs, step, num_steps)) {
+      if (slot.tally == nullptr) continue;
+      slot.tally->Of(slot.id).calls += calls;
+      slot.tally->Of(slot.id).seconds += static_cast<double>(calls);
+    }
+    planner.BookForward();
+  }
+  static void RunToEnd(AttentionPlanner& planner, const std::vector<AttentionSpec>& specs,
+                       int64_t step, int64_t num_steps, uint64_t calls = 1) {
+    Run(planner, specs, step, num_steps, calls);
+    planner.Complete();
+  }
+  static std::vector<ReceiptEntry> SelfRows(const AttentionPlanner& planner) {
+    std::vector<ReceiptEntry> rows = planner.Entries();
+    std::erase_if(rows, [](const auto& row) { return row.role != AttentionRole::kSelf; });
+    return rows;
+  }
+
   static const AttentionSlot& Slot(const AttentionPlan& plan, AttentionRole role) {
     return plan[static_cast<size_t>(role)];
   }
@@ -71,7 +92,7 @@ TEST_F(AttentionPlannerTest, AnotherBackendGetsNeitherTheMetadataNorTheParameter
   policy_.AddForce(AttnBackend::kSlidingTileAttn, std::nullopt, "", "test");
   planner.Prepare(specs_, 1, 3);
   ASSERT_THAT(backends_.sliding.built(), SizeIs(1));
-  EXPECT_EQ(backends_.sliding.built()[0].parameters_json, "");
+  EXPECT_EQ(backends_.sliding.built()[0].parameters_json, "{}");
   EXPECT_EQ(backends_.sage.built().at(0).parameters_json, R"({"of": "sage"})");
   policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
   EXPECT_EQ(Slot(planner.Prepare(specs_, 2, 3), AttentionRole::kSelf).metadata, nullptr);
@@ -81,44 +102,138 @@ TEST_F(AttentionPlannerTest, TheModelsDefaultComesWithTheModelsParameters) {
   setting_.model_default = AttnBackend::kSlidingTileAttn;
   setting_.model_default_parameters_json = "of the model";
   AttentionPlanner planner = Make();
-  planner.Prepare(specs_, 0, 1);
+  RunToEnd(planner, specs_, 0, 1);
   EXPECT_EQ(backends_.sliding.built().at(0).parameters_json, "of the model");
-  EXPECT_EQ(planner.Entries()[0].selection.source, SelectionSource::kModelDefault);
+  EXPECT_EQ(planner.Entries()[0].selection.granted.source, SelectionSource::kModelDefault);
+  EXPECT_EQ(planner.Entries()[0].parameters, "of the model");
+}
+
+TEST_F(AttentionPlannerTest, NamingTheModelsDefaultKeepsItsParametersAndGivingSomeReplacesThem) {
+  setting_.model_default = AttnBackend::kSlidingTileAttn;
+  setting_.model_default_parameters_json = "of the model";
+  for (const std::string given : {"", "{}", "of the request"}) {
+    AttentionPlanner planner = Make(AttnBackend::kSlidingTileAttn, given);
+    RunToEnd(planner, specs_, 0, 1);
+    EXPECT_EQ(SelfRows(planner).at(0).parameters, given.empty() ? "of the model" : given);
+    EXPECT_EQ(SelfRows(planner).at(0).selection.granted.source, SelectionSource::kRequest);
+  }
+}
+
+TEST_F(AttentionPlannerTest, AForceBringsItsOwnParametersOrLeavesTheRequests) {
+  AttentionPlanner planner = Make(AttnBackend::kSageAttn, "of the request");
+  RunToEnd(planner, specs_, 0, 3);
+  const Force plain = policy_.AddForce(AttnBackend::kSageAttn, std::nullopt, "", "test");
+  RunToEnd(planner, specs_, 1, 3);
+  policy_.AddForce(AttnBackend::kSageAttn, std::nullopt, "", "test", "of the force");
+  RunToEnd(planner, specs_, 2, 3);
+  const auto rows = SelfRows(planner);
+  ASSERT_THAT(rows, SizeIs(3));
+  EXPECT_EQ(rows[1].parameters, "of the request");
+  EXPECT_EQ(rows[1].selection.granted.lease_id, plain.id);
+  EXPECT_EQ(rows[2].parameters, "of the force");
+  EXPECT_EQ(backends_.sage.built().at(2).parameters_json, "of the force");
+}
+
+TEST_F(AttentionPlannerTest, AForceThatALayerRefusesFallsToTheOlderForce) {
+  policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
+  policy_.AddForce(AttnBackend::kSageAttn, std::nullopt, "", "test");
+  AttentionPlanner planner = Make();
+  RunToEnd(planner, specs_, 0, 1);
+  EXPECT_EQ(planner.Entries()[0].ran, AttnBackend::kSageAttn);
+  EXPECT_EQ(planner.Entries()[1].role, AttentionRole::kCross);
+  EXPECT_EQ(planner.Entries()[1].ran, AttnBackend::kReference);
 }
 
 TEST_F(AttentionPlannerTest, ParametersWithoutABackendAreRefused) {
-  EXPECT_THROW(Make(std::nullopt, "{}"), Error);
+  EXPECT_THROW(Make(std::nullopt, R"({"x": 1})").Prepare(specs_, 0, 1), Error);
+  EXPECT_NO_THROW(Make(std::nullopt, "{}").Prepare(specs_, 0, 1));
 }
 
 TEST_F(AttentionPlannerTest, ParametersOfABackendThatTakesNoneAreRefused) {
-  AttentionPlanner planner = Make(AttnBackend::kReference, "{}");
+  AttentionPlanner planner = Make(AttnBackend::kReference, R"({"x": 1})");
   try {
     planner.Prepare(specs_, 0, 1);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_EQ(error.field(), "attention.parameters");
+    EXPECT_EQ(error.field(), "attention.parameters.x");
   }
   EXPECT_THAT(planner.Entries(), IsEmpty());
 }
 
 TEST_F(AttentionPlannerTest, TalliesAreBookedToTheRowThatRan) {
   AttentionPlanner planner = Make();
-  const auto forward = [&](int64_t step, uint64_t calls) {
-    AttentionTally* tally = Slot(planner.Prepare(specs_, step, 3), AttentionRole::kSelf).tally;
-    tally->calls += calls;
-    tally->seconds += static_cast<double>(calls);
-    return planner.TakeTallies()[static_cast<size_t>(AttentionRole::kSelf)];
-  };
-  EXPECT_EQ(forward(0, 2).calls, 2u);
-  EXPECT_EQ(forward(1, 3).calls, 3u);
+  RunToEnd(planner, specs_, 0, 3, 2);
+  RunToEnd(planner, specs_, 1, 3, 3);
   policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
-  EXPECT_DOUBLE_EQ(forward(2, 4).seconds, 4);
+  RunToEnd(planner, specs_, 2, 3, 4);
   const auto entries = planner.Entries();
   ASSERT_THAT(entries, SizeIs(4));
   EXPECT_EQ(entries[0].calls, 5u);
   EXPECT_EQ(entries[1].calls, 4u);
-  EXPECT_EQ(entries[1].selection.backend, AttnBackend::kReference);
-  EXPECT_EQ(planner.TakeTallies()[0].calls, 0u) << "taken once";
+  EXPECT_DOUBLE_EQ(entries[1].seconds.value(), 4);
+  EXPECT_EQ(entries[1].ran, AttnBackend::kReference);
+  planner.BookForward();
+  planner.Complete();
+  EXPECT_EQ(planner.Entries()[1].calls, 4u) << "booked once";
+}
+
+TEST_F(AttentionPlannerTest, OnADeviceWhoseTimeIsNotKnownThereAreNoSeconds) {
+  setting_.device.type = DeviceInfo::Type::kCuda;
+  AttentionPlanner planner = Make();
+  RunToEnd(planner, specs_, 0, 1);
+  EXPECT_FALSE(planner.Entries().at(0).seconds);
+  EXPECT_EQ(planner.Entries().at(0).calls, 1u);
+}
+
+TEST_F(AttentionPlannerTest, AStepThatFailedIsNotOnTheReceipt) {
+  AttentionPlanner planner = Make();
+  RunToEnd(planner, specs_, 0, 3, 2);
+  Run(planner, specs_, 1, 3, 5);  // and then something throws
+  const auto rows = SelfRows(planner);
+  ASSERT_THAT(rows, SizeIs(1));
+  EXPECT_EQ(rows[0].last_step, 0);
+  EXPECT_EQ(rows[0].calls, 2u);
+}
+
+TEST_F(AttentionPlannerTest, RefusalsBelongToTheStepsInWhichTheyHappened) {
+  AttentionPlanner planner = Make(AttnBackend::kSageAttn);
+  RunToEnd(planner, specs_, 0, 4);
+  const Force force = policy_.AddForce(AttnBackend::kFlashAttn, std::nullopt, "", "test");
+  RunToEnd(planner, specs_, 1, 4);
+  RunToEnd(planner, specs_, 2, 4);
+  policy_.Release(force.id);
+  RunToEnd(planner, specs_, 3, 4);
+  const auto rows = SelfRows(planner);
+  ASSERT_THAT(rows, SizeIs(3));
+  EXPECT_THAT(rows[0].selection.refusals, IsEmpty());
+  ASSERT_THAT(rows[1].selection.refusals, SizeIs(1));
+  EXPECT_EQ(rows[1].selection.refusals[0].source, SelectionSource::kForce);
+  EXPECT_EQ(std::pair(rows[1].first_step, rows[1].last_step), std::pair(int64_t{1}, int64_t{2}));
+  EXPECT_THAT(rows[2].selection.refusals, IsEmpty());
+  for (const ReceiptEntry& row : rows) EXPECT_EQ(row.ran, AttnBackend::kSageAttn);
+}
+
+TEST_F(AttentionPlannerTest, RowsSplitByWhatRanAndNotByWhatWasChosen) {
+  AttentionPlanner planner = Make(AttnBackend::kSageAttn);
+  // Both layers are handed over at steps 0 and 1, the first one for ever.
+  for (int64_t step = 0; step < 4; ++step) {
+    AttentionTally* tally =
+        Slot(planner.Prepare({SelfSpec()}, step, 4), AttentionRole::kSelf).tally;
+    tally->Of(AttnBackend::kFlashAttn).calls += step < 2 ? 2 : 1;
+    tally->Of(AttnBackend::kSageAttn).calls += step < 2 ? 0 : 1;
+    planner.BookForward();
+    planner.Complete();
+  }
+  const auto rows = planner.Entries();
+  ASSERT_THAT(rows, SizeIs(2));
+  EXPECT_EQ(rows[0].ran, AttnBackend::kFlashAttn);
+  EXPECT_EQ(rows[0].parameters, "");
+  EXPECT_EQ(rows[0].calls, 6u);
+  EXPECT_EQ(std::pair(rows[0].first_step, rows[0].last_step), std::pair(int64_t{0}, int64_t{3}));
+  EXPECT_THAT(Reason(rows[0]), testing::HasSubstr("to which SAGE_ATTN hands over"));
+  EXPECT_EQ(rows[1].ran, AttnBackend::kSageAttn);
+  EXPECT_EQ(rows[1].calls, 2u);
+  EXPECT_EQ(std::pair(rows[1].first_step, rows[1].last_step), std::pair(int64_t{2}, int64_t{3}));
 }
 
 TEST_F(AttentionPlannerTest, WhatABackendLacksIsNotedOnce) {
@@ -128,14 +243,14 @@ TEST_F(AttentionPlannerTest, WhatABackendLacksIsNotedOnce) {
   spec.grid = {1, 2, 2};
   spec.q_len = spec.kv_len = 4;
   AttentionPlanner planner = Make(AttnBackend::kVideoSparseAttn);
-  planner.Prepare({spec}, 0, 2);
-  planner.Prepare({spec}, 1, 2);
+  RunToEnd(planner, {spec}, 0, 2);
+  RunToEnd(planner, {spec}, 1, 2);
   EXPECT_THAT(planner.Notes(), ElementsAre(testing::HasSubstr("no to_gate_compress")));
 
   spec.has_gate = spec.has_projection = true;
   AttentionPlanner gated = Make(AttnBackend::kVideoSparseAttn), sla = Make(AttnBackend::kSlaAttn);
-  gated.Prepare({spec}, 0, 1);
-  sla.Prepare({spec}, 0, 1);
+  RunToEnd(gated, {spec}, 0, 1);
+  RunToEnd(sla, {spec}, 0, 1);
   EXPECT_THAT(gated.Notes(), IsEmpty());
   EXPECT_THAT(sla.Notes(), IsEmpty());
 }
@@ -163,39 +278,39 @@ TEST_F(AttentionPlannerTest, RowsCoverEveryStepWithoutGapsOrOverlaps) {
                             std::nullopt, "", "test")
                   .id;
     if (step % 7 == 5) policy_.Release(force);
-    ran.push_back(Slot(planner.Prepare(specs_, step, 40), AttentionRole::kSelf).id);
+    RunToEnd(planner, specs_, step, 40);
+    ran.push_back(*planner.Current(AttentionRole::kSelf));
   }
   int64_t next = 0;
   for (const ReceiptEntry& row : planner.Entries()) {
     if (row.role != AttentionRole::kSelf) continue;
     EXPECT_EQ(row.first_step, next);
     for (int64_t step = row.first_step; step <= row.last_step; ++step) {
-      EXPECT_EQ(row.selection.backend, ran[static_cast<size_t>(step)]) << "step " << step;
+      EXPECT_EQ(row.ran, ran[static_cast<size_t>(step)]) << "step " << step;
     }
     next = row.last_step + 1;
   }
   EXPECT_EQ(next, 40);
 }
 
-TEST_F(AttentionPlannerTest, AStepWhoseMetadataCannotBeMadeIsNotOnTheReceipt) {
+TEST_F(AttentionPlannerTest, AWishWhoseParametersAreRefusedFallsToTheNextAndSaysSo) {
   setting_.model_default = AttnBackend::kSlidingTileAttn;
   setting_.model_default_parameters_json = "bad";
-  AttentionPlanner planner = Make(AttnBackend::kSageAttn);
-  planner.Prepare(specs_, 0, 2);
-  backends_.registry =
-      BackendRegistry({{AttnBackend::kTorchSdpa, &backends_.sdpa, "", true},
-                       {AttnBackend::kSlidingTileAttn, &backends_.sliding, "", false}});
-  policy_.Clear();
-  EXPECT_THROW(planner.Prepare(specs_, 1, 2), Error);
-  for (const ReceiptEntry& row : planner.Entries()) EXPECT_EQ(row.last_step, 0);
+  AttentionPlanner planner = Make();
+  RunToEnd(planner, specs_, 0, 1);
+  const ReceiptEntry row = SelfRows(planner).at(0);
+  EXPECT_EQ(row.ran, AttnBackend::kTorchSdpa);
+  EXPECT_EQ(row.selection.refusals.at(0).source, SelectionSource::kModelDefault);
+  EXPECT_THAT(row.selection.refusals.at(0).reason, testing::HasSubstr("are bad"));
 }
 
 TEST_F(AttentionPlannerTest, AFallbackIsReportedOnceForEachChangeOfItsReasons) {
   AttentionPlanner planner = Make(AttnBackend::kFlashAttn);
-  for (int64_t step = 0; step < 3; ++step) planner.Prepare({SelfSpec()}, step, 3);
+  for (int64_t step = 0; step < 3; ++step) planner.Prepare(specs_, step, 3);
   EXPECT_THAT(observer_.fallbacks,
               ElementsAre(std::tuple(AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa,
-                                     SelectionSource::kRequest)));
+                                     SelectionSource::kRequest)))
+      << "and not for cross-attention, which never lists it";
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <httplib.h>
 
+#include <atomic>
 #include <thread>
 
 #include "tests/server/server_fixture.h"
@@ -98,6 +99,63 @@ TEST_F(AdminServiceTest, ForceRefusesUnknownUnusableAndOddRequests) {
   request.set_reason(std::string(257, 'r'));
   EXPECT_EQ(Field(Call(admin_, &Stub::ForceBackend, request, &lease)), "reason");
   EXPECT_TRUE(engine_->policy().List().empty());
+}
+
+google::protobuf::Struct Sparsity(double value) {
+  google::protobuf::Struct parameters;
+  (*parameters.mutable_fields())["sparsity"].set_number_value(value);
+  return parameters;
+}
+
+TEST_F(AdminServiceTest, ForceCarriesParametersOfItsBackend) {
+  v1::ForceBackendRequest request;
+  request.set_backend("VIDEO_SPARSE_ATTN");
+  *request.mutable_parameters() = Sparsity(0.5);
+  v1::Lease lease;
+  ASSERT_TRUE(Call(admin_, &Stub::ForceBackend, request, &lease).ok());
+  EXPECT_EQ(lease.parameters().fields().at("sparsity").number_value(), 0.5);
+  EXPECT_EQ(engine_->policy().List().at(0).parameters, "{\"sparsity\":0.5}");
+  (*request.mutable_parameters()->mutable_fields())["wrong"].set_number_value(1);
+  EXPECT_EQ(Field(Call(admin_, &Stub::ForceBackend, request, &lease)), "parameters.wrong");
+  request.clear_parameters();
+  ASSERT_TRUE(Call(admin_, &Stub::ForceBackend, request, &lease).ok());
+  EXPECT_FALSE(lease.has_parameters());
+  EXPECT_EQ(engine_->policy().List().size(), 2u);
+}
+
+TEST_F(AdminServiceTest, ForcesAreBounded) {
+  for (size_t i = 0; i < SelectionPolicy::kMaxForces; ++i) {
+    engine_->policy().AddForce(AttnBackend::kReference, std::nullopt, "", "test");
+  }
+  v1::Lease lease;
+  const grpc::Status refused = ForceBackend("REFERENCE", &lease);
+  EXPECT_EQ(refused.error_code(), Code::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Reason(refused), "TOO_MANY_FORCES");
+  v1::HoldBackendRequest hold;
+  hold.set_backend("REFERENCE");
+  grpc::ClientContext context;
+  EXPECT_EQ(admin_->HoldBackend(&context, hold)->Finish().error_code(), Code::RESOURCE_EXHAUSTED);
+}
+
+// A release between the making of a force and its stream once left the stream open for ever.
+TEST_F(AdminServiceTest, EveryHoldEndsHoweverEarlyItsForceIsReleased) {
+  std::atomic<bool> done{false};
+  std::thread clearer([&] {
+    while (!done) engine_->policy().Clear();
+  });
+  for (int i = 0; i < 300; ++i) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    v1::HoldBackendRequest request;
+    request.set_backend("REFERENCE");
+    const auto reader = admin_->HoldBackend(&context, request);
+    v1::Lease lease;
+    EXPECT_TRUE(reader->Read(&lease)) << "the lease comes even where it has ended already";
+    EXPECT_FALSE(reader->Read(&lease));
+    EXPECT_TRUE(reader->Finish().ok()) << i;
+  }
+  done = true;
+  clearer.join();
 }
 
 TEST_F(AdminServiceTest, ReleaseAllEndsEveryForceAndHold) {
@@ -383,9 +441,11 @@ TEST_F(DenoiseServiceTest, RequestAndReplyCrossUnchanged) {
   result.receipt.weights_digest = "d1";
   ReceiptEntry entry;
   entry.asked = AttnBackend::kSageAttn;
-  entry.selection.backend = AttnBackend::kTorchSdpa;
+  entry.ran = entry.selection.granted.backend = AttnBackend::kTorchSdpa;
   entry.selection.refusals = {
       {SelectionSource::kRequest, AttnBackend::kSageAttn, "not in this build"}};
+  entry.selection.granted.source = SelectionSource::kModelDefault;
+  entry.parameters = R"({"tile":[4,4,4],"sparsity":0.5})";
   entry.calls = 3;
   result.receipt.entries = {entry};
   engine_->denoise_outcome = result;
@@ -413,7 +473,10 @@ TEST_F(DenoiseServiceTest, RequestAndReplyCrossUnchanged) {
   EXPECT_EQ(row.role(), "self");
   EXPECT_EQ(row.asked(), "SAGE_ATTN");
   EXPECT_EQ(row.ran(), "TORCH_SDPA");
-  EXPECT_EQ(row.source(), "automatic");
+  EXPECT_EQ(row.source(), "model_default") << "as types.proto spells it";
+  EXPECT_EQ(row.parameters().fields().at("sparsity").number_value(), 0.5);
+  EXPECT_EQ(row.parameters().fields().at("tile").list_value().values_size(), 3);
+  EXPECT_FALSE(row.has_seconds()) << "not known is not 0";
   EXPECT_EQ(row.refusals(0).reason(), "not in this build");
   EXPECT_EQ(row.refusals(0).source(), "request");
   EXPECT_EQ(row.calls(), 3u);

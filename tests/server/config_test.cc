@@ -151,14 +151,16 @@ TEST_F(ConfigTest, PublicAddressesNeedToBeSpelledOut) {
   }
 }
 
-TEST_F(ConfigTest, EnvironmentChoosesTheBackendAndUnknownNamesWarn) {
+TEST_F(ConfigTest, EnvironmentChoosesTheBackendAndUnknownNamesAreWrongUse) {
   setenv("FASTVIDEO_ATTENTION_BACKEND", "TORCH_SDPA", 1);
   EXPECT_EQ(ParseConfig({}).engine.environment_backend, AttnBackend::kTorchSdpa);
+  setenv("FASTVIDEO_ATTENTION_BACKEND", " ", 1);
+  EXPECT_FALSE(ParseConfig({}).engine.environment_backend);
   setenv("FASTVIDEO_ATTENTION_BACKEND", "torch", 1);
-  const Config config = ParseConfig({});
-  EXPECT_FALSE(config.engine.environment_backend);
-  ASSERT_EQ(config.warnings.size(), 1u);
-  EXPECT_THAT(config.warnings[0], HasSubstr("torch"));
+  const std::string complaint = Complaint({});
+  EXPECT_THAT(complaint, HasSubstr("FASTVIDEO_ATTENTION_BACKEND"));
+  EXPECT_THAT(complaint, HasSubstr("\"torch\""));
+  EXPECT_THAT(complaint, HasSubstr("TORCH_SDPA"));
 }
 
 TEST(FlagsTest, ArgumentsAndFlagsMix) {

@@ -76,7 +76,11 @@ class FakeEngine : public Engine {
 
   std::vector<ModelInfo> ListModels() const override { return models; }
   SelectionPolicy& policy() override { return policy_; }
-  std::optional<Error> CheckForce(AttnBackend backend) const override {
+  std::optional<Error> CheckForce(AttnBackend backend,
+                                  const std::string& parameters_json) const override {
+    if (parameters_json.find("wrong") != std::string::npos) {
+      return InvalidField("parameters.wrong", "no such parameter");
+    }
     if (backend != AttnBackend::kSageAttn) return std::nullopt;
     return Error(StatusCode::kFailedPrecondition, "SAGE_ATTN: not in this build; usable: REFERENCE",
                  "backend", "BACKEND_NOT_USABLE");
@@ -89,7 +93,7 @@ class FakeEngine : public Engine {
     if (query.model == "missing") throw Error(StatusCode::kNotFound, "no model", "model");
     Explanation self;
     self.role = AttentionRole::kSelf;
-    self.selection.backend = query.attention.backend.value_or(AttnBackend::kTorchSdpa);
+    self.selection.granted.backend = query.attention.backend.value_or(AttnBackend::kTorchSdpa);
     self.spec.q_len = query.height.value_or(64);
     self.candidates = {{AttnBackend::kTorchSdpa, true, std::nullopt},
                        {AttnBackend::kSageAttn, true, "not in this build"}};

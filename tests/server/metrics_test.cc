@@ -16,6 +16,7 @@ namespace denoised {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 void ReportEverything(Metrics* metrics) {
   metrics->OnForward("m", AttnBackend::kTorchSdpa, Branch::kConditional, 2, 128, 0.02);
@@ -64,6 +65,41 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_build_info{version=\"1.2.3\"} 1"}) {
     EXPECT_THAT(page, HasSubstr(std::string(line) + "\n"));
   }
+}
+
+TEST(MetricsTest, CountersOfClosedLabelSetsBeginAtZero) {
+  Metrics metrics("1");
+  metrics.OnModelLoaded("m", 1);
+  const std::string page = metrics.Text();
+  for (SelectionSource source : kSelectionSources) {
+    EXPECT_THAT(page, HasSubstr("denoised_backend_switch_total{cause=\"" +
+                                std::string(SelectionSourceName(source)) + "\"} 0\n"));
+  }
+  for (AttnBackend backend : AllAttnBackends()) {
+    for (const char* role : {"self", "cross", "text_encoder", "vae"}) {
+      EXPECT_THAT(
+          page, HasSubstr("denoised_attention_calls_total{backend=\"" +
+                          std::string(AttnBackendName(backend)) + "\",role=\"" + role + "\"} 0\n"));
+    }
+  }
+  for (const char* outcome : {"SUCCEEDED", "FAILED", "CANCELLED"}) {
+    EXPECT_THAT(page, HasSubstr("denoised_jobs_total{model=\"m\",outcome=\"" +
+                                std::string(outcome) + "\"} 0\n"));
+  }
+  for (const char* reason : {"force", "request", "environment", "model_default"}) {
+    EXPECT_THAT(page, HasSubstr("denoised_attention_fallback_total{from=\"SAGE_ATTN\",reason=\"" +
+                                std::string(reason) + "\",to=\"FLASH_ATTN\"} 0\n"));
+  }
+}
+
+TEST(MetricsTest, AttentionWhoseTimeIsNotKnownIsCountedAndNotTimed) {
+  Metrics metrics("1");
+  metrics.OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, std::nullopt);
+  const std::string page = metrics.Text();
+  EXPECT_THAT(page,
+              HasSubstr("denoised_attention_calls_total{backend=\"FLASH_ATTN\",role=\"cross\"} "
+                        "30\n"));
+  EXPECT_THAT(page, Not(HasSubstr("denoised_attention_seconds_count{backend=\"FLASH_ATTN\"")));
 }
 
 TEST(MetricsTest, BucketsReachFromAMillisecondToAnHour) {
