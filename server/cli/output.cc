@@ -176,6 +176,8 @@ void PrintReceipt(const v1::Job& job) {
       parameters.model().c_str(), receipt.dtype().c_str(), receipt.device().c_str(),
       static_cast<long long>(parameters.width()), static_cast<long long>(parameters.height()),
       static_cast<long long>(parameters.num_frames()), static_cast<long long>(parameters.seed()));
+  std::printf("  made by      denoised %s, %s\n", OneLine(receipt.version(), 60).c_str(),
+              OneLine(receipt.kernels(), 300).c_str());
   std::printf("  fingerprint  %s\n", receipt.fingerprint().c_str());
 }
 

@@ -174,13 +174,6 @@ def test_environment_chooses_below_the_request(pb):
         assert [(e.ran, e.source) for e in self_entries(job)] == [("TORCH_SDPA", "request")]
 
 
-def test_unknown_environment_name_warns_and_is_ignored(pb):
-    with Server(environment={"FASTVIDEO_ATTENTION_BACKEND": "fastest"}) as server:
-        assert "fastest" in server.read_log()
-        entry, = self_entries(server.wait_for_end(server.submit(num_inference_steps=1).id))
-        assert entry.source == "automatic"
-
-
 def test_backends_and_explanations_agree_with_what_runs(server, pb):
     backends = server.operator.ListBackends(pb.ListBackendsRequest(), timeout=30).backends
     usable = {backend.name for backend in backends if backend.usable}
