@@ -8,6 +8,7 @@
 #include "runtime/device.h"
 #include "runtime/engine.h"
 #include "runtime/loaders/config.h"
+#include "runtime/loaders/loose_file.h"
 #include "runtime/loaders/safetensors.h"
 #include "runtime/tensor_convert.h"
 
@@ -78,7 +79,7 @@ AttentionSpec SpecOf(const AttentionInputs& in, AttnBackend backend) {
 AttendResult Attend(const AttendRequest& request) {
   c10::InferenceMode inference;
   const at::Device device = ParseDevice(request.device);
-  auto tensors = ReadSafetensors(request.in_path);
+  auto tensors = ReadSafetensors(OpenLooseFile(request.in_path));
   AttentionInputs in;
   in.query = Take(tensors, "q", device);
   in.key = Take(tensors, "k", device);

@@ -113,10 +113,11 @@ std::optional<Error> WhyParametersUnfit(AttnBackend backend, const Pipeline& pip
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
                        std::vector<std::unique_ptr<Pipeline>> pipelines,
                        std::unique_ptr<JobStore> store, Observer* observer, Logger* logger,
-                       Clock clock)
+                       Clock clock, std::vector<FailedModel> failed_models)
     : options_(options),
       policy_(std::move(policy)),
       pipelines_(std::move(pipelines)),
+      failed_models_(std::move(failed_models)),
       store_(std::move(store)),
       observer_(observer),
       logger_(logger),
@@ -631,13 +632,15 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
                                        Logger* logger) {
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   SetIntraOpThreads(options.threads);
-  auto pipelines = LoadPipelines(
-      {options.model_repository, options.device, options.dtype, options.admit_unmeasured},
+  auto loaded = LoadPipelines(
+      {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
+       options.variant, options.strict_repository, options.state_dir},
       policy.get(), observer, logger);
   auto store = MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                   static_cast<size_t>(options.max_artifact_bytes));
-  return std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
-                                      std::move(store), observer, logger);
+  return std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded.pipelines),
+                                      std::move(store), observer, logger,
+                                      std::chrono::steady_clock::now, std::move(loaded.failed));
 }
 
 }  // namespace denoised

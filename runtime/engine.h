@@ -28,6 +28,9 @@ struct EngineOptions {
   std::string model_repository = "model_repository";
   std::string device = "auto";  // auto | cpu | cuda:N
   std::string dtype = "auto";   // auto | float32 | bfloat16: of the transformer and text encoder
+  std::string variant;  // of the weight files ("fp16"); "" = the plain ones, else the only one
+  bool strict_repository = false;  // one folder that cannot be loaded fails Create
+  std::string state_dir;           // keeps digests of files between starts; "" = nothing is kept
   std::optional<AttnBackend> environment_backend;  // FASTVIDEO_ATTENTION_BACKEND
   int64_t max_queued_jobs = 64;
   int64_t max_queued_denoise_calls = 256;
@@ -38,16 +41,25 @@ struct EngineOptions {
 };
 
 struct ModelInfo {
-  std::string name;      // folder name in the repository
+  std::string name;      // folder name in the repository, or org/name of the Hugging Face cache
   std::string pipeline;  // "WanPipeline"
   std::string description;
-  std::string device, dtype, weights_digest;
+  std::string device, dtype;
+  // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
+  std::string weights_digest, model_digest;
   bool is_default = false;
   int64_t transformer_parameters = 0, num_layers = 0, num_heads = 0, head_size = 0;
   bool has_gate = false;  // to_gate_compress weights for VIDEO_SPARSE_ATTN
   std::string scheduler;
   ResolvedParameters defaults;
   std::string default_prompt;  // "" where the model names none
+};
+
+// A folder of the repository that holds a model which could not be loaded. All printable UTF-8.
+struct FailedModel {
+  std::string name;     // as ModelInfo::name, with what cannot be printed escaped
+  std::string reason;   // an upper-case word of a closed set: Error::reason, else its code's name
+  std::string message;  // names the file at fault
 };
 
 // A backend as ListBackends shows it, for the model's self-attention at its default size.
@@ -91,7 +103,8 @@ class Engine {
   enum class CancelResult : uint8_t { kCancelling, kNotFound, kAlreadyFinished };
 
   // Loads every model of the repository and starts the thread. Throws Error naming the file or
-  // option. `observer` and `logger` are borrowed and outlive the engine.
+  // option; a folder that cannot be loaded is kept in ListFailedModels unless all are like that.
+  // `observer` and `logger` are borrowed and outlive the engine.
   static std::unique_ptr<Engine> Create(const EngineOptions& options, Observer* observer,
                                         Logger* logger);
   virtual ~Engine() = default;
@@ -110,6 +123,8 @@ class Engine {
                        std::function<void(DenoiseOutcome)> done) = 0;
 
   virtual std::vector<ModelInfo> ListModels() const = 0;
+  // By name; constant after Create.
+  virtual std::vector<FailedModel> ListFailedModels() const = 0;
   virtual SelectionPolicy& policy() = 0;
   // Checks a force before it is made: the value is FAILED_PRECONDITION with the usable names where
   // no model could use `backend`, INVALID_ARGUMENT naming "parameters.<key>" where none could with

@@ -24,7 +24,8 @@ class EngineImpl : public Engine {
   // `pipelines` has exactly one default; deadlines are looked up on `clock`. Starts the thread.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
              std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
-             Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now);
+             Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now,
+             std::vector<FailedModel> failed_models = {});
   ~EngineImpl() override;
 
   SubmitResult Submit(GenerationRequest request) override;
@@ -33,6 +34,7 @@ class EngineImpl : public Engine {
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                std::function<void(DenoiseOutcome)> done) override;
   std::vector<ModelInfo> ListModels() const override;
+  std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
   SelectionPolicy& policy() override { return *policy_; }
   std::optional<Error> CheckForce(AttnBackend backend,
                                   const std::string& parameters_json) const override;
@@ -99,6 +101,7 @@ class EngineImpl : public Engine {
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;
   const std::vector<std::unique_ptr<Pipeline>> pipelines_;
+  const std::vector<FailedModel> failed_models_;
   const std::unique_ptr<JobStore> store_;
   Observer* const observer_;
   Logger* const logger_;

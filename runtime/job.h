@@ -95,7 +95,7 @@ std::string Reason(const ReceiptEntry& entry);  // one sentence for people
 struct Receipt {
   std::vector<ReceiptEntry> entries;
   // What makes the result reproducible.
-  std::string weights_digest, device, dtype, version, torch_version;
+  std::string weights_digest, model_digest, device, dtype, version, torch_version;
   std::string kernels;             // which code computed: instruction sets, libraries
   std::string fingerprint;         // SHA-256 over all that changes the pixels, hex; see receipt.h
   std::vector<std::string> notes;  // e.g. "gate branch off: the checkpoint has no to_gate_compress"

@@ -38,6 +38,8 @@ class Observer {
   // Any thread (a queued job may be cancelled from outside).
   virtual void OnJobFinished(const std::string& model, JobState outcome) {}
   virtual void OnModelLoaded(const std::string& model, double seconds) {}
+  // A folder that could not be loaded; the values are FailedModel's.
+  virtual void OnModelFailed(const std::string& model, const std::string& reason) {}
 };
 
 }  // namespace denoised

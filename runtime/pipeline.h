@@ -76,17 +76,26 @@ class Pipeline {
                                 Observer* observer) = 0;
 };
 
-// Loads every model folder under `repository` (each with a model_index.json), sorted by name.
-// Throws Error naming the folder or file; NOT_FOUND where there is none.
 struct RepositoryOptions {
   std::string repository;
   std::string device = "auto";
   std::string dtype = "auto";
   bool admit_unmeasured = false;  // backends/admission.h
+  std::string variant;            // as EngineOptions has them
+  bool strict = false;
+  std::string state_dir;
 };
-std::vector<std::unique_ptr<Pipeline>> LoadPipelines(const RepositoryOptions& options,
-                                                     const SelectionPolicy* policy,
-                                                     Observer* observer, Logger* logger);
+
+// By name. Exactly one pipeline is the default.
+struct LoadedRepository {
+  std::vector<std::unique_ptr<Pipeline>> pipelines;
+  std::vector<FailedModel> failed;
+};
+
+// Loads every model folder that model_folders.h finds. Throws Error naming the folder or file where
+// none can be loaded, or with `strict` at the first that cannot.
+LoadedRepository LoadPipelines(const RepositoryOptions& options, const SelectionPolicy* policy,
+                               Observer* observer, Logger* logger);
 
 }  // namespace denoised
 

@@ -77,7 +77,7 @@ void AddRows(const std::vector<ReceiptEntry>& entries, Fields* fields) {
 Fields FieldsOf(const Receipt& receipt) {
   Fields fields;
   fields.Add("format", int64_t{2});
-  fields.Add("weights_digest", receipt.weights_digest);
+  fields.Add("model_digest", receipt.model_digest);  // over every file, weights too
   fields.Add("dtype", receipt.dtype);
   fields.Add("version", receipt.version);
   fields.Add("torch_version", receipt.torch_version);
@@ -102,6 +102,7 @@ std::string KernelsOf(const PlannerSetting& setting) {
 
 void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, Receipt* receipt) {
   receipt->weights_digest = model.weights_digest;
+  receipt->model_digest = model.model_digest;
   receipt->device = setting.device.name;
   receipt->dtype = model.dtype;
   receipt->version = Version();

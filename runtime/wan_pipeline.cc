@@ -6,8 +6,6 @@
 #include <chrono>
 
 #include "runtime/device.h"
-#include "runtime/loaders/model_index.h"
-#include "runtime/loaders/sha256.h"
 #include "runtime/loaders/weights.h"
 #include "runtime/tensor_convert.h"
 #include "runtime/tokenizer/prompt_clean.h"
@@ -15,6 +13,8 @@
 
 namespace denoised {
 namespace {
+
+constexpr char kOwnFile[] = "denoised.json";
 
 // What WanPipeline.__call__ draws by default.
 ResolvedParameters DiffusersDefaults() {
@@ -106,13 +106,13 @@ void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
 }
 
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
-void CheckVaeScale(const std::filesystem::path& path, const WanVaeDecoder& vae) {
+void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
   const auto check = [&](const std::string& key, int64_t said, int64_t real) {
     if (said == real) return;
     throw Error(StatusCode::kInvalidArgument,
-                path.string() + ": " + key + ": wanted " + std::to_string(real) +
+                path + ": " + key + ": wanted " + std::to_string(real) +
                     ", what the decoder's layers enlarge by, came " + std::to_string(said),
-                path.string());
+                path);
   };
   check("scale_factor_spatial", vae.config().scale_factor_spatial, vae.PixelsOf(1));
   check("scale_factor_temporal", vae.config().scale_factor_temporal, vae.FramesOf(2) - 1);
@@ -122,56 +122,54 @@ void CheckVaeScale(const std::filesystem::path& path, const WanVaeDecoder& vae) 
 
 // ---- loading -----------------------------------------------------------------------------------
 
-std::unique_ptr<WanPipeline> WanPipeline::Load(const std::filesystem::path& dir,
+std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const std::string& name,
                                                const RepositoryOptions& options,
                                                const SelectionPolicy* policy, Logger* logger) {
-  CheckSupported(ReadModelIndex(dir));
-  std::unique_ptr<WanPipeline> pipeline(
-      new WanPipeline(ParseDevice(options.device),
-                      ConfigReader::FromFile(dir / "scheduler" / "scheduler_config.json")));
+  const ModelIndex index = ReadModelIndex(folder);
+  CheckSupported(index);
+  std::unique_ptr<WanPipeline> pipeline(new WanPipeline(ParseDevice(options.device)));
   pipeline->setting_.registry =
       options.admit_unmeasured ? &BackendRegistry::WithUnmeasured() : &BackendRegistry::Default();
   pipeline->setting_.policy = policy;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
-  pipeline->LoadComponents(dir, options);
-  pipeline->ReadDefaults(dir);
-  pipeline->Describe(dir);
+  pipeline->info_.name = name;
+  // What is small first: a wrong key is found before the weights are read.
+  pipeline->LoadScheduler(folder, index);
+  pipeline->LoadComponents(folder, index, options);
+  pipeline->ReadDefaults(folder);
+  pipeline->Describe(folder.Seal());
   pipeline->WarnUnused(logger);
   return pipeline;
 }
 
-void WanPipeline::LoadComponents(const std::filesystem::path& dir,
+// As diffusers does, the class that model_index.json names decides, whoever wrote the
+// configuration.
+void WanPipeline::LoadScheduler(const ModelFolder& folder, const ModelIndex& index) {
+  const std::string& wanted = index.components.at("scheduler").class_name;
+  const auto config = ConfigReader::FromFile(folder.Sub("scheduler"), "scheduler_config.json");
+  const std::string written = config.String("_class_name", wanted);
+  if (written != wanted) {
+    folder.Warn(config.path() + ": was written by " + written + "; " + wanted +
+                ", which model_index.json names, reads it");
+  }
+  scheduler_ = Scheduler::Create(wanted, config);
+  info_.scheduler = wanted;
+}
+
+void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& index,
                                  const RepositoryOptions& options) {
-  Scheduler::Create(scheduler_config_);  // refuses an unknown one before the weights are read
-  // As diffusers does, the class that model_index.json names decides, not the tokenizer's own file.
   tokenizer_ =
-      Tokenizer::Load(dir / "tokenizer", ReadModelIndex(dir).components.at("tokenizer").class_name);
-  const at::ScalarType stored = Weights::Open(dir / "transformer", "diffusion_pytorch_model")
+      Tokenizer::Load(folder.Sub("tokenizer"), index.components.at("tokenizer").class_name);
+  const at::ScalarType stored = Weights::Open(folder.Sub("transformer"), "diffusion_pytorch_model")
                                     .StoredDtype("patch_embedding.weight");
   const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);
-  text_encoder_ = Umt5Encoder::Load(dir / "text_encoder", dtype, device_);
-  transformer_ = WanTransformer::Load(dir / "transformer", dtype, device_);
+  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_);
+  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_);
   // The decoder stays in float32, as diffusers' examples load it: bfloat16 frames are visibly
   // coarser.
-  vae_ = WanVaeDecoder::Load(dir / "vae", at::kFloat, device_);
+  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_);
+  CheckComponents(folder);
   const WanTransformerConfig& config = transformer_->config();
-  if (text_encoder_->config().d_model != config.text_dim) {
-    throw Error(StatusCode::kInvalidArgument,
-                (dir / "transformer" / "config.json").string() + ": text_dim: wanted " +
-                    std::to_string(text_encoder_->config().d_model) +
-                    ", the text encoder's d_model, came " + std::to_string(config.text_dim),
-                (dir / "transformer" / "config.json").string());
-  }
-  if (vae_->config().z_dim != config.out_channels || config.in_channels != config.out_channels) {
-    throw Error(StatusCode::kInvalidArgument,
-                (dir / "transformer" / "config.json").string() +
-                    ": in_channels and out_channels must both be the VAE's z_dim " +
-                    std::to_string(vae_->config().z_dim) + ", came " +
-                    std::to_string(config.in_channels) + " and " +
-                    std::to_string(config.out_channels),
-                (dir / "transformer" / "config.json").string());
-  }
-  CheckVaeScale(dir / "vae" / "config.json", *vae_);
   rules_.spatial_stride = vae_->config().scale_factor_spatial;
   rules_.frame_stride = vae_->config().scale_factor_temporal;
   rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];
@@ -179,27 +177,52 @@ void WanPipeline::LoadComponents(const std::filesystem::path& dir,
   rules_.max_tokens_per_axis = config.rope_max_seq_len;
 }
 
+void WanPipeline::CheckComponents(const ModelFolder& folder) const {
+  const WanTransformerConfig& config = transformer_->config();
+  const std::string file = folder.Sub("transformer").PathOf("config.json");
+  if (text_encoder_->config().d_model != config.text_dim) {
+    throw Error(StatusCode::kInvalidArgument,
+                file + ": text_dim: wanted " + std::to_string(text_encoder_->config().d_model) +
+                    ", the text encoder's d_model, came " + std::to_string(config.text_dim),
+                file);
+  }
+  if (vae_->config().z_dim != config.out_channels || config.in_channels != config.out_channels) {
+    throw Error(StatusCode::kInvalidArgument,
+                file + ": in_channels and out_channels must both be the VAE's z_dim " +
+                    std::to_string(vae_->config().z_dim) + ", came " +
+                    std::to_string(config.in_channels) + " and " +
+                    std::to_string(config.out_channels),
+                file);
+  }
+  CheckVaeScale(folder.Sub("vae").PathOf("config.json"), *vae_);
+}
+
 // denoised.json (ours, optional, beside model_index.json): the model's own defaults.
-void WanPipeline::ReadDefaults(const std::filesystem::path& dir) {
-  ResolvedParameters& defaults = info_.defaults;
-  defaults = DiffusersDefaults();
-  defaults.model = dir.filename().string();
-  defaults.scheduler = scheduler_config_.String("_class_name", "");
-  defaults.flow_shift =
-      scheduler_config_.Double("flow_shift", scheduler_config_.Double("shift", 1.0));
-  const std::filesystem::path path = dir / "denoised.json";
-  if (!std::filesystem::exists(path)) return;
-  const ConfigReader own = ConfigReader::FromFile(path);
+void WanPipeline::ReadDefaults(const ModelFolder& folder) {
+  info_.defaults = DiffusersDefaults();
+  info_.defaults.model = info_.name;
+  info_.defaults.scheduler = info_.scheduler;
+  info_.defaults.flow_shift = scheduler_->shift();
+  if (!folder.Has(kOwnFile)) return;
+  const ConfigReader own = ConfigReader::FromFile(folder, kOwnFile);
+  own.RequireOnly({"description", "attention_backend", "attention_parameters", "defaults"});
   info_.description = own.String("description", "");
   const std::string backend = own.String("attention_backend", "");
   if (!backend.empty()) {
-    setting_.model_default = CoerceAttnBackend(backend, path.string() + ": attention_backend");
+    setting_.model_default = CoerceAttnBackend(backend, own.path() + ": attention_backend");
   }
   if (own.Has("attention_parameters")) {
     setting_.model_default_parameters_json = own.json().at("attention_parameters").dump();
   }
   if (!own.Has("defaults")) return;
-  const ConfigReader given(own.json().at("defaults"), path.string() + ": defaults");
+  ReadRequestDefaults(ConfigReader(own.json().at("defaults"), own.path() + ": defaults"));
+}
+
+void WanPipeline::ReadRequestDefaults(const ConfigReader& given) {
+  given.RequireOnly({"height", "width", "num_frames", "fps", "num_inference_steps",
+                     "guidance_scale", "flow_shift", "max_sequence_length", "negative_prompt",
+                     "prompt"});
+  ResolvedParameters& defaults = info_.defaults;
   defaults.height = DefaultInt(given, "height", defaults.height);
   defaults.width = DefaultInt(given, "width", defaults.width);
   defaults.num_frames = DefaultInt(given, "num_frames", defaults.num_frames);
@@ -215,20 +238,18 @@ void WanPipeline::ReadDefaults(const std::filesystem::path& dir) {
   CheckGeometry(defaults.height, defaults.width, defaults.num_frames, rules_);
 }
 
-void WanPipeline::Describe(const std::filesystem::path& dir) {
+void WanPipeline::Describe(const Manifest& manifest) {
   const WanTransformerConfig& config = transformer_->config();
-  info_.name = dir.filename().string();
   info_.pipeline = "WanPipeline";
   info_.device = setting_.device.name;
   info_.dtype = DTypeName(FromScalarType(transformer_->dtype()));
-  info_.weights_digest =
-      Sha256Hex(transformer_->digest() + text_encoder_->digest() + vae_->digest());
+  info_.weights_digest = manifest.WeightsDigest();
+  info_.model_digest = manifest.ModelDigest();
   info_.transformer_parameters = ParameterCount(config, *transformer_);
   info_.num_layers = config.num_layers;
   info_.num_heads = config.num_heads;
   info_.head_size = config.head_dim;
   info_.has_gate = transformer_->has_gate();
-  info_.scheduler = info_.defaults.scheduler;
 }
 
 void WanPipeline::WarnUnused(Logger* logger) const {

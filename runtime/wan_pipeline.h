@@ -7,12 +7,13 @@
 
 #include <ATen/ATen.h>
 
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "runtime/loaders/config.h"
+#include "runtime/loaders/model_folder.h"
+#include "runtime/loaders/model_index.h"
 #include "runtime/models/umt5.h"
 #include "runtime/models/wan_transformer.h"
 #include "runtime/models/wan_vae.h"
@@ -24,8 +25,8 @@ namespace denoised {
 
 class WanPipeline : public Pipeline {
  public:
-  // Throws Error naming the file, key or tensor that does not fit.
-  static std::unique_ptr<WanPipeline> Load(const std::filesystem::path& dir,
+  // Throws Error naming the file, key or tensor that does not fit. `name` is what requests say.
+  static std::unique_ptr<WanPipeline> Load(const ModelFolder& folder, const std::string& name,
                                            const RepositoryOptions& options,
                                            const SelectionPolicy* policy, Logger* logger);
 
@@ -64,19 +65,22 @@ class WanPipeline : public Pipeline {
 
   const WanTransformer& transformer() const { return *transformer_; }
   const WanVaeDecoder& vae() const { return *vae_; }
-  const ConfigReader& scheduler_config() const { return scheduler_config_; }
+  const Scheduler& scheduler() const { return *scheduler_; }  // runs take clones
   at::Device device() const { return device_; }
 
  private:
-  WanPipeline(at::Device device, ConfigReader scheduler_config)
-      : device_(device), scheduler_config_(std::move(scheduler_config)) {}
-  void LoadComponents(const std::filesystem::path& dir, const RepositoryOptions& options);
-  void ReadDefaults(const std::filesystem::path& dir);
-  void Describe(const std::filesystem::path& dir);
+  explicit WanPipeline(at::Device device) : device_(device) {}
+  void LoadScheduler(const ModelFolder& folder, const ModelIndex& index);
+  void LoadComponents(const ModelFolder& folder, const ModelIndex& index,
+                      const RepositoryOptions& options);
+  void CheckComponents(const ModelFolder& folder) const;
+  void ReadDefaults(const ModelFolder& folder);
+  void ReadRequestDefaults(const ConfigReader& given);
+  void Describe(const Manifest& manifest);
   void WarnUnused(Logger* logger) const;
 
   const at::Device device_;
-  const ConfigReader scheduler_config_;
+  std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Umt5Encoder> text_encoder_;
   std::unique_ptr<WanTransformer> transformer_;

@@ -35,9 +35,7 @@ void Append(const at::Tensor& unit, bool keep_float, DecodedVideo* video) {
 }  // namespace
 
 WanRun::WanRun(const WanPipeline& pipeline, RunRequest request)
-    : pipeline_(pipeline),
-      request_(std::move(request)),
-      scheduler_(Scheduler::Create(pipeline.scheduler_config())) {}
+    : pipeline_(pipeline), request_(std::move(request)), scheduler_(pipeline.scheduler().Clone()) {}
 
 void WanRun::Begin() {
   const c10::InferenceMode inference;

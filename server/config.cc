@@ -61,8 +61,11 @@ std::function<void(const std::string&)> SetDrainGrace(Config* config) {
 std::vector<Flag> WhereFlags(Config* config) {
   return {
       {"model_repository", "DIR", "model_repository",
-       "Folder of model folders in diffusers layout (each with a model_index.json), or one such "
-       "folder. All are loaded at start; \"shapes\", else the first by name, is the default model.",
+       "Folder of model folders in diffusers layout (each with a model_index.json), one such "
+       "folder, "
+       "or a Hugging Face cache, whose models are called org/name. All are loaded at start; of "
+       "those "
+       "that could be, \"shapes\", else the first by name, is the default model.",
        SetString(&config->engine.model_repository)},
       {"listen", "HOST:PORT", "127.0.0.1:50051",
        "Public gRPC: generation, denoising steps, models, health, reflection. Port 0 takes a free "
@@ -77,10 +80,19 @@ std::vector<Flag> WhereFlags(Config* config) {
        "Allow addresses other than loopback although traffic is neither encrypted nor "
        "authenticated. Refused otherwise.",
        SetBool("insecure_public", &config->insecure_public)},
+      {"strict_repository", "", "false",
+       "End with an error where one model of the repository cannot be loaded. Otherwise the others "
+       "serve, and ListModels, /readyz and denoised_model_load_failed name the one that does not.",
+       SetBool("strict_repository", &config->engine.strict_repository)},
+      {"variant", "NAME", "",
+       "Which weight files to take where a folder has several: \"fp16\" for NAME.fp16.safetensors. "
+       "Folders without it give their plain files. Unset: the plain ones, or the only variant.",
+       SetWord("variant", &config->engine.variant)},
       {"state_dir", "DIR", "",
-       "Folder for jobs and results that outlive the process; made where it is missing. This "
-       "version keeps both in memory and only checks that it may write there.",
-       SetString(&config->state_dir)},
+       "Folder for what outlives the process; made where it is missing. This version keeps the "
+       "digests of weight files there, so that a start need not read every byte to know them; jobs "
+       "and results stay in memory.",
+       SetString(&config->engine.state_dir)},
   };
 }
 
@@ -277,7 +289,7 @@ Config ParseConfig(const std::vector<std::string>& arguments) {
   CheckPublic("listen", config.listen, config);
   CheckPublic("admin_listen", config.admin_listen, config);
   CheckPublic("http_listen", config.http_listen, config);
-  CheckStateDir(config.state_dir);
+  CheckStateDir(config.engine.state_dir);
   config.engine.environment_backend = EnvironmentBackend();
   return config;
 }

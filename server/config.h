@@ -27,7 +27,6 @@ struct Config {
   EngineOptions engine;
   CpuIsa cpu_isa = CpuIsa::kAuto;  // main() pins it
   ListenAddress listen, admin_listen, http_listen;
-  std::string state_dir;
   int64_t max_message_bytes = int64_t{64} << 20;
   std::chrono::milliseconds drain_grace{30000};
   LogLevel log_level = LogLevel::kInfo;

@@ -392,6 +392,7 @@ v1::Receipt ToProto(const Receipt& receipt) {
   v1::Receipt message;
   for (const ReceiptEntry& entry : receipt.entries) *message.add_entries() = EntryToProto(entry);
   message.set_weights_digest(receipt.weights_digest);
+  message.set_model_digest(receipt.model_digest);
   message.set_device(receipt.device);
   message.set_dtype(receipt.dtype);
   message.set_version(receipt.version);
@@ -436,6 +437,7 @@ v1::Model ToProto(const ModelInfo& model) {
   message.set_device(model.device);
   message.set_dtype(model.dtype);
   message.set_weights_digest(model.weights_digest);
+  message.set_model_digest(model.model_digest);
   message.set_is_default(model.is_default);
   message.set_transformer_parameters(model.transformer_parameters);
   message.set_num_layers(model.num_layers);
@@ -445,6 +447,14 @@ v1::Model ToProto(const ModelInfo& model) {
   message.set_scheduler(model.scheduler);
   *message.mutable_defaults() = ParametersToProto(model.defaults);
   message.set_default_prompt(model.default_prompt);
+  return message;
+}
+
+v1::FailedModel ToProto(const FailedModel& model) {
+  v1::FailedModel message;
+  message.set_name(model.name);
+  message.set_reason(model.reason);
+  message.set_message(model.message);
   return message;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <set>
@@ -150,6 +151,19 @@ std::function<void(const std::string&)> SetInt(const std::string& name, int64_t 
                        std::to_string(max) + ", got '" + text + "'");
     }
     set(number);
+  };
+}
+
+std::function<void(const std::string&)> SetWord(const std::string& name, std::string* target) {
+  return [=](const std::string& text) {
+    const bool plain = std::all_of(text.begin(), text.end(), [](char c) {
+      return c == '_' || c == '-' || std::isalnum(static_cast<unsigned char>(c));
+    });
+    if (!plain || text.size() > 32) {
+      throw UsageError("--" + name + " is at most 32 letters, digits, '_' and '-', got '" + text +
+                       "'");
+    }
+    *target = text;
   };
 }
 

@@ -38,6 +38,8 @@ std::function<void(const std::string&)> SetString(std::string* target);
 std::function<void(const std::string&)> SetBool(const std::string& name, bool* target);
 std::function<void(const std::string&)> SetInt(const std::string& name, int64_t min, int64_t max,
                                                std::function<void(int64_t)> set);
+// A word that becomes a part of file names: at most 32 letters, digits, '_' and '-'.
+std::function<void(const std::string&)> SetWord(const std::string& name, std::string* target);
 std::function<void(const std::string&)> SetDouble(const std::string& name,
                                                   std::function<void(double)> set);
 std::function<void(const std::string&)> SetChoice(const std::string& name,

@@ -34,7 +34,9 @@ void AddPages(const HttpPages& pages, httplib::Server* server) {
   server->Get("/readyz", [pages](const httplib::Request&, httplib::Response& response) {
     const std::string why_not = pages.not_ready();
     response.status = why_not.empty() ? 200 : 503;
-    response.set_content((why_not.empty() ? "ready" : why_not) + "\n", kPlain);
+    const std::string note = why_not.empty() && pages.ready_note ? pages.ready_note() : "";
+    const std::string text = why_not.empty() ? "ready" + note : why_not;
+    response.set_content(text + "\n", kPlain);
   });
 }
 

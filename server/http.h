@@ -15,6 +15,8 @@ struct HttpPages {
   std::function<std::string()> metrics;
   // "" = ready; else why not ("loading", "draining").
   std::function<std::string()> not_ready;
+  // What /readyz adds below "ready": models that could not be loaded. Empty: nothing.
+  std::function<std::string()> ready_note = {};
 };
 
 class HttpServer {

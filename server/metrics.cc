@@ -127,6 +127,12 @@ struct Metrics::Families {
                                   {"method", "code"}, SecondsBuckets());
   Histograms model_load_seconds =
       Spread("denoised_model_load_seconds", "Time to load a model.", {"model"}, SecondsBuckets());
+  // At most as many as a repository may have models.
+  GaugeSeries model_load_failed =
+      Level("denoised_model_load_failed", "1 for a model folder that could not be loaded, and why.",
+            {"model", "reason"});
+  GaugeSeries models_failed =
+      Level("denoised_models_failed", "Model folders that could not be loaded.", {});
   GaugeSeries build_info = Level("denoised_build_info", "Always 1; says what runs.", {"version"});
 
   std::mutex source_mutex;
@@ -139,6 +145,7 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   families_->queue_depth.At({});
   families_->jobs_running.At({});
   families_->queue_wait_seconds.At({});
+  families_->models_failed.At({});
   StartCounters();
 }
 
@@ -220,6 +227,11 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   for (JobState outcome : {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
     families_->jobs.At({model, ToText(JobStateName(outcome))});
   }
+}
+
+void Metrics::OnModelFailed(const std::string& model, const std::string& reason) {
+  families_->model_load_failed.At({model, reason}).Set(1);
+  families_->models_failed.At({}).Increment();
 }
 
 void Metrics::OnRpc(std::string_view method, std::string_view code, double seconds) {

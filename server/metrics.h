@@ -40,6 +40,7 @@ class Metrics : public Observer {
   void OnJobStarted(const std::string& model, double queue_wait_seconds) override;
   void OnJobFinished(const std::string& model, JobState outcome) override;
   void OnModelLoaded(const std::string& model, double seconds) override;
+  void OnModelFailed(const std::string& model, const std::string& reason) override;
 
   // A finished call: `method` as in the .proto, `code` as in "NOT_FOUND".
   void OnRpc(std::string_view method, std::string_view code, double seconds);

@@ -58,7 +58,8 @@ Server::Server(const Config& config, Logger* logger, const EngineFactory& make_e
     : config_(config), logger_(logger), metrics_(Version()) {
   http_ = std::make_unique<HttpServer>(
       config_.http_listen,
-      HttpPages{[this] { return metrics_.Text(); }, [this] { return NotReady(); }});
+      HttpPages{[this] { return metrics_.Text(); }, [this] { return NotReady(); },
+                [this] { return ReadyNote(); }});
   engine_ = make_engine(config_.engine, &metrics_, logger_);
   dispatcher_ = std::make_unique<Dispatcher>();
   StartGrpc();
@@ -89,6 +90,14 @@ std::string Server::ReadyLine() const {
 std::string Server::NotReady() const {
   if (!ready_) return "loading";
   return engine_->draining() ? "draining" : "";
+}
+
+std::string Server::ReadyNote() const {
+  std::string note;
+  for (const FailedModel& model : engine_->ListFailedModels()) {
+    note += "\nnot loaded: " + model.name + ": " + model.reason + ": " + model.message;
+  }
+  return note;
 }
 
 std::unique_ptr<grpc::Server> Server::Listen(const std::string& flag, const ListenAddress& address,

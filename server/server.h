@@ -53,6 +53,7 @@ class Server {
  private:
   static std::string WithPort(const ListenAddress& address, int port);
   std::string NotReady() const;
+  std::string ReadyNote() const;
   void StartGrpc();
   std::unique_ptr<grpc::Server> Listen(const std::string& flag, const ListenAddress& address,
                                        const std::vector<grpc::Service*>& services,

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "backends/error.h"
-#include "runtime/loaders/file.h"
 
 namespace denoised {
 namespace {
@@ -14,6 +13,7 @@ using Json = nlohmann::json;
 
 // Values in error messages are cut: a hostile file must not fill the log.
 constexpr size_t kMaxShown = 200;
+constexpr size_t kMaxValues = 8'000'000;
 
 std::string Show(const Json& value) {
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
@@ -58,6 +58,10 @@ class StrictBuilder : public nlohmann::json_sax<Json> {
 
  private:
   Json* Place(Json value) {
+    // "[[],[],..." costs twenty times its length in memory.
+    if (++values_ > kMaxValues) {
+      throw Bad(what_, "more than " + std::to_string(kMaxValues) + " values");
+    }
     if (stack_.empty()) {
       root_ = std::move(value);
       return &root_;
@@ -93,6 +97,7 @@ class StrictBuilder : public nlohmann::json_sax<Json> {
   Json root_;
   std::vector<Json*> stack_;  // the open containers; parents outlive the pointers to children
   std::string key_;
+  size_t values_ = 0;
 };
 
 std::string TypeError(const std::string& key, const char* wanted, const Json& came) {
@@ -127,6 +132,33 @@ std::vector<T> ToList(const std::string& path, const std::string& key, const Jso
   return list;
 }
 
+// Letters to change, add or leave out, counted up to a whole word.
+size_t Distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t corner = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t change = corner + (a[i] == b[j] ? 0 : 1);
+      corner = std::exchange(row[j + 1], std::min({change, row[j] + 1, row[j + 1] + 1}));
+    }
+  }
+  return row.back();
+}
+
+// The known word that `key` is a slip of; "" where none is near.
+std::string Nearest(const std::string& key, const std::vector<std::string>& known) {
+  std::string nearest;
+  size_t best = 4;
+  if (key.size() > kMaxShown) return nearest;
+  for (const std::string& name : known) {
+    const size_t distance = Distance(key, name);
+    if (distance < std::min(best, name.size())) nearest = name;
+    best = std::min(best, distance);
+  }
+  return nearest;
+}
+
 }  // namespace
 
 Json ParseJsonStrict(std::string_view text, const std::string& what, int max_depth) {
@@ -142,12 +174,12 @@ Json ParseJsonStrict(std::string_view text, const std::string& what, int max_dep
   return builder.TakeRoot();
 }
 
-Json ReadJsonFile(const std::filesystem::path& path, size_t max_bytes) {
-  return ParseJsonStrict(ReadWholeFile(path, max_bytes), path.string());
+Json ReadJsonFile(const ModelFolder& folder, const std::string& name, size_t max_bytes) {
+  return ParseJsonStrict(folder.Read(name, max_bytes), folder.PathOf(name));
 }
 
-ConfigReader ConfigReader::FromFile(const std::filesystem::path& path) {
-  return ConfigReader(ReadJsonFile(path), path.string());
+ConfigReader ConfigReader::FromFile(const ModelFolder& folder, const std::string& name) {
+  return ConfigReader(ReadJsonFile(folder, name), folder.PathOf(name));
 }
 
 ConfigReader::ConfigReader(Json object, std::string path)
@@ -206,6 +238,17 @@ void ConfigReader::RequireOneOf(const std::string& key, const std::vector<Json>&
   if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return;
   throw Bad(path_,
             key + ": " + Show(value) + " is not supported; supported: " + Show(Json(allowed)));
+}
+
+void ConfigReader::RequireOnly(const std::vector<std::string>& known) const {
+  for (const auto& [key, value] : object_.items()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    std::string all;
+    for (const std::string& name : known) all += (all.empty() ? "" : ", ") + name;
+    const std::string nearest = Nearest(key, known);
+    const std::string guess = nearest.empty() ? "" : " (did you mean \"" + nearest + "\"?)";
+    throw Bad(path_, "key " + Show(key) + " is not known" + guess + "; known: " + all);
+  }
 }
 
 }  // namespace denoised

@@ -3,25 +3,27 @@
 #define DENOISED_RUNTIME_LOADERS_CONFIG_H_
 
 #include <cstdint>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "runtime/loaders/model_folder.h"
 
 namespace denoised {
 
 // Parses a JSON file strictly: UTF-8, no duplicate keys, depth at most 16, size at most
 // `max_bytes`. Throws INVALID_ARGUMENT naming the file and the place (NOT_FOUND where it is
 // absent).
-nlohmann::json ReadJsonFile(const std::filesystem::path& path, size_t max_bytes = 64 << 20);
+nlohmann::json ReadJsonFile(const ModelFolder& folder, const std::string& name,
+                            size_t max_bytes = 64 << 20);
 nlohmann::json ParseJsonStrict(std::string_view text, const std::string& what, int max_depth = 16);
 
 // One config file with its path, so that every error can say "file: key: wanted, came". An absent
 // or null key gives the default, as diffusers does for configs written by older versions.
 class ConfigReader {
  public:
-  static ConfigReader FromFile(const std::filesystem::path& path);
+  static ConfigReader FromFile(const ModelFolder& folder, const std::string& name);
   ConfigReader(nlohmann::json object, std::string path);
 
   const std::string& path() const { return path_; }
@@ -39,6 +41,9 @@ class ConfigReader {
   // Throws INVALID_ARGUMENT naming file, key and value unless the key is absent, null or equals one
   // of `allowed`.
   void RequireOneOf(const std::string& key, const std::vector<nlohmann::json>& allowed) const;
+  // Throws INVALID_ARGUMENT naming the first key that is not one of `known`, and the nearest of
+  // them.
+  void RequireOnly(const std::vector<std::string>& known) const;
 
  private:
   nlohmann::json object_;

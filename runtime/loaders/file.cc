@@ -19,6 +19,31 @@ std::string Reason(int error) { return std::generic_category().message(error); }
 // Linux reads at most 2 GiB a call.
 constexpr uint64_t kMaxRead = uint64_t{1} << 30;
 
+int64_t Nanoseconds(const timespec& time) {
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
+
+FileStamp StampOf(const struct stat& info) {
+  return {info.st_dev, info.st_ino, static_cast<uint64_t>(info.st_size), Nanoseconds(info.st_mtim),
+          Nanoseconds(info.st_ctim)};
+}
+
+// Why nothing is there; Hugging Face's cache is made of links, and a half download leaves them
+// open.
+Error CannotOpen(const std::string& path, int error) {
+  const bool absent = error == ENOENT || error == ENOTDIR;
+  const std::string message = path + ": cannot be opened: " + Reason(error);
+  std::error_code no_link;
+  const std::filesystem::path target = std::filesystem::read_symlink(path, no_link);
+  if (!absent || no_link) {
+    return Error(absent ? StatusCode::kNotFound : StatusCode::kInvalidArgument, message, path);
+  }
+  return Error(StatusCode::kNotFound,
+               message + ": it is a link to " + target.string() +
+                   ", which is not there (a download that is not complete?)",
+               path, "INCOMPLETE_DOWNLOAD");
+}
+
 struct stat Stat(int fd, const std::string& path) {
   struct stat info;
   if (fstat(fd, &info) != 0) {
@@ -43,18 +68,13 @@ void WriteAll(int fd, std::string_view bytes, const std::string& path) {
 ReadOnlyFile::ReadOnlyFile(const std::filesystem::path& path) : path_(path.string()) {
   // O_NONBLOCK so that a FIFO without a writer cannot hold us.
   fd_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  if (fd_ < 0) {
-    const bool absent = errno == ENOENT || errno == ENOTDIR;
-    throw Error(absent ? StatusCode::kNotFound : StatusCode::kInvalidArgument,
-                path_ + ": cannot be opened: " + Reason(errno), path_);
-  }
+  if (fd_ < 0) throw CannotOpen(path_, errno);
   struct stat info;
   if (fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode)) {
     close(fd_);
     throw Error(StatusCode::kInvalidArgument, path_ + ": wanted a regular file", path_);
   }
-  size_ = static_cast<uint64_t>(info.st_size);
-  modified_ = info.st_mtim;
+  stamp_ = StampOf(info);
 }
 
 ReadOnlyFile::~ReadOnlyFile() {
@@ -62,10 +82,7 @@ ReadOnlyFile::~ReadOnlyFile() {
 }
 
 ReadOnlyFile::ReadOnlyFile(ReadOnlyFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      fd_(std::exchange(other.fd_, -1)),
-      size_(other.size_),
-      modified_(other.modified_) {}
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), stamp_(other.stamp_) {}
 
 void ReadOnlyFile::ReadAt(uint64_t offset, void* out, uint64_t size) const {
   char* to = static_cast<char*>(out);
@@ -83,29 +100,26 @@ void ReadOnlyFile::ReadAt(uint64_t offset, void* out, uint64_t size) const {
   }
 }
 
-void ReadOnlyFile::CheckUnchanged() const {
-  const struct stat info = Stat(fd_, path_);
-  if (static_cast<uint64_t>(info.st_size) == size_ && info.st_mtim.tv_sec == modified_.tv_sec &&
-      info.st_mtim.tv_nsec == modified_.tv_nsec) {
-    return;
+std::string ReadOnlyFile::ReadAll(uint64_t max_bytes) const {
+  if (size() > max_bytes) {
+    throw Error(StatusCode::kInvalidArgument,
+                path_ + ": wanted at most " + std::to_string(max_bytes) + " bytes, came " +
+                    std::to_string(size()),
+                path_);
   }
-  throw Error(StatusCode::kDataLoss,
-              path_ + ": the file changed after it was opened (" + std::to_string(size_) +
-                  " bytes then, " + std::to_string(info.st_size) + " now)",
-              path_);
+  std::string bytes(size(), '\0');
+  ReadAt(0, bytes.data(), bytes.size());
+  return bytes;
 }
 
-std::string ReadWholeFile(const std::filesystem::path& path, uint64_t max_bytes) {
-  const ReadOnlyFile file(path);
-  if (file.size() > max_bytes) {
-    throw Error(StatusCode::kInvalidArgument,
-                file.path() + ": wanted at most " + std::to_string(max_bytes) + " bytes, came " +
-                    std::to_string(file.size()),
-                file.path());
-  }
-  std::string bytes(file.size(), '\0');
-  file.ReadAt(0, bytes.data(), bytes.size());
-  return bytes;
+void ReadOnlyFile::CheckUnchanged() const {
+  const FileStamp now = StampOf(Stat(fd_, path_));
+  // Not the inode's own time: a link that is made or renamed meanwhile harms nobody.
+  if (now.size == size() && now.modified_ns == stamp_.modified_ns) return;
+  throw Error(StatusCode::kDataLoss,
+              path_ + ": the file changed after it was opened (" + std::to_string(size()) +
+                  " bytes then, " + std::to_string(now.size) + " now)",
+              path_);
 }
 
 void WriteWholeFile(const std::filesystem::path& path, std::string_view bytes) {

@@ -70,8 +70,8 @@ void ReadScalar(const ConfigReader& config, const std::string& key, ModelIndex& 
 
 }  // namespace
 
-ModelIndex ReadModelIndex(const std::filesystem::path& dir) {
-  const ConfigReader config = ConfigReader::FromFile(dir / "model_index.json");
+ModelIndex ReadModelIndex(const ModelFolder& folder) {
+  const ConfigReader config = ConfigReader::FromFile(folder, "model_index.json");
   ModelIndex index;
   index.path = config.path();
   index.class_name = config.String("_class_name", "");

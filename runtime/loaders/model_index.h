@@ -2,10 +2,11 @@
 #ifndef DENOISED_RUNTIME_LOADERS_MODEL_INDEX_H_
 #define DENOISED_RUNTIME_LOADERS_MODEL_INDEX_H_
 
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
+
+#include "runtime/loaders/model_folder.h"
 
 namespace denoised {
 
@@ -26,9 +27,9 @@ struct ModelIndex {
   bool expand_timesteps = false;  // a timestep for every token (Wan 2.2 TI2V-5B)
 };
 
-// Reads `dir/model_index.json`. INVALID_ARGUMENT naming file, key and value where an entry is
-// malformed or would change the result in a way that is not known here.
-ModelIndex ReadModelIndex(const std::filesystem::path& dir);
+// Reads model_index.json of the folder. INVALID_ARGUMENT naming file, key and value where an entry
+// is malformed or would change the result in a way that is not known here.
+ModelIndex ReadModelIndex(const ModelFolder& folder);
 
 // Throws UNIMPLEMENTED naming file, key and value unless this build can run every component.
 // Dispatch is on the classes of the components; folder names only say which role one has.

@@ -24,6 +24,14 @@ Error Bad(const std::string& what, const std::string& rule, const std::string& t
   return Error(StatusCode::kInvalidArgument, what + ": " + rule + where, what);
 }
 
+// A file that is shorter than its header says.
+Error Cut(const std::string& what, const std::string& rule, const std::string& tensor = "") {
+  const Error error = Bad(what, rule, tensor);
+  return Error(error.code(),
+               error.what() + std::string(" (a download that was cut? fetch it again)"), what,
+               "INCOMPLETE_DOWNLOAD");
+}
+
 bool IsPrintable(std::string_view name) {
   return std::all_of(name.begin(), name.end(), [](char c) { return c >= 0x20 && c < 0x7f; });
 }
@@ -38,7 +46,7 @@ class HeaderReader : public nlohmann::json_sax<json> {
 
   SafetensorsHeader Take() { return std::move(header_); }
 
-  bool null() override { return Refuse("null"); }
+  bool null() override;
   bool boolean(bool) override { return Refuse("a boolean"); }
   bool number_integer(number_integer_t) override { return Refuse("a negative number"); }
   bool number_float(number_float_t, const string_t&) override {
@@ -178,6 +186,9 @@ void HeaderReader::CheckOffsets() {
   entry_.end = offsets_[1];
 }
 
+// Some writers say "no metadata" with a null; the reference reader takes that too.
+bool HeaderReader::null() { return (in_ == In::kTop && key_ == "__metadata__") || Refuse("null"); }
+
 bool HeaderReader::number_unsigned(number_unsigned_t value) {
   if (in_ == In::kOffsets) {
     if (offsets_.size() == 2) throw Bad(what_, "data_offsets are not two numbers", entry_.name);
@@ -224,7 +235,7 @@ uint64_t CheckedHeaderSize(uint64_t header_size, uint64_t file_size, const std::
                         std::to_string(limits.max_header_bytes));
   }
   if (header_size > file_size - kPrefixBytes) {
-    throw Bad(what, "header of " + std::to_string(header_size) + " bytes reaches past the end of " +
+    throw Cut(what, "header of " + std::to_string(header_size) + " bytes reaches past the end of " +
                         std::to_string(file_size) + " bytes of file");
   }
   if (header_size > limits.large_header_bytes && header_size > file_size / 8) {
@@ -243,7 +254,7 @@ uint64_t HeaderSize(const char* prefix, uint64_t file_size, const std::string& w
 
 void CheckPrefix(uint64_t file_size, const std::string& what) {
   if (file_size < kPrefixBytes) {
-    throw Bad(what, "header too small: the file has " + std::to_string(file_size) +
+    throw Cut(what, "header too small: the file has " + std::to_string(file_size) +
                         " bytes, wanted 8 at least");
   }
 }
@@ -273,7 +284,7 @@ void CheckTiling(SafetensorsHeader& header, uint64_t data_begin, uint64_t file_s
                                                : "leaves a hole before it"),
                 entry.name);
     }
-    if (entry.end > data_size) throw Bad(what, "data reach past the end of the file", entry.name);
+    if (entry.end > data_size) throw Cut(what, "data reach past the end of the file", entry.name);
     next = entry.end;
     entry.begin += data_begin;
     entry.end += data_begin;
@@ -355,8 +366,7 @@ SafetensorsHeader ReadSafetensorsHeader(const ReadOnlyFile& file, const Safetens
   return ParseHeaderJson(std::move(text), file.size(), file.path(), limits);
 }
 
-std::map<std::string, RawTensor> ReadSafetensors(const std::filesystem::path& path) {
-  const ReadOnlyFile file(path);
+std::map<std::string, RawTensor> ReadSafetensors(const ReadOnlyFile& file) {
   std::map<std::string, RawTensor> tensors;
   for (const SafetensorsEntry& entry : ReadSafetensorsHeader(file).tensors) {
     RawTensor tensor{entry.dtype, entry.shape, std::string(entry.end - entry.begin, '\0')};

@@ -59,7 +59,7 @@ struct RawTensor {
 };
 
 // A whole small file at once (fixtures, the command line); models go through Weights.
-std::map<std::string, RawTensor> ReadSafetensors(const std::filesystem::path& path);
+std::map<std::string, RawTensor> ReadSafetensors(const ReadOnlyFile& file);
 
 // INVALID_ARGUMENT naming the tensor whose data do not fit its dtype and shape.
 std::string SerializeSafetensors(const std::map<std::string, RawTensor>& tensors,

@@ -9,9 +9,8 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
-#include "runtime/loaders/file.h"
 #include "runtime/loaders/safetensors.h"
-#include "runtime/loaders/sha256.h"
+#include "runtime/loaders/weight_files.h"
 
 namespace denoised {
 namespace {
@@ -77,14 +76,15 @@ at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
 }
 
 struct Shard {
-  ReadOnlyFile file;
+  std::string name;  // in the folder
+  std::shared_ptr<const ReadOnlyFile> file;
   SafetensorsHeader header;
 };
 
-Shard OpenShard(const std::filesystem::path& path) {
-  ReadOnlyFile file(path);
-  SafetensorsHeader header = ReadSafetensorsHeader(file);
-  return {std::move(file), std::move(header)};
+Shard OpenShard(const ModelFolder& folder, const std::string& name) {
+  std::shared_ptr<const ReadOnlyFile> file = folder.OpenWeights(name);
+  SafetensorsHeader header = ReadSafetensorsHeader(*file);
+  return {name, std::move(file), std::move(header)};
 }
 
 // A shard must be a plain file name in the index's own folder: an index must not lead elsewhere.
@@ -95,18 +95,20 @@ void CheckShardName(const std::string& index, const std::string& name) {
   if (!bare) throw Bad(index, "weight_map names a shard that is not a bare *.safetensors name");
 }
 
-void CheckTotalSize(const ConfigReader& index, const std::vector<Shard>& shards) {
-  if (!index.Has("metadata")) return;
-  const ConfigReader metadata(index.json().at("metadata"), index.path());
-  if (!metadata.Has("total_size")) return;
-  const int64_t wanted = metadata.Int("total_size", 0, 0, INT64_MAX);
+// Other tools write a sum of something else there; the shards' own headers are what counts.
+void CompareTotalSize(const ModelFolder& folder, const ConfigReader& index,
+                      const std::vector<Shard>& shards) {
+  const auto& json = index.json();
+  if (!index.Has("metadata") || !json.at("metadata").is_object()) return;
+  const auto found = json.at("metadata").find("total_size");
+  if (found == json.at("metadata").end() || found->is_null()) return;
   uint64_t came = 0;
   for (const Shard& shard : shards) {
     for (const SafetensorsEntry& entry : shard.header.tensors) came += entry.end - entry.begin;
   }
-  if (came == static_cast<uint64_t>(wanted)) return;
-  throw Bad(index.path(), "metadata.total_size is " + std::to_string(wanted) +
-                              ", the shards hold " + std::to_string(came) + " bytes");
+  if (*found == came) return;
+  folder.Warn(index.path() + ": metadata.total_size is " + found->dump().substr(0, 40) +
+              ", the shards hold " + std::to_string(came) + " bytes");
 }
 
 // Where a tensor is: indices into the shards and their headers.
@@ -123,31 +125,22 @@ Places FindPlaces(const std::vector<Shard>& shards) {
     for (size_t t = 0; t < tensors.size(); ++t) {
       const auto [found, fresh] = places.emplace(tensors[t].name, Place{s, t});
       if (fresh) continue;
-      throw Bad(shards[s].file.path(), "tensor '" + tensors[t].name + "' is also in " +
-                                           shards[found->second.shard].file.path());
+      throw Bad(shards[s].file->path(), "tensor '" + tensors[t].name + "' is also in " +
+                                            shards[found->second.shard].file->path());
     }
   }
   return places;
 }
 
-void CheckWeightMap(const ConfigReader& index, const std::map<std::string, std::string>& wanted,
-                    const std::vector<Shard>& shards, const Places& places) {
-  for (const auto& [tensor, shard] : wanted) {
-    const auto found = places.find(tensor);
-    const bool there =
-        found != places.end() &&
-        std::filesystem::path(shards[found->second.shard].file.path()).filename() == shard;
-    if (!there) throw Bad(index.path(), "tensor '" + tensor + "' is not in its shard " + shard);
-  }
-}
+using WeightMap = std::map<std::string, std::string>;  // tensor -> shard
 
-std::map<std::string, std::string> ReadWeightMap(const ConfigReader& index) {
+WeightMap ReadWeightMap(const ConfigReader& index) {
   const auto& json = index.json();
   const auto found = json.find("weight_map");
   if (found == json.end() || !found->is_object() || found->empty()) {
     throw Bad(index.path(), "wanted an object weight_map with at least one tensor");
   }
-  std::map<std::string, std::string> map;
+  WeightMap map;
   for (const auto& [tensor, shard] : found->items()) {
     if (!shard.is_string()) throw Bad(index.path(), "weight_map: a shard name is not a string");
     CheckShardName(index.path(), shard.get<std::string>());
@@ -156,19 +149,45 @@ std::map<std::string, std::string> ReadWeightMap(const ConfigReader& index) {
   return map;
 }
 
-// The whole of a small file, else its first and last bytes and evenly spaced pieces between.
-void HashSample(const ReadOnlyFile& file, Sha256& hash) {
-  constexpr uint64_t kEnd = 64 << 10, kPiece = 4 << 10, kPieces = 64, kWhole = 1 << 20;
-  std::string buffer;
-  const auto add = [&](uint64_t offset, uint64_t size) {
-    buffer.resize(size);
-    file.ReadAt(offset, buffer.data(), size);
-    hash.Update(buffer);
+// As diffusers does: tensors are taken from whatever shard has them, and one that no shard has is
+// missed only where the network needs it.
+void CompareWeightMap(const ModelFolder& folder, const ConfigReader& index, const WeightMap& map,
+                      const std::vector<Shard>& shards, const Places& places) {
+  size_t elsewhere = 0, nowhere = 0;
+  std::string first_elsewhere, first_nowhere;
+  for (const auto& [tensor, shard] : map) {
+    const auto found = places.find(tensor);
+    if (found == places.end()) {
+      if (nowhere++ == 0) first_nowhere = tensor;
+    } else if (shards[found->second.shard].name != shard) {
+      if (elsewhere++ == 0) first_elsewhere = tensor;
+    }
+  }
+  const auto warn = [&](size_t count, const std::string& first, const std::string& what) {
+    if (count == 0) return;
+    folder.Warn(index.path() + ": weight_map names " + std::to_string(count) + " tensors that " +
+                what + ", the first is '" + first + "'");
   };
-  if (file.size() <= kWhole) return add(0, file.size());
-  add(0, kEnd);
-  for (uint64_t i = 1; i < kPieces; ++i) add(file.size() / kPieces * i, kPiece);
-  add(file.size() - kEnd, kEnd);
+  warn(nowhere, first_nowhere, "no shard has");
+  warn(elsewhere, first_elsewhere, "are in another shard than it says");
+}
+
+// All absent shards in one message.
+void RequireShards(const ModelFolder& folder, const ConfigReader& index,
+                   const std::set<std::string>& names) {
+  std::vector<std::string> absent;
+  for (const std::string& name : names) {
+    if (!folder.Has(name)) absent.push_back(name);
+  }
+  if (absent.empty()) return;
+  const std::string unfinished = folder.FindUnfinished();
+  const std::string file = folder.PathOf(absent.front());
+  throw Error(StatusCode::kNotFound,
+              file + ": cannot be opened: no such file; " + index.path() + " names it, and " +
+                  std::to_string(absent.size()) + " of " + std::to_string(names.size()) +
+                  " shards are missing: a download that is not complete" +
+                  (unfinished.empty() ? "" : " (see " + unfinished + ")"),
+              file, "INCOMPLETE_DOWNLOAD");
 }
 
 }  // namespace
@@ -178,6 +197,7 @@ struct Weights::Impl {
   std::vector<Shard> shards;
   Places places;
   std::set<std::string> unused;
+  WeightMap promised;  // by the index, where there is one
 
   void Index() {
     places = FindPlaces(shards);
@@ -187,8 +207,11 @@ struct Weights::Impl {
   const Shard& OwnerOf(const std::string& name, const SafetensorsEntry** entry) const {
     const auto found = places.find(name);
     if (found == places.end()) {
-      const std::string file = shards.size() == 1 ? shards[0].file.path() : wanted;
-      throw Bad(file, "tensor '" + name + "' is missing");
+      const std::string file = shards.size() == 1 ? shards[0].file->path() : wanted;
+      const auto promise = promised.find(name);
+      const std::string where =
+          promise == promised.end() ? "" : ": the index says that it is in " + promise->second;
+      throw Bad(file, "tensor '" + name + "' is missing" + where);
     }
     const Shard& shard = shards[found->second.shard];
     *entry = &shard.header.tensors[found->second.entry];
@@ -201,30 +224,24 @@ Weights::~Weights() = default;
 Weights::Weights(Weights&&) noexcept = default;
 Weights& Weights::operator=(Weights&&) noexcept = default;
 
-Weights Weights::Open(const std::filesystem::path& dir, const std::string& stem) {
+Weights Weights::Open(const ModelFolder& folder, const std::string& stem) {
   auto impl = std::make_unique<Impl>();
-  const std::filesystem::path single = dir / (stem + ".safetensors");
-  const std::filesystem::path index_path = dir / (stem + ".safetensors.index.json");
-  impl->wanted = (dir / stem).string();
-  if (std::filesystem::exists(single)) {
-    impl->shards.push_back(OpenShard(single));
+  const WeightFiles files = FindWeightFiles(folder, stem);
+  impl->wanted = folder.PathOf(stem);
+  if (!files.single.empty()) {
+    impl->shards.push_back(OpenShard(folder, files.single));
     impl->Index();
     return Weights(std::move(impl));
   }
-  if (!std::filesystem::exists(index_path)) {
-    throw Error(
-        StatusCode::kNotFound,
-        single.string() + ": no such file, nor " + index_path.filename().string() + " beside it",
-        single.string());
-  }
-  const ConfigReader index = ConfigReader::FromFile(index_path);
-  const std::map<std::string, std::string> weight_map = ReadWeightMap(index);
+  const ConfigReader index = ConfigReader::FromFile(folder, files.index);
+  impl->promised = ReadWeightMap(index);
   std::set<std::string> names;
-  for (const auto& [tensor, shard] : weight_map) names.insert(shard);
-  for (const std::string& name : names) impl->shards.push_back(OpenShard(dir / name));
+  for (const auto& [tensor, shard] : impl->promised) names.insert(shard);
+  RequireShards(folder, index, names);
+  for (const std::string& name : names) impl->shards.push_back(OpenShard(folder, name));
   impl->Index();
-  CheckWeightMap(index, weight_map, impl->shards, impl->places);
-  CheckTotalSize(index, impl->shards);
+  CompareWeightMap(folder, index, impl->promised, impl->shards, impl->places);
+  CompareTotalSize(folder, index, impl->shards);
   return Weights(std::move(impl));
 }
 
@@ -233,7 +250,7 @@ bool Weights::Contains(const std::string& name) const { return impl_->places.con
 at::ScalarType Weights::StoredDtype(const std::string& name) const {
   const SafetensorsEntry* entry = nullptr;
   const Shard& shard = impl_->OwnerOf(name, &entry);
-  return SourceType(shard.file.path(), *entry);
+  return SourceType(shard.file->path(), *entry);
 }
 
 at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
@@ -241,31 +258,17 @@ at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::Sca
   const SafetensorsEntry* entry = nullptr;
   const Shard& shard = impl_->OwnerOf(name, &entry);
   if (at::IntArrayRef(entry->shape) != shape) {
-    throw Bad(shard.file.path(), "tensor '" + name + "': wanted shape " + ShapeText(shape) +
-                                     ", came " + ShapeText(entry->shape));
+    throw Bad(shard.file->path(), "tensor '" + name + "': wanted shape " + ShapeText(shape) +
+                                      ", came " + ShapeText(entry->shape));
   }
-  shard.file.CheckUnchanged();
-  at::Tensor tensor = ReadTensor(shard.file, *entry, dtype);
+  shard.file->CheckUnchanged();
+  at::Tensor tensor = ReadTensor(*shard.file, *entry, dtype);
   impl_->unused.erase(name);
   return device.is_cpu() ? tensor : tensor.to(device);
 }
 
 std::vector<std::string> Weights::Unused() const {
   return {impl_->unused.begin(), impl_->unused.end()};
-}
-
-std::string Weights::Digest() const {
-  std::map<std::string, const Shard*> sorted;
-  for (const Shard& shard : impl_->shards) {
-    sorted.emplace(std::filesystem::path(shard.file.path()).filename().string(), &shard);
-  }
-  Sha256 hash;
-  for (const auto& [name, shard] : sorted) {
-    hash.Update(name + '\0' + std::to_string(shard->file.size()) + '\0');
-    hash.Update(shard->header.json);
-    HashSample(shard->file, hash);
-  }
-  return ToHex(hash.Finish());
 }
 
 }  // namespace denoised

@@ -4,10 +4,11 @@
 
 #include <ATen/ATen.h>
 
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "runtime/loaders/model_folder.h"
 
 namespace denoised {
 
@@ -16,10 +17,10 @@ namespace denoised {
 // tensor. One thread.
 class Weights {
  public:
-  // Opens `dir/stem.safetensors`, or `dir/stem.safetensors.index.json` with its shards. All headers
-  // are checked by the strict rules in safetensors.h before this returns.
-  // NOT_FOUND where neither file exists.
-  static Weights Open(const std::filesystem::path& dir, const std::string& stem);
+  // Opens the files that FindWeightFiles chooses. All headers are checked by the strict rules in
+  // safetensors.h before this returns. An index that says something else than its shards is a
+  // warning of the folder's where no tensor is lost by it. NOT_FOUND where there are no weights.
+  static Weights Open(const ModelFolder& folder, const std::string& stem);
   ~Weights();
   Weights(Weights&&) noexcept;
   Weights& operator=(Weights&&) noexcept;
@@ -36,10 +37,6 @@ class Weights {
 
   // Names in the files that were never taken, sorted.
   std::vector<std::string> Unused() const;
-
-  // SHA-256 over the sorted (file name, size, header) of all files and a sample of their bytes,
-  // hex: changes whenever a file was replaced, costs milliseconds.
-  std::string Digest() const;
 
  private:
   struct Impl;

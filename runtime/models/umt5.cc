@@ -80,11 +80,11 @@ Umt5Config Umt5Config::Read(const ConfigReader& reader) {
   return c;
 }
 
-std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const std::filesystem::path& dir,
-                                               at::ScalarType dtype, at::Device device) {
-  const Umt5Config config = Umt5Config::Read(ConfigReader::FromFile(dir / "config.json"));
+std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::ScalarType dtype,
+                                               at::Device device) {
+  const Umt5Config config = Umt5Config::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
-  Weights weights = Weights::Open(dir, "model");
+  Weights weights = Weights::Open(folder, "model");
   const LoadOptions from{&weights, dtype, device};
   std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
   // Tied: writers keep one name or the other, some keep both.
@@ -99,7 +99,6 @@ std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const std::filesystem::path& dir,
   encoder->final_norm_ = from.Take("encoder.final_layer_norm.weight", {config.d_model});
   encoder->unused_ = weights.Unused();
   std::erase(encoder->unused_, tied);
-  encoder->digest_ = weights.Digest();
   return encoder;
 }
 

@@ -8,7 +8,6 @@
 
 #include <ATen/ATen.h>
 
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,8 +38,8 @@ struct Umt5Config {
 // backend for AttentionRole::kTextEncoder.
 class Umt5Encoder {
  public:
-  // Reads config.json and the model.safetensors (or shards) of `dir`.
-  static std::unique_ptr<Umt5Encoder> Load(const std::filesystem::path& dir, at::ScalarType dtype,
+  // Reads config.json and the model.safetensors (or shards) of `folder`.
+  static std::unique_ptr<Umt5Encoder> Load(const ModelFolder& folder, at::ScalarType dtype,
                                            at::Device device);
 
   // ids [B, L] int64, mask [B, L] (nonzero = a real token; real tokens come first in a row).
@@ -58,7 +57,6 @@ class Umt5Encoder {
   const Umt5Config& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
-  const std::string& digest() const { return digest_; }
 
  private:
   struct Block {
@@ -82,7 +80,6 @@ class Umt5Encoder {
   std::vector<Block> blocks_;
   at::Tensor final_norm_;
   std::vector<std::string> unused_;
-  std::string digest_;
 };
 
 }  // namespace denoised

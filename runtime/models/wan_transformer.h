@@ -12,7 +12,6 @@
 #include <ATen/ATen.h>
 
 #include <array>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -61,10 +60,10 @@ struct TextContext {
 // backends for AttentionRole::kSelf and kCross.
 class WanTransformer {
  public:
-  // Reads config.json and diffusion_pytorch_model.safetensors (or shards) of `dir`. What diffusers
-  // keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
-  static std::unique_ptr<WanTransformer> Load(const std::filesystem::path& dir,
-                                              at::ScalarType dtype, at::Device device);
+  // Reads config.json and diffusion_pytorch_model.safetensors (or shards) of `folder`. What
+  // diffusers keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
+  static std::unique_ptr<WanTransformer> Load(const ModelFolder& folder, at::ScalarType dtype,
+                                              at::Device device);
 
   // embeds [B, L, text_dim] in any floating dtype.
   TextContext EncodeText(const at::Tensor& embeds) const;
@@ -91,7 +90,6 @@ class WanTransformer {
   const WanTransformerConfig& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
-  const std::string& digest() const { return digest_; }
 
  private:
   struct Attention {
@@ -145,7 +143,6 @@ class WanTransformer {
   Linear proj_out_;
   bool has_gate_ = false, has_projection_ = false;
   std::vector<std::string> unused_;
-  std::string digest_;
 };
 
 }  // namespace denoised

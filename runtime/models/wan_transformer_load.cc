@@ -70,18 +70,17 @@ WanTransformer::WanTransformer(WanTransformerConfig config, at::ScalarType dtype
   time_frequencies_ = at::exp(exponent).unsqueeze(0).to(device);
 }
 
-std::unique_ptr<WanTransformer> WanTransformer::Load(const std::filesystem::path& dir,
+std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
                                                      at::ScalarType dtype, at::Device device) {
-  const auto config = WanTransformerConfig::Read(ConfigReader::FromFile(dir / "config.json"));
+  const auto config = WanTransformerConfig::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
-  Weights weights = Weights::Open(dir, "diffusion_pytorch_model");
+  Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanTransformer> model(new WanTransformer(config, dtype, device));
   model->TakeTensors(LoadOptions{&weights, dtype, device});
   for (const std::string& name : weights.Unused()) {
     // diffusers ignores these too.
     if (name.find("norm_added_q") == std::string::npos) model->unused_.push_back(name);
   }
-  model->digest_ = weights.Digest();
   return model;
 }
 

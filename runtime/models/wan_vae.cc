@@ -108,11 +108,11 @@ WanVaeDecoder::WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype)
 
 WanVaeDecoder::~WanVaeDecoder() = default;
 
-std::unique_ptr<WanVaeDecoder> WanVaeDecoder::Load(const std::filesystem::path& dir,
-                                                   at::ScalarType dtype, at::Device device) {
-  const auto config = WanVaeConfig::Read(ConfigReader::FromFile(dir / "config.json"));
+std::unique_ptr<WanVaeDecoder> WanVaeDecoder::Load(const ModelFolder& folder, at::ScalarType dtype,
+                                                   at::Device device) {
+  const auto config = WanVaeConfig::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
-  Weights weights = Weights::Open(dir, "diffusion_pytorch_model");
+  Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanVaeDecoder> vae(new WanVaeDecoder(config, dtype));
   vae->network_ = std::make_unique<WanVaeNetwork>(config, LoadOptions{&weights, dtype, device});
   // Rounded to the dtype before the reciprocal, as the reference pipeline does.
@@ -128,7 +128,6 @@ std::unique_ptr<WanVaeDecoder> WanVaeDecoder::Load(const std::filesystem::path& 
       vae->unused_.push_back(name);
     }
   }
-  vae->digest_ = weights.Digest();
   return vae;
 }
 

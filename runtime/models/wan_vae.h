@@ -7,7 +7,6 @@
 
 #include <ATen/ATen.h>
 
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -47,9 +46,9 @@ class WanVaeDecoder {
   // [n, H, W, 3] they are contiguous. first_frame = index of the first of the n in the video.
   using Sink = std::function<void(const at::Tensor& frames, int64_t first_frame)>;
 
-  // Reads config.json and the decoder's part of diffusion_pytorch_model.safetensors in `dir`; an
+  // Reads config.json and the decoder's part of diffusion_pytorch_model.safetensors in `folder`; an
   // encoder in the same file is passed over.
-  static std::unique_ptr<WanVaeDecoder> Load(const std::filesystem::path& dir, at::ScalarType dtype,
+  static std::unique_ptr<WanVaeDecoder> Load(const ModelFolder& folder, at::ScalarType dtype,
                                              at::Device device);
   ~WanVaeDecoder();
 
@@ -72,7 +71,6 @@ class WanVaeDecoder {
   const WanVaeConfig& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
-  const std::string& digest() const { return digest_; }
 
  private:
   static void CheckFinite(const at::Tensor& frames, int64_t first_frame, int64_t total);
@@ -84,7 +82,6 @@ class WanVaeDecoder {
   at::Tensor mean_, inverse_std_;  // [1, z_dim, 1, 1, 1]
   std::unique_ptr<const WanVaeNetwork> network_;
   std::vector<std::string> unused_;
-  std::string digest_;
 };
 
 }  // namespace denoised

@@ -20,6 +20,7 @@ class FlowMatchEulerScheduler : public Scheduler {
   explicit FlowMatchEulerScheduler(Config config) : config_(config) {}
 
   std::unique_ptr<Scheduler> Clone() const override;
+  double shift() const override { return config_.shift; }
   at::Tensor TimestepTensor(int64_t i, int64_t batch, at::Device device) const override;
 
  protected:

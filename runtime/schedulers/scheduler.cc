@@ -15,19 +15,32 @@ namespace {
 
 constexpr int64_t kMaxSteps = 10000;
 
+// The writer's defaults, which it wrote down but lists as not chosen, need not be the reader's.
+ConfigReader WithoutDefaults(const ConfigReader& reader) {
+  nlohmann::json chosen = reader.json();
+  const auto list = chosen.find("_use_default_values");
+  if (list == chosen.end() || !list->is_array()) return reader;
+  const nlohmann::json keys = *list;
+  for (const nlohmann::json& key : keys) {
+    if (key.is_string()) chosen.erase(key.get<std::string>());
+  }
+  return ConfigReader(std::move(chosen), reader.path());
+}
+
 }  // namespace
 
-std::unique_ptr<Scheduler> Scheduler::Create(const ConfigReader& reader) {
-  const std::string name = reader.String("_class_name", "");
-  if (name == "UniPCMultistepScheduler") return std::make_unique<UniPcScheduler>(reader);
-  if (name == "FlowMatchEulerDiscreteScheduler") {
-    return std::make_unique<FlowMatchEulerScheduler>(reader);
+std::unique_ptr<Scheduler> Scheduler::Create(const std::string& class_name,
+                                             const ConfigReader& reader) {
+  const ConfigReader own = WithoutDefaults(reader);
+  if (class_name == "UniPCMultistepScheduler") return std::make_unique<UniPcScheduler>(own);
+  if (class_name == "FlowMatchEulerDiscreteScheduler") {
+    return std::make_unique<FlowMatchEulerScheduler>(own);
   }
   throw Error(StatusCode::kInvalidArgument,
               reader.path() +
                   ": _class_name: wanted \"UniPCMultistepScheduler\" or "
                   "\"FlowMatchEulerDiscreteScheduler\", came \"" +
-                  name + "\"",
+                  class_name + "\"",
               reader.path(), "UNSUPPORTED_SCHEDULER");
 }
 

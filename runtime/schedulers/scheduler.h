@@ -18,9 +18,12 @@ class ConfigReader;
 // engine thread. All arithmetic is that of diffusers' class of the same name, bit for bit.
 class Scheduler {
  public:
-  // From a scheduler_config.json, by its _class_name. INVALID_ARGUMENT naming file, key and value
-  // for a class or an option that is not built here.
-  static std::unique_ptr<Scheduler> Create(const ConfigReader& reader);
+  // The class that model_index.json names, from a scheduler_config.json that any class may have
+  // written: as in diffusers, options of other classes mean nothing to it, and those that the
+  // writer lists under _use_default_values are the class's own defaults. INVALID_ARGUMENT naming
+  // file, key and value for a class or an option that is not built here.
+  static std::unique_ptr<Scheduler> Create(const std::string& class_name,
+                                           const ConfigReader& reader);
   virtual ~Scheduler() = default;
 
   // A scheduler of the same configuration without a schedule or history.
@@ -29,6 +32,9 @@ class Scheduler {
   // Lays out `steps` steps and forgets any history. `shift` replaces the configured time shift.
   // INVALID_ARGUMENT unless 1 <= steps <= 10000 and shift > 0.
   void SetTimesteps(int64_t steps, std::optional<double> shift = std::nullopt);
+
+  // The configured time shift.
+  virtual double shift() const = 0;
 
   int64_t steps() const { return static_cast<int64_t>(timesteps_.size()); }
   // What is fed to the model, descending: whole numbers for UniPC, any for Euler.

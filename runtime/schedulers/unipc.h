@@ -26,6 +26,7 @@ class UniPcScheduler : public Scheduler {
   explicit UniPcScheduler(Config config) : config_(std::move(config)) {}
 
   std::unique_ptr<Scheduler> Clone() const override;
+  double shift() const override { return config_.flow_shift; }
   at::Tensor TimestepTensor(int64_t i, int64_t batch, at::Device device) const override;
 
  protected:

@@ -2,6 +2,7 @@
 
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "backends/error.h"
@@ -16,7 +17,20 @@ uint32_t Value(uint32_t unit) { return unit & 0x7FFFFFFF; }
 uint32_t Label(uint32_t unit) { return unit & 0x800000FF; }
 uint32_t Offset(uint32_t unit) { return (unit >> 10) << ((unit & 1u << 9) >> 6); }
 
-constexpr size_t kMaxWholeCluster = 6;  // bytes; from here on character by character
+constexpr size_t kMaxBlobBytes = 4 << 20;     // the files that people use have 240 KiB
+constexpr size_t kMaxReplacementBytes = 256;  // Unicode's own longest has 33
+constexpr size_t kMaxWholeCluster = 6;        // bytes; from here on character by character
+
+// Of the texts between the NULs.
+size_t LongestReplacement(std::string_view replacements) {
+  size_t longest = 0;
+  while (!replacements.empty()) {
+    const size_t size = std::min(replacements.find('\0'), replacements.size());
+    longest = std::max(longest, size);
+    replacements.remove_prefix(std::min(size + 1, replacements.size()));
+  }
+  return longest;
+}
 
 }  // namespace
 
@@ -24,6 +38,7 @@ Charsmap::Charsmap(std::string_view blob, const std::string& what) {
   const auto bad = [&](const char* why) {
     return Error(StatusCode::kInvalidArgument, what + ": precompiled_charsmap: " + why, what);
   };
+  if (blob.size() > kMaxBlobBytes) throw bad("is larger than 4 MiB");
   uint32_t trie_bytes = 0;
   if (blob.size() < sizeof(trie_bytes)) throw bad("too short");
   std::memcpy(&trie_bytes, blob.data(), sizeof(trie_bytes));
@@ -35,6 +50,9 @@ Charsmap::Charsmap(std::string_view blob, const std::string& what) {
   std::memcpy(units_.data(), blob.data(), trie_bytes);
   replacements_ = blob.substr(trie_bytes);
   if (FindInvalidUtf8(replacements_) != replacements_.size()) throw bad("is not UTF-8");
+  if (LongestReplacement(replacements_) > kMaxReplacementBytes) {
+    throw bad("turns a character into more than 256 bytes");
+  }
 }
 
 std::optional<std::string_view> Charsmap::Transform(std::string_view chunk) const {
@@ -57,21 +75,24 @@ std::optional<std::string_view> Charsmap::Transform(std::string_view chunk) cons
   return std::nullopt;
 }
 
-void Charsmap::AppendCluster(std::string_view cluster, std::string& out) const {
+void Charsmap::AppendCluster(std::string_view cluster, std::string& out, TextBudget& budget) const {
   if (cluster.size() < kMaxWholeCluster) {
     if (const auto mapped = Transform(cluster)) {
+      budget.Spend(mapped->size());
       out += *mapped;
       return;
     }
   }
   while (!cluster.empty()) {
     const std::string_view character = cluster.substr(0, Utf8Length(cluster));
-    out += Transform(character).value_or(character);
+    const std::string_view mapped = Transform(character).value_or(character);
+    budget.Spend(mapped.size());
+    out += mapped;
     cluster.remove_prefix(character.size());
   }
 }
 
-std::string Charsmap::Normalize(std::string_view text) const {
+std::string Charsmap::Normalize(std::string_view text, TextBudget& budget) const {
   std::string out;
   out.reserve(text.size());
   utf8proc_int32_t state = 0;
@@ -81,13 +102,13 @@ std::string Charsmap::Normalize(std::string_view text) const {
   while (at < text.size()) {
     const auto here = static_cast<utf8proc_int32_t>(FirstCodePoint(text.substr(at)));
     if (at > begin && utf8proc_grapheme_break_stateful(previous, here, &state)) {
-      AppendCluster(text.substr(begin, at - begin), out);
+      AppendCluster(text.substr(begin, at - begin), out, budget);
       begin = at;
     }
     previous = here;
     at += Utf8Length(text.substr(at));
   }
-  AppendCluster(text.substr(begin), out);
+  AppendCluster(text.substr(begin), out, budget);
   return out;
 }
 

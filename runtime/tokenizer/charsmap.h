@@ -15,21 +15,24 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/tokenizer/text_budget.h"
+
 namespace denoised {
 
 // Immutable; any thread.
 class Charsmap {
  public:
-  // INVALID_ARGUMENT naming `what` where the blob is no charsmap.
+  // INVALID_ARGUMENT naming `what` where the blob is no charsmap, is larger than 4 MiB, or turns a
+  // character into more than 256 bytes.
   Charsmap(std::string_view blob, const std::string& what);
 
   // `text` is well-formed UTF-8, and so is the answer.
-  std::string Normalize(std::string_view text) const;
+  std::string Normalize(std::string_view text, TextBudget& budget) const;
 
  private:
   // The replacement for the shortest mapped prefix of `chunk`.
   std::optional<std::string_view> Transform(std::string_view chunk) const;
-  void AppendCluster(std::string_view cluster, std::string& out) const;
+  void AppendCluster(std::string_view cluster, std::string& out, TextBudget& budget) const;
 
   std::vector<uint32_t> units_;
   std::string replacements_;

@@ -59,7 +59,8 @@ bool NmtBlank(char32_t c) {
          c == 0xFFFD;
 }
 
-std::string Nmt(std::string_view text) {
+std::string Nmt(std::string_view text, TextBudget& budget) {
+  budget.Spend(text.size());
   std::string out;
   for (char32_t c : DecodeUtf8(text)) {
     if (!NmtDrops(c)) AppendUtf8(NmtBlank(c) ? U' ' : c, out);
@@ -67,10 +68,13 @@ std::string Nmt(std::string_view text) {
   return out;
 }
 
-std::string Replace(std::string_view text, std::string_view pattern, std::string_view content) {
+std::string Replace(std::string_view text, std::string_view pattern, std::string_view content,
+                    TextBudget& budget) {
+  budget.Spend(text.size());
   std::string out;
   for (size_t found = text.find(pattern); found != std::string_view::npos;
        found = text.find(pattern)) {
+    budget.Spend(content.size());
     out += text.substr(0, found);
     out += content;
     text.remove_prefix(found + pattern.size());
@@ -79,10 +83,12 @@ std::string Replace(std::string_view text, std::string_view pattern, std::string
   return out;
 }
 
-std::string ReplaceSpaceRuns(std::string_view text, std::string_view content) {
+std::string ReplaceSpaceRuns(std::string_view text, std::string_view content, TextBudget& budget) {
+  budget.Spend(text.size());
   std::string out;
   while (!text.empty()) {
     const size_t spaces = std::min(text.find_first_not_of(' '), text.size());
+    if (spaces >= 2) budget.Spend(content.size());
     out += spaces >= 2 ? content : text.substr(0, spaces);
     text.remove_prefix(spaces);
     const size_t others = std::min(text.find(' '), text.size());
@@ -92,7 +98,15 @@ std::string ReplaceSpaceRuns(std::string_view text, std::string_view content) {
   return out;
 }
 
-void Apply(const WhitespaceSplit&, const Word& word, std::vector<Word>& out) {
+// What a word costs beside its letters.
+constexpr size_t kWordBytes = 16;
+
+void AddWord(Word word, std::vector<Word>& out, TextBudget& budget) {
+  budget.Spend(word.text.size() + kWordBytes);
+  out.push_back(std::move(word));
+}
+
+void Apply(const WhitespaceSplit&, const Word& word, std::vector<Word>& out, TextBudget& budget) {
   std::string_view text = word.text;
   bool at_start = word.at_start;
   while (!text.empty()) {
@@ -103,33 +117,40 @@ void Apply(const WhitespaceSplit&, const Word& word, std::vector<Word>& out) {
     while (end < text.size() && !IsBlank(FirstCodePoint(text.substr(end)))) {
       end += Utf8Length(text.substr(end));
     }
-    if (end > 0) out.push_back({std::string(text.substr(0, end)), at_start});
+    if (end > 0) AddWord({std::string(text.substr(0, end)), at_start}, out, budget);
     text.remove_prefix(end);
     at_start = false;
   }
 }
 
-void Apply(const Metaspace& metaspace, const Word& word, std::vector<Word>& out) {
+void Apply(const Metaspace& metaspace, const Word& word, std::vector<Word>& out,
+           TextBudget& budget) {
   const std::string& mark = metaspace.replacement;
-  std::string text = Replace(word.text, " ", mark);
+  std::string text = Replace(word.text, " ", mark, budget);
   const bool prepend = metaspace.prepend == Metaspace::Prepend::kAlways ||
                        (metaspace.prepend == Metaspace::Prepend::kFirst && word.at_start);
   if (prepend && !text.starts_with(mark)) text.insert(0, mark);
   if (!metaspace.split) {
-    out.push_back({std::move(text), word.at_start});
+    AddWord({std::move(text), word.at_start}, out, budget);
     return;
   }
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find(mark, begin + 1), text.size());
-    out.push_back({text.substr(begin, end - begin), word.at_start && begin == 0});
+    AddWord({text.substr(begin, end - begin), word.at_start && begin == 0}, out, budget);
     begin = end;
   }
 }
 
 }  // namespace
 
+std::string Nfc(std::string_view text) { return MapUtf8(text, UTF8PROC_STABLE | UTF8PROC_COMPOSE); }
+
+std::string Nfkc(std::string_view text) {
+  return MapUtf8(text, UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT);
+}
+
 TextMap StripBlanks(bool left, bool right) {
-  return [=](std::string_view text) {
+  return [=](std::string_view text, TextBudget&) {
     if (left) text.remove_prefix(BlanksAtFront(text));
     if (right) text = text.substr(0, BlanksAtEnd(text));
     return std::string(text);
@@ -137,35 +158,53 @@ TextMap StripBlanks(bool left, bool right) {
 }
 
 TextMap ReplaceAll(std::string pattern, std::string content) {
-  return [pattern = std::move(pattern), content = std::move(content)](std::string_view text) {
-    return Replace(text, pattern, content);
+  return [pattern = std::move(pattern), content = std::move(content)](std::string_view text,
+                                                                      TextBudget& budget) {
+    return Replace(text, pattern, content, budget);
   };
 }
 
 TextMap ReplaceRunsOfSpaces(std::string content) {
-  return [content = std::move(content)](std::string_view text) {
-    return ReplaceSpaceRuns(text, content);
+  return [content = std::move(content)](std::string_view text, TextBudget& budget) {
+    return ReplaceSpaceRuns(text, content, budget);
   };
 }
 
 TextMap NormalizeNfc() {
-  return [](std::string_view text) { return MapUtf8(text, UTF8PROC_STABLE | UTF8PROC_COMPOSE); };
+  return [](std::string_view text, TextBudget& budget) {
+    budget.Spend(text.size());
+    return Nfc(text);
+  };
 }
 
 TextMap NormalizeNfkc() {
-  return [](std::string_view text) {
-    return MapUtf8(text, UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT);
+  return [](std::string_view text, TextBudget& budget) {
+    budget.Spend(text.size());
+    return Nfkc(text);
   };
 }
 
 TextMap NormalizeNmt() { return Nmt; }
 
-std::vector<Word> SplitWords(const std::vector<PreTokenizer>& steps, Word text) {
+std::string Normalize(const std::vector<Normalizer>& steps, std::string_view text,
+                      TextBudget& budget) {
+  std::string out(text);
+  for (const Normalizer& step : steps) {
+    budget.BeginStep(step.name);
+    out = step.map(out, budget);
+  }
+  return out;
+}
+
+std::vector<Word> SplitWords(const std::vector<PreTokenizer>& steps, Word text,
+                             TextBudget& budget) {
+  static const std::string kName = "pre_tokenizer";
+  budget.BeginStep(kName);
   std::vector<Word> words = {std::move(text)};
   for (const PreTokenizer& step : steps) {
     std::vector<Word> next;
     for (const Word& word : words) {
-      std::visit([&](const auto& rule) { Apply(rule, word, next); }, step);
+      std::visit([&](const auto& rule) { Apply(rule, word, next, budget); }, step);
     }
     words = std::move(next);
   }

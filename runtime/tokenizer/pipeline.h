@@ -15,11 +15,26 @@
 #include <vector>
 
 #include "runtime/tokenizer/prefix_index.h"
+#include "runtime/tokenizer/text_budget.h"
 
 namespace denoised {
 
-// One normalizer node as a function from text to text; a Sequence is several.
-using TextMap = std::function<std::string(std::string_view)>;
+// Unicode's composed forms, canonical and compatible, of well-formed text. They make at most eleven
+// times as much of it.
+std::string Nfc(std::string_view text);
+std::string Nfkc(std::string_view text);
+
+// From text to text, within the budget.
+using TextMap = std::function<std::string(std::string_view, TextBudget&)>;
+
+// One normalizer node; a Sequence is several.
+struct Normalizer {
+  std::string name;  // "normalizer 3 (Replace)", for errors
+  TextMap map;
+};
+
+std::string Normalize(const std::vector<Normalizer>& steps, std::string_view text,
+                      TextBudget& budget);
 
 TextMap StripBlanks(bool left, bool right);
 TextMap ReplaceAll(std::string pattern, std::string content);
@@ -47,7 +62,7 @@ struct Word {
   bool at_start = false;  // the text of the request begins with it
 };
 
-std::vector<Word> SplitWords(const std::vector<PreTokenizer>& steps, Word text);
+std::vector<Word> SplitWords(const std::vector<PreTokenizer>& steps, Word text, TextBudget& budget);
 
 // A token that is found in the text as written, before the model sees it.
 struct AddedToken {

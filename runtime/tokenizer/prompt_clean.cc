@@ -76,7 +76,7 @@ void AppendCharacter(char32_t c, std::u32string& out) {
   } else if (c >= 0xFF01 && c <= 0xFFEF) {  // full-width and half-width forms
     std::string text;
     AppendUtf8(c, text);
-    out += DecodeUtf8(NormalizeNfkc()(text));
+    out += DecodeUtf8(Nfkc(text));
   } else {
     out.push_back(c);
   }
@@ -140,7 +140,7 @@ std::string FixRound(std::string text, bool unescape) {
   if (unescape) text = UnescapeHtmlCarefully(text);
   text = FixMojibake(std::move(text));
   const std::u32string fixed = RemoveControls(FixLineBreaks(FixCharacters(DecodeUtf8(text))));
-  return NormalizeNfc()(EncodeUtf8(fixed));
+  return Nfc(EncodeUtf8(fixed));
 }
 
 // One line with its line break.

@@ -14,10 +14,15 @@
 namespace denoised {
 namespace {
 
-std::string Normalize(const std::vector<TextMap>& steps, std::string_view text) {
-  std::string out(text);
-  for (const TextMap& step : steps) out = step(out);
-  return out;
+// What the steps may make of a text of the file itself: a growth that no honest file has.
+size_t LoadBudget(std::string_view text) { return (64 << 10) + 1024 * text.size(); }
+
+// Finds at loading what would grow without end later.
+void TryNormalizers(const TokenizerParts& parts) {
+  for (const std::string& pattern : parts.patterns) {
+    TextBudget budget(LoadBudget(pattern), parts.path);
+    Normalize(parts.normalizers, pattern, budget);
+  }
 }
 
 // Gives every added token the id of its piece, or the next free one, in order.
@@ -47,7 +52,10 @@ struct Tokenizer::Impl {
     std::map<std::string, int64_t> ids;
     std::map<int64_t, AddedToken> raw, normalized;
     for (auto& [id, token] : AssignIds(parts.added_tokens, model, ids)) {
-      if (token.normalized) token.content = Normalize(normalizers, token.content);
+      if (token.normalized) {
+        TextBudget budget(LoadBudget(token.content), parts.path);
+        token.content = Normalize(normalizers, token.content, budget);
+      }
       (token.normalized ? normalized : raw).emplace(id, token);
     }
     raw_tokens = AddedTokenFinder(raw);
@@ -65,22 +73,24 @@ struct Tokenizer::Impl {
   }
 
   // One stretch of raw text between added tokens.
-  void EncodeStretch(std::string_view text, bool at_start, std::vector<int64_t>& ids) const {
-    const std::string normal = Normalize(normalizers, text);
+  void EncodeStretch(std::string_view text, bool at_start, TextBudget& budget,
+                     std::vector<int64_t>& ids) const {
+    const std::string normal = Normalize(normalizers, text, budget);
     for (const Stretch& stretch : normalized_tokens.Split(normal)) {
       if (stretch.id >= 0) {
         ids.push_back(stretch.id);
         continue;
       }
       const bool first = at_start && stretch.text.data() == normal.data();
-      for (const Word& word : SplitWords(pre_tokenizers, {std::string(stretch.text), first})) {
+      for (const Word& word :
+           SplitWords(pre_tokenizers, {std::string(stretch.text), first}, budget)) {
         model.Encode(word.text, ids);
       }
     }
   }
 
   Unigram model;
-  std::vector<TextMap> normalizers;
+  std::vector<Normalizer> normalizers;
   std::vector<PreTokenizer> pre_tokenizers;
   AddedTokenFinder raw_tokens;
   AddedTokenFinder normalized_tokens;
@@ -91,9 +101,11 @@ struct Tokenizer::Impl {
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;
 
-std::unique_ptr<Tokenizer> Tokenizer::Load(const std::filesystem::path& dir,
+std::unique_ptr<Tokenizer> Tokenizer::Load(const ModelFolder& folder,
                                            const std::string& class_name) {
-  auto impl = std::make_unique<Impl>(ReadTokenizerParts(dir, class_name));
+  TokenizerParts parts = ReadTokenizerParts(folder, class_name);
+  TryNormalizers(parts);
+  auto impl = std::make_unique<Impl>(std::move(parts));
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
@@ -106,12 +118,13 @@ Tokenizer::Encoding Tokenizer::Encode(std::string_view utf8, int64_t max_length)
                                                   std::to_string(std::max<int64_t>(special, 1)) +
                                                   ", came " + std::to_string(max_length));
   }
+  TextBudget budget(TextBudget::kPromptBytes, "prompt");
   std::vector<int64_t> text_ids;
   for (const Stretch& stretch : impl_->raw_tokens.Split(utf8)) {
     if (stretch.id >= 0) {
       text_ids.push_back(stretch.id);
     } else {
-      impl_->EncodeStretch(stretch.text, stretch.text.data() == utf8.data(), text_ids);
+      impl_->EncodeStretch(stretch.text, stretch.text.data() == utf8.data(), budget, text_ids);
     }
   }
   Encoding encoding;

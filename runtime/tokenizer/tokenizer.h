@@ -10,11 +10,12 @@
 #define DENOISED_RUNTIME_TOKENIZER_TOKENIZER_H_
 
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "runtime/loaders/model_folder.h"
 
 namespace denoised {
 
@@ -27,11 +28,11 @@ class Tokenizer {
     int64_t wanted = 0;        // how many there would be without the limit
   };
 
-  // `dir` is the tokenizer folder of a model, `class_name` the class that model_index.json gives
+  // `folder` is the tokenizer folder of a model, `class_name` the class that model_index.json gives
   // it; where empty, tokenizer_config.json says. Errors name the file and the key: NOT_FOUND where
   // neither format is there, INVALID_ARGUMENT for broken files, UNIMPLEMENTED for node types of
   // tokenizer.json that are not known here.
-  static std::unique_ptr<Tokenizer> Load(const std::filesystem::path& dir,
+  static std::unique_ptr<Tokenizer> Load(const ModelFolder& folder,
                                          const std::string& class_name = "");
   ~Tokenizer();
 

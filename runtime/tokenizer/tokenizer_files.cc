@@ -8,7 +8,6 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
-#include "runtime/loaders/file.h"
 #include "runtime/tokenizer/charsmap.h"
 #include "runtime/tokenizer/sentencepiece_model.h"
 #include "runtime/tokenizer/utf8.h"
@@ -16,11 +15,16 @@
 namespace denoised {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
+constexpr char kTokenizerJson[] = "tokenizer.json";
+constexpr char kSpiece[] = "spiece.model";
 constexpr size_t kMaxModelBytes = 64 << 20;
 constexpr int64_t kMaxExtraIds = 10'000;
+constexpr size_t kMaxSteps = 64;  // of normalizing, and of splitting
+constexpr size_t kMaxAddedTokens = 100'000;
+constexpr size_t kMaxTokenBytes = 1024;  // as Unigram's pieces
+constexpr size_t kMaxTemplate = 64;
 constexpr int64_t kT5UnknownId = 2;  // fixed by the class, whatever the files say
 
 Error Bad(const std::string& path, const std::string& message) {
@@ -32,6 +36,12 @@ Error Unsupported(const std::string& path, const std::string& key, const std::st
   return Error(StatusCode::kUnimplemented,
                path + ": " + key + ": " + value + " is not supported; supported: " + supported,
                path, "UNSUPPORTED_TOKENIZER");
+}
+
+void CheckTokenSize(const std::string& path, const std::string& content) {
+  if (content.size() <= kMaxTokenBytes) return;
+  throw Bad(path, "a token of " + std::to_string(content.size()) + " bytes, at most " +
+                      std::to_string(kMaxTokenBytes) + " are allowed");
 }
 
 // A node of tokenizer.json: an object with a type, whose errors name the file and the node.
@@ -68,7 +78,9 @@ std::string DecodeBase64(const std::string& text, const std::string& what) {
 
 TextMap Precompiled(std::string_view blob, const std::string& what) {
   const auto charsmap = std::make_shared<const Charsmap>(blob, what);
-  return [charsmap](std::string_view text) { return charsmap->Normalize(text); };
+  return [charsmap](std::string_view text, TextBudget& budget) {
+    return charsmap->Normalize(text, budget);
+  };
 }
 
 TextMap Precompiled(const ConfigReader& node) {
@@ -76,15 +88,26 @@ TextMap Precompiled(const ConfigReader& node) {
   return Precompiled(DecodeBase64(text, node.path()), node.path());
 }
 
+constexpr char kSpaceRuns[] = " {2,}";  // the one regular expression of the files that people use
+
+ConfigReader PatternNode(const ConfigReader& node) {
+  return Node(node.path(), "pattern", node.Has("pattern") ? node.json().at("pattern") : Json());
+}
+
+// A text that the node of type Replace changes.
+std::string ReplacePattern(const ConfigReader& node) {
+  return PatternNode(node).String("String", "  ");
+}
+
 TextMap Replace(const ConfigReader& node) {
   const std::string content = node.String("content", "");
-  const ConfigReader pattern =
-      Node(node.path(), "pattern", node.Has("pattern") ? node.json().at("pattern") : Json());
+  const ConfigReader pattern = PatternNode(node);
   const std::string regex = pattern.String("Regex", "");
-  if (regex == " {2,}") return ReplaceRunsOfSpaces(content);
+  if (regex == kSpaceRuns) return ReplaceRunsOfSpaces(content);
   if (!regex.empty()) throw Unsupported(node.path(), "Regex", regex, "\" {2,}\"");
   const std::string text = pattern.String("String", "");
   if (text.empty()) throw Bad(node.path(), "pattern: wanted a String that is not empty");
+  CheckTokenSize(node.path(), text);
   return ReplaceAll(text, content);
 }
 
@@ -101,16 +124,26 @@ TextMap OneNormalizer(const ConfigReader& node, const std::string& type) {
                     "Precompiled, Sequence, Replace, Strip, NFC, NFKC, Nmt");
 }
 
-void ReadNormalizer(const std::string& path, const Json& json, std::vector<TextMap>& out) {
+void AddNormalizer(const std::string& path, const std::string& type, TextMap map,
+                   TokenizerParts& parts) {
+  if (parts.normalizers.size() == kMaxSteps) {
+    throw Bad(path, "normalizer: more than " + std::to_string(kMaxSteps) + " steps");
+  }
+  const std::string number = std::to_string(parts.normalizers.size() + 1);
+  parts.normalizers.push_back({"normalizer " + number + " (" + type + ")", std::move(map)});
+}
+
+void ReadNormalizer(const std::string& path, const Json& json, TokenizerParts& parts) {
   if (json.is_null()) return;
   const ConfigReader node = Node(path, "normalizer", json);
   const std::string type = node.String("type", "");
-  if (type != "Sequence") {
-    out.push_back(OneNormalizer(node, type));
+  if (type == "Sequence") {
+    if (!node.Has("normalizers")) return;
+    for (const Json& child : json.at("normalizers")) ReadNormalizer(path, child, parts);
     return;
   }
-  if (!node.Has("normalizers")) return;
-  for (const Json& child : json.at("normalizers")) ReadNormalizer(path, child, out);
+  AddNormalizer(path, type, OneNormalizer(node, type), parts);
+  if (type == "Replace") parts.patterns.push_back(ReplacePattern(node));
 }
 
 Metaspace ReadMetaspace(const ConfigReader& node) {
@@ -135,6 +168,9 @@ void ReadPreTokenizer(const std::string& path, const Json& json, std::vector<Pre
   if (json.is_null()) return;
   const ConfigReader node = Node(path, "pre_tokenizer", json);
   const std::string type = node.String("type", "");
+  if (out.size() == kMaxSteps) {
+    throw Bad(node.path(), "more than " + std::to_string(kMaxSteps) + " steps");
+  }
   if (type == "WhitespaceSplit") {
     out.push_back(WhitespaceSplit{});
   } else if (type == "Metaspace") {
@@ -171,6 +207,9 @@ void ReadPostProcessor(const std::string& path, const Json& json, TokenizerParts
     ReadTemplatePiece(Node(node.path(), "single", piece), text_seen, parts);
   }
   if (!text_seen) throw Bad(node.path(), "single: the text is missing");
+  if (parts.before.size() + parts.after.size() > kMaxTemplate) {
+    throw Bad(node.path(), "single: more than " + std::to_string(kMaxTemplate) + " tokens");
+  }
 }
 
 AddedToken ReadAddedToken(const ConfigReader& node) {
@@ -244,13 +283,14 @@ void ReadT5Normalizer(const ConfigReader& file, TokenizerParts& parts) {
   for (const Json& item : list) {
     const ConfigReader node = Node(file.path(), "normalizer", item);
     if (node.String("type", "") != "Precompiled") continue;
-    parts.normalizers.push_back(Precompiled(node));
+    AddNormalizer(file.path(), "Precompiled", Precompiled(node), parts);
     return;
   }
 }
 
-void ReadTokenizerJson(const fs::path& path, bool t5, TokenizerParts& parts) {
-  const ConfigReader file(ReadJsonFile(path, kMaxModelBytes), path.string());
+void ReadTokenizerJson(const ModelFolder& folder, bool t5, TokenizerParts& parts) {
+  const ConfigReader file(ReadJsonFile(folder, kTokenizerJson, kMaxModelBytes),
+                          folder.PathOf(kTokenizerJson));
   const ConfigReader model = Node(file.path(), "model", Member(file, "model"));
   model.RequireOneOf("type", {"Unigram"});
   parts.vocab = ReadVocab(file.path(), model);
@@ -263,18 +303,19 @@ void ReadTokenizerJson(const fs::path& path, bool t5, TokenizerParts& parts) {
   if (!model.Has("unk_id")) throw Unsupported(file.path(), "model: unk_id", "null", "a number");
   parts.unk_id = model.Int("unk_id", 0, 0, INT32_MAX);
   parts.byte_fallback = model.Bool("byte_fallback", false);
-  ReadNormalizer(file.path(), Member(file, "normalizer"), parts.normalizers);
+  ReadNormalizer(file.path(), Member(file, "normalizer"), parts);
   ReadPreTokenizer(file.path(), Member(file, "pre_tokenizer"), parts.pre_tokenizers);
   ReadPostProcessor(file.path(), Member(file, "post_processor"), parts);
 }
 
 std::string ExtraId(int64_t i) { return "<extra_id_" + std::to_string(i) + ">"; }
 
-void ReadSpiece(const fs::path& path, int64_t extra_ids, TokenizerParts& parts) {
+void ReadSpiece(const ModelFolder& folder, int64_t extra_ids, TokenizerParts& parts) {
+  const std::string path = folder.PathOf(kSpiece);
   const SentencePieceModel model =
-      ParseSentencePieceModel(ReadWholeFile(path, kMaxModelBytes), path.string());
+      ParseSentencePieceModel(folder.Read(kSpiece, kMaxModelBytes), path);
   if (model.model_type != 1) {
-    throw Unsupported(path.string(), "model_type", std::to_string(model.model_type), "1 (Unigram)");
+    throw Unsupported(path, "model_type", std::to_string(model.model_type), "1 (Unigram)");
   }
   for (const SentencePiece& piece : model.pieces) {
     parts.vocab.emplace_back(piece.text, static_cast<double>(piece.score));
@@ -285,7 +326,7 @@ void ReadSpiece(const fs::path& path, int64_t extra_ids, TokenizerParts& parts) 
   // The sentinels of T5 follow the pieces, the highest first.
   for (int64_t i = extra_ids - 1; i >= 0; --i) parts.vocab.emplace_back(ExtraId(i), 0.0);
   if (!model.charsmap.empty()) {
-    parts.normalizers.push_back(Precompiled(model.charsmap, path.string()));
+    AddNormalizer(path, "Precompiled", Precompiled(model.charsmap, path), parts);
   }
   UseT5Words(parts);
 }
@@ -300,16 +341,15 @@ std::string TokenContent(const std::string& path, const std::string& key, const 
 
 // tokenizer_config.json, over which special_tokens_map.json goes where the first has no list of
 // added tokens: older writers kept the special tokens there.
-ConfigReader ReadTokenizerConfig(const fs::path& dir) {
-  const fs::path path = dir / "tokenizer_config.json";
+ConfigReader ReadTokenizerConfig(const ModelFolder& folder) {
+  const std::string name = "tokenizer_config.json", map_name = "special_tokens_map.json";
   Json config = Json::object();
-  if (fs::exists(path)) config = ConfigReader::FromFile(path).json();
-  const fs::path map_path = dir / "special_tokens_map.json";
-  if (!config.contains("added_tokens_decoder") && fs::exists(map_path)) {
-    const ConfigReader map = ConfigReader::FromFile(map_path);
+  if (folder.Has(name)) config = ConfigReader::FromFile(folder, name).json();
+  if (!config.contains("added_tokens_decoder") && folder.Has(map_name)) {
+    const ConfigReader map = ConfigReader::FromFile(folder, map_name);
     for (const auto& [key, value] : map.json().items()) config[key] = value;
   }
-  return ConfigReader(std::move(config), path.string());
+  return ConfigReader(std::move(config), folder.PathOf(name));
 }
 
 void CheckConfig(const ConfigReader& config) {
@@ -369,34 +409,41 @@ std::string ClassName(const ConfigReader& config, const std::string& asked) {
                     "T5Tokenizer, T5TokenizerFast, PreTrainedTokenizerFast, TokenizersBackend");
 }
 
-void ReadVocabularyFile(const fs::path& dir, const std::string& class_name, int64_t extra_ids,
+void CheckAddedTokens(const TokenizerParts& parts) {
+  if (parts.added_tokens.size() > kMaxAddedTokens) {
+    throw Bad(parts.path, std::to_string(parts.added_tokens.size()) + " added tokens, at most " +
+                              std::to_string(kMaxAddedTokens) + " are allowed");
+  }
+  for (const AddedToken& token : parts.added_tokens) CheckTokenSize(parts.path, token.content);
+}
+
+void ReadVocabularyFile(const ModelFolder& folder, const std::string& class_name, int64_t extra_ids,
                         TokenizerParts& parts) {
-  const fs::path json = dir / "tokenizer.json", spiece = dir / "spiece.model";
-  if (fs::exists(json)) {
-    parts.path = json.string();
-    return ReadTokenizerJson(json, IsT5(class_name), parts);
+  if (folder.Has(kTokenizerJson)) {
+    parts.path = folder.PathOf(kTokenizerJson);
+    return ReadTokenizerJson(folder, IsT5(class_name), parts);
   }
-  if (!fs::exists(spiece)) {
-    throw Error(StatusCode::kNotFound, json.string() + ": no such file, nor spiece.model beside it",
-                json.string());
+  if (!folder.Has(kSpiece)) {
+    const std::string json = folder.PathOf(kTokenizerJson);
+    throw Error(StatusCode::kNotFound, json + ": no such file, nor spiece.model beside it", json);
   }
-  parts.path = spiece.string();
+  parts.path = folder.PathOf(kSpiece);
   if (!IsT5(class_name)) {
     throw Unsupported(parts.path, "tokenizer_class", class_name, "T5Tokenizer, T5TokenizerFast");
   }
-  ReadSpiece(spiece, extra_ids, parts);
+  ReadSpiece(folder, extra_ids, parts);
 }
 
 }  // namespace
 
-TokenizerParts ReadTokenizerParts(const fs::path& dir, const std::string& class_name) {
-  const ConfigReader config = ReadTokenizerConfig(dir);
+TokenizerParts ReadTokenizerParts(const ModelFolder& folder, const std::string& class_name) {
+  const ConfigReader config = ReadTokenizerConfig(folder);
   CheckConfig(config);
   const std::string type = ClassName(config, class_name);
   const bool t5 = IsT5(type);
   const int64_t extra_ids = config.Int("extra_ids", 100, 0, kMaxExtraIds);
   TokenizerParts parts;
-  ReadVocabularyFile(dir, type, extra_ids, parts);
+  ReadVocabularyFile(folder, type, extra_ids, parts);
   if (config.Has("added_tokens_decoder")) {
     const auto tokens = ReadAddedTokens(config.path(), DecoderAsList(config));
     if (t5) parts.added_tokens.clear();  // that class reads one of the two lists
@@ -406,6 +453,7 @@ TokenizerParts ReadTokenizerParts(const fs::path& dir, const std::string& class_
   if (t5) parts.after = {*NamedToken(config, "eos_token", true)};
   parts.pad_token = NamedToken(config, "pad_token", t5).value_or("");
   if (parts.pad_token.empty()) throw Bad(config.path(), "pad_token: wanted a token, came none");
+  CheckAddedTokens(parts);
   return parts;
 }
 

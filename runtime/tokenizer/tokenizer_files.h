@@ -3,10 +3,10 @@
 #define DENOISED_RUNTIME_TOKENIZER_TOKENIZER_FILES_H_
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <vector>
 
+#include "runtime/loaders/model_folder.h"
 #include "runtime/tokenizer/pipeline.h"
 #include "runtime/tokenizer/unigram.h"
 
@@ -17,7 +17,9 @@ struct TokenizerParts {
   Unigram::Vocab vocab;
   int64_t unk_id = 2;
   bool byte_fallback = false;
-  std::vector<TextMap> normalizers;
+  std::vector<Normalizer> normalizers;
+  // What the normalizers look for: texts on which their growth shows.
+  std::vector<std::string> patterns;
   std::vector<PreTokenizer> pre_tokenizers;
   // In the order in which they get ids where the vocabulary lacks them. Of equal contents the later
   // one's flags count.
@@ -29,7 +31,7 @@ struct TokenizerParts {
 };
 
 // As Tokenizer::Load.
-TokenizerParts ReadTokenizerParts(const std::filesystem::path& dir, const std::string& class_name);
+TokenizerParts ReadTokenizerParts(const ModelFolder& folder, const std::string& class_name);
 
 }  // namespace denoised
 

@@ -49,6 +49,9 @@ int Models(const Command& command, const std::vector<std::string>& arguments) {
                         std::to_string(sizes.num_frames()) + " frames"});
   }
   PrintTable(rows);
+  for (const v1::FailedModel& model : reply.failed()) {
+    std::printf("not loaded: %s: %s\n", model.name().c_str(), model.message().c_str());
+  }
   return kExitOk;
 }
 

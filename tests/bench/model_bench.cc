@@ -111,7 +111,7 @@ class Bench {
   }
 
   Json LoadTransformer(const Json& request) {
-    transformer_ = WanTransformer::Load(request.at("folder").get<std::string>(),
+    transformer_ = WanTransformer::Load(ModelFolder(request.at("folder").get<std::string>()),
                                         ScalarType(request.at("dtype")), at::kCPU);
     return Json::object();
   }
@@ -137,7 +137,7 @@ class Bench {
   }
 
   Json LoadVae(const Json& request) {
-    vae_ = WanVaeDecoder::Load(request.at("folder").get<std::string>(),
+    vae_ = WanVaeDecoder::Load(ModelFolder(request.at("folder").get<std::string>()),
                                ScalarType(request.at("dtype")), at::kCPU);
     return Json::object();
   }

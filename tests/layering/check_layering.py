@@ -34,6 +34,14 @@ MAY_INCLUDE = {
 MAY_READ_ENVIRONMENT = re.compile(r"^(server/config[^/]*|server/cli/.*config[^/]*|backends/attn_backend\.cc)$")
 MAY_SEE_PROMETHEUS = re.compile(r"^server/(metrics|prometheus)[^/]*$")
 
+# What loads a model sees its files through ModelFolder alone, which enters them in the manifest.
+LOADS_MODELS = re.compile(r"^runtime/(loaders|models|schedulers|tokenizer)/|^runtime/wan_")
+MAY_OPEN_FILES = re.compile(r"^runtime/loaders/(file|loose_file|model_folder|digest_cache)\.(h|cc)$")
+OPENS_FILES = re.compile(
+    r"\b(basic_)?[io]?fstream\b|\bfilebuf\b|\b(f|fd|fre)?open(at|dir)?(64|2)?\s*\(|\bmmap(64)?\s*\(|\bOpenLooseFile\b"
+    r"|\b(from|load)_file\s*\(|\bdirectory_iterator\b|\bfilesystem::(exists|is_regular_file|file_size)\b"
+    r"|\bfs::(exists|is_regular_file|file_size)\b")
+
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 GETENV = re.compile(r"\b(secure_)?getenv\s*\(")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
@@ -88,6 +96,9 @@ def check_text(files):
         code = without_comments(text)
         if GETENV.search(code) and not MAY_READ_ENVIRONMENT.match(name):
             yield f"{name}: reads the environment; only server/config and the selector's parser may"
+        if LOADS_MODELS.match(name) and not MAY_OPEN_FILES.match(name) and OPENS_FILES.search(code):
+            yield (f"{name}: {OPENS_FILES.search(code).group().strip()} reads past the manifest; "
+                   "files of a model are read through ModelFolder")
         if CODE_MACRO.search(code):
             yield f"{name}: defines a macro that writes code"
         if UNFINISHED.search(text):
@@ -127,6 +138,11 @@ BROKEN = [
     ("include ATen/ATen.h", {"runtime/a.cc": "#include <torch/torch.h>\n"}),
     ("only server/metrics", {"server/a.cc": "#include <prometheus/counter.h>\n"}),
     ("reads the environment", {"runtime/a.cc": 'auto* p = std::getenv("X");\n'}),
+    ("past the manifest", {"runtime/models/a.cc": "std::ifstream file(path);\n"}),
+    ("past the manifest", {"runtime/tokenizer/a.cc": "const int fd = open(path, O_RDONLY);\n"}),
+    ("past the manifest", {"runtime/loaders/a.cc": "auto file = OpenLooseFile(path);\n"}),
+    ("past the manifest", {"runtime/wan_pipeline.cc": "if (std::filesystem::exists(path)) {}\n"}),
+    ("past the manifest", {"runtime/schedulers/a.cc": "std::FILE* f = std::fopen(path, \"r\");\n"}),
     ("macro that writes code", {"backends/a.cc": "#define TWICE(x) (2 * (x))\n"}),
     ("unfinished mark", {"runtime/a.cc": "// TO" + "DO: later\n"}),
     ("at most", {"runtime/a.cc": "\n" * (MAX_LINES + 1)}),
@@ -140,6 +156,8 @@ CLEAN = {
     "server/metrics.cc": "#include <prometheus/counter.h>\n",
     "runtime/engine.h": '#include "backends/error.h"\n#define GUARD_H_\n',
     "runtime/b.cc": '#include <ATen/ATen.h>\n#include "runtime/engine.h"\n',
+    "runtime/loaders/file.cc": "fd_ = open(path, O_RDONLY);\n",
+    "runtime/loaders/a.cc": "auto file = folder.Open(name); Weights::Open(folder, stem);\n",
     "backends/error.h": "#include <string>\n",
 }
 

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstring>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -28,6 +29,8 @@
 #include "backends/stop_point.h"
 #include "runtime/forward_context.h"
 #include "runtime/loaders/config.h"
+#include "runtime/loaders/loose_file.h"
+#include "runtime/loaders/model_folder.h"
 #include "runtime/loaders/safetensors.h"
 #include "runtime/models/umt5.h"
 #include "runtime/models/wan_transformer.h"
@@ -48,7 +51,7 @@ const std::map<std::string, at::ScalarType>& Dtypes() {
 
 Tensors ReadTensors(const std::string& path) {
   Tensors tensors;
-  for (const auto& [name, raw] : ReadSafetensors(path)) {
+  for (const auto& [name, raw] : ReadSafetensors(OpenLooseFile(path))) {
     at::Tensor t = at::empty(raw.shape, Dtypes().at(raw.dtype));
     std::memcpy(t.mutable_data_ptr(), raw.data.data(), raw.data.size());
     tensors[name] = t;
@@ -86,7 +89,8 @@ class Subject {
 class DitSubject : public Subject {
  public:
   explicit DitSubject(const Json& r)
-      : model_(WanTransformer::Load(r.at("dir").get<std::string>(), DtypeOf(r), at::kCPU)) {}
+      : model_(WanTransformer::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
+                                    at::kCPU)) {}
   Tensors Run(const Tensors& in) override {
     // A job encodes its text once; `text` is timed apart by sending "encode".
     if (in.contains("encode")) text_ = model_->EncodeText(in.at("embeds"));
@@ -105,7 +109,8 @@ class DitSubject : public Subject {
 class Umt5Subject : public Subject {
  public:
   explicit Umt5Subject(const Json& r)
-      : model_(Umt5Encoder::Load(r.at("dir").get<std::string>(), DtypeOf(r), at::kCPU)) {}
+      : model_(
+            Umt5Encoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r), at::kCPU)) {}
   Tensors Run(const Tensors& in) override {
     return {{"out", model_->Forward(in.at("ids"), in.at("mask"))}};
   }
@@ -118,7 +123,8 @@ class Umt5Subject : public Subject {
 class VaeSubject : public Subject {
  public:
   explicit VaeSubject(const Json& r)
-      : model_(WanVaeDecoder::Load(r.at("dir").get<std::string>(), DtypeOf(r), at::kCPU)) {}
+      : model_(WanVaeDecoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
+                                   at::kCPU)) {}
   Tensors Run(const Tensors& in) override {
     const at::Tensor latents = model_->Denormalize(in.at("latents"));
     std::vector<at::Tensor> parts;
@@ -147,8 +153,12 @@ class VaeSubject : public Subject {
 // Runs a whole trajectory: outputs [N, ..] of a model against given starting latents.
 class SchedulerSubject : public Subject {
  public:
-  explicit SchedulerSubject(const Json& r)
-      : scheduler_(Scheduler::Create(ConfigReader::FromFile(r.at("dir").get<std::string>()))) {
+  explicit SchedulerSubject(const Json& r) {
+    const std::filesystem::path path = r.at("dir").get<std::string>();
+    const auto config =
+        ConfigReader::FromFile(ModelFolder(path.parent_path()), path.filename().string());
+    // The class of the pipeline's index, where the request names one.
+    scheduler_ = Scheduler::Create(r.value("class", config.String("_class_name", "")), config);
     if (r.contains("shift")) shift_ = r.at("shift").get<double>();
   }
   Tensors Run(const Tensors& in) override {

@@ -46,13 +46,13 @@ def unipc():
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
-def build(folder, network, vae, scheduler, shard=None):
+def build(folder, network, vae, scheduler, **options):
     pieces = random_model.tokenizer(folder / "tokenizer")
     text = UMT5EncoderModel(UMT5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=48, num_layers=2,
                                        num_heads=4, feed_forward_proj="gated-gelu"))
     pipeline = WanPipeline(tokenizer=pieces, text_encoder=spread(text, 1), vae=vae, transformer=spread(network, 2),
                            scheduler=scheduler)
-    pipeline.save_pretrained(folder, safe_serialization=True, **({"max_shard_size": shard} if shard else {}))
+    pipeline.save_pretrained(folder, safe_serialization=True, **options)
 
 
 def vae(channels=4, dims=(1, 2, 2), temporal=(True, True)):
@@ -77,9 +77,10 @@ class PipelineParity(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
         return out
 
-    def compare(self, model, prompt, dtype=torch.float32, negative="", **options):
-        decoder = AutoencoderKLWan.from_pretrained(model / "vae", torch_dtype=torch.float32)  # never rounded
-        pipeline = WanPipeline.from_pretrained(model, vae=decoder, torch_dtype=dtype)
+    def compare(self, model, prompt, dtype=torch.float32, negative="", variant=None, **options):
+        decoder = AutoencoderKLWan.from_pretrained(  # never rounded
+            model / "vae", torch_dtype=torch.float32, variant=variant)
+        pipeline = WanPipeline.from_pretrained(model, vae=decoder, torch_dtype=dtype, variant=variant)
         pipeline.set_progress_bar_config(disable=True)
 
         def theirs(kind):
@@ -90,7 +91,7 @@ class PipelineParity(unittest.TestCase):
                                 generator=torch.Generator("cpu").manual_seed(options["seed"]),
                                 output_type=kind).frames
         name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
-        flags = dict(options, negative=negative)
+        flags = dict(options, negative=negative) | ({"variant": variant} if variant else {})
         latents = load_file(self.ours(model, prompt, name, "safetensors", **flags))["latents"]
         wanted = theirs("latent").float()
         self.assertEqual(latents.shape, wanted.shape)
@@ -114,10 +115,54 @@ class PipelineParity(unittest.TestCase):
         self.compare(self.folder / "m", "", seed=1234567890123, steps=4, guidance=1.0, frames=5, height=48, width=16)
 
     def test_sharded_weights_and_a_shift_of_its_own(self):
-        build(self.folder / "m", transformer(2, 40, 3, 4), vae(), unipc(), shard="100KB")
+        build(self.folder / "m", transformer(2, 40, 3, 4), vae(), unipc(), max_shard_size="100KB")
         self.assertTrue(list((self.folder / "m" / "transformer").glob("*.index.json")))
         self.compare(self.folder / "m", "ｆｕｌｌ ﬁ &amp; 猫 </s> <pad> 🚗", seed=0, steps=3, guidance=3.0, frames=1,
                      height=16, width=112)
+
+    def test_the_scheduler_class_of_the_index_reads_the_configuration_of_another(self):
+        build(self.folder / "m", transformer(2, 24, 2, 4), vae(), unipc())
+        index = self.folder / "m" / "model_index.json"
+        index.write_text(index.read_text().replace("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"))
+        self.compare(self.folder / "m", "a red circle", seed=5, steps=4, guidance=3.0, frames=5, height=32, width=32)
+
+    def test_the_index_wins_over_a_stale_single_file(self):
+        model = self.folder / "m"
+        build(model, transformer(2, 24, 2, 4), vae(), unipc(), max_shard_size="60KB")
+        torch.manual_seed(8)
+        stale = transformer(2, 24, 2, 4)
+        stale.save_pretrained(self.folder / "stale")
+        name = "diffusion_pytorch_model.safetensors"
+        (self.folder / "stale" / name).rename(model / "transformer" / name)
+        self.assertTrue(list((model / "transformer").glob("*.index.json")))
+        self.compare(model, "a red circle", seed=5, steps=3, guidance=3.0, frames=5, height=32, width=32)
+
+    def test_a_sharded_variant_beside_plain_files(self):
+        model = self.folder / "m"
+        build(model, transformer(2, 24, 2, 4), vae(), unipc())
+        other = self.folder / "other"
+        build(other, spread(transformer(2, 24, 2, 4), 9), vae(), unipc(), max_shard_size="60KB", variant="fp16")
+        for path in (other / "transformer").iterdir():
+            if ".fp16" in path.name:
+                path.rename(model / "transformer" / path.name)
+        names = {path.name for path in (model / "transformer").iterdir()}
+        self.assertIn("diffusion_pytorch_model.safetensors.index.fp16.json", names)
+        self.assertIn("diffusion_pytorch_model.safetensors", names)
+        # The text encoder and the decoder have no such files: diffusers takes the plain ones.
+        pieces = dict(seed=6, steps=3, guidance=3.0, frames=5, height=32, width=32)
+        self.compare(model, "a red circle", variant=None, **pieces)
+        self.compare_mixed(model, pieces)
+
+    def compare_mixed(self, model, pieces):
+        network = WanTransformer3DModel.from_pretrained(model / "transformer", variant="fp16")
+        pipeline = WanPipeline.from_pretrained(model, transformer=network)
+        pipeline.set_progress_bar_config(disable=True)
+        with torch.no_grad():
+            wanted = pipeline(prompt="a red circle", negative_prompt="", height=32, width=32, num_frames=5,
+                              num_inference_steps=3, guidance_scale=3.0, output_type="latent",
+                              generator=torch.Generator("cpu").manual_seed(6)).frames
+        ours = load_file(self.ours(model, "a red circle", "float32", "safetensors", variant="fp16", **pieces))["latents"]
+        self.assertLessEqual(((ours - wanted).norm() / wanted.norm()).item(), 1e-5)
 
     def test_bfloat16(self):
         build(self.folder / "m", transformer(2, 32, 2, 4), vae(), unipc())

@@ -30,7 +30,7 @@ int Run(int argc, char** argv) {
     std::fputs("usage: tokenizer_main FOLDER CLASS MAX_LENGTH | --clean\n", stderr);
     return 2;
   }
-  const auto tokenizer = denoised::Tokenizer::Load(argv[1], argv[2]);
+  const auto tokenizer = denoised::Tokenizer::Load(denoised::ModelFolder(argv[1]), argv[2]);
   const int64_t max_length = std::stoll(argv[3]);
   return Answer([&](const std::string& text) {
     const auto encoding = tokenizer->Encode(text, max_length);

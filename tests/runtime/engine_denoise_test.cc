@@ -44,6 +44,7 @@ TEST(EngineDenoise, ACallIsServedWithItsReceipt) {
   ASSERT_THAT(result.receipt.entries, SizeIs(2));
   EXPECT_EQ(result.receipt.entries[0].ran, AttnBackend::kTorchSdpa);
   EXPECT_EQ(result.receipt.weights_digest, "digest of fake");
+  EXPECT_EQ(result.receipt.model_digest, "model digest of fake");
   EXPECT_THAT(result.receipt.fingerprint, SizeIs(64));
   EXPECT_EQ(answer->times(), 1u);
 }

@@ -199,6 +199,7 @@ TEST(EngineRun, TheReceiptNamesModelDeviceAndVersions) {
   FakeEngine fake;
   const Receipt receipt = fake.AwaitEnd(fake.Submit("a job")).receipt;
   EXPECT_EQ(receipt.weights_digest, "digest of fake");
+  EXPECT_EQ(receipt.model_digest, "model digest of fake");
   EXPECT_EQ(receipt.device, "an invented CPU");
   EXPECT_EQ(receipt.dtype, "float32");
   EXPECT_EQ(receipt.version, Version());

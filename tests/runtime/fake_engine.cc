@@ -185,6 +185,7 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
   info_.is_default = is_default;
   info_.dtype = "float32";
   info_.weights_digest = "digest of " + model->name;
+  info_.model_digest = "model digest of " + model->name;
   info_.scheduler = "FakeScheduler";
   ResolvedParameters& d = info_.defaults;
   d.model = model->name;

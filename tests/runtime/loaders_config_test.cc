@@ -53,12 +53,13 @@ TEST(ParseJsonStrict, GivesTheSameDocumentAsTheLibrary) {
 }
 
 TEST(ReadJsonFile, NamesTheFile) {
-  const std::filesystem::path path = std::filesystem::path(testing::TempDir()) / "big.json";
-  std::ofstream(path) << "[1, 2, 3]";
-  EXPECT_EQ(ReadJsonFile(path).size(), 3u);
-  EXPECT_THAT(ErrorOf([&] { ReadJsonFile(path, 4); }), HasSubstr("big.json: wanted at most 4"));
+  std::ofstream(std::filesystem::path(testing::TempDir()) / "big.json") << "[1, 2, 3]";
+  const ModelFolder folder(testing::TempDir());
+  EXPECT_EQ(ReadJsonFile(folder, "big.json").size(), 3u);
+  EXPECT_THAT(ErrorOf([&] { ReadJsonFile(folder, "big.json", 4); }),
+              HasSubstr("big.json: wanted at most 4"));
   try {
-    ReadJsonFile(path.parent_path() / "absent.json");
+    ReadJsonFile(folder, "absent.json");
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), StatusCode::kNotFound);
@@ -117,6 +118,28 @@ TEST(ConfigReader, RequireOneOfListsWhatIsSupported) {
             }),
             "vae/config.json: solver_type: \"midpoint\" is not supported; supported: "
             "[\"bh1\",\"bh2\"]");
+}
+
+TEST(ConfigReader, RequireOnlyNamesASlipAndTheNearestKey) {
+  const std::vector<std::string> known = {"height", "width", "num_frames", "fps"};
+  Config(R"({"height":1,"fps":null})").RequireOnly(known);
+  Config("{}").RequireOnly(known);
+  const auto refusal = [&](const std::string& text) {
+    return ErrorOf([&] { Config(text).RequireOnly(known); });
+  };
+  EXPECT_EQ(refusal(R"({"heigth":1})"),
+            "vae/config.json: key \"heigth\" is not known (did you mean \"height\"?); known: "
+            "height, width, num_frames, fps");
+  EXPECT_THAT(refusal(R"({"numframes":1})"), HasSubstr("did you mean \"num_frames\"?"));
+  EXPECT_THAT(refusal(R"({"guidance":1})"), HasSubstr("key \"guidance\" is not known; known:"));
+  EXPECT_THAT(refusal(R"({"x":1})"), HasSubstr("key \"x\" is not known; known:"));
+  EXPECT_LT(refusal("{\"" + std::string(100'000, 'x') + "\":1}").size(), 500u);
+}
+
+TEST(ParseJsonStrict, HasABudgetOfValues) {
+  std::string text = "[";
+  for (int i = 0; i < 8'000'001; ++i) text += "1,";
+  EXPECT_THAT(ParseError(text + "1]"), HasSubstr("more than 8000000 values"));
 }
 
 TEST(ConfigReader, CutsLongValuesInErrors) {

@@ -32,7 +32,7 @@ ModelIndex Read(const nlohmann::json& json) {
   const fs::path dir = fs::path(testing::TempDir()) / ("index." + std::to_string(getpid()));
   fs::create_directories(dir);
   std::ofstream(dir / "model_index.json") << json.dump();
-  const ModelIndex index = ReadModelIndex(dir);
+  const ModelIndex index = ReadModelIndex(ModelFolder(dir));
   fs::remove_all(dir);
   return index;
 }

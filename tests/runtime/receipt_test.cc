@@ -32,7 +32,7 @@ struct Case {
   DenoiseRequest denoise;
 
   Case() {
-    receipt.weights_digest = "w";
+    receipt.model_digest = "m";
     receipt.device = "a CPU";
     receipt.dtype = "float32";
     receipt.version = "1";
@@ -73,7 +73,7 @@ std::vector<ReceiptEntry>& Rows(Case& c) { return c.receipt.entries; }
 // Of the model, the code and what ran: they count for jobs and Denoise calls alike.
 std::vector<NamedChange> SharedChanges() {
   return {
-      {"weights", [](Case& c) { c.receipt.weights_digest = "v"; }},
+      {"a file of the model", [](Case& c) { c.receipt.model_digest = "v"; }},
       {"dtype", [](Case& c) { c.receipt.dtype = "bfloat16"; }},
       {"version", [](Case& c) { c.receipt.version = "1+abc"; }},
       {"LibTorch", [](Case& c) { c.receipt.torch_version = "3"; }},

@@ -28,7 +28,8 @@ Json Euler(double shift) {
 }
 
 std::unique_ptr<Scheduler> Make(const Json& config) {
-  return Scheduler::Create(ConfigReader(config, "scheduler_config.json"));
+  return Scheduler::Create(config.value("_class_name", ""),
+                           ConfigReader(config, "scheduler_config.json"));
 }
 
 std::string Refusal(const Json& config) {

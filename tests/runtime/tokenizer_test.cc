@@ -60,7 +60,7 @@ class TokenizerTest : public testing::Test {
     std::ofstream(dir_ / name) << json.dump();
   }
   std::unique_ptr<Tokenizer> Load(const std::string& class_name = "") {
-    return Tokenizer::Load(dir_, class_name);
+    return Tokenizer::Load(ModelFolder(dir_), class_name);
   }
   // The refusal of tokenizer.json where `value` is at JSON pointer `at`.
   std::string Refusal(const std::string& at, const Json& value, StatusCode code) {
@@ -164,6 +164,104 @@ TEST_F(TokenizerTest, RefusesBrokenFilesByPlace) {
   EXPECT_THAT(ErrorOf([&] { Load(); }, code), HasSubstr("padding_side: \"left\""));
 }
 
+// ---- budgets
+
+Json ReplaceNode(const std::string& pattern, const std::string& content) {
+  return {{"type", "Replace"}, {"pattern", {{"String", pattern}}}, {"content", content}};
+}
+
+Json SequenceOf(size_t count, const Json& node) {
+  return {{"type", "Sequence"}, {"normalizers", std::vector<Json>(count, node)}};
+}
+
+TEST_F(TokenizerTest, StepsThatGrowTheTextAreRefusedAtLoading) {
+  const StatusCode code = StatusCode::kInvalidArgument;
+  const std::string doubling = Refusal("/normalizer", SequenceOf(40, ReplaceNode("a", "aa")), code);
+  EXPECT_THAT(doubling, HasSubstr("tokenizer.json: the tokenizer's step normalizer 15 (Replace)"));
+  EXPECT_THAT(doubling, HasSubstr("makes more than 66560 bytes of it"));
+  // Growth that shows on the second step's pattern alone, and on runs of spaces.
+  Json mixed = SequenceOf(30, ReplaceNode("b", "bbb"));
+  mixed["normalizers"][0] = ReplaceNode("x", "y");
+  EXPECT_THAT(Refusal("/normalizer", mixed, code), HasSubstr("(Replace)"));
+  const Json spaces = {{"type", "Replace"}, {"pattern", {{"Regex", " {2,}"}}}, {"content", "    "}};
+  Json runs = SequenceOf(40, ReplaceNode(" ", "  "));
+  runs["normalizers"][0] = spaces;
+  EXPECT_THAT(Refusal("/normalizer", runs, code), HasSubstr("(Replace)"));
+  // An added token is normalised at loading too.
+  Json json = SmallTokenizer();
+  json["normalizer"] = SequenceOf(2, ReplaceNode("q", std::string(300, 'q')));
+  json["added_tokens"][0]["normalized"] = true;
+  json["added_tokens"][0]["content"] = std::string(1000, 'q');
+  Write("tokenizer.json", json);
+  EXPECT_THAT(ErrorOf([&] { Load("PreTrainedTokenizerFast"); }, code), HasSubstr("(Replace)"));
+}
+
+TEST_F(TokenizerTest, WhatGrowsOnlyWithThePromptIsRefusedWithIt) {
+  Json json = SmallTokenizer();
+  json["normalizer"] = SequenceOf(1, ReplaceNode("a", std::string(60'000, 'c')));
+  Write("tokenizer.json", json);
+  Write("tokenizer_config.json", {{"pad_token", "<pad>"}});
+  const auto tokenizer = Load("PreTrainedTokenizerFast");
+  EXPECT_EQ(tokenizer->Encode("a", 8).ids.size(), 8u);
+  for (const std::string& text : {std::string(65'536, 'a'), [] {
+                                    std::string stretches;  // each small, all together not
+                                    for (int i = 0; i < 10'000; ++i) stretches += "a</s>";
+                                    return stretches;
+                                  }()}) {
+    EXPECT_THAT(ErrorOf([&] { tokenizer->Encode(text, 8); }, StatusCode::kInvalidArgument),
+                HasSubstr("prompt: the tokenizer's step"));
+  }
+}
+
+TEST_F(TokenizerTest, SplittingHasTheSameBudget) {
+  Json steps = Json::array();
+  for (int i = 0; i < 40; ++i) {
+    steps.push_back({{"type", "Metaspace"}, {"replacement", i % 2 == 0 ? "a" : "b"}});
+  }
+  Json json = SmallTokenizer();
+  json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", steps}};
+  Write("tokenizer.json", json);
+  Write("tokenizer_config.json", {{"pad_token", "<pad>"}});
+  const auto tokenizer = Load("PreTrainedTokenizerFast");
+  EXPECT_THAT(ErrorOf([&] { tokenizer->Encode("a b", 8); }, StatusCode::kInvalidArgument),
+              HasSubstr("prompt: the tokenizer's step pre_tokenizer makes more than"));
+}
+
+TEST_F(TokenizerTest, StepsTokensAndCharacterMapsAreCounted) {
+  const StatusCode code = StatusCode::kInvalidArgument;
+  EXPECT_THAT(Refusal("/normalizer", SequenceOf(65, {{"type", "NFC"}}), code),
+              HasSubstr("normalizer: more than 64 steps"));
+  const Json splits = {{"type", "Sequence"},
+                       {"pretokenizers", std::vector<Json>(65, {{"type", "WhitespaceSplit"}})}};
+  EXPECT_THAT(Refusal("/pre_tokenizer", splits, code), HasSubstr("more than 64 steps"));
+  EXPECT_THAT(Refusal("/added_tokens/0/content", std::string(1025, 'x'), code),
+              HasSubstr("a token of 1025 bytes"));
+  Json tokens = Json::array();
+  for (int i = 0; i <= 100'000; ++i) {
+    tokens.push_back({{"id", i}, {"content", std::to_string(i)}});
+  }
+  EXPECT_THAT(Refusal("/added_tokens", tokens, code), HasSubstr("added tokens, at most 100000"));
+  const uint32_t trie_bytes = 4;
+  std::string blob(reinterpret_cast<const char*>(&trie_bytes), 4);
+  blob += std::string(4, '\0') + std::string(257, 'x');
+  EXPECT_THAT(ErrorOf([&] { Charsmap(blob, "m"); }, code), HasSubstr("into more than 256 bytes"));
+  blob.resize((4 << 20) + 1);
+  EXPECT_THAT(ErrorOf([&] { Charsmap(blob, "m"); }, code), HasSubstr("larger than 4 MiB"));
+}
+
+TEST_F(TokenizerTest, TheLongestPromptOfTheWidestCharactersIsWithinTheBudget) {
+  Json json = SmallTokenizer();
+  json["normalizer"] = {{"type", "NFKC"}};
+  Write("tokenizer.json", json);
+  Write("tokenizer_config.json", {{"pad_token", "<pad>"}});
+  std::string text;  // U+FDFA becomes four words of eighteen letters
+  while (text.size() + 3 <= 65'536) text += "\xEF\xB7\xBA";
+  EXPECT_EQ(Load("PreTrainedTokenizerFast")->Encode(text, 512).ids.size(), 512u);
+  std::string letters;
+  while (letters.size() < 65'536) letters += "c ";
+  EXPECT_EQ(Load("PreTrainedTokenizerFast")->Encode(letters, 512).ids.size(), 512u);
+}
+
 TEST_F(TokenizerTest, NothingThereIsNotFound) {
   fs::remove(dir_ / "tokenizer.json");
   EXPECT_THAT(ErrorOf([&] { Load(); }, StatusCode::kNotFound), HasSubstr("nor spiece.model"));
@@ -222,7 +320,9 @@ TEST(CharsmapFuzz, RandomTablesNeverReadOutsideAndKeepUtf8) {
     std::string blob(reinterpret_cast<const char*>(&trie_bytes), 4);
     for (uint32_t b = 0; b < trie_bytes; ++b) blob.push_back(static_cast<char>(random()));
     blob += std::string("abc\0\xC3\xA4\0", 7);
-    const std::string out = Charsmap(blob, "m").Normalize("a\xC3\xA4 \xE7\x8C\xAB\xF0\x9F\x98\x80");
+    TextBudget budget(1 << 20, "m");
+    const std::string out =
+        Charsmap(blob, "m").Normalize("a\xC3\xA4 \xE7\x8C\xAB\xF0\x9F\x98\x80", budget);
     ASSERT_EQ(FindInvalidUtf8(out), out.size());
   }
 }

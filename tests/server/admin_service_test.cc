@@ -403,6 +403,7 @@ TEST_F(AdminServiceTest, ModelsAreListedWithTheirDefaults) {
   model.has_gate = true;
   model.defaults.height = 96;
   engine_->models = {model};
+  engine_->failed_models = {{"other", "LFS_POINTER", "other/x: is a pointer of Git LFS"}};
   v1::ListModelsResponse response;
   ASSERT_TRUE(
       Call(models_, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), &response).ok());
@@ -411,6 +412,10 @@ TEST_F(AdminServiceTest, ModelsAreListedWithTheirDefaults) {
   EXPECT_TRUE(response.models(0).is_default());
   EXPECT_TRUE(response.models(0).has_gate());
   EXPECT_EQ(response.models(0).defaults().height(), 96);
+  ASSERT_EQ(response.failed_size(), 1);
+  EXPECT_EQ(response.failed(0).name(), "other");
+  EXPECT_EQ(response.failed(0).reason(), "LFS_POINTER");
+  EXPECT_THAT(response.failed(0).message(), HasSubstr("pointer of Git LFS"));
 }
 
 // ---- DenoiseService

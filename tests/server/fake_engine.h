@@ -75,6 +75,7 @@ class FakeEngine : public Engine {
   }
 
   std::vector<ModelInfo> ListModels() const override { return models; }
+  std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
   SelectionPolicy& policy() override { return policy_; }
   std::optional<Error> CheckForce(AttnBackend backend,
                                   const std::string& parameters_json) const override {
@@ -175,6 +176,7 @@ class FakeEngine : public Engine {
   bool hold_denoise = false;
   DenoiseOutcome denoise_outcome = DenoiseResult{};
   std::vector<ModelInfo> models;
+  std::vector<FailedModel> failed_models;
 
  private:
   template <typename Condition>

@@ -28,6 +28,7 @@ void ReportEverything(Metrics* metrics) {
   metrics->OnJobStarted("m", 3);
   metrics->OnJobFinished("m", JobState::kSucceeded);
   metrics->OnModelLoaded("m", 12);
+  metrics->OnModelFailed("bad\"name", "LFS_POINTER");
   metrics->OnRpc("GetJob", "NOT_FOUND", 0.001);
 }
 
@@ -58,7 +59,9 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_attention_fallback_total{from=\"SAGE_ATTN\",reason=\"request\",to=\"TORCH_SDPA\"}"
         " "
         "1",
-        "denoised_backend_switch_total{cause=\"force\"} 1", "denoised_queue_wait_seconds_count 1",
+        "denoised_model_load_failed{model=\"bad\\\"name\",reason=\"LFS_POINTER\"} 1",
+        "denoised_models_failed 1", "denoised_backend_switch_total{cause=\"force\"} 1",
+        "denoised_queue_wait_seconds_count 1",
         "denoised_jobs_total{model=\"m\",outcome=\"SUCCEEDED\"} 1",
         "denoised_model_load_seconds_count{model=\"m\"} 1",
         "denoised_rpc_seconds_count{code=\"NOT_FOUND\",method=\"GetJob\"} 1",
