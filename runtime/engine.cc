@@ -344,11 +344,26 @@ bool EngineImpl::WaitIdle(std::chrono::milliseconds timeout) {
   return idle_.wait_for(lock, timeout, [this] { return Idle(); });
 }
 
-void EngineImpl::Shutdown() {
+void EngineImpl::CancelAll() {
+  std::deque<QueuedJob> jobs;
+  std::deque<DenoiseCall> calls;
   {
     std::lock_guard lock(mutex_);
-    draining_ = stopping_ = true;
+    draining_ = cancelling_ = true;
+    jobs.swap(jobs_);
+    calls.swap(calls_);
     if (running_) running_->cancel->cancelled = true;
+  }
+  for (QueuedJob& job : jobs) FinishJob(job, Cancelled(), {});
+  for (DenoiseCall& call : calls) call.done(Draining());
+  idle_.notify_all();
+}
+
+void EngineImpl::Shutdown() {
+  CancelAll();
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
   }
   wake_.notify_all();
   std::lock_guard join(join_mutex_);
@@ -372,7 +387,6 @@ void EngineImpl::Loop() {
     running_.reset();
     closing_ = false;
   }
-  AbandonAll();
 }
 
 bool EngineImpl::TakeJob() {
@@ -381,19 +395,6 @@ bool EngineImpl::TakeJob() {
   running_ = std::move(jobs_.front());
   jobs_.pop_front();
   return true;
-}
-
-void EngineImpl::AbandonAll() {
-  std::deque<QueuedJob> jobs;
-  std::deque<DenoiseCall> calls;
-  {
-    std::lock_guard lock(mutex_);
-    jobs.swap(jobs_);
-    calls.swap(calls_);
-  }
-  for (QueuedJob& job : jobs) FinishJob(job, Cancelled(), {});
-  for (DenoiseCall& call : calls) call.done(Draining());
-  idle_.notify_all();
 }
 
 // Those that wait by now; later ones wait for the next pause, so that a flood starves no job.
@@ -563,7 +564,7 @@ std::optional<Error> EngineImpl::WhyStop(const DenoiseCall& call) const {
   if (call.cancel && call.cancel->cancelled) return Cancelled();
   if (Late(call.request.deadline)) return DeadlinePassed();
   const std::lock_guard lock(mutex_);
-  return stopping_ ? std::optional(Draining()) : std::nullopt;
+  return cancelling_ ? std::optional(Draining()) : std::nullopt;
 }
 
 // Between two steps: cancels, deadlines, and Denoise calls that wait.

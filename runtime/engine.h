@@ -145,8 +145,10 @@ class Engine {
   virtual bool draining() const = 0;
   // True once nothing is queued or running; waits at most `timeout`.
   virtual bool WaitIdle(std::chrono::milliseconds timeout) = 0;
-  // Cancels what is left, a running step at its next stop point, and joins the thread. The
-  // destructor does the same.
+  // Drains, and cancels every job and call. Returns at once: what runs ends at its next stop point,
+  // everything else has ended already.
+  virtual void CancelAll() = 0;
+  // CancelAll, then joins the thread. The destructor does the same.
   virtual void Shutdown() = 0;
 };
 

@@ -45,6 +45,7 @@ class EngineImpl : public Engine {
   void Drain() override;
   bool draining() const override;
   bool WaitIdle(std::chrono::milliseconds timeout) override;
+  void CancelAll() override;
   void Shutdown() override;
 
  private:
@@ -77,7 +78,6 @@ class EngineImpl : public Engine {
 
   // Engine thread.
   void Loop();
-  void AbandonAll();
   bool TakeJob();
   void RunDenoiseCalls();
   bool TakeDenoiseCall(DenoiseCall* call, size_t* left);
@@ -112,10 +112,12 @@ class EngineImpl : public Engine {
   std::condition_variable wake_, idle_;
   std::deque<QueuedJob> jobs_;
   std::deque<DenoiseCall> calls_;
-  std::optional<QueuedJob> running_;  // written by the engine thread under mutex_
-  bool closing_ = false;              // running_ has its results: too late to cancel
-  bool calling_ = false;              // a Denoise call is inside the pipeline
-  bool draining_ = false, stopping_ = false;
+  std::optional<QueuedJob> running_;          // written by the engine thread under mutex_
+  bool closing_ = false;                      // running_ has its results: too late to cancel
+  bool calling_ = false;                      // a Denoise call is inside the pipeline
+  bool draining_ = false;    // no new work
+  bool cancelling_ = false;  // all work ends
+  bool stopping_ = false;    // the thread ends
 
   std::mutex join_mutex_;
   std::thread thread_;  // last: starts when everything else is there

@@ -64,21 +64,8 @@ void AppendField(std::string* line, std::string_view key, std::string_view value
   AppendJsonString(line, value);
 }
 
-}  // namespace
-
-std::optional<LogLevel> LogLevelFromName(std::string_view name) {
-  for (size_t i = 0; i < kLevelNames.size(); ++i) {
-    if (kLevelNames[i] == name) return static_cast<LogLevel>(i);
-  }
-  return std::nullopt;
-}
-
-std::string_view LogLevelName(LogLevel level) { return kLevelNames[static_cast<size_t>(level)]; }
-
-Logger::Logger(std::FILE* stream, LogLevel level) : stream_(stream), level_(level) {}
-
-void Logger::Log(LogLevel level, std::string_view event, std::initializer_list<Field> fields) {
-  if (level < this->level()) return;
+std::string Line(LogLevel level, std::string_view event,
+                 std::initializer_list<Logger::Field> fields) {
   std::string line;
   AppendField(&line, "time", Timestamp());
   AppendField(&line, "level", LogLevelName(level));
@@ -91,10 +78,27 @@ void Logger::Log(LogLevel level, std::string_view event, std::initializer_list<F
       break;
     }
   }
-  line += "}\n";
-  std::lock_guard lock(mutex_);
-  std::fwrite(line.data(), 1, line.size(), stream_);
-  std::fflush(stream_);
+  return line + "}\n";
+}
+
+}  // namespace
+
+std::optional<LogLevel> LogLevelFromName(std::string_view name) {
+  for (size_t i = 0; i < kLevelNames.size(); ++i) {
+    if (kLevelNames[i] == name) return static_cast<LogLevel>(i);
+  }
+  return std::nullopt;
+}
+
+std::string_view LogLevelName(LogLevel level) { return kLevelNames[static_cast<size_t>(level)]; }
+
+Logger::Logger(std::FILE* stream, LogLevel level)
+    : level_(level), writer_(fileno(stream), [](uint64_t lines) {
+        return Line(LogLevel::kWarning, "log.dropped", {{"lines", std::to_string(lines)}});
+      }) {}
+
+void Logger::Log(LogLevel level, std::string_view event, std::initializer_list<Field> fields) {
+  if (level >= this->level()) writer_.Write(Line(level, event, fields));
 }
 
 }  // namespace denoised

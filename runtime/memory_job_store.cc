@@ -1,6 +1,6 @@
 #include <algorithm>
 #include <deque>
-#include <list>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -15,10 +15,22 @@ struct Watcher {
 };
 
 struct Record {
+  bool watched() const {
+    return std::any_of(watchers.begin(), watchers.end(),
+                       [](const std::weak_ptr<Watcher>& watcher) { return !watcher.expired(); });
+  }
+  // Somebody holds a result beside the store.
+  bool read() const {
+    return std::any_of(artifacts.begin(), artifacts.end(),
+                       [](const auto& entry) { return entry.second.use_count() > 1; });
+  }
+
   JobSnapshot job;
   uint64_t number = 0;  // order of arrival
   std::map<ArtifactFormat, std::shared_ptr<const Artifact>> artifacts;
   std::vector<std::weak_ptr<Watcher>> watchers;
+  std::chrono::steady_clock::time_point ended_at;
+  bool fetched = false;
 };
 
 class MemoryJobStore : public JobStore {
@@ -65,6 +77,14 @@ class MemoryJobStore : public JobStore {
     return found == record->artifacts.end() ? nullptr : found->second;
   }
 
+  void MarkFetched(const std::string& id) override {
+    std::lock_guard lock(mutex_);
+    auto found = records_.find(id);
+    if (found != records_.end()) found->second.fetched = true;
+  }
+
+  int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override;
+
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     auto watcher = std::make_shared<Watcher>(Watcher{std::move(wake)});
     std::lock_guard lock(mutex_);
@@ -78,14 +98,18 @@ class MemoryJobStore : public JobStore {
     auto found = records_.find(id);
     return found == records_.end() ? nullptr : &found->second;
   }
+  void End(const std::string& id, Record* record);
   void ForgetOld();
+  // Forgets the oldest of `ended` but its newest, one in use only with `even_in_use`. False where
+  // there is none.
+  bool ForgetOldest(std::deque<std::string>* ended, bool even_in_use);
   void Forget(const std::string& id);
 
   const size_t max_finished_, max_artifact_bytes_;
   mutable std::mutex mutex_;
   std::unordered_map<std::string, Record> records_;
-  std::map<uint64_t, std::string> order_;  // number -> id
-  std::deque<std::string> finished_;       // oldest first
+  std::map<uint64_t, std::string> order_;                   // number -> id
+  std::deque<std::string> with_results_, without_results_;  // ended jobs, oldest first
   size_t artifact_bytes_ = 0;
   uint64_t last_number_ = 0;
 };
@@ -107,17 +131,16 @@ JobPage MemoryJobStore::List(std::optional<JobState> state, size_t page_size,
   if (page_size == 0) throw InvalidField("page_size", "must be at least 1");
   JobPage page;
   std::lock_guard lock(mutex_);
-  uint64_t last_shown = 0;
   for (auto it = std::make_reverse_iterator(order_.lower_bound(before)); it != order_.rend();
        ++it) {
     const JobSnapshot& job = records_.at(it->second).job;
     if (state && job.state != *state) continue;
     if (page.jobs.size() == page_size) {
-      page.next_page_token = std::to_string(last_shown);
+      page.next_page_token = page.tokens.back();
       break;
     }
     page.jobs.push_back(job);
-    last_shown = it->first;
+    page.tokens.push_back(std::to_string(it->first));
   }
   return page;
 }
@@ -140,21 +163,52 @@ std::optional<JobSnapshot> MemoryJobStore::Update(const std::string& id,
       if (watcher) awake.push_back(std::move(watcher));
       return weak.expired();
     });
-    if (IsTerminal(after->state)) {
-      finished_.push_back(id);
-      ForgetOld();
-    }
+    if (IsTerminal(after->state)) End(id, &record);
   }
   for (const auto& watcher : awake) watcher->wake();
   return after;
 }
 
+void MemoryJobStore::End(const std::string& id, Record* record) {
+  record->ended_at = std::chrono::steady_clock::now();
+  (record->artifacts.empty() ? without_results_ : with_results_).push_back(id);
+  ForgetOld();
+}
+
 void MemoryJobStore::ForgetOld() {
-  while (finished_.size() > 1 &&
-         (finished_.size() > max_finished_ || artifact_bytes_ > max_artifact_bytes_)) {
-    Forget(finished_.front());
-    finished_.pop_front();
+  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
+    while (ended->size() > max_finished_ && ForgetOldest(ended, /*even_in_use=*/false)) {
+    }
   }
+  for (const bool even_in_use : {false, true}) {
+    while (artifact_bytes_ > max_artifact_bytes_ && ForgetOldest(&with_results_, even_in_use)) {
+    }
+  }
+}
+
+bool MemoryJobStore::ForgetOldest(std::deque<std::string>* ended, bool even_in_use) {
+  if (ended->empty()) return false;
+  const auto newest = std::prev(ended->end());
+  const auto oldest = std::find_if(ended->begin(), newest, [&](const std::string& id) {
+    const Record& record = records_.at(id);
+    return even_in_use || !(record.watched() || record.read());
+  });
+  if (oldest == newest) return false;
+  Forget(*oldest);
+  ended->erase(oldest);
+  return true;
+}
+
+int64_t MemoryJobStore::CountUnfetched(std::chrono::steady_clock::duration age) const {
+  const auto since = std::chrono::steady_clock::now() - age;
+  std::lock_guard lock(mutex_);
+  int64_t count = 0;
+  for (auto id = with_results_.rbegin(); id != with_results_.rend(); ++id) {
+    const Record& record = records_.at(*id);
+    if (record.ended_at < since) break;
+    count += record.job.state == JobState::kSucceeded && !record.fetched ? 1 : 0;
+  }
+  return count;
 }
 
 void MemoryJobStore::Forget(const std::string& id) {

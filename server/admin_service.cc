@@ -25,11 +25,19 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     };
   }
 
+  // Stays alive until gRPC is done with it. First, and on the thread of the call.
+  void Hold() { self_ = shared_from_this(); }
+
+  // Then one of these, on any thread.
   void Start(const Force& force) {
-    self_ = shared_from_this();
     force_ = force;
     message_ = SerializeMessage(ToProto(force));
     StartWrite(&message_);
+  }
+
+  void Fail(const grpc::Status& status) {
+    timer_.Done(status);
+    Finish(status);
   }
 
   // Ends the stream; the force went first or goes with it.
@@ -94,38 +102,47 @@ Force AdminService::AddForce(const Request& request, const std::string& peer,
   if (request.has_ttl()) lifetime = FromProto(request.ttl(), "ttl");
   std::string parameters;
   if (request.has_parameters()) parameters = FromProto(request.parameters(), "parameters");
-  if (const auto refused = engine_->CheckForce(chosen, parameters)) throw *refused;
-  const Force force = engine_->policy().AddForce(chosen, lifetime, request.reason(), peer,
+  if (const auto refused = engine().CheckForce(chosen, parameters)) throw *refused;
+  const Force force = engine().policy().AddForce(chosen, lifetime, request.reason(), peer,
                                                  parameters, std::move(on_end));
-  logger_->Info("admin.force", {{"lease", force.id},
-                                {"backend", std::string(AttnBackendName(chosen))},
-                                {"parameters", force.parameters},
-                                {"ttl_ms", lifetime ? std::to_string(lifetime->count()) : "none"},
-                                {"reason", force.reason},
-                                {"holder", peer}});
+  with_.logger->Info("admin.force",
+                     {{"lease", force.id},
+                      {"backend", std::string(AttnBackendName(chosen))},
+                      {"parameters", force.parameters},
+                      {"ttl_ms", lifetime ? std::to_string(lifetime->count()) : "none"},
+                      {"reason", force.reason},
+                      {"holder", peer}});
   return force;
 }
 
 grpc::ServerUnaryReactor* AdminService::ForceBackend(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* in,
                                                      grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::ForceBackendRequest>(
-      context, in, out, metrics_, "ForceBackend",
-      [this, context](const v1::ForceBackendRequest& request) {
-        return ToProto(AddForce(request, context->peer(), {}));
+  return AnswerFromPool<v1::ForceBackendRequest>(
+      with_.pool, in, out, with_.metrics, "ForceBackend",
+      [this, peer = context->peer()](const v1::ForceBackendRequest& request) {
+        return ToProto(AddForce(request, peer, {}));
       });
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::HoldBackend(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* in) {
-  const CallTimer timer(metrics_, "HoldBackend");
-  const auto stream = std::make_shared<HoldStream>(timer, &engine_->policy(), logger_);
+  const CallTimer timer(with_.metrics, "HoldBackend");
+  std::shared_ptr<HoldStream> stream;
   const grpc::Status status = StatusOf([&] {
-    v1::HoldBackendRequest request;
-    ParseMessage(*in, &request);
-    stream->Start(AddForce(request, context->peer(), stream->Ender()));
+    stream = std::make_shared<HoldStream>(timer, &engine().policy(), with_.logger);
+    stream->Hold();
   });
   if (!status.ok()) return new FailedStream(timer, status);
+  const auto open = [this, stream, bytes = *in, peer = context->peer()] {
+    const grpc::Status opened = StatusOf([&] {
+      v1::HoldBackendRequest request;
+      ParseMessage(bytes, &request);
+      stream->Start(AddForce(request, peer, stream->Ender()));
+    });
+    if (!opened.ok()) stream->Fail(opened);
+  };
+  if (!with_.pool->Post(in->Length(), open)) stream->Fail(ToStatus(TooBusy()));
   return stream.get();
 }
 
@@ -136,12 +153,12 @@ int AdminService::Release(const v1::ReleaseForceRequest& request, const std::str
   }
   int released = 1;
   if (request.all()) {
-    released = engine_->policy().Clear();
-  } else if (!engine_->policy().Release(id)) {
+    released = engine().policy().Clear();
+  } else if (!engine().policy().Release(id)) {
     throw Error(StatusCode::kNotFound, "no live force '" + id.substr(0, 64) + "'", "lease_id",
                 "LEASE_NOT_FOUND");
   }
-  logger_->Info("admin.release", {{"lease", request.all() ? "all" : id}, {"peer", peer}});
+  with_.logger->Info("admin.release", {{"lease", request.all() ? "all" : id}, {"peer", peer}});
   return released;
 }
 
@@ -149,7 +166,7 @@ grpc::ServerUnaryReactor* AdminService::ReleaseForce(grpc::CallbackServerContext
                                                      const grpc::ByteBuffer* in,
                                                      grpc::ByteBuffer* out) {
   return AnswerUnary<v1::ReleaseForceRequest>(
-      context, in, out, metrics_, "ReleaseForce",
+      context, in, out, with_.metrics, "ReleaseForce",
       [this, context](const v1::ReleaseForceRequest& request) {
         v1::ReleaseForceResponse response;
         response.set_released(Release(request, context->peer()));
@@ -160,10 +177,10 @@ grpc::ServerUnaryReactor* AdminService::ReleaseForce(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* AdminService::ListLeases(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* in,
                                                    grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::ListLeasesRequest>(context, in, out, metrics_, "ListLeases",
+  return AnswerUnary<v1::ListLeasesRequest>(context, in, out, with_.metrics, "ListLeases",
                                             [this](const v1::ListLeasesRequest&) {
                                               v1::ListLeasesResponse response;
-                                              for (const Force& force : engine_->policy().List()) {
+                                              for (const Force& force : engine().policy().List()) {
                                                 *response.add_leases() = ToProto(force);
                                               }
                                               return response;
@@ -173,10 +190,10 @@ grpc::ServerUnaryReactor* AdminService::ListLeases(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* AdminService::ListBackends(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* in,
                                                      grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::ListBackendsRequest>(
-      context, in, out, metrics_, "ListBackends", [this](const v1::ListBackendsRequest&) {
+  return AnswerFromPool<v1::ListBackendsRequest>(
+      with_.pool, in, out, with_.metrics, "ListBackends", [this](const v1::ListBackendsRequest&) {
         v1::ListBackendsResponse response;
-        for (const BackendInfo& backend : engine_->ListBackends()) {
+        for (const BackendInfo& backend : engine().ListBackends()) {
           *response.add_backends() = ToProto(backend);
         }
         return response;
@@ -186,11 +203,11 @@ grpc::ServerUnaryReactor* AdminService::ListBackends(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* AdminService::ExplainSelection(grpc::CallbackServerContext* context,
                                                          const grpc::ByteBuffer* in,
                                                          grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::ExplainSelectionRequest>(
-      context, in, out, metrics_, "ExplainSelection",
+  return AnswerFromPool<v1::ExplainSelectionRequest>(
+      with_.pool, in, out, with_.metrics, "ExplainSelection",
       [this](const v1::ExplainSelectionRequest& request) {
         v1::ExplainSelectionResponse response;
-        for (const Explanation& role : engine_->Explain(FromProto(request))) {
+        for (const Explanation& role : engine().Explain(FromProto(request))) {
           *response.add_roles() = ToProto(role);
         }
         return response;
@@ -199,29 +216,30 @@ grpc::ServerUnaryReactor* AdminService::ExplainSelection(grpc::CallbackServerCon
 
 grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* context,
                                               const grpc::ByteBuffer* in, grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::DrainRequest>(context, in, out, metrics_, "Drain",
-                                       [this, context](const v1::DrainRequest&) {
-                                         logger_->Info("admin.drain", {{"peer", context->peer()}});
-                                         drain_();
-                                         v1::DrainResponse response;
-                                         response.set_queued(engine_->queue_depth());
-                                         response.set_running(engine_->running_jobs());
-                                         return response;
-                                       });
+  return AnswerUnary<v1::DrainRequest>(
+      context, in, out, with_.metrics, "Drain", [this, context](const v1::DrainRequest&) {
+        with_.logger->Info("admin.drain", {{"peer", context->peer()}});
+        drain_();
+        v1::DrainResponse response;
+        response.set_queued(engine().queue_depth());
+        response.set_running(engine().running_jobs());
+        return response;
+      });
 }
 
 grpc::ServerUnaryReactor* AdminService::SetLogLevel(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* in,
                                                     grpc::ByteBuffer* out) {
   return AnswerUnary<v1::SetLogLevelRequest>(
-      context, in, out, metrics_, "SetLogLevel",
+      context, in, out, with_.metrics, "SetLogLevel",
       [this, context](const v1::SetLogLevelRequest& request) {
         const auto level = LogLevelFromName(request.level());
         if (!level) throw InvalidField("level", "one of debug, info, warning, error");
         v1::SetLogLevelResponse response;
-        response.set_previous_level(std::string(LogLevelName(logger_->level())));
-        logger_->set_level(*level);
-        logger_->Info("admin.log_level", {{"level", request.level()}, {"peer", context->peer()}});
+        response.set_previous_level(std::string(LogLevelName(with_.logger->level())));
+        with_.logger->set_level(*level);
+        with_.logger->Info("admin.log_level",
+                           {{"level", request.level()}, {"peer", context->peer()}});
         return response;
       });
 }

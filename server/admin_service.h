@@ -7,9 +7,7 @@
 #include <string>
 
 #include "denoised/v1/admin.grpc.pb.h"
-#include "runtime/engine.h"
-#include "runtime/log.h"
-#include "server/metrics.h"
+#include "server/call_context.h"
 
 namespace denoised {
 
@@ -23,12 +21,12 @@ using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
                             v1::AdminService::WithRawCallbackMethod_SetLogLevel<
                                 v1::AdminService::Service>>>>>>>>;
 
-// Thread-safe; everything is borrowed and outlives the service. Each change is logged as admin.*.
+// Thread-safe. Each change is logged as admin.*.
 class AdminService : public RawAdminService {
  public:
   // `drain` refuses new work and turns health off; idempotent.
-  AdminService(Engine* engine, Metrics* metrics, Logger* logger, std::function<void()> drain)
-      : engine_(engine), metrics_(metrics), logger_(logger), drain_(std::move(drain)) {}
+  AdminService(const CallContext& with, std::function<void()> drain)
+      : with_(with), drain_(std::move(drain)) {}
 
   grpc::ServerUnaryReactor* ForceBackend(grpc::CallbackServerContext* context,
                                          const grpc::ByteBuffer* in,
@@ -57,9 +55,9 @@ class AdminService : public RawAdminService {
   Force AddForce(const Request& request, const std::string& peer, SelectionPolicy::OnEnd on_end);
   int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
 
-  Engine* const engine_;
-  Metrics* const metrics_;
-  Logger* const logger_;
+  Engine& engine() const { return with_.gate->Require(); }
+
+  const CallContext with_;
   const std::function<void()> drain_;
 };
 

@@ -2,12 +2,19 @@
 
 #include <grpcpp/support/proto_buffer_reader.h>
 
+#include <utility>
+
 #include "server/convert.h"
+#include "server/wire_budget.h"
 
 namespace denoised {
 
 void ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message) {
   grpc::ByteBuffer copy = bytes;  // shares the slices; the reader wants to own a handle
+  {
+    grpc::ProtoBufferReader walked(&copy);
+    if (walked.status().ok()) CheckWireBudget(&walked, *message->GetDescriptor());
+  }
   grpc::ProtoBufferReader reader(&copy);
   if (!reader.status().ok() || !message->ParseFromZeroCopyStream(&reader)) {
     throw Error(StatusCode::kInvalidArgument,
@@ -34,9 +41,28 @@ grpc::Status StatusOf(const std::function<void()>& body) {
   }
 }
 
+Error TooBusy() {
+  return Error(StatusCode::kResourceExhausted, "too many requests wait to be checked", "",
+               "QUEUE_FULL");
+}
+
 void CallTimer::Done(const grpc::Status& status) const {
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
   metrics_->OnRpc(method_, StatusCodeName(status.error_code()), seconds.count());
+}
+
+void PooledCall::Run(WorkPool* pool, size_t bytes, std::function<void()> body) {
+  const bool posted = pool->Post(bytes, [this, body = std::move(body)] {
+    // Whoever left meanwhile wants nothing done.
+    const bool left = cancelled_.load();
+    End(left ? grpc::Status(grpc::StatusCode::CANCELLED, "the client left") : StatusOf(body));
+  });
+  if (!posted) End(ToStatus(TooBusy()));
+}
+
+void PooledCall::End(const grpc::Status& status) {
+  timer_.Done(status);
+  Finish(status);
 }
 
 }  // namespace denoised

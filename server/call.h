@@ -10,16 +10,19 @@
 #include <google/protobuf/message.h>
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <string_view>
+#include <utility>
 
 #include "server/metrics.h"
+#include "server/work_pool.h"
 
 namespace denoised {
 
 // Reads `bytes` into `message`. Throws INVALID_ARGUMENT where they are not such a message
-// (malformed fields, text that is not UTF-8).
+// (malformed fields, text that is not UTF-8) or a field is over its budget (see wire_budget.h).
 void ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
 grpc::ByteBuffer SerializeMessage(const google::protobuf::Message& message);
 
@@ -55,6 +58,42 @@ grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(status);
   return reactor;
+}
+
+// What a call is told for which the work pool has no room.
+Error TooBusy();
+
+// A unary call that is answered from the work pool. Lives until gRPC is done with it.
+class PooledCall : public grpc::ServerUnaryReactor {
+ public:
+  explicit PooledCall(const CallTimer& timer) : timer_(timer) {}
+
+  // Runs `body`, which may throw Error, and ends the call with what came of it; once. `bytes` is
+  // the size of its message.
+  void Run(WorkPool* pool, size_t bytes, std::function<void()> body);
+
+  void OnCancel() override { cancelled_ = true; }
+  void OnDone() override { delete this; }
+
+ private:
+  void End(const grpc::Status& status);
+
+  const CallTimer timer_;
+  std::atomic<bool> cancelled_{false};
+};
+
+// As AnswerUnary, for a handler that may take long or call LibTorch.
+template <typename Request, typename Handler>
+grpc::ServerUnaryReactor* AnswerFromPool(WorkPool* pool, const grpc::ByteBuffer* in,
+                                         grpc::ByteBuffer* out, Metrics* metrics,
+                                         std::string_view method, Handler handler) {
+  auto* call = new PooledCall(CallTimer(metrics, method));
+  call->Run(pool, in->Length(), [bytes = *in, out, handler = std::move(handler)] {
+    Request request;
+    ParseMessage(bytes, &request);
+    *out = SerializeMessage(handler(std::move(request)));
+  });
+  return call;
 }
 
 // A streaming call that fails before it begins.

@@ -58,6 +58,16 @@ std::function<void(const std::string&)> SetDrainGrace(Config* config) {
   };
 }
 
+std::function<void(const std::string&)> SetHttpTimeout(Config* config) {
+  return [config](const std::string& text) {
+    config->http_timeout = ParseDuration("http_timeout", text);
+    if (config->http_timeout < std::chrono::milliseconds(100) ||
+        config->http_timeout > std::chrono::hours(1)) {
+      throw UsageError("--http_timeout is from 100ms to 1h, got '" + text + "'");
+    }
+  };
+}
+
 std::vector<Flag> WhereFlags(Config* config) {
   return {
       {"model_repository", "DIR", "model_repository",
@@ -128,7 +138,8 @@ std::vector<Flag> LimitFlags(Config* config) {
        SetInt("max_queued_denoise_calls", 1, 100000,
               [engine](int64_t n) { engine->max_queued_denoise_calls = n; })},
       {"max_finished_jobs", "N", "256",
-       "Ended jobs to remember, 1 to 1000000; the oldest are forgotten first.",
+       "Ended jobs to remember, 1 to 1000000: so many with results and so many without. The oldest "
+       "are forgotten first, except while somebody watches or reads them.",
        SetInt("max_finished_jobs", 1, 1000000,
               [engine](int64_t n) { engine->max_finished_jobs = n; })},
       {"max_artifact_mib", "N", "1024", "MiB of results to keep, 1 to 1048576.",
@@ -139,17 +150,40 @@ std::vector<Flag> LimitFlags(Config* config) {
        SetInt("max_message_mib", 1, 1024,
               [config](int64_t n) { config->max_message_bytes = n * kMiB; })},
       {"drain_grace", "TIME", "30s",
-       "After SIGTERM: how long queued and running jobs may go on before they are cancelled "
-       "(500ms, "
-       "30s, 5m; at most 24h). A second signal ends the process at once.",
+       "After SIGTERM: how long queued and running jobs, open streams and results that were not "
+       "fetched yet (for 5 s after the job's end) may go on before they are cancelled (500ms, 30s, "
+       "5m; at most 24h). A second signal ends the process at once.",
        SetDrainGrace(config)},
+  };
+}
+
+std::vector<Flag> ConnectionFlags(Config* config) {
+  return {
+      {"max_connections", "N", "1024",
+       "Connections to the public gRPC port, 4 to 1000000; further ones are closed at once. "
+       "Lowered where the process may not open so many files.",
+       SetInt("max_connections", 4, 1000000, [config](int64_t n) { config->max_connections = n; })},
+      {"max_http_connections", "N", "256",
+       "Connections to the HTTP port, 8 to 1000000; a further one takes the place of the one that "
+       "has been idle longest.",
+       SetInt("max_http_connections", 8, 1000000,
+              [config](int64_t n) { config->max_http_connections = n; })},
+      {"max_streams_per_connection", "N", "1024",
+       "Calls that one connection to the public gRPC port may have open, 8 to 100000. Streams and "
+       "denoising steps get seven eighths of them, further ones RESOURCE_EXHAUSTED, so that other "
+       "calls are never held up by them.",
+       SetInt("max_streams_per_connection", 8, 100000,
+              [config](int64_t n) { config->max_streams_per_connection = n; })},
+      {"http_timeout", "TIME", "10s",
+       "From the first byte of an HTTP request to the last of its answer (100ms to 1h).",
+       SetHttpTimeout(config)},
   };
 }
 
 // Everything that the file may say too.
 std::vector<Flag> FileFlags(Config* config) {
   std::vector<Flag> flags = WhereFlags(config);
-  for (auto part : {ComputeFlags(config), LimitFlags(config)}) {
+  for (auto part : {ComputeFlags(config), LimitFlags(config), ConnectionFlags(config)}) {
     flags.insert(flags.end(), part.begin(), part.end());
   }
   flags.push_back({"log_level", "LEVEL", "info",

@@ -29,6 +29,10 @@ struct Config {
   ListenAddress listen, admin_listen, http_listen;
   int64_t max_message_bytes = int64_t{64} << 20;
   std::chrono::milliseconds drain_grace{30000};
+  int64_t max_connections = 1024;  // of the public gRPC port
+  int64_t max_http_connections = 256;
+  int64_t max_streams_per_connection = 1024;  // of the public gRPC port
+  std::chrono::milliseconds http_timeout{10000};
   LogLevel log_level = LogLevel::kInfo;
   bool insecure_public = false;
   bool show_help = false;     // print Help() and exit 0

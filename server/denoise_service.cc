@@ -1,5 +1,8 @@
 #include "server/denoise_service.h"
 
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <utility>
 
 #include "server/call.h"
@@ -8,36 +11,74 @@
 namespace denoised {
 namespace {
 
-// One call under way. Lives until gRPC is done with it, which is after Finish.
-class DenoiseCall : public grpc::ServerUnaryReactor {
+// One call under way: to the work pool, to the engine, and back. Owns itself until gRPC is done
+// with it; the engine's answer may come later than that, to a call that the client has left.
+class DenoiseCall : public grpc::ServerUnaryReactor,
+                    public std::enable_shared_from_this<DenoiseCall> {
  public:
   DenoiseCall(const CallTimer& timer, grpc::ByteBuffer* out) : timer_(timer), out_(out) {}
 
-  void Run(Engine* engine, DenoiseRequest request) {
-    engine->Denoise(std::move(request), cancel_,
-                    [this](Engine::DenoiseOutcome outcome) { Answer(std::move(outcome)); });
+  void Hold(OpenCalls::Ticket ticket) {
+    ticket_ = std::move(ticket);
+    self_ = shared_from_this();
   }
 
-  void End(const grpc::Status& status) {
+  // On the work pool.
+  void Run(Engine* engine, const grpc::ByteBuffer& bytes,
+           std::optional<std::chrono::steady_clock::time_point> deadline) {
+    DenoiseRequest request;
+    const grpc::Status status = StatusOf([&] {
+      v1::DenoiseRequest message;
+      ParseMessage(bytes, &message);
+      request = FromProto(std::move(message));
+      request.deadline = deadline;
+    });
+    if (!status.ok()) return End(status, {});
+    engine->Denoise(std::move(request), cancel_,
+                    [call = shared_from_this()](Engine::DenoiseOutcome outcome) {
+                      call->Answer(std::move(outcome));
+                    });
+  }
+
+  // The first end counts.
+  void End(const grpc::Status& status, grpc::ByteBuffer answer) {
+    {
+      std::lock_guard lock(mutex_);
+      if (ended_) return;
+      ended_ = true;
+      *out_ = std::move(answer);
+    }
     timer_.Done(status);
     Finish(status);
   }
 
-  void OnCancel() override { cancel_->cancelled = true; }
-  void OnDone() override { delete this; }
+  // Answered at once: a stop must not wait for the step.
+  void OnCancel() override {
+    cancel_->cancelled = true;
+    End(grpc::Status(grpc::StatusCode::CANCELLED, "the client left or its deadline passed"), {});
+  }
+  void OnDone() override {
+    ticket_.reset();  // the engine may hold the rest for longer
+    self_.reset();
+  }
 
  private:
   void Answer(Engine::DenoiseOutcome outcome) {
+    grpc::ByteBuffer answer;
     const grpc::Status status = StatusOf([&] {
       if (const Error* error = std::get_if<Error>(&outcome)) throw *error;
-      *out_ = SerializeMessage(ToProto(std::get<DenoiseResult>(std::move(outcome))));
+      answer = SerializeMessage(ToProto(std::get<DenoiseResult>(std::move(outcome))));
     });
-    End(status);
+    End(status, std::move(answer));
   }
 
   const CallTimer timer_;
   grpc::ByteBuffer* const out_;
   const std::shared_ptr<CancelToken> cancel_ = std::make_shared<CancelToken>();
+  OpenCalls::Ticket ticket_;
+  std::shared_ptr<DenoiseCall> self_;
+  std::mutex mutex_;
+  bool ended_ = false;  // guarded by mutex_
 };
 
 }  // namespace
@@ -45,20 +86,19 @@ class DenoiseCall : public grpc::ServerUnaryReactor {
 grpc::ServerUnaryReactor* DenoiseService::Denoise(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* in,
                                                   grpc::ByteBuffer* out) {
-  auto* call = new DenoiseCall(CallTimer(metrics_, "Denoise"), out);
-  DenoiseRequest request;
+  const auto call = std::make_shared<DenoiseCall>(CallTimer(with_.metrics, "Denoise"), out);
+  call->Hold(nullptr);
   const grpc::Status status = StatusOf([&] {
-    v1::DenoiseRequest message;
-    ParseMessage(*in, &message);
-    request = FromProto(std::move(message));
-    request.deadline = SteadyDeadline(context->deadline());
+    Engine* const engine = &with_.gate->Require();
+    call->Hold(with_.open_calls->Enter(context->peer()));
+    const auto deadline = SteadyDeadline(context->deadline());
+    const bool posted = with_.pool->Post(in->Length(), [call, engine, bytes = *in, deadline] {
+      call->Run(engine, bytes, deadline);
+    });
+    if (!posted) throw TooBusy();
   });
-  if (status.ok()) {
-    call->Run(engine_, std::move(request));
-  } else {
-    call->End(status);
-  }
-  return call;
+  if (!status.ok()) call->End(status, {});
+  return call.get();
 }
 
 }  // namespace denoised

@@ -3,25 +3,23 @@
 #define DENOISED_SERVER_DENOISE_SERVICE_H_
 
 #include "denoised/v1/denoise.grpc.pb.h"
-#include "runtime/engine.h"
-#include "server/metrics.h"
+#include "server/call_context.h"
 
 namespace denoised {
 
 using RawDenoiseService =
     v1::DenoiseService::WithRawCallbackMethod_Denoise<v1::DenoiseService::Service>;
 
-// Thread-safe; engine and metrics are borrowed and outlive the service.
+// Thread-safe.
 class DenoiseService : public RawDenoiseService {
  public:
-  DenoiseService(Engine* engine, Metrics* metrics) : engine_(engine), metrics_(metrics) {}
+  explicit DenoiseService(const CallContext& with) : with_(with) {}
 
   grpc::ServerUnaryReactor* Denoise(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
 
  private:
-  Engine* const engine_;
-  Metrics* const metrics_;
+  const CallContext with_;
 };
 
 }  // namespace denoised

@@ -12,6 +12,9 @@ namespace {
 
 constexpr int kDefaultPageSize = 100;
 constexpr int kMaxPageSize = 1000;
+// Clients receive at most 4 MiB by default; one job is far smaller than the difference.
+constexpr size_t kMaxPageBytes = size_t{3} << 20;
+constexpr int kListStep = 16;
 
 using Stream = grpc::ServerWriteReactor<grpc::ByteBuffer>;
 
@@ -20,16 +23,35 @@ Error JobNotFound(const std::string& job_id) {
                "JOB_NOT_FOUND");
 }
 
+// Appends jobs of the store's page until the reply is full; false where one was left out.
+bool AppendJobs(const JobPage& page, v1::ListJobsResponse* response, size_t* bytes) {
+  for (size_t i = 0; i < page.jobs.size(); ++i) {
+    v1::Job job = ToProto(page.jobs[i]);
+    *bytes += job.ByteSizeLong();
+    if (response->jobs_size() > 0 && *bytes > kMaxPageBytes) return false;
+    *response->add_jobs() = std::move(job);
+    response->set_next_page_token(page.tokens[i]);
+  }
+  response->set_next_page_token(page.next_page_token);
+  return true;
+}
+
+// A page ends at its number of jobs or at its number of bytes, whichever comes first. The store is
+// asked for a few jobs at a time, so that no more is copied than one reply holds.
 v1::ListJobsResponse ListPage(const JobStore& jobs, const v1::ListJobsRequest& request) {
   if (request.page_size() < 0 || request.page_size() > kMaxPageSize) {
     throw InvalidField("page_size", "from 0 to 1000, got " + std::to_string(request.page_size()));
   }
   const int size = request.page_size() == 0 ? kDefaultPageSize : request.page_size();
-  const JobPage page =
-      jobs.List(FromProto(request.state()), static_cast<size_t>(size), request.page_token());
   v1::ListJobsResponse response;
-  for (const JobSnapshot& job : page.jobs) *response.add_jobs() = ToProto(job);
-  response.set_next_page_token(page.next_page_token);
+  response.set_next_page_token(request.page_token());
+  size_t bytes = 0;
+  do {
+    const int take = std::min(kListStep, size - response.jobs_size());
+    const JobPage page = jobs.List(FromProto(request.state()), static_cast<size_t>(take),
+                                   response.next_page_token());
+    if (!AppendJobs(page, &response, &bytes)) break;
+  } while (response.jobs_size() < size && !response.next_page_token().empty());
   return response;
 }
 
@@ -58,6 +80,31 @@ std::shared_ptr<const Artifact> FindArtifact(JobStore& jobs, const JobSnapshot& 
   return artifact;
 }
 
+JobSnapshot FindJob(Engine& engine, const std::string& job_id) {
+  auto job = engine.jobs().Get(job_id);
+  if (!job) throw JobNotFound(job_id);
+  return *std::move(job);
+}
+
+JobSnapshot SubmitTo(Engine& engine, GenerationRequest request) {
+  Engine::SubmitResult result = engine.Submit(std::move(request));
+  if (const Error* error = std::get_if<Error>(&result)) throw *error;
+  return std::get<JobSnapshot>(std::move(result));
+}
+
+v1::Job Cancel(Engine& engine, const std::string& id) {
+  switch (engine.Cancel(id)) {
+    case Engine::CancelResult::kNotFound:
+      throw JobNotFound(id);
+    case Engine::CancelResult::kAlreadyFinished:
+      throw Error(StatusCode::kFailedPrecondition, "job '" + id + "' has already ended", "job_id",
+                  "JOB_FINISHED");
+    case Engine::CancelResult::kCancelling:
+      break;
+  }
+  return ToProto(FindJob(engine, id));
+}
+
 // Runs `make`, which starts a stream; a failure before that becomes the stream's status.
 template <typename Make>
 Stream* StartStream(const CallTimer& timer, const Make& make) {
@@ -68,102 +115,99 @@ Stream* StartStream(const CallTimer& timer, const Make& make) {
 
 }  // namespace
 
-JobSnapshot GenerationService::Submit(GenerationRequest request) {
-  Engine::SubmitResult result = engine_->Submit(std::move(request));
-  if (const Error* error = std::get_if<Error>(&result)) throw *error;
-  return std::get<JobSnapshot>(std::move(result));
-}
-
-JobSnapshot GenerationService::Find(const std::string& job_id) const {
-  auto job = engine_->jobs().Get(job_id);
-  if (!job) throw JobNotFound(job_id);
-  return *std::move(job);
-}
-
 grpc::ServerUnaryReactor* GenerationService::SubmitJob(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::GenerationRequest>(context, in, out, metrics_, "SubmitJob",
-                                            [this](v1::GenerationRequest&& request) {
-                                              return ToProto(Submit(FromProto(std::move(request))));
-                                            });
+  return AnswerFromPool<v1::GenerationRequest>(
+      with_.pool, in, out, with_.metrics, "SubmitJob", [this](v1::GenerationRequest&& request) {
+        return ToProto(SubmitTo(with_.gate->Require(), FromProto(std::move(request))));
+      });
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetJob(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* in,
                                                     grpc::ByteBuffer* out) {
   return AnswerUnary<v1::GetJobRequest>(
-      context, in, out, metrics_, "GetJob",
-      [this](const v1::GetJobRequest& request) { return ToProto(Find(request.job_id())); });
+      context, in, out, with_.metrics, "GetJob", [this](const v1::GetJobRequest& request) {
+        return ToProto(FindJob(with_.gate->Require(), request.job_id()));
+      });
 }
 
 grpc::ServerUnaryReactor* GenerationService::ListJobs(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* in,
                                                       grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::ListJobsRequest>(
-      context, in, out, metrics_, "ListJobs",
-      [this](const v1::ListJobsRequest& request) { return ListPage(engine_->jobs(), request); });
+  return AnswerUnary<v1::ListJobsRequest>(context, in, out, with_.metrics, "ListJobs",
+                                          [this](const v1::ListJobsRequest& request) {
+                                            return ListPage(with_.gate->Require().jobs(), request);
+                                          });
 }
 
 grpc::ServerUnaryReactor* GenerationService::CancelJob(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::CancelJobRequest>(
-      context, in, out, metrics_, "CancelJob", [this](const v1::CancelJobRequest& request) {
-        const std::string& id = request.job_id();
-        switch (engine_->Cancel(id)) {
-          case Engine::CancelResult::kNotFound:
-            throw JobNotFound(id);
-          case Engine::CancelResult::kAlreadyFinished:
-            throw Error(StatusCode::kFailedPrecondition, "job '" + id + "' has already ended",
-                        "job_id", "JOB_FINISHED");
-          case Engine::CancelResult::kCancelling:
-            break;
-        }
-        return ToProto(Find(id));
-      });
+  return AnswerUnary<v1::CancelJobRequest>(context, in, out, with_.metrics, "CancelJob",
+                                           [this](const v1::CancelJobRequest& request) {
+                                             return Cancel(with_.gate->Require(), request.job_id());
+                                           });
 }
 
 Stream* GenerationService::WatchJob(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* in) {
-  const CallTimer timer(metrics_, "WatchJob");
+  const CallTimer timer(with_.metrics, "WatchJob");
   return StartStream(timer, [&] {
-    v1::WatchJobRequest request;
-    ParseMessage(*in, &request);
-    Find(request.job_id());
-    auto stream = std::make_shared<WatchStream>(timer, engine_, dispatcher_, request.job_id(),
-                                                request.after_sequence());
-    stream->Begin();
+    Engine& engine = with_.gate->Require();
+    const auto stream = std::make_shared<WatchStream>(timer, &engine, with_.dispatcher);
+    stream->Hold();
+    stream->Open([&] {
+      v1::WatchJobRequest request;
+      ParseMessage(*in, &request);
+      FindJob(engine, request.job_id());
+      stream->Keep(with_.open_calls->Enter(context->peer()));
+      stream->Follow(request.job_id(), request.after_sequence());
+    });
     return stream.get();
   });
 }
 
 Stream* GenerationService::FetchArtifact(grpc::CallbackServerContext* context,
                                          const grpc::ByteBuffer* in) {
-  const CallTimer timer(metrics_, "FetchArtifact");
+  const CallTimer timer(with_.metrics, "FetchArtifact");
   return StartStream(timer, [&] {
-    v1::FetchArtifactRequest request;
-    ParseMessage(*in, &request);
-    auto artifact = FindArtifact(engine_->jobs(), Find(request.job_id()), request);
-    auto stream = std::make_shared<FetchStream>(timer, std::move(artifact), request.offset());
-    stream->Start();
+    Engine& engine = with_.gate->Require();
+    const auto stream = std::make_shared<FetchStream>(timer, &engine);
+    stream->Hold();
+    stream->Open([&] {
+      v1::FetchArtifactRequest request;
+      ParseMessage(*in, &request);
+      auto artifact = FindArtifact(engine.jobs(), FindJob(engine, request.job_id()), request);
+      stream->Keep(with_.open_calls->Enter(context->peer()));
+      stream->Send(request.job_id(), std::move(artifact), request.offset());
+    });
     return stream.get();
   });
 }
 
 Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* in) {
-  const CallTimer timer(metrics_, "Generate");
+  const CallTimer timer(with_.metrics, "Generate");
   return StartStream(timer, [&] {
-    v1::GenerationRequest message;
-    ParseMessage(*in, &message);
-    GenerationRequest request = FromProto(std::move(message));
+    Engine& engine = with_.gate->Require();
+    const auto stream = std::make_shared<GenerateStream>(timer, &engine, with_.dispatcher);
+    stream->Keep(with_.open_calls->Enter(context->peer()));
+    stream->Hold();
     const auto deadline = SteadyDeadline(context->deadline());
-    if (deadline) request.deadline = std::min(request.deadline.value_or(*deadline), *deadline);
-    const JobSnapshot job = Submit(std::move(request));
-    auto stream = std::make_shared<GenerateStream>(timer, engine_, dispatcher_, job.id,
-                                                   /*after_sequence=*/0);
-    stream->Begin();
+    const bool posted = with_.pool->Post(in->Length(), [stream, &engine, deadline, bytes = *in] {
+      stream->Open([&] {
+        v1::GenerationRequest message;
+        ParseMessage(bytes, &message);
+        GenerationRequest request = FromProto(std::move(message));
+        if (deadline) {
+          request.deadline = std::min(request.deadline.value_or(*deadline), *deadline);
+        }
+        stream->Own(SubmitTo(engine, std::move(request)).id);
+      });
+    });
+    if (!posted) stream->Open([] { throw TooBusy(); });
     return stream.get();
   });
 }

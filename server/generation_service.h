@@ -3,9 +3,7 @@
 #define DENOISED_SERVER_GENERATION_SERVICE_H_
 
 #include "denoised/v1/generation.grpc.pb.h"
-#include "runtime/engine.h"
-#include "server/dispatcher.h"
-#include "server/metrics.h"
+#include "server/call_context.h"
 
 namespace denoised {
 
@@ -19,11 +17,10 @@ using RawGenerationService = v1::GenerationService::WithRawCallbackMethod_Submit
                         v1::GenerationService::WithRawCallbackMethod_Generate<
                             v1::GenerationService::Service>>>>>>>;
 
-// Thread-safe; everything is borrowed and outlives the service. Methods as in generation.proto.
+// Thread-safe. Methods as in generation.proto.
 class GenerationService : public RawGenerationService {
  public:
-  GenerationService(Engine* engine, Dispatcher* dispatcher, Metrics* metrics)
-      : engine_(engine), dispatcher_(dispatcher), metrics_(metrics) {}
+  explicit GenerationService(const CallContext& with) : with_(with) {}
 
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
@@ -41,12 +38,7 @@ class GenerationService : public RawGenerationService {
                                                        const grpc::ByteBuffer* in) override;
 
  private:
-  JobSnapshot Submit(GenerationRequest request);
-  JobSnapshot Find(const std::string& job_id) const;
-
-  Engine* const engine_;
-  Dispatcher* const dispatcher_;
-  Metrics* const metrics_;
+  const CallContext with_;
 };
 
 }  // namespace denoised

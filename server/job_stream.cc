@@ -14,8 +14,13 @@ grpc::Status Cancelled() {
 
 // ---- PulledStream
 
-void PulledStream::Start() {
-  self_ = shared_from_this();
+void PulledStream::Open(const std::function<void()>& prepare) {
+  const grpc::Status status = StatusOf(prepare);
+  if (!status.ok()) return End(status);
+  {
+    std::lock_guard lock(mutex_);
+    busy_ = false;
+  }
   Pump();
 }
 
@@ -101,22 +106,15 @@ std::optional<v1::ArtifactChunk> ChunkSource::Next() {
 
 // ---- WatchStream
 
-WatchStream::WatchStream(CallTimer timer, Engine* engine, Dispatcher* dispatcher,
-                         std::string job_id, uint64_t after_sequence)
-    : PulledStream(timer),
-      engine_(engine),
-      job_id_(std::move(job_id)),
-      dispatcher_(dispatcher),
-      last_sequence_(after_sequence) {}
-
-void WatchStream::Begin() {
+void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
+  job_id_ = job_id;
+  last_sequence_ = after_sequence;
   const std::weak_ptr<PulledStream> weak = weak_from_this();
   watch_ = engine_->jobs().Watch(job_id_, [weak, dispatcher = dispatcher_] {
     dispatcher->Post([weak] {
       if (const auto stream = weak.lock()) stream->Pump();
     });
   });
-  Start();
 }
 
 PulledStream::Action WatchStream::Next() {
@@ -147,6 +145,19 @@ PulledStream::Action WatchStream::AfterEnd(const JobSnapshot&) {
 
 // ---- GenerateStream
 
+void GenerateStream::Own(const std::string& job_id) {
+  Follow(job_id, /*after_sequence=*/0);
+  std::lock_guard lock(owner_mutex_);
+  owned_ = job_id;
+  if (client_gone_) engine_->Cancel(job_id);
+}
+
+void GenerateStream::OnClientGone() {
+  std::lock_guard lock(owner_mutex_);
+  client_gone_ = true;
+  if (!owned_.empty()) engine_->Cancel(owned_);
+}
+
 grpc::ByteBuffer GenerateStream::Wrap(const JobSnapshot& job) const {
   v1::GenerateEvent event;
   *event.mutable_job() = ToProto(job);
@@ -169,7 +180,10 @@ PulledStream::Action GenerateStream::AfterEnd(const JobSnapshot& job) {
   }
   if (job.error) return {.message = std::nullopt, .end = ToStatus(*job.error)};
   auto chunk = chunks_.Next();
-  if (!chunk) return {.message = std::nullopt, .end = grpc::Status::OK};
+  if (!chunk) {
+    engine_->jobs().MarkFetched(job.id);
+    return {.message = std::nullopt, .end = grpc::Status::OK};
+  }
   v1::GenerateEvent event;
   *event.mutable_chunk() = std::move(*chunk);
   return {.message = SerializeMessage(event), .end = std::nullopt};
@@ -177,15 +191,17 @@ PulledStream::Action GenerateStream::AfterEnd(const JobSnapshot& job) {
 
 // ---- FetchStream
 
-FetchStream::FetchStream(CallTimer timer, std::shared_ptr<const Artifact> artifact, uint64_t offset)
-    : PulledStream(timer) {
+void FetchStream::Send(const std::string& job_id, std::shared_ptr<const Artifact> artifact,
+                       uint64_t offset) {
+  job_id_ = job_id;
   chunks_.Add(std::move(artifact), offset);
 }
 
 PulledStream::Action FetchStream::Next() {
   const auto chunk = chunks_.Next();
-  if (!chunk) return {.message = std::nullopt, .end = grpc::Status::OK};
-  return {.message = SerializeMessage(*chunk), .end = std::nullopt};
+  if (chunk) return {.message = SerializeMessage(*chunk), .end = std::nullopt};
+  engine_->jobs().MarkFetched(job_id_);
+  return {.message = std::nullopt, .end = grpc::Status::OK};
 }
 
 }  // namespace denoised

@@ -5,15 +5,18 @@
 #include <grpcpp/grpcpp.h>
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "runtime/engine.h"
 #include "server/call.h"
 #include "server/convert.h"
 #include "server/dispatcher.h"
+#include "server/open_calls.h"
 
 namespace denoised {
 
@@ -33,10 +36,14 @@ class PulledStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   explicit PulledStream(CallTimer timer) : timer_(timer) {}
 
-  // Takes the first message; the stream stays alive until gRPC is done with it.
-  void Start();
+  // Keeps the stream alive until gRPC is done with it. First, and on the thread of the call.
+  void Hold() { self_ = shared_from_this(); }
+  // Runs `prepare` and takes the first message; what it throws ends the stream. Once, any thread.
+  void Open(const std::function<void()>& prepare);
   // Looks for something to do. Any thread.
   void Pump();
+  // Kept for as long as the stream.
+  void Keep(OpenCalls::Ticket ticket) { ticket_ = std::move(ticket); }
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -51,9 +58,10 @@ class PulledStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void End(const grpc::Status& status);
 
   const CallTimer timer_;
+  OpenCalls::Ticket ticket_;
   std::shared_ptr<PulledStream> self_;
   std::mutex mutex_;
-  bool busy_ = false;         // guarded by mutex_: a Next() or a write is under way
+  bool busy_ = true;          // guarded by mutex_: Open(), a Next() or a write is under way
   bool wanted_ = false;       // guarded by mutex_: Pump() came meanwhile
   bool cancelled_ = false;    // guarded by mutex_
   bool ended_ = false;        // guarded by mutex_
@@ -81,10 +89,10 @@ class ChunkSource {
 // Follows one job. `engine` and `dispatcher` are borrowed and outlive the stream.
 class WatchStream : public PulledStream {
  public:
-  WatchStream(CallTimer timer, Engine* engine, Dispatcher* dispatcher, std::string job_id,
-              uint64_t after_sequence);
-  // Registers with the store, then starts.
-  void Begin();
+  WatchStream(CallTimer timer, Engine* engine, Dispatcher* dispatcher)
+      : PulledStream(timer), engine_(engine), dispatcher_(dispatcher) {}
+  // Which job, and after which of its states. For Open().
+  void Follow(const std::string& job_id, uint64_t after_sequence);
 
  protected:
   Action Next() override;
@@ -96,11 +104,11 @@ class WatchStream : public PulledStream {
   virtual Action AfterEnd(const JobSnapshot& job);
 
   Engine* const engine_;
-  const std::string job_id_;
+  std::string job_id_;
 
  private:
   Dispatcher* const dispatcher_;
-  uint64_t last_sequence_;
+  uint64_t last_sequence_ = 0;
   std::optional<JobSnapshot> final_;
   std::shared_ptr<void> watch_;
 };
@@ -109,25 +117,34 @@ class WatchStream : public PulledStream {
 class GenerateStream : public WatchStream {
  public:
   using WatchStream::WatchStream;
+  // Follows a job that was submitted for this stream. For Open().
+  void Own(const std::string& job_id);
 
  protected:
   grpc::ByteBuffer Wrap(const JobSnapshot& job) const override;
   void Collect(const JobSnapshot& job) override;
   Action AfterEnd(const JobSnapshot& job) override;
-  void OnClientGone() override { engine_->Cancel(job_id_); }
+  void OnClientGone() override;
 
  private:
   ChunkSource chunks_;
+  std::mutex owner_mutex_;
+  std::string owned_;         // guarded by owner_mutex_; the job, once there is one
+  bool client_gone_ = false;  // guarded by owner_mutex_
 };
 
 class FetchStream : public PulledStream {
  public:
-  FetchStream(CallTimer timer, std::shared_ptr<const Artifact> artifact, uint64_t offset);
+  FetchStream(CallTimer timer, Engine* engine) : PulledStream(timer), engine_(engine) {}
+  // What to send. For Open().
+  void Send(const std::string& job_id, std::shared_ptr<const Artifact> artifact, uint64_t offset);
 
  protected:
   Action Next() override;
 
  private:
+  Engine* const engine_;
+  std::string job_id_;
   ChunkSource chunks_;
 };
 

@@ -1,29 +1,35 @@
-// denoised: flags -> config -> server -> wait for a signal -> drain -> stop.
+// denoised: flags -> config -> ports -> models -> serve until a signal -> drain -> stop.
+#include <fcntl.h>
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
-#include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
-#include <cstdlib>
-#include <thread>
+#include <string>
+#include <vector>
 
 #include "backends/cpu_isa.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
+#include "server/descriptors.h"
 #include "server/server.h"
+#include "server/stop_signals.h"
 
 namespace denoised {
 namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
+// What a failed start may take to come down, and a stop beyond its grace.
+constexpr std::chrono::milliseconds kLastWait{1900};
 
-// gRPC's own complaints become lines of our log. Its hook takes no context, hence a logger of its
-// own.
+// gRPC's own complaints become lines of our log. Its hook takes no context.
+std::atomic<Logger*> grpc_logger{nullptr};
+
 void LogForGrpc(gpr_log_func_args* args) {
-  Logger(stderr).Warning("grpc", {{"text", args->message}});
+  Logger* const logger = grpc_logger.load();
+  if (logger != nullptr) logger->Warning("grpc", {{"text", args->message}});
 }
 
 // Libraries that would write to stderr in their own way. Protobuf complains about malformed
@@ -33,41 +39,53 @@ void QuietenLibraries() {
   google::protobuf::SetLogHandler(nullptr);
 }
 
-// Signals are taken by sigwait, so that no handler runs anywhere. Before any thread starts.
-sigset_t BlockSignals() {
-  signal(SIGPIPE, SIG_IGN);
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  return set;
+// A socket must never become what the log is written to.
+void OpenStandardDescriptors() {
+  while (true) {
+    const int fd = open("/dev/null", O_RDWR);
+    if (fd < 0) return;
+    if (fd > STDERR_FILENO) {
+      close(fd);
+      return;
+    }
+  }
 }
 
-// A second signal means now: nothing is lost by it that a longer wait would have kept.
-void ExitOnNextSignal(sigset_t set) {
-  std::thread([set] {
-    int number = 0;
-    sigwait(&set, &number);
-    _exit(128 + number);
-  }).detach();
+// Says why the start failed, and sees to it that the process ends whatever is left of it.
+int Fail(const std::exception& error, Logger* logger) {
+  StopSignals::ExitAfter(kLastWait, kExitFailed);
+  logger->Flush(std::chrono::milliseconds(200));
+  std::fprintf(stderr, "denoised: %s\n", error.what());
+  return kExitFailed;
 }
 
-int Serve(const Config& config, const sigset_t& signals) {
-  Logger logger(stderr, config.log_level);
-  Server server(config, &logger, Engine::Create);
+int Serve(const Config& config, StopSignals* signals) {
+  // Never destroyed: gRPC may log to the very end.
+  auto* const logger = new Logger(stderr, config.log_level);
+  grpc_logger = logger;
+  signals->LogTo(logger);
+  for (const std::string& warning : config.warnings) {
+    logger->Warning("config.warning", {{"text", warning}});
+  }
+  Server server(config, logger, RaiseDescriptorLimit());
+  try {
+    server.Start(Engine::Create);
+  } catch (const std::exception& error) {
+    return Fail(error, logger);
+  }
+  signals->BeginServing();
   std::printf("%s\n", server.ReadyLine().c_str());
   std::fflush(stdout);
-  int number = 0;
-  sigwait(&signals, &number);
-  logger.Info("server.signal", {{"number", std::to_string(number)}});
-  ExitOnNextSignal(signals);
+  logger->Info("server.signal", {{"number", std::to_string(signals->Wait())}});
+  StopSignals::ExitAfter(config.drain_grace + kLastWait, 0);
   server.DrainAndWait();
+  server.Stop();
+  logger->Flush(std::chrono::milliseconds(200));
   return 0;
 }
 
-int Main(const std::vector<std::string>& arguments) {
-  const sigset_t signals = BlockSignals();
+int Main(const std::vector<std::string>& arguments, StopSignals* signals) {
+  OpenStandardDescriptors();
   QuietenLibraries();
   try {
     const Config config = ParseConfig(arguments);
@@ -91,6 +109,7 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace denoised
 
 int main(int argc, char** argv) {
+  auto* const signals = new denoised::StopSignals;  // for as long as the process lives
   denoised::KeepFreedMemory();
-  return denoised::Main({argv + 1, argv + argc});
+  return denoised::Main({argv + 1, argv + argc}, signals);
 }

@@ -7,6 +7,7 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <array>
 #include <mutex>
 #include <utility>
@@ -73,6 +74,11 @@ using Names = std::vector<std::string>;
 
 std::string ToText(std::string_view view) { return std::string(view); }
 
+// Moves a counter on to a total that somebody else keeps.
+void AdvanceTo(uint64_t total, Counter* counter) {
+  counter->Increment(std::max(0.0, static_cast<double>(total) - counter->Value()));
+}
+
 }  // namespace
 
 struct Metrics::Families {
@@ -133,6 +139,14 @@ struct Metrics::Families {
             {"model", "reason"});
   GaugeSeries models_failed =
       Level("denoised_models_failed", "Model folders that could not be loaded.", {});
+  GaugeSeries connections =
+      Level("denoised_connections", "Connections that are open now.", {"listener"});
+  Counters connections_refused =
+      Count("denoised_connections_refused_total",
+            "Connections that were closed because there were too many.", {"listener"});
+  Counters log_lines_dropped =
+      Count("denoised_log_lines_dropped_total",
+            "Log lines that were dropped because stderr took nothing.", {});
   GaugeSeries build_info = Level("denoised_build_info", "Always 1; says what runs.", {"version"});
 
   std::mutex source_mutex;
@@ -250,6 +264,12 @@ std::string Metrics::Text() const {
     const Gauges gauges = families_->source ? families_->source() : Gauges{};
     families_->queue_depth.At({}).Set(static_cast<double>(gauges.queue_depth));
     families_->jobs_running.At({}).Set(static_cast<double>(gauges.jobs_running));
+    AdvanceTo(gauges.log_lines_dropped, &families_->log_lines_dropped.At({}));
+    for (const auto& [listener, connections] : gauges.connections) {
+      families_->connections.At({listener}).Set(static_cast<double>(connections.open));
+      AdvanceTo(static_cast<uint64_t>(connections.refused),
+                &families_->connections_refused.At({listener}));
+    }
     for (AttnBackend backend : AllAttnBackends()) {
       const auto found = gauges.leases.find(backend);
       families_->lease_active.At({"server", ToText(AttnBackendName(backend))})

@@ -24,6 +24,12 @@ class Metrics : public Observer {
   struct Gauges {
     int64_t queue_depth = 0, jobs_running = 0;
     std::map<AttnBackend, int> leases;  // live forces
+    uint64_t log_lines_dropped = 0;     // since the start
+    struct Connections {
+      int64_t open = 0;
+      int64_t refused = 0;  // since the start; closed at once, or to make room
+    };
+    std::map<std::string, Connections> connections;  // by listener: "public", "admin", "http"
   };
 
   explicit Metrics(const std::string& version);

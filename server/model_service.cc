@@ -9,12 +9,11 @@ grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* 
                                                    const grpc::ByteBuffer* in,
                                                    grpc::ByteBuffer* out) {
   return AnswerUnary<v1::ListModelsRequest>(
-      context, in, out, metrics_, "ListModels", [this](const v1::ListModelsRequest&) {
+      context, in, out, with_.metrics, "ListModels", [this](const v1::ListModelsRequest&) {
+        const Engine& engine = with_.gate->Require();
         v1::ListModelsResponse response;
-        for (const ModelInfo& model : engine_->ListModels()) {
-          *response.add_models() = ToProto(model);
-        }
-        for (const FailedModel& model : engine_->ListFailedModels()) {
+        for (const ModelInfo& model : engine.ListModels()) *response.add_models() = ToProto(model);
+        for (const FailedModel& model : engine.ListFailedModels()) {
           *response.add_failed() = ToProto(model);
         }
         return response;

@@ -9,18 +9,24 @@
 #include <utility>
 
 #include "runtime/version.h"
+#include "server/drain.h"
+#include "server/pages.h"
 
 namespace denoised {
 namespace {
 
 constexpr int64_t kAdminMessageBytes = int64_t{1} << 20;
+constexpr int64_t kAdminStreams = 100;
 constexpr size_t kQuotaFloorBytes = size_t{256} << 20;
 // How long calls may take to end by themselves once no job is left.
-constexpr std::chrono::milliseconds kCallGrace{1000};
+constexpr std::chrono::milliseconds kCallGrace{200};
+// Checks of large messages: two at a time, so that a large one does not hold up every small one.
+constexpr int kPoolThreads = 2;
+constexpr size_t kPoolTasks = 256;
 
 // Limits against clients that connect and do nothing, ping too much, or open streams without end.
-void SetConnectionLimits(grpc::ServerBuilder* builder) {
-  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 100);
+void SetConnectionLimits(int64_t max_streams, grpc::ServerBuilder* builder) {
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(max_streams));
   builder->AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 5000);
   builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 60000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
@@ -28,8 +34,6 @@ void SetConnectionLimits(grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder->AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8192);
-  // Without this a second server on the same port would start and share its connections.
-  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
 }
 
 // Both are switches of the whole process in gRPC 1.51 and must precede the first builder.
@@ -52,35 +56,101 @@ std::vector<std::string> PublicServiceNames() {
           v1::ModelService::service_full_name()};
 }
 
+std::vector<std::string> AdminServiceNames() { return {v1::AdminService::service_full_name()}; }
+
+ConnectionCaps WantedCaps(const Config& config) {
+  ConnectionCaps caps;
+  caps.listen = config.max_connections;
+  caps.http = config.max_http_connections;
+  return caps;
+}
+
+void ReportCaps(const ConnectionCaps& wanted, const ConnectionCaps& caps, Logger* logger) {
+  if (caps.listen == wanted.listen && caps.http == wanted.http) return;
+  logger->Warning("connections.lowered", {{"max_connections", std::to_string(caps.listen)},
+                                          {"max_http_connections", std::to_string(caps.http)},
+                                          {"why", "the process may not open more descriptors"}});
+}
+
 }  // namespace
 
-Server::Server(const Config& config, Logger* logger, const EngineFactory& make_engine)
-    : config_(config), logger_(logger), metrics_(Version()) {
-  http_ = std::make_unique<HttpServer>(
-      config_.http_listen,
-      HttpPages{[this] { return metrics_.Text(); }, [this] { return NotReady(); },
-                [this] { return ReadyNote(); }});
-  engine_ = make_engine(config_.engine, &metrics_, logger_);
-  dispatcher_ = std::make_unique<Dispatcher>();
-  StartGrpc();
+Server::Server(const Config& config, Logger* logger, int64_t descriptors)
+    : config_(config),
+      logger_(logger),
+      public_listener_("listen", config.listen),
+      admin_listener_("admin_listen", config.admin_listen),
+      http_listener_("http_listen", config.http_listen),
+      caps_(FitCaps(WantedCaps(config), descriptors)),
+      metrics_(Version()),
+      open_calls_(config.max_streams_per_connection),
+      pool_(kPoolThreads, kPoolTasks, 4 * static_cast<size_t>(config.max_message_bytes)),
+      generation_(Context()),
+      denoise_(Context()),
+      models_(Context()),
+      admin_(Context(), [this] { Drain(); }),
+      self_check_(public_listener_.LocalTarget()) {
+  ReportCaps(WantedCaps(config), caps_, logger_);
+}
+
+Server::~Server() { Stop(); }
+
+void Server::Start(const EngineFactory& make_engine) {
   metrics_.SetGaugeSource([this] { return ReadGauges(); });
-  ready_ = true;
+  StartHttp();
+  StartGrpc();
+  engine_ = make_engine(config_.engine, &metrics_, logger_);
+  gate_.Open(engine_.get());
+  SetHealth(public_.server.get(), PublicServiceNames(), true);
 }
 
-Server::~Server() {
-  Drain();
-  metrics_.SetGaugeSource({});
-  if (engine_) engine_->policy().Clear();  // ends the streams that hold one
-  const auto deadline = std::chrono::system_clock::now() + kCallGrace;
-  // Calls end before the engine does: those that wait for it are cancelled, and it answers them.
-  if (public_server_) public_server_->Shutdown(deadline);
-  if (admin_server_) admin_server_->Shutdown(deadline);
-  if (engine_) engine_->Shutdown();
-  http_.reset();
+void Server::StartHttp() {
+  HttpServer::Limits limits;
+  limits.max_connections = caps_.http;
+  limits.request_time = config_.http_timeout;
+  http_ = std::make_unique<HttpServer>(
+      &http_listener_, limits,
+      MakePages({[this] { return metrics_.Text(); }, [this] { return NotReady(); },
+                 [this] { return ReadyNote(); },
+                 [this](auto answer) { self_check_.Ask(std::move(answer)); }}));
 }
 
-std::string Server::WithPort(const ListenAddress& address, int port) {
-  return ListenAddress{address.host, port}.ToString();
+void Server::StartGrpc() {
+  EnableHealthAndReflection();
+  public_ = Serve("listen", public_listener_, caps_.listen, config_.max_streams_per_connection,
+                  config_.max_message_bytes, {&generation_, &denoise_, &models_});
+  admin_port_ = Serve("admin_listen", admin_listener_, caps_.admin, kAdminStreams,
+                      kAdminMessageBytes, {&admin_});
+  // The admin service can say what it thinks of a server that loads; the public ones cannot serve.
+  SetHealth(public_.server.get(), PublicServiceNames(), false);
+  SetHealth(admin_port_.server.get(), AdminServiceNames(), true);
+  public_.acceptor->Start();
+  admin_port_.acceptor->Start();
+}
+
+Server::Port Server::Serve(const std::string& name, const Listener& listener,
+                           int64_t max_connections, int64_t max_streams, int64_t max_message_bytes,
+                           const std::vector<grpc::Service*>& services) {
+  grpc::ServerBuilder builder;
+  SetConnectionLimits(max_streams, &builder);
+  grpc::ResourceQuota quota(name);
+  quota.Resize(kQuotaFloorBytes + 4 * static_cast<size_t>(max_message_bytes));
+  builder.SetResourceQuota(quota);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  Port port;
+  port.acceptor = std::make_unique<GrpcAcceptor>(&listener, max_connections);
+  port.acceptor->AddTo(&builder);
+  port.server = builder.BuildAndStart();
+  if (!port.server) throw Error(StatusCode::kUnavailable, "--" + name + ": gRPC did not start");
+  return port;
+}
+
+CallContext Server::Context() {
+  return {&gate_, &dispatcher_, &pool_, &open_calls_, &metrics_, logger_};
+}
+
+std::string Server::WithPort(const ListenAddress& address, const Listener& listener) {
+  return ListenAddress{address.host, listener.port()}.ToString();
 }
 
 std::string Server::ReadyLine() const {
@@ -88,72 +158,61 @@ std::string Server::ReadyLine() const {
 }
 
 std::string Server::NotReady() const {
-  if (!ready_) return "loading";
-  return engine_->draining() ? "draining" : "";
-}
-
-std::string Server::ReadyNote() const {
-  std::string note;
-  for (const FailedModel& model : engine_->ListFailedModels()) {
-    note += "\nnot loaded: " + model.name + ": " + model.reason + ": " + model.message;
-  }
-  return note;
-}
-
-std::unique_ptr<grpc::Server> Server::Listen(const std::string& flag, const ListenAddress& address,
-                                             const std::vector<grpc::Service*>& services,
-                                             int64_t max_message_bytes, int* port) {
-  grpc::ServerBuilder builder;
-  SetConnectionLimits(&builder);
-  grpc::ResourceQuota quota(flag);
-  quota.Resize(kQuotaFloorBytes + 4 * static_cast<size_t>(max_message_bytes));
-  builder.SetResourceQuota(quota);
-  builder.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
-  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), port);
-  for (grpc::Service* service : services) builder.RegisterService(service);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (!server || *port == 0) {
-    throw Error(StatusCode::kUnavailable, "--" + flag + ": cannot listen on " + address.ToString(),
-                flag);
-  }
-  return server;
-}
-
-void Server::StartGrpc() {
-  EnableHealthAndReflection();
-  generation_ = std::make_unique<GenerationService>(engine_.get(), dispatcher_.get(), &metrics_);
-  denoise_ = std::make_unique<DenoiseService>(engine_.get(), &metrics_);
-  models_ = std::make_unique<ModelService>(engine_.get(), &metrics_);
-  admin_ = std::make_unique<AdminService>(engine_.get(), &metrics_, logger_, [this] { Drain(); });
-  public_server_ =
-      Listen("listen", config_.listen, {generation_.get(), denoise_.get(), models_.get()},
-             config_.max_message_bytes, &port_);
-  admin_server_ = Listen("admin_listen", config_.admin_listen, {admin_.get()}, kAdminMessageBytes,
-                         &admin_port_);
-  SetHealth(public_server_.get(), PublicServiceNames(), true);
-  SetHealth(admin_server_.get(), {v1::AdminService::service_full_name()}, true);
+  const Engine* const engine = gate_.engine();
+  if (engine == nullptr) return "loading";
+  return engine->draining() ? "draining" : "";
 }
 
 Metrics::Gauges Server::ReadGauges() {
   Metrics::Gauges gauges;
-  gauges.queue_depth = engine_->queue_depth();
-  gauges.jobs_running = engine_->running_jobs();
-  for (const Force& force : engine_->policy().List()) ++gauges.leases[force.backend];
+  gauges.log_lines_dropped = logger_->dropped();
+  gauges.connections["http"] = {http_->open(), http_->refused()};
+  for (const auto& [name, port] : {std::pair("public", &public_), {"admin", &admin_port_}}) {
+    if (port->acceptor) {
+      gauges.connections[name] = {port->acceptor->open(), port->acceptor->refused()};
+    }
+  }
+  Engine* const engine = gate_.engine();
+  if (engine == nullptr) return gauges;
+  gauges.queue_depth = engine->queue_depth();
+  gauges.jobs_running = engine->running_jobs();
+  for (const Force& force : engine->policy().List()) ++gauges.leases[force.backend];
   return gauges;
 }
 
 void Server::Drain() {
-  if (!engine_ || engine_->draining()) return;
-  engine_->Drain();
-  if (public_server_) SetHealth(public_server_.get(), PublicServiceNames(), false);
-  logger_->Info("server.draining");
+  Engine* const engine = gate_.engine();
+  if (engine == nullptr || engine->draining()) return;
+  engine->Drain();
+  SetHealth(public_.server.get(), PublicServiceNames(), false);
+  logger_->Info("server.draining", {{"queued", std::to_string(engine->queue_depth())},
+                                    {"running", std::to_string(engine->running_jobs())},
+                                    {"open_calls", std::to_string(open_calls_.count())}});
 }
 
 bool Server::DrainAndWait() {
   Drain();
-  const bool idle = engine_->WaitIdle(config_.drain_grace);
-  logger_->Info("server.drained", {{"idle", idle ? "true" : "false"}});
-  return idle;
+  const bool quiet = WaitQuiet(engine_.get(), open_calls_, config_.drain_grace);
+  if (!quiet) CancelWork(engine_.get(), open_calls_, logger_);
+  logger_->Info("server.drained", {{"cancelled", quiet ? "false" : "true"}});
+  return quiet;
+}
+
+void Server::Stop() {
+  Drain();
+  metrics_.SetGaugeSource({});
+  if (engine_) {
+    engine_->CancelAll();
+    engine_->policy().Clear();  // ends the streams that hold one
+  }
+  const auto deadline = std::chrono::system_clock::now() + kCallGrace;
+  for (Port* port : {&public_, &admin_port_}) {
+    if (port->acceptor) port->acceptor->Stop();
+    // Ends every call, also one that waits for the engine: such a call answers a cancel by itself.
+    if (port->server) port->server->Shutdown(deadline);
+  }
+  if (engine_) engine_->Shutdown();
+  http_.reset();
 }
 
 }  // namespace denoised

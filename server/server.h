@@ -1,7 +1,7 @@
 // The composition root: builds the parts in order, owns them, stops them in reverse.
 //
-// HTTP comes first (so that /healthz answers while models load), then the engine, then public and
-// admin gRPC, each with its own listener.
+// All three ports are bound before anything else. Then HTTP and gRPC begin to answer (health says
+// NOT_SERVING, calls are refused with reason LOADING), then the engine loads, then the gate opens.
 #ifndef DENOISED_SERVER_SERVER_H_
 #define DENOISED_SERVER_SERVER_H_
 
@@ -11,17 +11,22 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "runtime/engine.h"
 #include "runtime/log.h"
 #include "server/admin_service.h"
+#include "server/call_context.h"
 #include "server/config.h"
 #include "server/denoise_service.h"
-#include "server/dispatcher.h"
+#include "server/descriptors.h"
 #include "server/generation_service.h"
-#include "server/http.h"
+#include "server/grpc_acceptor.h"
+#include "server/http_server.h"
+#include "server/listener.h"
 #include "server/metrics.h"
 #include "server/model_service.h"
+#include "server/self_check.h"
 
 namespace denoised {
 
@@ -30,49 +35,67 @@ class Server {
   using EngineFactory =
       std::function<std::unique_ptr<Engine>(const EngineOptions&, Observer*, Logger*)>;
 
-  // Starts everything; returns when ready. Throws Error naming the address or model file at fault.
-  // `logger` is borrowed. Tests hand in a fake engine; main passes Engine::Create.
-  Server(const Config& config, Logger* logger, const EngineFactory& make_engine);
-  // Stops at once: running work is cancelled.
+  // Binds the ports. Throws Error naming the flag, the address and the reason. `logger` is
+  // borrowed; `descriptors` is what the process may open.
+  Server(const Config& config, Logger* logger, int64_t descriptors);
+  // As Stop.
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
+  // Starts everything; returns when ready. Throws Error naming the model file at fault. Tests hand
+  // in a fake engine; main passes Engine::Create. Once.
+  void Start(const EngineFactory& make_engine);
+
   // "READY grpc=127.0.0.1:50051 admin=... http=..."
   std::string ReadyLine() const;
-  std::string address() const { return WithPort(config_.listen, port_); }
-  std::string admin_address() const { return WithPort(config_.admin_listen, admin_port_); }
-  std::string http_address() const { return WithPort(config_.http_listen, http_->port()); }
+  std::string address() const { return WithPort(config_.listen, public_listener_); }
+  std::string admin_address() const { return WithPort(config_.admin_listen, admin_listener_); }
+  std::string http_address() const { return WithPort(config_.http_listen, http_listener_); }
 
   // Refuses new work and turns health and readiness off. Idempotent; any thread.
   void Drain();
-  // Drains, lets work go on for the configured grace, then cancels the rest. True where nothing had
-  // to be cancelled.
+  // Drains, lets work, streams and fetches go on for the configured grace, then cancels the rest.
+  // True where nothing had to be cancelled.
   bool DrainAndWait();
+  // Stops at once: running work is cancelled. Idempotent.
+  void Stop();
 
  private:
-  static std::string WithPort(const ListenAddress& address, int port);
+  // A gRPC server with the acceptor that feeds it.
+  struct Port {
+    std::unique_ptr<GrpcAcceptor> acceptor;
+    std::unique_ptr<grpc::Server> server;
+  };
+
+  static std::string WithPort(const ListenAddress& address, const Listener& listener);
   std::string NotReady() const;
   std::string ReadyNote() const;
+  void StartHttp();
   void StartGrpc();
-  std::unique_ptr<grpc::Server> Listen(const std::string& flag, const ListenAddress& address,
-                                       const std::vector<grpc::Service*>& services,
-                                       int64_t max_message_bytes, int* port);
+  Port Serve(const std::string& name, const Listener& listener, int64_t max_connections,
+             int64_t max_streams, int64_t max_message_bytes,
+             const std::vector<grpc::Service*>& services);
+  CallContext Context();
   Metrics::Gauges ReadGauges();
 
   const Config config_;
   Logger* const logger_;
+  Listener public_listener_, admin_listener_, http_listener_;
+  ConnectionCaps caps_;
   Metrics metrics_;
-  std::atomic<bool> ready_{false};
-  std::unique_ptr<HttpServer> http_;
+  EngineGate gate_;
+  OpenCalls open_calls_;
   std::unique_ptr<Engine> engine_;
-  std::unique_ptr<Dispatcher> dispatcher_;
-  std::unique_ptr<GenerationService> generation_;
-  std::unique_ptr<DenoiseService> denoise_;
-  std::unique_ptr<ModelService> models_;
-  std::unique_ptr<AdminService> admin_;
-  std::unique_ptr<grpc::Server> public_server_, admin_server_;
-  int port_ = 0, admin_port_ = 0;
+  Dispatcher dispatcher_;
+  WorkPool pool_;
+  GenerationService generation_;
+  DenoiseService denoise_;
+  ModelService models_;
+  AdminService admin_;
+  SelfCheck self_check_;
+  std::unique_ptr<HttpServer> http_;
+  Port public_, admin_port_;
 };
 
 }  // namespace denoised

@@ -243,6 +243,7 @@ TEST(EngineRun, PromptsAreNotLogged) {
   const std::string id = fake.Submit("a secret wish");
   fake.Submit("another secret");
   ASSERT_TRUE(fake.WaitIdle());
+  EXPECT_TRUE(fake.logger.Flush(std::chrono::seconds(20)));
   std::rewind(fake.log_stream);
   std::string log(1 << 16, '\0');
   log.resize(std::fread(log.data(), 1, log.size(), fake.log_stream));

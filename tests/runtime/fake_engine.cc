@@ -269,6 +269,7 @@ FakeEngine::~FakeEngine() {
   model.denoise.Open();
   model.finish.Open();
   engine.reset();
+  logger.Flush(std::chrono::seconds(20));  // it writes to the stream from a thread of its own
   std::fclose(log_stream);
 }
 

@@ -220,6 +220,10 @@ class RecordingStore : public JobStore {
                                               ArtifactFormat format) const override {
     return inner_->GetArtifact(id, format);
   }
+  void MarkFetched(const std::string& id) override { inner_->MarkFetched(id); }
+  int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override {
+    return inner_->CountUnfetched(age);
+  }
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     return inner_->Watch(id, std::move(wake));
   }

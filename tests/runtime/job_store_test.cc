@@ -172,7 +172,79 @@ TEST_F(JobStoreTest, TheLastChangeWakesTooEvenWhenItsJobIsForgottenAtOnce) {
   End(*store_, "a");
   EXPECT_EQ(wakes, 1);
   EXPECT_TRUE(store_->Get("a"));
+  EXPECT_TRUE(store_->Get("b")) << "without a result it takes no room from results";
+}
+
+TEST_F(JobStoreTest, JobsThatComeToNothingPushOutNobodysResults) {
+  store_ = MakeMemoryJobStore(2, 1 << 20);
+  Add("ab");
+  for (const char* id : {"a", "b"}) {
+    store_->AddArtifact(id, ArtifactOf(5));
+    End(*store_, id);
+  }
+  for (int i = 0; i < 256; ++i) {
+    const std::string id = "c" + std::to_string(i);
+    store_->Add(JobNamed(id));
+    End(*store_, id, JobState::kCancelled);
+  }
+  EXPECT_TRUE(store_->GetArtifact("a", ArtifactFormat::kNpy));
+  EXPECT_TRUE(store_->GetArtifact("b", ArtifactFormat::kNpy));
+  EXPECT_FALSE(store_->Get("c253")) << "they have a limit of their own";
+  EXPECT_TRUE(store_->Get("c254"));
+}
+
+TEST_F(JobStoreTest, AJobIsNotForgottenUnderItsWatcher) {
+  store_ = MakeMemoryJobStore(1, 1 << 20);
+  Add("abcd");
+  auto watch = store_->Watch("a", [] {});
+  End(*store_, "a");
+  End(*store_, "b");
+  End(*store_, "c");
+  EXPECT_TRUE(store_->Get("a"));
   EXPECT_FALSE(store_->Get("b"));
+  watch.reset();
+  End(*store_, "d");
+  EXPECT_FALSE(store_->Get("a")) << "nobody looks any more";
+  EXPECT_TRUE(store_->Get("d"));
+}
+
+TEST_F(JobStoreTest, AJobIsNotForgottenWhileItsResultIsRead) {
+  store_ = MakeMemoryJobStore(1, 100);
+  Add("abc");
+  store_->AddArtifact("a", ArtifactOf(5));
+  End(*store_, "a");
+  auto reading = store_->GetArtifact("a", ArtifactFormat::kNpy);
+  store_->AddArtifact("b", ArtifactOf(5));
+  End(*store_, "b");
+  EXPECT_TRUE(store_->Get("a"));
+  store_->AddArtifact("c", ArtifactOf(500));
+  End(*store_, "c");
+  EXPECT_FALSE(store_->Get("a")) << "readers do not make the store grow without end";
+  EXPECT_TRUE(store_->Get("c"));
+}
+
+TEST_F(JobStoreTest, CountsTheResultsThatNobodyHasFetched) {
+  const auto young = std::chrono::hours(1);
+  Add("abc");
+  EXPECT_EQ(store_->CountUnfetched(young), 0);
+  for (const char* id : {"a", "b"}) {
+    store_->AddArtifact(id, ArtifactOf(5));
+    End(*store_, id);
+  }
+  End(*store_, "c", JobState::kCancelled);
+  EXPECT_EQ(store_->CountUnfetched(young), 2);
+  store_->MarkFetched("a");
+  store_->MarkFetched("absent");
+  EXPECT_EQ(store_->CountUnfetched(young), 1);
+  EXPECT_EQ(store_->CountUnfetched(std::chrono::seconds(0)), 0) << "none ended just now";
+}
+
+TEST_F(JobStoreTest, APageMayBeCutBehindEachOfItsJobs) {
+  Add("abcde");
+  const JobPage page = store_->List(std::nullopt, 4, "");
+  ASSERT_THAT(page.tokens, SizeIs(4));
+  EXPECT_EQ(page.tokens.back(), page.next_page_token);
+  EXPECT_THAT(IdsOf(store_->List(std::nullopt, 4, page.tokens[1])), ElementsAre("c", "b", "a"));
 }
 
 TEST_F(JobStoreTest, AWatcherMayLetGoOfItsHandleWhileItIsWoken) {

@@ -1,8 +1,11 @@
 #include "runtime/log.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <array>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <vector>
@@ -20,6 +23,8 @@ class LogTest : public testing::Test {
   ~LogTest() override { std::fclose(stream_); }
 
   std::string Text() {
+    EXPECT_TRUE(logger_.Flush(std::chrono::seconds(20)));
+    std::fseek(stream_, 0, SEEK_END);
     std::string text(static_cast<size_t>(std::ftell(stream_)), '\0');
     std::rewind(stream_);
     text.resize(std::fread(text.data(), 1, text.size(), stream_));
@@ -169,6 +174,91 @@ TEST_F(LogTest, ThreadsDoNotMixTheirLines) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_THAT(Lines(), SizeIs(800));
+}
+
+// A pipe whose reader reads nothing until it is asked to.
+class StuckPipe {
+ public:
+  StuckPipe() {
+    EXPECT_EQ(pipe(ends_.data()), 0);
+    stream_ = fdopen(ends_[1], "w");
+  }
+  ~StuckPipe() {
+    std::fclose(stream_);
+    close(ends_[0]);
+  }
+  std::FILE* stream() const { return stream_; }
+  // Reads until the line "an_event" with the value `last` came.
+  std::vector<json> ReadUntil(const std::string& last) const {
+    std::vector<json> lines;
+    std::string text;
+    std::array<char, 65536> block;
+    while (true) {
+      const ssize_t got = read(ends_[0], block.data(), block.size());
+      if (got <= 0) return lines;
+      text.append(block.data(), static_cast<size_t>(got));
+      for (size_t end = 0; (end = text.find('\n')) != std::string::npos; text.erase(0, end + 1)) {
+        lines.push_back(json::parse(text.substr(0, end)));
+        if (lines.back().value("value", "") == last) return lines;
+      }
+    }
+  }
+
+ private:
+  std::array<int, 2> ends_{};
+  std::FILE* stream_ = nullptr;
+};
+
+TEST(LogWriterTest, AStuckReaderHoldsUpNobodyAndTheLostLinesAreCounted) {
+  const StuckPipe pipe;
+  Logger logger(pipe.stream());
+  constexpr uint64_t kLines = 30000;  // far more than the queue and the pipe hold
+  for (uint64_t i = 0; i < kLines; ++i) {
+    logger.Info("an_event", {{"value", std::string(100, 'x')}});
+  }
+  const uint64_t dropped = logger.dropped();
+  EXPECT_GT(dropped, 0u);
+  std::vector<json> lines;
+  std::thread reader([&] { lines = pipe.ReadUntil("the last"); });
+  while (!logger.Flush(std::chrono::seconds(1))) {
+  }
+  logger.Info("an_event", {{"value", "the last"}});
+  reader.join();
+  uint64_t told = 0, written = 0;
+  for (const json& line : lines) {
+    if (line["event"] == "log.dropped") told += std::stoull(line["lines"].get<std::string>());
+    written += line["event"] == "an_event";
+  }
+  EXPECT_EQ(told, dropped) << "a line says how many";
+  EXPECT_EQ(written + dropped, kLines + 1) << "every line is written or counted";
+}
+
+TEST(LogWriterTest, TheEndDoesNotWaitForAStuckReader) {
+  const StuckPipe pipe;
+  for (int i = 0; i < 3; ++i) {
+    Logger logger(pipe.stream());
+    for (int n = 0; n < 2000; ++n) logger.Info("an_event", {{"value", std::string(100, 'x')}});
+    EXPECT_FALSE(logger.Flush(std::chrono::milliseconds(1)));
+  }
+}
+
+TEST(LogWriterTest, ADescriptorThatIsGoneLosesTheLinesAndNothingElse) {
+  std::FILE* const stream = std::fopen("/dev/full", "w");
+  ASSERT_NE(stream, nullptr);
+  Logger logger(stream);
+  logger.Info("an_event");
+  EXPECT_TRUE(logger.Flush(std::chrono::seconds(20)));
+  EXPECT_EQ(logger.dropped(), 1u);
+  std::fclose(stream);
+}
+
+TEST(LogWriterTest, ANonBlockingDescriptorGetsEveryLine) {
+  const StuckPipe pipe;
+  fcntl(fileno(pipe.stream()), F_SETFL, O_NONBLOCK);
+  Logger logger(pipe.stream());
+  for (int n = 0; n < 2000; ++n) logger.Info("an_event", {{"value", std::string(100, 'x')}});
+  logger.Info("an_event", {{"value", "the last"}});
+  EXPECT_THAT(pipe.ReadUntil("the last"), SizeIs(2001));
 }
 
 }  // namespace

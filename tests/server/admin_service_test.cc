@@ -385,13 +385,12 @@ TEST_F(AdminServiceTest, TakenPortIsNamed) {
     const char* names[] = {"listen", "admin_listen", "http_listen"};
     addresses[which]->port = std::stoi(taken[which].substr(taken[which].rfind(':') + 1));
     try {
-      Server second(config, &logger_, [](const EngineOptions&, Observer*, Logger*) {
-        return std::make_unique<FakeEngine>();
-      });
+      const Server second(config, &logger_, kDescriptors);
       ADD_FAILURE() << "two servers on " << taken[which];
     } catch (const Error& error) {
       EXPECT_EQ(error.field(), names[which]);
-      EXPECT_THAT(error.what(), HasSubstr(taken[which]));
+      EXPECT_THAT(error.what(), HasSubstr(std::string("--") + names[which] + ": "));
+      EXPECT_THAT(error.what(), HasSubstr(taken[which] + ": Address already in use"));
     }
   }
 }

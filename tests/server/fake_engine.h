@@ -2,9 +2,14 @@
 #ifndef DENOISED_TESTS_SERVER_FAKE_ENGINE_H_
 #define DENOISED_TESTS_SERVER_FAKE_ENGINE_H_
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -23,6 +28,7 @@ class FakeEngine : public Engine {
  public:
   SubmitResult Submit(GenerationRequest request) override {
     std::lock_guard lock(mutex_);
+    NoteThread("Submit");
     if (throw_on_submit) throw std::runtime_error("engine broke");
     if (draining_) return Error(StatusCode::kUnavailable, "draining", "", "DRAINING");
     if (request.model == "missing") {
@@ -63,6 +69,7 @@ class FakeEngine : public Engine {
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                std::function<void(DenoiseOutcome)> done) override {
     std::unique_lock lock(mutex_);
+    NoteThread("Denoise");
     denoise_ = std::move(request);
     cancel_token_ = cancel;
     if (hold_denoise) {
@@ -91,6 +98,10 @@ class FakeEngine : public Engine {
             {AttnBackend::kSageAttn, "", false, "not in this build"}};
   }
   std::vector<Explanation> Explain(const ExplainQuery& query) const override {
+    {
+      std::lock_guard lock(mutex_);
+      NoteThread("Explain");
+    }
     if (query.model == "missing") throw Error(StatusCode::kNotFound, "no model", "model");
     Explanation self;
     self.role = AttentionRole::kSelf;
@@ -117,7 +128,8 @@ class FakeEngine : public Engine {
     std::lock_guard lock(mutex_);
     return draining_;
   }
-  bool WaitIdle(std::chrono::milliseconds) override { return true; }
+  bool WaitIdle(std::chrono::milliseconds) override { return idle; }
+  void CancelAll() override { ++cancel_alls; }
   void Shutdown() override {}
 
   // ---- for tests
@@ -161,6 +173,12 @@ class FakeEngine : public Engine {
     std::lock_guard lock(mutex_);
     return *denoise_;
   }
+  // The name of the thread that came with the last such call.
+  std::string thread_of(const std::string& call) const {
+    std::lock_guard lock(mutex_);
+    const auto found = threads_.find(call);
+    return found == threads_.end() ? "" : found->second;
+  }
   const CancelToken& cancel_token() const { return *cancel_token_; }
   void FinishDenoise() {
     std::function<void(DenoiseOutcome)> done;
@@ -171,6 +189,8 @@ class FakeEngine : public Engine {
     done(denoise_outcome);
   }
 
+  std::atomic<int> cancel_alls{0};
+  std::atomic<bool> idle{true};
   int64_t max_queued = 1000000;
   bool throw_on_submit = false;
   bool hold_denoise = false;
@@ -179,6 +199,12 @@ class FakeEngine : public Engine {
   std::vector<FailedModel> failed_models;
 
  private:
+  void NoteThread(const std::string& call) const {  // under mutex_
+    std::array<char, 16> name{};
+    pthread_getname_np(pthread_self(), name.data(), name.size());
+    threads_[call] = name.data();
+  }
+
   template <typename Condition>
   bool WaitFor(const Condition& condition) {
     std::unique_lock lock(mutex_);
@@ -189,6 +215,7 @@ class FakeEngine : public Engine {
   std::condition_variable changed_;
   const std::unique_ptr<JobStore> store_ = MakeMemoryJobStore(1000, 1 << 30);
   SelectionPolicy policy_;
+  mutable std::map<std::string, std::string> threads_;
   std::vector<GenerationRequest> requests_;
   std::vector<std::string> cancelled_;
   std::optional<DenoiseRequest> denoise_;

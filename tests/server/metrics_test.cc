@@ -116,7 +116,9 @@ TEST(MetricsTest, BucketsReachFromAMillisecondToAnHour) {
 TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
   Metrics metrics("1");
   for (int i = 0; i < 3; ++i) ReportEverything(&metrics);
-  metrics.SetGaugeSource([] { return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}}; });
+  metrics.SetGaugeSource([] {
+    return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
+  });
   const std::vector<std::string> series = SeriesOf(metrics.Text());
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
   EXPECT_LT(series.size(), 2000u);
@@ -125,15 +127,22 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
 TEST(MetricsTest, GaugesFollowTheirSource) {
   Metrics metrics("1");
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
-  metrics.SetGaugeSource([] { return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}}; });
+  metrics.SetGaugeSource([] {
+    return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
+  });
   const std::string page = metrics.Text();
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
   EXPECT_THAT(page, HasSubstr("denoised_jobs_running 1\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_log_lines_dropped_total 7\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_connections{listener=\"public\"} 5\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_connections_refused_total{listener=\"public\"} 6\n"));
   EXPECT_THAT(page, HasSubstr("denoised_lease_active{backend=\"REFERENCE\",scope=\"server\"} 2\n"));
   EXPECT_THAT(page,
               HasSubstr("denoised_lease_active{backend=\"TORCH_SDPA\",scope=\"server\"} 0\n"));
   metrics.SetGaugeSource({});
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_log_lines_dropped_total 7\n"))
+      << "a counter never goes back";
 }
 
 TEST(MetricsTest, CountsFromManyThreadsAddUp) {

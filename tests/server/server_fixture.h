@@ -21,15 +21,12 @@ namespace denoised {
 class ServerFixture : public ::testing::Test {
  protected:
   ServerFixture() : null_(std::fopen("/dev/null", "w")), logger_(null_) {
-    Config config;
-    config.listen = config.admin_listen = config.http_listen = {"127.0.0.1", 0};
-    config.max_message_bytes = 4 << 20;
-    server_ = std::make_unique<Server>(config, &logger_,
-                                       [this](const EngineOptions&, Observer*, Logger*) {
-                                         auto engine = std::make_unique<FakeEngine>();
-                                         engine_ = engine.get();
-                                         return engine;
-                                       });
+    server_ = std::make_unique<Server>(TestConfig(), &logger_, kDescriptors);
+    server_->Start([this](const EngineOptions&, Observer*, Logger*) {
+      auto engine = std::make_unique<FakeEngine>();
+      engine_ = engine.get();
+      return engine;
+    });
     channel_ = MakeChannel(server_->address());
     admin_channel_ = MakeChannel(server_->admin_address());
     generation_ = v1::GenerationService::NewStub(channel_);
@@ -40,7 +37,17 @@ class ServerFixture : public ::testing::Test {
   }
   ~ServerFixture() override {
     server_.reset();
+    logger_.Flush(std::chrono::seconds(20));
     std::fclose(null_);
+  }
+
+  static constexpr int64_t kDescriptors = 4096;
+  static Config TestConfig() {
+    Config config;
+    config.listen = config.admin_listen = config.http_listen = {"127.0.0.1", 0};
+    config.max_message_bytes = 4 << 20;
+    config.max_streams_per_connection = 64;
+    return config;
   }
 
   static std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {

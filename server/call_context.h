@@ -1,0 +1,25 @@
+// What every service needs of the server around it. All borrowed; outlives the services.
+#ifndef DENOISED_SERVER_CALL_CONTEXT_H_
+#define DENOISED_SERVER_CALL_CONTEXT_H_
+
+#include "runtime/log.h"
+#include "server/dispatcher.h"
+#include "server/engine_gate.h"
+#include "server/metrics.h"
+#include "server/open_calls.h"
+#include "server/work_pool.h"
+
+namespace denoised {
+
+struct CallContext {
+  EngineGate* gate;
+  Dispatcher* dispatcher;  // wakes streams
+  WorkPool* pool;          // long checks
+  OpenCalls* open_calls;   // streams and steps
+  Metrics* metrics;
+  Logger* logger;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_CALL_CONTEXT_H_

@@ -1,0 +1,54 @@
+#include "server/drain.h"
+
+#include <algorithm>
+#include <string>
+#include <thread>
+
+namespace denoised {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// Results are looked at this often: nobody wakes us when one is fetched or grows old.
+constexpr milliseconds kLook{50};
+// How long a cancelled step may take to reach its next cancel point, and how long the streams of
+// the jobs may take to say so.
+constexpr milliseconds kCancelWait{1000};
+constexpr milliseconds kStreamWait{400};
+
+milliseconds Left(Clock::time_point deadline) {
+  return std::chrono::ceil<milliseconds>(std::max(deadline - Clock::now(), Clock::duration(0)));
+}
+
+// Jobs that did not reach a cancel point in time.
+void DeclareCancelled(JobStore* jobs, Logger* logger) {
+  for (const JobSnapshot& job : jobs->List(JobState::kRunning, 1000, "").jobs) {
+    logger->Warning("job_abandoned", {{"job", job.id}});
+    jobs->Update(job.id, [](JobSnapshot& snapshot) {
+      snapshot.state = JobState::kCancelled;
+      snapshot.finished_at = std::chrono::system_clock::now();
+      snapshot.error = JobError{StatusCode::kCancelled, "the server stopped", "", "CANCELLED"};
+    });
+  }
+}
+
+}  // namespace
+
+bool WaitQuiet(Engine* engine, const OpenCalls& calls, milliseconds grace) {
+  const auto deadline = Clock::now() + grace;
+  for (;;) {
+    if (!engine->WaitIdle(Left(deadline)) || !calls.WaitNone(deadline)) return false;
+    if (engine->jobs().CountUnfetched(kResultWait) == 0 && calls.count() == 0) return true;
+    if (Clock::now() >= deadline) return false;
+    std::this_thread::sleep_for(std::min(kLook, Left(deadline)));
+  }
+}
+
+void CancelWork(Engine* engine, const OpenCalls& calls, Logger* logger) {
+  engine->CancelAll();
+  if (!engine->WaitIdle(kCancelWait)) DeclareCancelled(&engine->jobs(), logger);
+  calls.WaitNone(Clock::now() + kStreamWait);
+}
+
+}  // namespace denoised

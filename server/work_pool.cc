@@ -1,0 +1,52 @@
+#include "server/work_pool.h"
+
+#include <pthread.h>
+
+#include <utility>
+
+namespace denoised {
+
+WorkPool::WorkPool(int threads, size_t max_tasks, size_t max_bytes)
+    : max_tasks_(max_tasks), max_bytes_(max_bytes) {
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
+}
+
+WorkPool::~WorkPool() {
+  {
+    std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+bool WorkPool::Post(size_t bytes, std::function<void()> task) {
+  {
+    std::lock_guard lock(mutex_);
+    // A message that alone is over the budget still gets its turn when nothing else waits.
+    const bool room = tasks_.empty() || bytes_ + bytes <= max_bytes_;
+    if (tasks_.size() >= max_tasks_ || !room) return false;
+    bytes_ += bytes;
+    tasks_.push_back({bytes, std::move(task)});
+  }
+  changed_.notify_one();
+  return true;
+}
+
+void WorkPool::Run() {
+  pthread_setname_np(pthread_self(), "work");
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return ending_ || !tasks_.empty(); });
+    if (tasks_.empty()) return;
+    Task task = std::move(tasks_.front());
+    tasks_.pop_front();
+    bytes_ -= task.bytes;
+    lock.unlock();
+    task.run();
+    task.run = nullptr;  // what it holds goes before the lock is taken again
+    lock.lock();
+  }
+}
+
+}  // namespace denoised

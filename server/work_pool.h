@@ -1,0 +1,46 @@
+// A few threads for the work of a call that is too long for gRPC's own: parsing and checking large
+// messages, asking the engine what would run (which may call LibTorch). Bounded in tasks and bytes.
+#ifndef DENOISED_SERVER_WORK_POOL_H_
+#define DENOISED_SERVER_WORK_POOL_H_
+
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace denoised {
+
+class WorkPool {
+ public:
+  // At most `max_tasks` tasks and `max_bytes` of messages wait.
+  WorkPool(int threads, size_t max_tasks, size_t max_bytes);
+  // Runs what was posted, then ends.
+  ~WorkPool();
+  WorkPool(const WorkPool&) = delete;
+  WorkPool& operator=(const WorkPool&) = delete;
+
+  // Any thread; never blocks. False where there is no room: the task is gone.
+  [[nodiscard]] bool Post(size_t bytes, std::function<void()> task);
+
+ private:
+  struct Task {
+    size_t bytes;
+    std::function<void()> run;
+  };
+  void Run();
+
+  const size_t max_tasks_, max_bytes_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Task> tasks_;            // guarded by mutex_
+  size_t bytes_ = 0;                  // guarded by mutex_; of tasks_
+  bool ending_ = false;               // guarded by mutex_
+  std::vector<std::thread> threads_;  // last: they use the others
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_WORK_POOL_H_

@@ -1,0 +1,38 @@
+#include "server/work_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+
+namespace denoised {
+namespace {
+
+TEST(WorkPool, RunsEverythingThatItTook) {
+  std::atomic<int> ran{0};
+  {
+    WorkPool pool(2, 1000, 1000);
+    for (int i = 0; i < 500; ++i) EXPECT_TRUE(pool.Post(1, [&] { ++ran; }));
+  }
+  EXPECT_EQ(ran, 500);
+}
+
+TEST(WorkPool, RefusesWhatFindsNoRoom) {
+  std::promise<void> go;
+  const std::shared_future<void> gate = go.get_future().share();
+  std::promise<void> begun;
+  WorkPool pool(1, 2, 100);
+  ASSERT_TRUE(pool.Post(1000, [&] {  // larger than all, but nothing else waits
+    begun.set_value();
+    gate.wait();
+  }));
+  begun.get_future().wait();
+  EXPECT_TRUE(pool.Post(60, [] {}));
+  EXPECT_FALSE(pool.Post(60, [] { ADD_FAILURE(); })) << "120 bytes wait";
+  EXPECT_TRUE(pool.Post(40, [] {}));
+  EXPECT_FALSE(pool.Post(0, [] { ADD_FAILURE(); })) << "three tasks wait";
+  go.set_value();
+}
+
+}  // namespace
+}  // namespace denoised
