@@ -177,7 +177,7 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
   if (queue_depth() >= options_.max_queued_jobs) ExpireQueued();  // late jobs hold no place
   {
     std::lock_guard lock(mutex_);
-    if (draining_ || stopping_) return Draining();
+    if (draining_) return Draining();
     if (static_cast<int64_t>(jobs_.size()) >= options_.max_queued_jobs) {
       return Error(StatusCode::kResourceExhausted,
                    "the queue is full (" + std::to_string(jobs_.size()) + " jobs wait)", "",
@@ -223,7 +223,7 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
     call.pipeline = FindPipeline(call.request.model);
     call.pipeline->CheckDenoise(call.request);
     std::lock_guard lock(mutex_);
-    if (draining_ || stopping_) throw Draining();
+    if (draining_) throw Draining();
     if (static_cast<int64_t>(calls_.size()) >= options_.max_queued_denoise_calls) {
       throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL");
     }

@@ -64,9 +64,6 @@ int Serve(const Config& config, StopSignals* signals) {
   auto* const logger = new Logger(stderr, config.log_level);
   grpc_logger = logger;
   signals->LogTo(logger);
-  for (const std::string& warning : config.warnings) {
-    logger->Warning("config.warning", {{"text", warning}});
-  }
   Server server(config, logger, RaiseDescriptorLimit());
   try {
     server.Start(Engine::Create);

@@ -95,9 +95,9 @@ Server::Server(const Config& config, Logger* logger, int64_t descriptors)
 Server::~Server() { Stop(); }
 
 void Server::Start(const EngineFactory& make_engine) {
-  metrics_.SetGaugeSource([this] { return ReadGauges(); });
   StartHttp();
   StartGrpc();
+  metrics_.SetGaugeSource([this] { return ReadGauges(); });
   engine_ = make_engine(config_.engine, &metrics_, logger_);
   gate_.Open(engine_.get());
   SetHealth(public_.server.get(), PublicServiceNames(), true);
@@ -163,14 +163,20 @@ std::string Server::NotReady() const {
   return engine->draining() ? "draining" : "";
 }
 
+std::string Server::ReadyNote() const {
+  std::string note;
+  for (const FailedModel& model : gate_.engine()->ListFailedModels()) {
+    note += "\nnot loaded: " + model.name + ": " + model.reason + ": " + model.message;
+  }
+  return note;
+}
+
 Metrics::Gauges Server::ReadGauges() {
   Metrics::Gauges gauges;
   gauges.log_lines_dropped = logger_->dropped();
   gauges.connections["http"] = {http_->open(), http_->refused()};
   for (const auto& [name, port] : {std::pair("public", &public_), {"admin", &admin_port_}}) {
-    if (port->acceptor) {
-      gauges.connections[name] = {port->acceptor->open(), port->acceptor->refused()};
-    }
+    gauges.connections[name] = {port->acceptor->open(), port->acceptor->refused()};
   }
   Engine* const engine = gate_.engine();
   if (engine == nullptr) return gauges;

@@ -77,7 +77,7 @@ class Server {
              int64_t max_streams, int64_t max_message_bytes,
              const std::vector<grpc::Service*>& services);
   CallContext Context();
-  Metrics::Gauges ReadGauges();
+  Metrics::Gauges ReadGauges();  // once HTTP and gRPC are there
 
   const Config config_;
   Logger* const logger_;

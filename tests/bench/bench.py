@@ -21,6 +21,9 @@ import model_rows
 import server_rows
 from pairs import ROOT, cpu, summary, surroundings
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import tether  # noqa: E402, F401
+
 BENCH = pathlib.Path(__file__).resolve().parent
 
 

@@ -9,6 +9,10 @@ import pathlib
 import platform
 import statistics
 import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import tether  # noqa: E402, F401
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import random
 import subprocess
+import sys
 import unittest
 from html.entities import html5
 
@@ -11,6 +13,9 @@ import ftfy  # noqa: F401  diffusers skips its fixes where the package is missin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 import prompts
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import tether  # noqa: E402, F401
 
 DRIVER = os.environ["DENOISED_DRIVER"]
 LOST_BLANK = ("Â", "Ã")  # bytes C2 and C3, which stand before A0 in UTF-8

@@ -3,11 +3,16 @@
 import io
 import math
 import os
+import pathlib
 import subprocess
+import sys
 import unittest
 
 import numpy
 from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import tether  # noqa: E402, F401
 
 DRIVER = os.environ["DENOISED_DRIVER"]
 

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -20,6 +21,9 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMu
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import tether  # noqa: E402, F401
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

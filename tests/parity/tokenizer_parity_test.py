@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -11,6 +13,9 @@ import sentencepiece
 import transformers
 
 import prompts
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import tether  # noqa: E402, F401
 
 DRIVER = os.environ["DENOISED_DRIVER"]
 EXTRA_IDS = 10

@@ -155,7 +155,7 @@ TEST(HttpParserFuzz, RandomBytesBreakNothing) {
       ASSERT_EQ(ParseHttpHead(bytes + "\r\n\r\n").state, State::kRefused);
     }
   }
-  EXPECT_GT(complete, 10000) << "the pieces do make requests";
+  EXPECT_GT(complete, 5000) << "the pieces do make requests";
 }
 
 }  // namespace

@@ -45,6 +45,13 @@ std::string Delimited(int number, const std::string& bytes) {
   return Varint(static_cast<uint64_t>(number) << 3 | 2) + Varint(bytes.size()) + bytes;
 }
 
+bool HasUnknownFields(const v1::GenerationRequest& message) {
+  const auto has = [](const google::protobuf::Message& m) {
+    return !m.GetReflection()->GetUnknownFields(m).empty();
+  };
+  return has(message) || has(message.latents()) || has(message.attention());
+}
+
 TEST(WireBudget, EverythingThatAnHonestRequestMayHoldFits) {
   v1::GenerationRequest request;
   request.set_prompt(std::string(65536, 'p'));
@@ -154,15 +161,13 @@ TEST(WireBudgetFuzz, TheWalkAndTheParserAgree) {
     }
     const std::string verdict =
         Verdict<v1::GenerationRequest>(bytes, 1 + static_cast<int>(below(9)));
-    const bool parses = v1::GenerationRequest().ParseFromString(bytes);
+    v1::GenerationRequest message;
+    const bool parses = message.ParseFromString(bytes);
     passed += verdict.empty();
     refused += verdict == "MALFORMED_MESSAGE";
+    // Groups, which the parser skips as unknown fields, are all that is refused beyond the parser.
     if (parses && verdict == "MALFORMED_MESSAGE") {
-      // Only groups, which the parser skips as unknown fields, are refused beyond the parser.
-      ASSERT_TRUE(v1::GenerationRequest().ParsePartialFromString(bytes));
-      v1::GenerationRequest message;
-      message.ParseFromString(bytes);
-      ASSERT_FALSE(message.GetReflection()->GetUnknownFields(message).empty()) << round;
+      ASSERT_TRUE(HasUnknownFields(message)) << testing::PrintToString(bytes);
     }
   }
   EXPECT_GT(passed, 1000);

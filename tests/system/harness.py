@@ -1,11 +1,13 @@
 """What every system test needs: the built programs, a tiny random model, stubs made from proto/."""
 
 import functools
+import http.client
 import importlib
 import os
 import pathlib
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -61,12 +63,13 @@ def clean_environment(**extra):
 class Server:
     """A running `denoised` on free ports. Use as a context; leaving it stops the server."""
 
-    def __init__(self, *flags, environment=None, repository=None):
+    def __init__(self, *flags, environment=None, repository=None, wrapper=(), stderr=None):
+        """`wrapper` is a command that executes the server's; `stderr` takes its log elsewhere."""
         self.log = tempfile.TemporaryFile(mode="w+")
-        command = [str(BIN / "denoised"), f"--model_repository={repository or model_repository()}",
+        command = [*wrapper, str(BIN / "denoised"), f"--model_repository={repository or model_repository()}",
                    "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
                    "--threads=1", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,
                                         env=clean_environment(**(environment or {})))
         ready, _, _ = select.select([self.process.stdout], [], [], 120)
         line = self.process.stdout.readline() if ready else ""
@@ -93,9 +96,10 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
+                self.process.wait(timeout=1)
+            except subprocess.TimeoutExpired:  # work or results are left: a second signal means now
+                self.process.send_signal(signal.SIGTERM)
                 self.process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
         self.process.wait()
         self.process.stdout.close()
         self.log.close()
@@ -127,6 +131,23 @@ class Server:
     def fetch(self, job_id, artifact_format):
         request = stubs().FetchArtifactRequest(job_id=job_id, format=artifact_format)
         return b"".join(chunk.data for chunk in self.generation.FetchArtifact(request, timeout=60))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def page(address, path, timeout=30):
+    """One GET over a connection of its own: status and body."""
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
 
 
 def error_of(call):
