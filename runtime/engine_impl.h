@@ -112,12 +112,12 @@ class EngineImpl : public Engine {
   std::condition_variable wake_, idle_;
   std::deque<QueuedJob> jobs_;
   std::deque<DenoiseCall> calls_;
-  std::optional<QueuedJob> running_;          // written by the engine thread under mutex_
-  bool closing_ = false;                      // running_ has its results: too late to cancel
-  bool calling_ = false;                      // a Denoise call is inside the pipeline
-  bool draining_ = false;    // no new work
-  bool cancelling_ = false;  // all work ends
-  bool stopping_ = false;    // the thread ends
+  std::optional<QueuedJob> running_;  // written by the engine thread under mutex_
+  bool closing_ = false;              // running_ has its results: too late to cancel
+  bool calling_ = false;              // a Denoise call is inside the pipeline
+  bool draining_ = false;             // no new work
+  bool cancelling_ = false;           // all work ends
+  bool stopping_ = false;             // the thread ends
 
   std::mutex join_mutex_;
   std::thread thread_;  // last: starts when everything else is there
