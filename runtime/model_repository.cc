@@ -137,6 +137,18 @@ class RepositoryLoader {
                                [](const auto& model) { return model->info().name == "shapes"; });
     if (chosen == models_.end()) chosen = models_.begin();
     (*chosen)->set_default(true);
+    WarnOfDefault((*chosen)->info().name);
+  }
+
+  // Requests that name no model go elsewhere than they would.
+  void WarnOfDefault(const std::string& chosen) {
+    for (const FailedModel& model : failed_) {
+      const bool missed = chosen != "shapes" && (model.name == "shapes" || model.name < chosen);
+      if (!missed) continue;
+      logger_->Warning("default_model",
+                       {{"model", chosen}, {"text", "the default instead of " + model.name}});
+      return;
+    }
   }
 
   const RepositoryOptions& options_;

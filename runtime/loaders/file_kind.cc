@@ -85,7 +85,7 @@ void CheckKind(const ReadOnlyFile& file) {
 
 std::string UnfinishedDownload(const std::vector<std::string>& names) {
   const auto found = std::find_if(names.begin(), names.end(), [](const std::string& name) {
-    return EndsInAny(name, {".incomplete", ".part", ".aria2", ".crdownload", ".download", ".tmp"});
+    return EndsInAny(name, {".incomplete", ".part", ".aria2", ".crdownload", ".download"});
   });
   return found == names.end() ? "" : VisibleText(*found);
 }

@@ -151,8 +151,9 @@ std::string ModelFolder::Read(const std::string& name, uint64_t max_bytes) const
 
 std::shared_ptr<const ReadOnlyFile> ModelFolder::OpenWeights(const std::string& name) const {
   const std::string path = Relative(name);
-  std::shared_ptr<const ReadOnlyFile>& file = state_->weights[path];
-  if (file) return file;
+  if (const auto open = state_->weights.find(path); open != state_->weights.end()) {
+    return open->second;
+  }
   auto fresh = std::make_shared<const ReadOnlyFile>(Open(name));
   ManifestEntry& entry = state_->manifest.files[path];
   entry.size = fresh->size();
@@ -164,7 +165,8 @@ std::shared_ptr<const ReadOnlyFile> ModelFolder::OpenWeights(const std::string& 
   } else {
     state_->hasher.Add(fresh, &entry.sha256);
   }
-  return file = std::move(fresh);
+  state_->weights.emplace(path, fresh);
+  return fresh;
 }
 
 void ModelFolder::Warn(const std::string& text) const {
@@ -199,6 +201,8 @@ Error ModelFolder::Explain(const Error& error) const {
 
 Manifest ModelFolder::Seal() const {
   state_->hasher.Wait();
+  // What was loaded after it was hashed must be what was hashed.
+  for (const auto& [path, file] : state_->weights) file->CheckUnchanged();
   if (DigestCache* cache = state_->options.cache) {
     for (const auto& [path, file] : state_->weights) {
       cache->Put(state_->CachePath(path), file->stamp(), state_->manifest.files.at(path).sha256);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backends/error.h"
+#include "runtime/tokenizer/unigram.h"
 
 namespace denoised {
 namespace {
@@ -118,7 +119,11 @@ SentencePieceModel ParseSentencePieceModel(std::string_view bytes, const std::st
   SentencePieceModel model;
   Field field;
   while (reader.Next(field)) {
-    if (field.number == 1) model.pieces.push_back(ParsePiece(field.bytes, what));
+    if (field.number == 1) {
+      // Two bytes make a piece here and fifty in memory.
+      if (model.pieces.size() == Unigram::kMaxPieces) throw reader.Bad("too many pieces");
+      model.pieces.push_back(ParsePiece(field.bytes, what));
+    }
     if (field.number == 2) model.model_type = ParseModelType(field.bytes, what);
     if (field.number == 3) model.charsmap = ParseCharsmap(field.bytes, what);
   }

@@ -11,14 +11,15 @@ namespace denoised {
 namespace {
 
 constexpr double kUnknownPenalty = 10.0;  // below the worst piece, as in SentencePiece
-constexpr size_t kMaxPieces = 4'000'000;
-constexpr size_t kMaxPieceBytes = 1024;  // bounds the work at each byte of text
+constexpr size_t kMaxPieceBytes = 1024;   // bounds the work at each byte of text
 
 void CheckVocab(const Unigram::Vocab& vocab, int64_t unk_id, const std::string& what) {
   const auto bad = [&](const std::string& why) {
     return Error(StatusCode::kInvalidArgument, what + ": vocabulary: " + why, what);
   };
-  if (vocab.size() > kMaxPieces) throw bad("more than " + std::to_string(kMaxPieces) + " pieces");
+  if (vocab.size() > Unigram::kMaxPieces) {
+    throw bad("more than " + std::to_string(Unigram::kMaxPieces) + " pieces");
+  }
   if (unk_id < 0 || unk_id >= static_cast<int64_t>(vocab.size())) {
     throw bad("unk_id " + std::to_string(unk_id) + " is not one of the " +
               std::to_string(vocab.size()) + " pieces");

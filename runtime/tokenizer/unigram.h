@@ -17,6 +17,7 @@ namespace denoised {
 // Immutable; any thread.
 class Unigram {
  public:
+  static constexpr size_t kMaxPieces = 4'000'000;
   using Vocab = std::vector<std::pair<std::string, double>>;  // piece, log probability; id = index
 
   // INVALID_ARGUMENT naming `what` for an empty or oversized vocabulary, scores that are not

@@ -217,6 +217,15 @@ TEST_F(ModelFolderTest, AFileThatChangesWhileItIsReadIsAnError) {
               HasSubstr("model_index.json: the file changed while the model was loaded"));
 }
 
+TEST_F(ModelFolderTest, WeightsThatChangeAfterTheirDigestAreAnErrorToo) {
+  DigestCache cache(dir_ / "digests");
+  const ModelFolder folder(dir_, {"", &cache});
+  folder.OpenWeights("vae/w.safetensors");
+  Write("vae/w.safetensors", weights_ + "more");
+  EXPECT_THAT(ErrorOf([&] { folder.Seal(); }, StatusCode::kDataLoss),
+              HasSubstr("vae/w.safetensors"));
+}
+
 TEST_F(ModelFolderTest, ChecksumsBesideTheModelHold) {
   Write("SHA256SUMS", Sha256Hex("{}") + "  model_index.json\n" + Sha256Hex(weights_) +
                           " *./vae/w.safetensors\n" + kOnes + "  README.md\n");

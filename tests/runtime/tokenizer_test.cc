@@ -241,6 +241,10 @@ TEST_F(TokenizerTest, StepsTokensAndCharacterMapsAreCounted) {
     tokens.push_back({{"id", i}, {"content", std::to_string(i)}});
   }
   EXPECT_THAT(Refusal("/added_tokens", tokens, code), HasSubstr("added tokens, at most 100000"));
+  std::string pieces;
+  for (size_t i = 0; i <= Unigram::kMaxPieces; ++i) pieces.append("\x0a\0", 2);
+  EXPECT_THAT(ErrorOf([&] { ParseSentencePieceModel(pieces, "m"); }, code),
+              HasSubstr("too many pieces"));
   const uint32_t trie_bytes = 4;
   std::string blob(reinterpret_cast<const char*>(&trie_bytes), 4);
   blob += std::string(4, '\0') + std::string(257, 'x');
