@@ -123,7 +123,7 @@ Finding ExplainNoWeights(const std::vector<std::string>& names, const std::strin
     return {"; there is only " + foreign + ", and weights are read from safetensors files alone",
             "FOREIGN_FORMAT"};
   }
-  return {};
+  return {"; a download that is not complete?", ""};
 }
 
 }  // namespace denoised

@@ -15,7 +15,7 @@ namespace denoised {
 void CheckKind(const ReadOnlyFile& file);
 
 // Why a folder with these `names` has no weights, as the end of a sentence: "; only ..."; with the
-// reason for programs. Both empty where the names tell nothing.
+// reason for programs, empty where the names tell nothing.
 struct Finding {
   std::string text, reason;
 };

@@ -132,13 +132,14 @@ ReadOnlyFile ModelFolder::Open(const std::string& name) const {
     CheckKind(file);
     return file;
   } catch (const Error& error) {
-    const bool absent = error.code() == StatusCode::kNotFound && error.reason().empty();
-    const std::string unfinished = absent ? FindUnfinished() : "";
-    if (unfinished.empty()) throw;
-    throw Error(error.code(),
-                std::string(error.what()) + "; " + unfinished +
-                    " is a download that was not finished: fetch it again",
-                error.field(), "INCOMPLETE_DOWNLOAD");
+    if (error.code() != StatusCode::kNotFound || !error.reason().empty()) throw;
+    const std::string unfinished = FindUnfinished();
+    const std::string hint =
+        unfinished.empty()
+            ? " (a download that is not complete?)"
+            : "; " + unfinished + " is a download that was not finished: fetch it again";
+    throw Error(error.code(), error.what() + hint, error.field(),
+                unfinished.empty() ? "" : "INCOMPLETE_DOWNLOAD");
   }
 }
 
