@@ -75,12 +75,6 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
   return out;
 }
 
-std::optional<std::string> CpuInt8Limits(const AttentionSpec& spec, const DeviceInfo& device) {
-  if (auto reason = CpuKernelLimits(spec, device)) return reason;
-  if (device.avx512_vnni && device.avx512_bf16) return std::nullopt;
-  return "its int8 kernel needs AVX-512 VNNI and AVX-512 BF16; " + device.name + " lacks them";
-}
-
 std::optional<std::string> CudaInt8Limits(const AttentionSpec& spec, const DeviceInfo& device,
                                           Admission admission) {
   // The limits of the kernel that it is made from; whether this one has run is said below.
@@ -117,7 +111,7 @@ std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceI
 
 std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
                                             Admission admission) {
-  return device.type == DeviceInfo::Type::kCpu ? CpuInt8Limits(spec, device)
+  return device.type == DeviceInfo::Type::kCpu ? CpuKernelLimits(spec, device)
                                                : CudaInt8Limits(spec, device, admission);
 }
 

@@ -21,7 +21,7 @@ std::optional<std::string> CpuKernelLimits(const AttentionSpec& spec, const Devi
 std::optional<std::string> KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
                                         Admission admission);
 
-// What its int8 kernel takes: on the CPU AVX-512 VNNI and AVX-512 BF16 besides, on CUDA no float32.
+// What its int8 kernel takes: on the CPU the same, on CUDA no float32.
 std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const DeviceInfo& device,
                                             Admission admission);
 
@@ -33,8 +33,8 @@ at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::Bloc
                               Admission admission = Admission::kMeasured,
                               std::optional<kernels::Isa> isa = std::nullopt);
 
-// The same with q k^T in int8 (SageAttention, arXiv 2410.02367): on the CPU the kernel of AVX-512
-// VNNI (or of AMX, where admitted), on CUDA that of cuda/block_sparse_int8_cuda.h. See
+// The same with q k^T in int8 (SageAttention, arXiv 2410.02367): on the CPU by the widest
+// instructions that it has (AMX's where admitted), on CUDA by cuda/block_sparse_int8_cuda.h. See
 // Int8KernelLimits.
 at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
                                   Admission admission);

@@ -53,8 +53,9 @@ std::vector<int32_t> KeptKeys(const std::vector<float>& probability, double thre
                               int64_t least) {
   std::vector<int32_t> order(probability.size()), kept;
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return probability[a] > probability[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return RankOf(probability[a]) > RankOf(probability[b]);
+  });
   float before = 0;
   for (int32_t tile : order) {
     if (before >= threshold && static_cast<int64_t>(kept.size()) >= least) break;

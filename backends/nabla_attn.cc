@@ -22,13 +22,14 @@ std::vector<uint8_t> KeepMass(const float* probability, int64_t n, double mass) 
   std::vector<int32_t> order(n);
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return probability[a] < probability[b] || (probability[a] == probability[b] && a > b);
+    const float x = RankOf(probability[a]), y = RankOf(probability[b]);
+    return x < y || (x == y && a > b);
   });
   std::vector<uint8_t> keep(n, 0);
   float sum = 0;
   for (int32_t i : order) {
     sum += probability[i];
-    keep[i] = sum >= static_cast<float>(1.0 - mass);
+    keep[i] = !(sum < static_cast<float>(1.0 - mass));  // from the first NaN on as well
   }
   keep[order.back()] = 1;  // whatever rounding does to the sum, the largest stays
   return keep;

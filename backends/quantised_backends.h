@@ -7,12 +7,15 @@
 namespace denoised {
 
 // SAGE_ATTN (SageAttention, arXiv 2410.02367): q k^T in int8, one scale a token, keys less their
-// mean; probabilities and values in bfloat16, or on CUDA in the inputs' dtype.
+// mean; probabilities and values in bfloat16 where the CPU multiplies it, else in float32, and on
+// CUDA in the inputs' dtype.
 class SageBackend final : public AttentionBackend {
  public:
   explicit SageBackend(Admission admission = Admission::kMeasured) : admission_(admission) {}
   AttnBackend id() const override { return AttnBackend::kSageAttn; }
-  std::string_view summary() const override { return "Sage: q k^T in int8, p v in 16 bits"; }
+  std::string_view summary() const override {
+    return "Sage: q k^T in int8, p v in 16 bits or more";
+  }
   Numerics numerics() const override { return Numerics::kInt8; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
@@ -72,11 +75,6 @@ class AttnQatInferBackend final : public Fp4Backend {
  protected:
   bool Smooths() const override { return false; }
 };
-
-// NVFP4 and back: groups of 16 along the last axis (the last may be short) share a scale, absmax /
-// 6 rounded to E4M3; elements are E2M1. Rounds to nearest, ties to even; saturates. Any floating
-// dtype in, float64 out.
-at::Tensor RoundToNvfp4(const at::Tensor& x);
 
 }  // namespace denoised
 

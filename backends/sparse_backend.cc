@@ -199,14 +199,11 @@ Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec) {
 
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count) {
   count = std::min(count, n);
-  const auto value = [&](int32_t i) {
-    return std::isnan(scores[i]) ? -std::numeric_limits<float>::infinity() : scores[i];
-  };
   std::vector<int32_t> indices(n);
   std::iota(indices.begin(), indices.end(), 0);
   std::nth_element(indices.begin(), indices.begin() + count, indices.end(),
                    [&](int32_t a, int32_t b) {
-                     const float x = value(a), y = value(b);
+                     const float x = RankOf(scores[a]), y = RankOf(scores[b]);
                      return x > y || (x == y && a < b);
                    });
   indices.resize(count);

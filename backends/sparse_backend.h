@@ -3,7 +3,9 @@
 #ifndef DENOISED_BACKENDS_SPARSE_BACKEND_H_
 #define DENOISED_BACKENDS_SPARSE_BACKEND_H_
 
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -99,8 +101,13 @@ class SparseBackend : public AttentionBackend {
 // "grid" of the parameters where the spec has none; refuses one that contradicts the spec.
 Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec);
 
-// The `count` largest of scores[n], ties to the lowest index; ascending indices. NaN counts as
-// -inf.
+// Where a score stands among others. NaN stands above all: what is not a number is attended, so
+// that it shows, and is never a reason to look away.
+inline float RankOf(float score) {
+  return std::isnan(score) ? std::numeric_limits<float>::infinity() : score;
+}
+
+// The `count` largest of scores[n] by rank, ties to the lowest index; ascending indices.
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count);
 
 // Block means of every head of a tensor of the call: [batch * heads][blocks * head_size] float32,

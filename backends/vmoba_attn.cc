@@ -148,7 +148,7 @@ std::vector<std::vector<int64_t>> Groups(const Gates& gates, SelectType type) {
 // Larger gate first, then lower index.
 auto ByGate(const Gates& gates) {
   return [&gates](int64_t a, int64_t b) {
-    const float x = gates.value[a], y = gates.value[b];
+    const float x = RankOf(gates.value[a]), y = RankOf(gates.value[b]);
     return x > y || (x == y && a < b);
   };
 }

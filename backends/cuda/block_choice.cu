@@ -63,9 +63,9 @@ __global__ void BlockScores(const BlockScoresArgs args) {
       Rounded(__fdiv_rn(product, args.divisor), args.bfloat16);
 }
 
-// Unsigned numbers in the order of the floats; both zeros alike, NaN as -inf.
+// Unsigned numbers in the order of the floats; both zeros alike, NaN as +inf.
 __device__ unsigned Ordered(float x) {
-  if (x != x) x = -INFINITY;
+  if (x != x) x = INFINITY;
   const unsigned bits = __float_as_uint(__fadd_rn(x, 0.0f));
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }

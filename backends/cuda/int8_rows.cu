@@ -56,14 +56,14 @@ struct LaneElements {
     }
   }
 
-  // Largest magnitude of the whole row.
+  // Largest magnitude of the whole row, NaN where an element is.
   __device__ float Most() const {
     float most = 0;
 #pragma unroll
-    for (float element : x) most = fmaxf(most, fabsf(element));
+    for (float element : x) most = kernels::Int8Larger(most, fabsf(element));
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
-      most = fmaxf(most, __shfl_xor_sync(kWholeWarp, most, step));
+      most = kernels::Int8Larger(most, __shfl_xor_sync(kWholeWarp, most, step));
     }
     return most;
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -34,22 +35,57 @@ Buffer<T> Allocate(int64_t count) {
   return Buffer<T>(static_cast<T*>(p));
 }
 
-TileKernel KernelOf(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return TileAvx2;
-    case Isa::kAvx512:
-      return TileAvx512;
-    case Isa::kAvx512Bf16:
-      return TileAvx512Bf16;
-    case Isa::kAvx512Vnni:
-      return TileAvx512Vnni;
-    case Isa::kAmxBf16:
-      return TileAmxBf16;
-    case Isa::kAmxInt8:
-      return TileAmxInt8;
+// One line an instruction set: what it is called, runs, needs, and how its units are packed.
+struct Variant {
+  Isa isa;
+  const char* name;
+  TileKernel kernel;
+  bool (*has)(const DeviceInfo& cpu);
+  bool pairs;  // values are pairs of bfloat16
+  bool tiles;
+  Scores scores;
+};
+
+bool HasAvx2(const DeviceInfo& cpu) { return cpu.avx2; }
+bool HasAvx512(const DeviceInfo& cpu) { return cpu.avx512; }
+bool HasBf16(const DeviceInfo& cpu) { return cpu.avx512_bf16; }
+bool HasVnni(const DeviceInfo& cpu) { return cpu.avx512_vnni; }
+bool HasVnniBf16(const DeviceInfo& cpu) { return cpu.avx512_vnni && cpu.avx512_bf16; }
+bool HasAmx(const DeviceInfo& cpu) { return HasVnniBf16(cpu) && cpu.amx_bf16 && cpu.amx_int8; }
+
+constexpr Variant kVariants[] = {
+    // clang-format off
+    {Isa::kAvx2,         "AVX2",                   TileAvx2,         HasAvx2,     false, false, Scores::kExact},
+    {Isa::kAvx512,       "AVX-512",                TileAvx512,       HasAvx512,   false, false, Scores::kExact},
+    {Isa::kAvx512Bf16,   "AVX-512 BF16",           TileAvx512Bf16,   HasBf16,     true,  false, Scores::kExact},
+    {Isa::kAmxBf16,      "AMX BF16",               TileAmxBf16,      HasAmx,      true,  true,  Scores::kExact},
+    {Isa::kAvx2Int8,     "AVX2 INT8",              TileAvx2Int8,     HasAvx2,     false, false, Scores::kWords},
+    {Isa::kAvx512Int8,   "AVX-512 INT8",           TileAvx512Int8,   HasAvx512,   false, false, Scores::kWords},
+    {Isa::kVnniInt8,     "AVX-512 VNNI INT8",      TileVnniInt8,     HasVnni,     false, false, Scores::kBytes},
+    {Isa::kVnniBf16Int8, "AVX-512 VNNI BF16 INT8", TileVnniBf16Int8, HasVnniBf16, true,  false, Scores::kBytes},
+    {Isa::kAmxInt8,      "AMX INT8",               TileAmxInt8,      HasAmx,      true,  true,  Scores::kBytes},
+    // clang-format on
+};
+
+const Variant& VariantOf(Isa isa) { return kVariants[static_cast<int>(isa)]; }
+
+// The last of the candidates that the CPU has: they stand in rising order.
+Isa LastOf(std::initializer_list<Isa> candidates, const DeviceInfo& cpu) {
+  Isa best = *candidates.begin();
+  for (Isa isa : candidates) {
+    if (HasIsa(isa, cpu)) best = isa;
   }
-  return TileAvx2;
+  return best;
+}
+
+UnitFormat FormatOf(const Variant& variant, const BlockSparseCall& call) {
+  UnitFormat format;
+  format.element = call.element;
+  format.head_size = static_cast<int>(call.head_size);
+  format.pairs = variant.pairs;
+  format.tiles = variant.tiles;
+  format.scores = variant.scores;
+  return format;
 }
 
 // Scratch of one thread.
@@ -76,6 +112,14 @@ struct ScoreEdit {
   Span queries;
   const float* bias;         // at [b, h], or null
   const float* query_scale;  // null, or what each lane's scores still lack
+
+  float Bias(int64_t query, int64_t key) const {
+    return bias[query * call->bias_strides[2] + key * call->bias_strides[3]];
+  }
+  bool Hides(int64_t query, int64_t key) const {
+    if (call->causal && key > query) return true;
+    return bias != nullptr && Bias(query, key) == -std::numeric_limits<float>::infinity();
+  }
 };
 
 int TokenAt(const std::vector<int32_t>& order, int position) {
@@ -96,12 +140,11 @@ void EditScores(const void* context, int block, float* scores, int width) {
     for (int q = 0; q < edit.queries.length; ++q) {
       const int64_t query = TokenAt(edit.plan->query_order, edit.queries.first + q);
       float& score = scores[k * width + q];
-      if (edit.call->causal && key > query) {
-        score = hidden;
+      if (edit.Hides(query, key)) {
+        score = hidden;  // also where it is not a number
       } else if (edit.bias != nullptr) {
-        const float bias =
-            edit.bias[query * edit.call->bias_strides[2] + key * edit.call->bias_strides[3]];
-        score += bias * per_scale / (edit.query_scale != nullptr ? edit.query_scale[q] : 1.0f);
+        const float per_query = edit.query_scale != nullptr ? edit.query_scale[q] : 1.0f;
+        score += edit.Bias(query, key) * per_scale / per_query;
       }
     }
   }
@@ -110,13 +153,9 @@ void EditScores(const void* context, int block, float* scores, int width) {
 // One call: packs heads, then runs tiles.
 class Runner {
  public:
-  Runner(const BlockSparseCall& call, const BlockPlan& plan, Isa isa, TileKernel kernel)
-      : call_(call), plan_(plan), kernel_(kernel) {
-    format_.element = call.element;
-    format_.head_size = static_cast<int>(call.head_size);
-    format_.int8 = isa == Isa::kAvx512Vnni || isa == Isa::kAmxInt8;
-    format_.tiles = isa == Isa::kAmxBf16 || isa == Isa::kAmxInt8;
-    format_.pairs = format_.int8 || format_.tiles || isa == Isa::kAvx512Bf16;
+  Runner(const BlockSparseCall& call, const BlockPlan& plan, const UnitFormat& format,
+         TileKernel kernel)
+      : call_(call), plan_(plan), format_(format), kernel_(kernel) {
     for (const Span& block : plan.key_blocks) {
       block_first_.push_back(static_cast<int32_t>(packed_keys_));
       block_length_.push_back(block.length);
@@ -130,7 +169,8 @@ class Runner {
     const int64_t all = call_.batch * call_.heads;
     const int64_t turn = std::clamp<int64_t>(kMaxPackedUnits / (key_units_ + value_units_), 1, all);
     packed_ = Allocate<uint32_t>(turn * (key_units_ + value_units_));
-    if (format_.int8) {
+    odd_values_.resize(turn * plan_.key_blocks.size());
+    if (format_.int8()) {
       key_scale_ = Allocate<float>(turn * packed_keys_);
       key_mean_ = Allocate<float>(turn * format_.padded_size());
     }
@@ -167,7 +207,7 @@ class Runner {
   }
 
   void PackHeads(int64_t first, int64_t heads, const RunWorkers& run_workers) {
-    if (format_.int8) FindMeans(first, heads, run_workers);
+    if (format_.int8()) FindMeans(first, heads, run_workers);
     const int64_t blocks = static_cast<int64_t>(plan_.key_blocks.size()), tasks = heads * blocks;
     std::atomic<int64_t> next{0};
     SharedStop stop;
@@ -186,14 +226,15 @@ class Runner {
     const int64_t at = block_first_[block];
     const Rows keys = RowsOf(call_.key, head, plan_.key_order, span);
     uint32_t* packed = Keys(slot) + at * format_.score_units();
-    if (format_.int8) {
+    if (format_.int8()) {
       PackKeysInt8(format_, keys, key_mean_.get() + slot * format_.padded_size(), packed,
                    key_scale_.get() + slot * packed_keys_ + at);
     } else {
       PackKeys(format_, keys, packed);
     }
-    PackValues(format_, RowsOf(call_.value, head, plan_.key_order, span),
-               Values(slot) + at / format_.keys_per_unit() * format_.padded_size());
+    odd_values_[slot * static_cast<int64_t>(plan_.key_blocks.size()) + block] =
+        PackValues(format_, RowsOf(call_.value, head, plan_.key_order, span),
+                   Values(slot) + at / format_.keys_per_unit() * format_.padded_size());
   }
 
   void RunTiles(int64_t first, int64_t heads, const RunWorkers& run_workers) {
@@ -227,7 +268,7 @@ class Runner {
     const Span queries = plan_.query_blocks[block];
     const int width = queries.length <= 16 ? 16 : queries.length <= 32 ? 32 : 64;
     const Rows rows = RowsOf(call_.query, head, plan_.query_order, queries);
-    if (format_.int8) {
+    if (format_.int8()) {
       PackQueryInt8(format_, rows, width, work.query.get(), work.query_scale.get(),
                     work.query_offset.get());
     } else {
@@ -250,7 +291,7 @@ class Runner {
     job.probs = work.probs.get();
     ListFor(head, block, &job);
     ScoreEdit edit{&plan_, &call_, queries, nullptr,
-                   format_.int8 ? work.query_scale.get() : nullptr};
+                   format_.int8() ? work.query_scale.get() : nullptr};
     if (call_.bias != nullptr) {
       edit.bias = call_.bias + (head / call_.heads) * call_.bias_strides[0] +
                   (head % call_.heads) * call_.bias_strides[1];
@@ -260,7 +301,42 @@ class Runner {
       job.edit_context = &edit;
     }
     kernel_(job, width);
-    StoreTile(format_, job.out, job.sums, width, OutRows(head, queries));
+    AddOddValues(head, slot, edit, job, width);
+    const bool may_be_empty =
+        call_.causal || edit.bias != nullptr || job.row_masks != nullptr || job.num_blocks == 0;
+    // Where nothing is hidden, only scores that are all -inf leave a sum of 0.
+    const float nothing = may_be_empty ? 0 : std::numeric_limits<float>::quiet_NaN();
+    StoreTile(format_, job.out, job.sums, width, nothing, OutRows(head, queries));
+  }
+
+  // Values that are not finite were packed as 0: here they reach the rows that attend them.
+  void AddOddValues(int64_t head, int64_t slot, const ScoreEdit& edit, const TileJob& job,
+                    int width) {
+    const uint8_t* odd = odd_values_.data() + slot * static_cast<int64_t>(plan_.key_blocks.size());
+    for (int entry = 0; entry < job.num_blocks; ++entry) {
+      const int block = job.blocks != nullptr ? job.blocks[entry] : entry;
+      if (odd[block] == 0) continue;
+      const Span keys = plan_.key_blocks[block];
+      const Rows rows = RowsOf(call_.value, head, plan_.key_order, keys);
+      const uint64_t rows_in = job.row_masks != nullptr ? job.row_masks[entry] : ~uint64_t{0};
+      for (int k = 0; k < keys.length; ++k) {
+        AddOddValue(rows, k, TokenAt(plan_.key_order, keys.first + k), rows_in, edit, job, width);
+      }
+    }
+  }
+
+  void AddOddValue(const Rows& rows, int k, int64_t key, uint64_t rows_in, const ScoreEdit& edit,
+                   const TileJob& job, int width) {
+    float value[kMaxHeadSize];
+    LoadValue(format_, rows, k, value);
+    for (int d = 0; d < format_.head_size; ++d) {
+      if (std::isfinite(value[d])) continue;
+      for (int q = 0; q < job.rows; ++q) {
+        const int64_t query = TokenAt(plan_.query_order, edit.queries.first + q);
+        if (((rows_in >> q) & 1) != 0 && !edit.Hides(query, key))
+          job.out[d * width + q] += value[d];
+      }
+    }
   }
 
   Rows OutRows(int64_t head, Span queries) const {
@@ -271,11 +347,12 @@ class Runner {
 
   const BlockSparseCall& call_;
   const BlockPlan& plan_;
+  const UnitFormat format_;
   const TileKernel kernel_;
-  UnitFormat format_;
   std::vector<int32_t> block_first_, block_length_;
   int64_t packed_keys_ = 0, key_units_ = 0, value_units_ = 0;
   Buffer<uint32_t> packed_;
+  std::vector<uint8_t> odd_values_;     // [slot][key block]: it has values that are not finite
   Buffer<float> key_scale_, key_mean_;  // int8 only
 };
 
@@ -308,39 +385,28 @@ BlockPlan DensePlan(int64_t q_len, int64_t kv_len, bool causal) {
   return plan;
 }
 
-const char* IsaName(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx2:
-      return "AVX2";
-    case Isa::kAvx512:
-      return "AVX-512";
-    case Isa::kAvx512Bf16:
-      return "AVX-512 BF16";
-    case Isa::kAvx512Vnni:
-      return "AVX-512 VNNI";
-    case Isa::kAmxBf16:
-      return "AMX BF16";
-    case Isa::kAmxInt8:
-      return "AMX INT8";
-  }
-  return "unknown";
-}
+const char* IsaName(Isa isa) { return VariantOf(isa).name; }
+
+bool IsInt8(Isa isa) { return VariantOf(isa).scores != Scores::kExact; }
+
+bool HasIsa(Isa isa, const DeviceInfo& cpu) { return VariantOf(isa).has(cpu); }
 
 Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured) {
-  if (element == Element::kBFloat16 && cpu.amx_bf16 && cpu.avx512_bf16 && unmeasured) {
-    return Isa::kAmxBf16;
-  }
-  if (element == Element::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
-  return cpu.avx512 ? Isa::kAvx512 : Isa::kAvx2;
+  if (element == Element::kFloat32) return LastOf({Isa::kAvx2, Isa::kAvx512}, cpu);
+  if (unmeasured && HasIsa(Isa::kAmxBf16, cpu)) return Isa::kAmxBf16;
+  return LastOf({Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}, cpu);
 }
 
 Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured) {
-  return unmeasured && cpu.amx_bf16 && cpu.amx_int8 ? Isa::kAmxInt8 : Isa::kAvx512Vnni;
+  if (unmeasured && HasIsa(Isa::kAmxInt8, cpu)) return Isa::kAmxInt8;
+  return LastOf({Isa::kAvx2Int8, Isa::kAvx512Int8, Isa::kVnniInt8, Isa::kVnniBf16Int8}, cpu);
 }
 
 void BlockSparseAttention(const BlockSparseCall& call, const BlockPlan& plan, Isa isa,
                           const RunWorkers& run_workers, TileKernel kernel) {
-  Runner(call, plan, isa, kernel != nullptr ? kernel : KernelOf(isa)).Run(run_workers);
+  const Variant& variant = VariantOf(isa);
+  Runner(call, plan, FormatOf(variant, call), kernel != nullptr ? kernel : variant.kernel)
+      .Run(run_workers);
 }
 
 }  // namespace denoised::kernels

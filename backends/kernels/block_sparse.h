@@ -6,6 +6,10 @@
 // Softmax runs online over groups of key blocks as in FlashAttention-2 (arXiv 2307.08691). Scores
 // are held transposed, one query a lane, so that no step needs a horizontal sum.
 //
+// What is not finite is not lost: a row that attends a NaN score, or one of +inf, is NaN; values
+// that are not finite reach exactly the rows that attend them. Int8 scores know keys less their
+// mean, so there a key that is not finite makes its whole head NaN, and a query its row.
+//
 // Torch-free. A row's bits depend on its own query, its keys and its list, never on the batch, the
 // number of threads or the other rows of its block. Limits: head size 1..256.
 #ifndef DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_
@@ -73,26 +77,45 @@ struct BlockSparseCall {
   int64_t bias_strides[4] = {0, 0, 0, 0};
 };
 
-// Instruction sets that the kernel is written for.
+// What the kernel is written for. The first four are exact; the others round queries and keys to 8
+// bits a token, keys after their mean is taken off (SageAttention, arXiv 2410.02367), only by
+// request.
 //
-// kAvx512Vnni rounds queries and keys to 8 bits a token, keys after their mean is taken off
-// (SageAttention, arXiv 2410.02367), and probabilities and values to bfloat16. Only by request.
+// Float32 and int8 scores have the same bits on AVX2, AVX-512 and VNNI; where there are
+// instructions for bfloat16, pairs of it are multiplied and the bits are others. kVnniBf16Int8 and
+// kAmxInt8 round probabilities and values to bfloat16, the other int8 ones keep them in float32.
 //
-// The AMX ones (kAmxInt8 rounds as kAvx512Vnni) have not run on such a machine yet, only with their
-// tile instructions emulated.
-enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmxBf16, kAmxInt8 };
+// The AMX ones have not run on such a machine yet, only with their tile instructions emulated.
+enum class Isa : uint8_t {
+  kAvx2,
+  kAvx512,
+  kAvx512Bf16,
+  kAmxBf16,
+  kAvx2Int8,
+  kAvx512Int8,
+  kVnniInt8,
+  kVnniBf16Int8,
+  kAmxInt8,
+};
+inline constexpr Isa kAllIsas[] = {Isa::kAvx2,     Isa::kAvx512,       Isa::kAvx512Bf16,
+                                   Isa::kAmxBf16,  Isa::kAvx2Int8,     Isa::kAvx512Int8,
+                                   Isa::kVnniInt8, Isa::kVnniBf16Int8, Isa::kAmxInt8};
 const char* IsaName(Isa isa);
+bool IsInt8(Isa isa);
+
+// Whether `cpu` has the instructions.
+bool HasIsa(Isa isa, const DeviceInfo& cpu);
 
 // The widest exact one that serves `element` on the CPU; those that were never measured only where
 // `unmeasured` admits them.
 Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured = false);
 
+// The same for int8 scores.
+Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured = false);
+
 // Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is
 // left. How the driver gets threads without knowing whose they are.
 using RunWorkers = std::function<void(int64_t tasks, const std::function<void()>& worker)>;
-
-// The one for int8 scores on a CPU that has AVX-512 VNNI and BF16.
-Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured = false);
 
 struct TileJob;
 using TileKernel = void (*)(const TileJob& job, int width);

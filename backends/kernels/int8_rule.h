@@ -18,8 +18,13 @@ namespace denoised::kernels {
 
 inline constexpr float kInt8Most = 127.0f;
 
-// What a byte is worth in a row whose largest magnitude is `most`; 1 where the row is zeros.
+// The larger of two magnitudes; NaN where one of them is, unlike fmaxf.
+DENOISED_HOST_DEVICE inline float Int8Larger(float a, float b) { return a > b || a != a ? a : b; }
+
+// What a byte is worth in a row whose largest magnitude is `most`; 1 where the row is zeros. NaN
+// where it is not finite: then the whole row is not, whatever its bytes are.
 DENOISED_HOST_DEVICE inline float Int8Scale(float most) {
+  if (most - most != 0) return most - most;
   return most > 0 ? most / kInt8Most : 1.0f;
 }
 

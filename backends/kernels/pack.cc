@@ -5,6 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+
+#include "backends/kernels/int8_rule.h"
+#include "backends/kernels/pool.h"
 
 namespace denoised::kernels {
 namespace {
@@ -75,18 +79,29 @@ const void* PaddedRow(const UnitFormat& format, const Rows& rows, int i, uint32_
   return scratch;
 }
 
+// Largest magnitude of row[count], NaN where one of them is.
+float MostOf(const float* row, int count) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 largest = _mm256_setzero_ps(), unordered = _mm256_setzero_ps();
+  for (int d = 0; d < count; d += 8) {
+    const __m256 x = _mm256_load_ps(row + d);
+    largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, x));
+    unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
+  if (_mm256_movemask_ps(unordered) != 0) return std::numeric_limits<float>::quiet_NaN();
+  alignas(32) float lane[8];
+  _mm256_store_ps(lane, largest);
+  return *std::max_element(lane, lane + 8);
+}
+
 // row[count] becomes bytes of at most 127 in magnitude, zeros up to the next multiple of 32;
 // returns what undoes it. `row` is readable up to there.
 float QuantiseRow(const float* row, int count, uint32_t* out) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  __m256 largest = _mm256_setzero_ps();
-  for (int d = 0; d < count; d += 8) {
-    largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, _mm256_load_ps(row + d)));
+  const float scale = Int8Scale(MostOf(row, count));
+  if (std::isnan(scale)) {
+    std::memset(out, 0, static_cast<size_t>(count));
+    return scale;
   }
-  alignas(32) float lane[8];
-  _mm256_store_ps(lane, largest);
-  const float most = *std::max_element(lane, lane + 8);
-  const float scale = most > 0 ? most / 127.0f : 1.0f;
   const __m256 inverse = _mm256_set1_ps(1.0f / scale);
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const auto whole = [&](int d) {
@@ -117,11 +132,53 @@ int32_t SumOfBytes(const uint32_t* bytes, int count) {
 
 int RoundUpTo32(int x) { return (x + 31) / 32 * 32; }
 
+// A quantised row in the format's units, from `bytes` of them: keys of bytes are plus 128.
+void StoreQuantised(const UnitFormat& format, const uint32_t* bytes, bool key, uint32_t* out) {
+  if (format.scores == Scores::kBytes) {
+    const uint32_t flip = key ? 0x80808080u : 0;
+    for (int u = 0; u < format.score_units(); ++u) out[u] = bytes[u] ^ flip;
+    return;
+  }
+  for (int u = 0; u < format.score_units(); u += 8) {  // eight units are sixteen bytes
+    const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + u / 2));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + u), _mm256_cvtepi8_epi16(sixteen));
+  }
+}
+
+// Row i of the values, with zeros for what is not finite; `*odd` then becomes true.
+const void* FiniteRow(const UnitFormat& format, const Rows& rows, int i, uint32_t* scratch,
+                      bool* odd) {
+  const void* row = PaddedRow(format, rows, i, scratch);
+  const uint32_t exponent = format.pairs ? 0x7f80u : 0x7f800000u;
+  const auto finite = [&](uint32_t bits) { return (bits & exponent) != exponent; };
+  const int units = format.units();
+  const auto* unit = static_cast<const uint32_t*>(row);
+  uint32_t found = 0;
+  for (int u = 0; u < units; ++u) {
+    uint32_t bits;
+    std::memcpy(&bits, unit + u, 4);
+    found |= static_cast<uint32_t>(!finite(bits));
+    if (format.pairs) found |= static_cast<uint32_t>(!finite(bits >> 16));
+  }
+  if (found == 0) return row;
+  *odd = true;
+  if (row != scratch) std::memcpy(scratch, row, static_cast<size_t>(units) * 4);
+  for (int u = 0; u < units; ++u) {
+    if (!finite(scratch[u])) scratch[u] &= format.pairs ? 0xffff0000u : 0;
+    if (format.pairs && !finite(scratch[u] >> 16)) scratch[u] &= 0xffffu;
+  }
+  return scratch;
+}
+
 // Four rows at a time, with room for those that need a padded copy.
 struct FourRows {
   FourRows() = default;
   FourRows(const UnitFormat& format, const Rows& rows, int first) {
     for (int r = 0; r < 4; ++r) row[r] = PaddedRow(format, rows, first + r, scratch[r]);
+  }
+  // Of values.
+  FourRows(const UnitFormat& format, const Rows& rows, int first, bool* odd) {
+    for (int r = 0; r < 4; ++r) row[r] = FiniteRow(format, rows, first + r, scratch[r], odd);
   }
   __m128i Load(int r, int unit) const {
     return _mm_loadu_si128(
@@ -222,16 +279,20 @@ void PackKeyTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
 }
 
 // Transposed: rows of the matrix are head-size columns, its units are pairs of keys.
-void PackValueTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
-  uint32_t even_scratch[kMaxUnits], odd_scratch[kMaxUnits];
+bool PackValueTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+  uint32_t scratch[2][kMaxUnits];
   const int padded = PaddedLength(format, rows);
+  bool odd = false;
   for (int key = 0; key < padded; key += 2) {
-    const auto* even = static_cast<const uint16_t*>(PaddedRow(format, rows, key, even_scratch));
-    const auto* odd = static_cast<const uint16_t*>(PaddedRow(format, rows, key + 1, odd_scratch));
+    const uint16_t* half[2];
+    for (int i = 0; i < 2; ++i) {
+      half[i] = static_cast<const uint16_t*>(FiniteRow(format, rows, key + i, scratch[i], &odd));
+    }
     for (int d = 0; d < format.padded_size(); ++d) {
-      out[TilePlace(d, key / 2, padded / 2)] = even[d] | static_cast<uint32_t>(odd[d]) << 16;
+      out[TilePlace(d, key / 2, padded / 2)] = half[0][d] | static_cast<uint32_t>(half[1][d]) << 16;
     }
   }
+  return odd;
 }
 
 }  // namespace
@@ -253,15 +314,16 @@ void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* 
 
 void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean, uint32_t* out,
                   float* scale) {
-  const int units = format.score_units(), bytes = RoundUpTo32(format.padded_size());
+  const int units = format.score_units(), count = RoundUpTo32(format.padded_size());
   alignas(32) float row[kMaxHeadSize] = {};
+  uint32_t bytes[kMaxHeadSize / 4];
   for (int key = 0; key < PaddedLength(format, rows); key += kGroup) {
     FourRows four;
     for (int r = 0; r < kGroup; ++r) {
       FloatRow(format, rows, key + r, row);
       for (int d = 0; d < format.head_size; ++d) row[d] -= mean[d];
-      scale[key + r] = QuantiseRow(row, bytes, four.scratch[r]);
-      for (int u = 0; u < units; ++u) four.scratch[r][u] ^= 0x80808080u;
+      scale[key + r] = QuantiseRow(row, count, bytes);
+      StoreQuantised(format, bytes, /*key=*/true, four.scratch[r]);
       four.row[r] = four.scratch[r];
     }
     if (format.tiles) {
@@ -274,14 +336,17 @@ void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean,
 
 void PackQueryInt8(const UnitFormat& format, const Rows& rows, int width, uint32_t* out,
                    float* scale, int32_t* offset) {
-  const int bytes = RoundUpTo32(format.padded_size());
+  const int count = RoundUpTo32(format.padded_size());
+  const bool words = format.scores == Scores::kWords;
   alignas(32) float row[kMaxHeadSize] = {};
+  uint32_t bytes[kMaxHeadSize / 4];
   for (int q = 0; q < width; q += kGroup) {
     FourRows four;
     for (int r = 0; r < kGroup; ++r) {
       FloatRow(format, rows, q + r, row);
-      scale[q + r] = QuantiseRow(row, bytes, four.scratch[r]);
-      offset[q + r] = -128 * SumOfBytes(four.scratch[r], bytes);
+      scale[q + r] = QuantiseRow(row, count, bytes);
+      offset[q + r] = words ? 0 : -128 * SumOfBytes(bytes, count);
+      StoreQuantised(format, bytes, /*key=*/false, four.scratch[r]);
       four.row[r] = four.scratch[r];
     }
     TransposeRows(four, format.score_units(), out + q, width);
@@ -298,13 +363,14 @@ void MeanOfRows(const UnitFormat& format, const Rows& rows, float* mean) {
   for (int d = 0; d < format.head_size; ++d) mean[d] /= static_cast<float>(rows.span.length);
 }
 
-void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {
+bool PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {
   if (format.tiles) return PackValueTiles(format, rows, out);
   const int padded_size = format.padded_size();
   const int padded = (rows.span.length + kGroup - 1) / kGroup * kGroup;
   const int64_t group_stride = static_cast<int64_t>(padded) / format.keys_per_unit() * 4;
+  bool odd = false;
   for (int key = 0; key < padded; key += kGroup) {
-    const FourRows four(format, rows, key);
+    const FourRows four(format, rows, key, &odd);
     if (format.pairs) {
       InterleavePair(four.row[0], four.row[1], padded_size, out + key * 2, group_stride);
       InterleavePair(four.row[2], four.row[3], padded_size, out + key * 2 + 4, group_stride);
@@ -316,10 +382,18 @@ void PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {
       }
     }
   }
+  return odd;
+}
+
+void LoadValue(const UnitFormat& format, const Rows& rows, int i, float* out) {
+  alignas(16) float row[kMaxHeadSize];
+  FloatRow(format, rows, i, row);
+  const bool round = format.pairs && format.element == Element::kFloat32;
+  for (int d = 0; d < format.head_size; ++d) out[d] = round ? RoundToBFloat16(row[d]) : row[d];
 }
 
 void StoreTile(const UnitFormat& format, const float* out, const float* sums, int width,
-               const Rows& rows) {
+               float nothing, const Rows& rows) {
   const size_t element_size = format.element == Element::kFloat32 ? 4 : 2;
   for (int q = 0; q < rows.span.length; q += 4) {
     char* row[4];
@@ -329,7 +403,7 @@ void StoreTile(const UnitFormat& format, const float* out, const float* sums, in
       const int64_t token = rows.order != nullptr ? rows.order[position] : position;
       row[i] = static_cast<char*>(const_cast<void*>(rows.data)) +
                token * rows.stride * static_cast<int64_t>(element_size);
-      inverse[i] = sums[q + i] == 0.0f ? 0.0f : 1.0f / sums[q + i];
+      inverse[i] = sums[q + i] == 0.0f ? nothing : 1.0f / sums[q + i];
     }
     const __m128 factor = _mm_loadu_ps(inverse);
     const int used = std::min(4, rows.span.length - q);

@@ -16,6 +16,10 @@ inline constexpr int kTileKeyGroup = 32;
 // Scores of this many keys are held before a softmax pass.
 inline constexpr int kKeysPerPass = 256;
 inline constexpr int kMaxWidth = 64;
+// Weights below 2^this of their row's largest are 0: no weight may be a denormal number, with which
+// every product can cost a hundred times its time. One above the least exponent of a normal number,
+// since a rounded mantissa may be a little below 1.
+inline constexpr float kLeastExponent = -125.0f;
 
 // A unit is 32 bits: one float32, or two neighbouring bfloat16 (of one row for q and k, of two keys
 // for v and the probabilities).
@@ -27,8 +31,9 @@ inline constexpr int kMaxWidth = 64;
 // other: keys [length32][units], values transposed, [padded_size][key units]; padded_size is then a
 // multiple of 32, with int8 scores of 64.
 //
-// Where scores are int8, a unit of q and k is four neighbouring bytes: keys plus 128 (unsigned),
-// queries signed; value units stay pairs of bfloat16.
+// Where scores are int8, a unit of q and k is four neighbouring bytes, keys plus 128 (unsigned) and
+// queries signed; or, where there is no product of bytes, two neighbouring 16-bit words. The sums
+// are the same whole numbers. Units of values stay as without.
 struct PackedHead {
   const uint32_t* keys;
   const uint32_t* values;
@@ -41,7 +46,7 @@ struct TileJob {
   PackedHead head;
   const uint32_t* query;        // [units][width] packed; width = query lanes
   const float* query_scale;     // int8 only: [width]
-  const int32_t* query_offset;  // int8 only: [width], -128 * sum of the query's bytes
+  const int32_t* query_offset;  // int8 only: [width], -128 * sum of the query's bytes; 0 with words
   int units;                    // of a key row
   int padded_size;              // head size, rounded up to 4, on AMX to 32
   float scale_log2;             // softmax scale * log2(e)
@@ -62,12 +67,15 @@ struct TileJob {
 // One (batch, head, query block). `width` is 16, 32 or 64.
 using TileKernel = void (*)(const TileJob& job, int width);
 
-void TileAvx2(const TileJob& job, int width);        // float32 units
-void TileAvx512(const TileJob& job, int width);      // float32 units
-void TileAvx512Bf16(const TileJob& job, int width);  // bfloat16 pairs
-void TileAmxBf16(const TileJob& job, int width);     // tiles of bfloat16 pairs
-void TileAmxInt8(const TileJob& job, int width);     // the same, int8 scores
-void TileAvx512Vnni(const TileJob& job, int width);  // int8 scores, bfloat16 pairs of values
+void TileAvx2(const TileJob& job, int width);          // float32 units
+void TileAvx2Int8(const TileJob& job, int width);      // words; values float32
+void TileAvx512(const TileJob& job, int width);        // float32 units
+void TileAvx512Int8(const TileJob& job, int width);    // words; values float32
+void TileAvx512Bf16(const TileJob& job, int width);    // bfloat16 pairs
+void TileVnniInt8(const TileJob& job, int width);      // bytes; values float32
+void TileVnniBf16Int8(const TileJob& job, int width);  // bytes; values bfloat16 pairs
+void TileAmxBf16(const TileJob& job, int width);       // tiles of bfloat16 pairs
+void TileAmxInt8(const TileJob& job, int width);       // the same, scores from bytes
 
 }  // namespace denoised::kernels
 

@@ -85,7 +85,7 @@ void TileAmxBf16(const TileJob& job, int width) {
 }
 
 void TileAmxInt8(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<ProcessorTiles, Int8Scores>>(job, width);
+  RunTileOfWidth<TileProducts<ProcessorTiles, ByteScores<Bfloat16>>>(job, width);
 }
 
 }  // namespace denoised::kernels

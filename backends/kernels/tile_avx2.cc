@@ -1,4 +1,5 @@
-// The tile kernel on AVX2 and FMA, float32 units: the floor that every machine has.
+// The tile kernels on AVX2 and FMA, the floor that every machine has: float32 units, and int8
+// scores from 16-bit words.
 #include <immintrin.h>
 
 #include "backends/kernels/tile.h"
@@ -43,11 +44,11 @@ struct Float32 {
     }
   }
 
-  // 2^x for x <= 0, below 1e-7 relative; 0 below the smallest normal number and for -inf.
+  // 2^x for x <= 0, below 1e-7 relative; 0 below kLeastExponent and for -inf, NaN for NaN.
   static F Exp2(F x) {
-    const F smallest = _mm256_set1_ps(-126.0f);
+    const F smallest = _mm256_set1_ps(kLeastExponent);
     const F zero = _mm256_cmp_ps(x, smallest, _CMP_LT_OQ);
-    x = _mm256_max_ps(x, smallest);
+    x = _mm256_max_ps(smallest, x);  // in this order NaN stays
     const F whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm256_sub_ps(x, whole);
     F y = _mm256_set1_ps(1.5403530393381609954e-4f);
@@ -63,10 +64,25 @@ struct Float32 {
   }
 };
 
+struct WordScores : Float32 {
+  using I = __m256i;
+  static constexpr bool kInt8 = true;
+  static I LoadInts(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static F ToFloat(I x) { return _mm256_cvtepi32_ps(x); }
+  static I DotUnits(I acc, F query, F key) {
+    return _mm256_add_epi32(
+        acc, _mm256_madd_epi16(_mm256_castps_si256(query), _mm256_castps_si256(key)));
+  }
+};
+
 #include "backends/kernels/tile_impl.h"
 
 }  // namespace
 
 void TileAvx2(const TileJob& job, int width) { RunTileOfWidth<Float32>(job, width); }
+
+void TileAvx2Int8(const TileJob& job, int width) { RunTileOfWidth<WordScores>(job, width); }
 
 }  // namespace denoised::kernels

@@ -1,4 +1,4 @@
-// The tile kernel on AVX-512, float32 units.
+// The tile kernels on AVX-512 (F, DQ, BW, VL): float32 units, and int8 scores from 16-bit words.
 #include <immintrin.h>
 
 #include "backends/kernels/tile.h"
@@ -8,14 +8,10 @@ namespace {
 
 #include "backends/kernels/vector_avx512.h"
 
-struct Float32 : Vector512 {
-  static constexpr bool kPairs = false;
-  static constexpr bool kInt8 = false;
-  static F MulAdd(F acc, F a, F b) { return _mm512_fmadd_ps(a, b, acc); }
-  static F Exp2(F x) { return Exp2Float(x); }
-  static void StorePair(F p0, F p1, uint32_t* out, int width) {
-    _mm512_storeu_ps(out, p0);
-    _mm512_storeu_ps(out + width, p1);
+struct WordScores : IntegerScores<Float32> {
+  static I DotUnits(I acc, F query, F key) {
+    return _mm512_add_epi32(
+        acc, _mm512_madd_epi16(_mm512_castps_si512(query), _mm512_castps_si512(key)));
   }
 };
 
@@ -24,5 +20,7 @@ struct Float32 : Vector512 {
 }  // namespace
 
 void TileAvx512(const TileJob& job, int width) { RunTileOfWidth<Float32>(job, width); }
+
+void TileAvx512Int8(const TileJob& job, int width) { RunTileOfWidth<WordScores>(job, width); }
 
 }  // namespace denoised::kernels

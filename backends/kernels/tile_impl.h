@@ -4,7 +4,7 @@
 // S: F (vector), kLanes, kColumns (vectors of the register tile's width), kPairs (units are pairs
 // of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, MulAdd(acc, unit, unit),
 // BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8; with kInt8 also
-// I (vector of int32), LoadInts, DotBytes(acc, query unit, key unit), ToFloat; kTiles, kKeyGroup
+// I (vector of int32), LoadInts, DotUnits(acc, query unit, key unit), ToFloat; kTiles, kKeyGroup
 // (what blocks are padded to), Session (lives while a job runs); with kTiles also its own
 // ScoreBlock and AddValues.
 
@@ -38,7 +38,7 @@ inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float*
     for (int v = 0; v < kV; ++v) unit[v] = S::LoadUnits(query + v * S::kLanes);
     for (int r = 0; r < kGroup; ++r) {
       const typename S::F key = S::BroadcastUnit(keys + r);
-      for (int v = 0; v < kV; ++v) acc[r][v] = S::DotBytes(acc[r][v], unit[v], key);
+      for (int v = 0; v < kV; ++v) acc[r][v] = S::DotUnits(acc[r][v], unit[v], key);
     }
   }
   for (int r = 0; r < kGroup; ++r) {
@@ -100,7 +100,9 @@ inline void HideScores(const TileJob& job, int entry, int block, float* scores, 
   if (job.edit != nullptr) job.edit(job.edit_context, block, scores, width);
 }
 
-// Where a row has seen nothing yet its maximum is -inf; any finite stand-in keeps exp2 at 0.
+// Where a row has seen nothing yet its maximum is -inf; any finite stand-in keeps exp2 at 0. A
+// score that is not a number may get lost in a maximum, but its own weight is none either, and with
+// it the row's sum; so is that of +inf, which is inf - inf.
 template <class S>
 inline typename S::F FiniteMax(typename S::F max) {
   return S::Max(max, S::Set1(-3e38f));

@@ -1,10 +1,12 @@
-// Products on AMX tiles, all else as `Vector` has it (Bfloat16 or Int8Scores). Included inside the
+// Products on AMX tiles, all else as `Vector` has it (Bfloat16 or
+// ByteScores<Bfloat16>). Included inside the
 // unnamed namespace of the files that use it. `T` holds the tile registers: Start, End, and by
 // number Zero, Load(data, stride in bytes), Store, Dot<c, a, b> (c += a b, pairs of bfloat16) and
 // DotBytes (a unsigned, b signed, int32 sums). One file has those of the processor; a test has
 // emulated ones.
 //
 // Registers 0..3 are a block of 2 x 2 results, 4 and 5 its rows' operands, 6 and 7 its columns'.
+#include "backends/kernels/vector_avx512_bf16.h"
 #include "backends/kernels/vector_avx512_vnni.h"
 
 template <class T, class Vector>

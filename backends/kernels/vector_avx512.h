@@ -26,9 +26,16 @@ struct Vector512 {
     _mm512_mask_storeu_ps(scores, hidden, _mm512_set1_ps(-__builtin_inff()));
   }
 
-  // 2^x for x <= 0, below 1e-7 relative; 0 for x < -160 and for -inf.
+  // Lanes that count: what is not a number does.
+  static __mmask16 Counts(F x) {
+    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLeastExponent), _CMP_NLT_UQ);
+  }
+
+  // 2^x for x <= 0, below 1e-7 relative; 0 below kLeastExponent and for -inf, NaN for NaN. Lanes
+  // that become 0 take no part in a step that could underflow.
   static F Exp2Float(F x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-160.0f));
+    const __mmask16 counts = Counts(x);
+    x = _mm512_maskz_mov_ps(counts, x);
     const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm512_sub_ps(x, whole);
     F y = _mm512_set1_ps(1.5403530393381609954e-4f);
@@ -38,18 +45,41 @@ struct Vector512 {
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4022650695910071233e-1f));
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9314718055994530942e-1f));
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
+    return _mm512_maskz_scalef_ps(counts, y, whole);
   }
 
   // As above with a minimax cubic on [-0.5, 0.5], below 1e-4 relative.
   static F Exp2Short(F x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-160.0f));
+    const __mmask16 counts = Counts(x);
+    x = _mm512_maskz_mov_ps(counts, x);
     const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm512_sub_ps(x, whole);
     F y = _mm512_set1_ps(5.517120792e-2f);
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.426102682e-1f));
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.932609793e-1f));
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.999281265e-1f));
-    return _mm512_scalef_ps(y, whole);
+    return _mm512_maskz_scalef_ps(counts, y, whole);
   }
+};
+
+// Units of one float32.
+struct Float32 : Vector512 {
+  static constexpr bool kPairs = false;
+  static constexpr bool kInt8 = false;
+  static F MulAdd(F acc, F a, F b) { return _mm512_fmadd_ps(a, b, acc); }
+  static F Exp2(F x) { return Exp2Float(x); }
+  static void StorePair(F p0, F p1, uint32_t* out, int width) {
+    _mm512_storeu_ps(out, p0);
+    _mm512_storeu_ps(out + width, p1);
+  }
+};
+
+// Int8 scores, all else as `Values` has it; what a unit of q and k is, is up to the heirs.
+template <class Values>
+struct IntegerScores : Values {
+  using F = typename Values::F;
+  using I = __m512i;
+  static constexpr bool kInt8 = true;
+  static I LoadInts(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static F ToFloat(I x) { return _mm512_cvtepi32_ps(x); }
 };

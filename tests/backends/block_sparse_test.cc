@@ -6,6 +6,8 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -25,20 +27,35 @@ struct Variant {
   TileKernel kernel = nullptr;  // null: the instruction set's own
 };
 
-std::vector<Variant> VariantsOfThisCpu() {
-  const DeviceInfo cpu = QueryCpu();
-  std::vector<Variant> variants = {{Isa::kAvx2, Element::kFloat32},
-                                   {Isa::kAvx2, Element::kBFloat16}};
-  if (cpu.avx512) {
-    variants.push_back({Isa::kAvx512, Element::kFloat32});
-    variants.push_back({Isa::kAvx512, Element::kBFloat16});
+// Exact or int8; AMX emulated as well, by AVX-512 VNNI and BF16. Those that `cpu` lacks are in the
+// list: their tests skip.
+std::vector<Variant> Variants(bool int8) {
+  std::vector<Variant> variants;
+  for (Isa isa : kAllIsas) {
+    if (IsInt8(isa) != int8) continue;
+    const bool pairs_only = isa == Isa::kAvx512Bf16 || isa == Isa::kAmxBf16;
+    if (!pairs_only) variants.push_back({isa, Element::kFloat32});
+    variants.push_back({isa, Element::kBFloat16});
   }
-  if (cpu.avx512_bf16) {
-    variants.push_back({Isa::kAvx512Bf16, Element::kBFloat16});
+  if (int8) {
+    variants.push_back({Isa::kAmxInt8, Element::kFloat32, TileAmxInt8Emulated});
+    variants.push_back({Isa::kAmxInt8, Element::kBFloat16, TileAmxInt8Emulated});
+  } else {
     variants.push_back({Isa::kAmxBf16, Element::kBFloat16, TileAmxEmulated});
   }
-  if (cpu.avx512_bf16 && cpu.amx_bf16) variants.push_back({Isa::kAmxBf16, Element::kBFloat16});
   return variants;
+}
+
+bool CanRun(const Variant& variant) {
+  const Isa needs = variant.kernel != nullptr ? Isa::kVnniBf16Int8 : variant.isa;
+  return HasIsa(needs, QueryCpu());
+}
+
+std::string VariantName(const Variant& variant) {
+  std::string name = IsaName(variant.isa);
+  std::erase_if(name, [](char c) { return !std::isalnum(c); });
+  if (variant.kernel != nullptr) name += "Emulated";
+  return name + (variant.element == Element::kFloat32 ? "_f32" : "_bf16");
 }
 
 AttentionInputs Draw(const Shape& shape, Element element) {
@@ -150,7 +167,16 @@ BlockPlan RandomPlan(const Shape& shape, int64_t lists, bool row_masks) {
 
 double Tolerance(Element element) { return element == Element::kFloat32 ? 1e-5 : 1e-2; }
 
-class BlockSparse : public ::testing::TestWithParam<Variant> {};
+class BlockSparse : public ::testing::TestWithParam<Variant> {
+ protected:
+  void SetUp() override {
+    if (!CanRun(GetParam())) {
+      GTEST_SKIP() << QueryCpu().name << " has no " << IsaName(GetParam().isa)
+                   << ", or it is pinned below it";
+    }
+  }
+};
+using Int8Scores = BlockSparse;
 
 TEST_P(BlockSparse, DenseEqualsFloat64ForEveryWidthAndHeadSize) {
   for (const Shape& shape : std::vector<Shape>{{1, 1, 1, 1, 1},
@@ -222,57 +248,163 @@ TEST_P(BlockSparse, LargeScoresDoNotOverflow) {
   EXPECT_TRUE(got.isfinite().all().item<bool>());
 }
 
-// int8 scores: close in direction, and the mean of the keys must not matter.
-void ExpectDirectionKept(Isa isa, TileKernel kernel, Element element, const Shape& shape) {
-  const Variant variant{isa, element, kernel};
-  AttentionInputs inputs = Draw(shape, element);
-  const BlockPlan plan = DensePlan(shape.q_len, shape.kv_len);
-  EXPECT_GE(CosineSimilarity(Attend(inputs, plan, variant), OracleAttention(inputs)), 0.999);
-  inputs.key = inputs.key + 3;
-  EXPECT_GE(CosineSimilarity(Attend(inputs, plan, variant), OracleAttention(inputs)), 0.999);
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+const std::vector<float> kNotFinite = {std::nanf(""), kInfinity, -kInfinity};
+
+// Token 37's keys or values of head 1 with one element that is not finite.
+at::Tensor With(const at::Tensor& x, float bad) {
+  at::Tensor changed = x.clone();
+  changed[0][37][1][5] = bad;
+  return changed;
 }
 
-TEST(Int8Scores, KeepTheDirectionAndForgetTheMeanKey) {
-  const DeviceInfo cpu = QueryCpu();
-  if (!cpu.avx512_vnni || !cpu.avx512_bf16) GTEST_SKIP() << cpu.name << " has no AVX-512 VNNI";
+TEST_P(BlockSparse, AValueThatIsNotFiniteReachesExactlyTheRowsThatAttendIt) {
+  const Shape shape{1, 200, 333, 2, 40};
+  const BlockPlan plan = RandomPlan(shape, 2, true);
+  AttentionInputs inputs = Draw(shape, GetParam().element);
+  const at::Tensor before = Attend(inputs, plan, GetParam());
+  const at::Tensor attends = MaskOf(plan, shape)[0][1].select(1, 37);  // [S_q]
+  ASSERT_TRUE(attends.any().item<bool>() && !attends.all().item<bool>());
+  for (float bad : kNotFinite) {
+    inputs.value = With(Draw(shape, GetParam().element).value, bad);
+    const at::Tensor got = Attend(inputs, plan, GetParam());
+    const at::Tensor column = got[0].select(1, 1).select(1, 5).to(at::kFloat);
+    EXPECT_TRUE(column.isfinite().logical_not().equal(attends)) << bad;
+    EXPECT_EQ(column.isnan().any().item<bool>(), std::isnan(bad));
+    at::Tensor rest = got.clone();
+    rest[0].select(1, 1).select(1, 5).copy_(before[0].select(1, 1).select(1, 5));
+    EXPECT_LE(RelativeL2(rest, before), Tolerance(GetParam().element));
+  }
+}
+
+TEST_P(BlockSparse, AKeyThatIsNaNReachesExactlyTheRowsThatAttendIt) {
+  const Shape shape{1, 200, 333, 2, 40};
+  const BlockPlan plan = RandomPlan(shape, 2, true);
+  AttentionInputs inputs = Draw(shape, GetParam().element);
+  inputs.key = With(inputs.key, std::nanf(""));
+  const at::Tensor nan = Attend(inputs, plan, GetParam()).isnan()[0];
+  const at::Tensor attends = MaskOf(plan, shape)[0][1].select(1, 37).unsqueeze(1);
+  EXPECT_FALSE(nan.select(1, 0).any().item<bool>());
+  EXPECT_TRUE(nan.select(1, 1).equal(attends.expand({shape.q_len, shape.head_size})));
+}
+
+TEST_P(BlockSparse, ScoresThatAreAllMinusInfinityAreNaNAndNotHidden) {
+  AttentionInputs inputs = Draw({1, 3, 1, 1, 4}, GetParam().element);
+  inputs.query.fill_(1);
+  inputs.key.fill_(-kInfinity);
+  EXPECT_TRUE(Attend(inputs, DensePlan(3, 1), GetParam()).isnan().all().item<bool>());
+}
+
+// Scores in small steps around the least exponent, values that show each weight.
+TEST_P(BlockSparse, NoWeightIsADenormalNumber) {
+  const Shape shape{1, 16, 64, 1, 64};
+  AttentionInputs inputs = Draw(shape, GetParam().element);
+  const at::Tensor nats = -80 - 0.5 * at::arange(64, at::kFloat);
+  inputs.query.zero_().select(3, 0).fill_(1);
+  inputs.key.zero_().select(3, 0).copy_(nats.view({1, 64, 1}));
+  inputs.key.select(1, 0).zero_();  // the largest score is 0
+  inputs.value = at::eye(64, inputs.value.options()).view({1, 64, 1, 64});
+  inputs.scale = 1;
+  const at::Tensor weights = Attend(inputs, DensePlan(16, 64), GetParam()).to(at::kFloat);
+  EXPECT_TRUE(weights.gt(0).logical_and(weights.lt(0x1p-100)).any().item<bool>());
+  EXPECT_TRUE(weights.eq(0).any().item<bool>());
+  const at::Tensor denormal = weights.gt(0).logical_and(weights.lt(std::ldexp(1.0, -126)));
+  EXPECT_FALSE(denormal.any().item<bool>());
+}
+
+TEST_P(Int8Scores, KeepTheDirectionAndForgetTheMeanKey) {
+  for (const Shape& shape : std::vector<Shape>{
+           {2, 130, 513, 3, 128}, {1, 20, 70, 2, 40}, {1, 40, 33, 1, 96}, {1, 1, 1, 1, 3}}) {
+    AttentionInputs inputs = Draw(shape, GetParam().element);
+    const BlockPlan plan = DensePlan(shape.q_len, shape.kv_len);
+    EXPECT_GE(CosineSimilarity(Attend(inputs, plan, GetParam()), OracleAttention(inputs)), 0.999);
+    inputs.key = inputs.key + 3;
+    EXPECT_GE(CosineSimilarity(Attend(inputs, plan, GetParam()), OracleAttention(inputs)), 0.999);
+  }
+}
+
+// Whole numbers up to 127, which 8 bits hold: then int8 scores are the exact ones.
+TEST_P(Int8Scores, AreWholeNumbersWithoutSaturation) {
+  const Shape shape{1, 64, 128, 1, 256};
+  AttentionInputs inputs = Draw(shape, GetParam().element);
+  const auto sign = [](const at::Tensor& x) { return at::where(x.gt(0), 127.0, -127.0); };
+  inputs.query = sign(inputs.query).to(inputs.value.scalar_type());
+  inputs.key = sign(inputs.key).to(inputs.value.scalar_type());
+  inputs.key.narrow(1, 64, 64).copy_(-inputs.key.narrow(1, 0, 64));  // the mean is 0
+  inputs.scale = 1e-5;
+  const at::Tensor got = Attend(inputs, DensePlan(shape.q_len, shape.kv_len), GetParam());
+  EXPECT_LE(RelativeL2(got, OracleAttention(inputs)),
+            GetParam().element == Element::kFloat32 ? 4e-3 : 1e-2);
+}
+
+TEST_P(Int8Scores, AQueryThatIsNotFiniteMakesItsRowNaNAndAKeyItsHead) {
+  const Shape shape{1, 70, 90, 2, 40};
+  const AttentionInputs inputs = Draw(shape, GetParam().element);
+  for (float bad : kNotFinite) {
+    AttentionInputs changed = inputs;
+    changed.query = With(inputs.query, bad);
+    at::Tensor nan = Attend(changed, DensePlan(70, 90), GetParam()).isnan()[0];
+    EXPECT_TRUE(nan[37][1].all().item<bool>());
+    EXPECT_EQ(nan.sum().item<int64_t>(), shape.head_size);
+    changed = inputs;
+    changed.key = With(inputs.key, bad);
+    nan = Attend(changed, DensePlan(70, 90), GetParam()).isnan()[0];
+    EXPECT_TRUE(nan.select(1, 1).all().item<bool>());
+    EXPECT_FALSE(nan.select(1, 0).any().item<bool>());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryIsa, BlockSparse, ::testing::ValuesIn(Variants(/*int8=*/false)),
+                         [](const auto& info) { return VariantName(info.param); });
+INSTANTIATE_TEST_SUITE_P(EveryIsa, Int8Scores, ::testing::ValuesIn(Variants(/*int8=*/true)),
+                         [](const auto& info) { return VariantName(info.param); });
+
+// The promise of kernels/block_sparse.h: what has no products of bfloat16 has one set of bits.
+void ExpectSameBits(const std::vector<Isa>& isas) {
   for (Element element : {Element::kFloat32, Element::kBFloat16}) {
-    for (const Shape& shape : std::vector<Shape>{
-             {2, 130, 513, 3, 128}, {1, 20, 70, 2, 40}, {1, 40, 33, 1, 96}, {1, 1, 1, 1, 3}}) {
-      ExpectDirectionKept(Isa::kAvx512Vnni, nullptr, element, shape);
-      ExpectDirectionKept(Isa::kAmxInt8, TileAmxInt8Emulated, element, shape);
-      if (cpu.amx_int8) ExpectDirectionKept(Isa::kAmxInt8, nullptr, element, shape);
+    const Shape shape{2, 130, 513, 3, 72};
+    const AttentionInputs inputs = Draw(shape, element);
+    const BlockPlan plan = RandomPlan(shape, 6, true);
+    const at::Tensor floor = Attend(inputs, plan, {isas.front(), element});
+    for (Isa isa : isas) {
+      if (!HasIsa(isa, QueryCpu())) continue;
+      EXPECT_TRUE(SameBits(Attend(inputs, plan, {isa, element}), floor)) << IsaName(isa);
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryIsa, BlockSparse, ::testing::ValuesIn(VariantsOfThisCpu()),
-                         [](const auto& info) {
-                           std::string name = IsaName(info.param.isa);
-                           std::erase_if(name, [](char c) { return !std::isalnum(c); });
-                           return name +
-                                  (info.param.element == Element::kFloat32 ? "_f32" : "_bf16");
-                         });
+TEST(BlockSparseBits, AreTheSameOnAvx2AndAvx512) { ExpectSameBits({Isa::kAvx2, Isa::kAvx512}); }
+
+TEST(BlockSparseBits, OfInt8ScoresAreTheSameUpToVnni) {
+  ExpectSameBits({Isa::kAvx2Int8, Isa::kAvx512Int8, Isa::kVnniInt8});
+}
 
 TEST(BestIsa, IsTheWidestThatTheCpuHas) {
   DeviceInfo cpu;
   cpu.avx2 = true;
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx2);
+  EXPECT_EQ(Int8Isa(cpu), Isa::kAvx2Int8);
   cpu.avx512 = true;
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512);
+  EXPECT_EQ(Int8Isa(cpu), Isa::kAvx512Int8);
+  cpu.avx512_vnni = true;
+  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512);
+  EXPECT_EQ(Int8Isa(cpu), Isa::kVnniInt8);
   cpu.avx512_bf16 = true;
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16);
   EXPECT_EQ(BestIsa(Element::kFloat32, cpu), Isa::kAvx512);
-  cpu.amx_bf16 = true;
-  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16) << "it was never measured";
-  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu, /*unmeasured=*/true), Isa::kAmxBf16);
-  EXPECT_EQ(BestIsa(Element::kFloat32, cpu, /*unmeasured=*/true), Isa::kAvx512);
+  EXPECT_EQ(Int8Isa(cpu), Isa::kVnniBf16Int8);
 }
 
-TEST(Int8Isa, IsVnniUntilAmxWasMeasured) {
+TEST(BestIsa, IsAmxOnlyWhereAdmitted) {
   DeviceInfo cpu;
+  cpu.avx2 = cpu.avx512 = cpu.avx512_vnni = cpu.avx512_bf16 = true;
   cpu.amx_bf16 = cpu.amx_int8 = true;
-  EXPECT_EQ(Int8Isa(cpu), Isa::kAvx512Vnni);
+  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16) << "it was never measured";
+  EXPECT_EQ(Int8Isa(cpu), Isa::kVnniBf16Int8) << "it was never measured";
+  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu, /*unmeasured=*/true), Isa::kAmxBf16);
   EXPECT_EQ(Int8Isa(cpu, /*unmeasured=*/true), Isa::kAmxInt8);
+  EXPECT_EQ(BestIsa(Element::kFloat32, cpu, /*unmeasured=*/true), Isa::kAvx512);
 }
 
 }  // namespace

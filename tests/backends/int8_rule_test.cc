@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -46,9 +48,9 @@ std::vector<float> RowOf(const std::vector<float>& rows, int i, const std::vecto
   return row;
 }
 
-UnitFormat Int8Format() {
+UnitFormat Int8Format(Scores scores = Scores::kBytes) {
   UnitFormat format;
-  format.int8 = true;
+  format.scores = scores;
   format.head_size = kHeadSize;
   return format;
 }
@@ -65,6 +67,16 @@ TEST(Int8Rule, TiesGoToEvenAndZerosHaveScaleOne) {
   EXPECT_EQ(Int8Of(-1e30f, 1), -127);
 }
 
+TEST(Int8Rule, ARowWithSomethingNotFiniteHasNoScale) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  EXPECT_TRUE(std::isnan(Int8Scale(inf)));
+  EXPECT_TRUE(std::isnan(Int8Scale(nan)));
+  EXPECT_TRUE(std::isnan(Int8Larger(nan, 1)));
+  EXPECT_TRUE(std::isnan(Int8Larger(1, nan)));
+  EXPECT_EQ(Int8Larger(1, 2), 2);
+  EXPECT_EQ(Int8Larger(2, 1), 2);
+}
+
 TEST(Int8Rule, QueriesAreThoseOfTheCpu) {
   const std::vector<float> rows = DrawRows(), nothing(kHeadSize, 0.0f);
   const UnitFormat format = Int8Format();
@@ -78,6 +90,26 @@ TEST(Int8Rule, QueriesAreThoseOfTheCpu) {
     EXPECT_EQ(scale[i], want.scale) << i;
     for (int d = 0; d < kHeadSize; ++d) {
       EXPECT_EQ(ByteOf(units[d / 4 * kRows + i], d), want.bytes[d]) << i << " " << d;
+    }
+  }
+}
+
+TEST(Int8Rule, WordsAreTheBytes) {
+  const std::vector<float> rows = DrawRows();
+  const UnitFormat bytes = Int8Format(), words = Int8Format(Scores::kWords);
+  const Rows query{rows.data(), kHeadSize, nullptr, {0, kRows}};
+  std::vector<uint32_t> in_bytes(bytes.score_units() * kRows);
+  std::vector<uint32_t> in_words(words.score_units() * kRows);
+  std::vector<float> scale(kRows), other_scale(kRows);
+  std::vector<int32_t> offset(kRows);
+  PackQueryInt8(bytes, query, kRows, in_bytes.data(), scale.data(), offset.data());
+  PackQueryInt8(words, query, kRows, in_words.data(), other_scale.data(), offset.data());
+  EXPECT_EQ(scale, other_scale);
+  EXPECT_EQ(offset, std::vector<int32_t>(kRows, 0));
+  for (int i = 0; i < kRows; ++i) {
+    for (int d = 0; d < kHeadSize; ++d) {
+      const auto word = static_cast<int16_t>(in_words[d / 2 * kRows + i] >> (d % 2 * 16));
+      EXPECT_EQ(word, ByteOf(in_bytes[d / 4 * kRows + i], d)) << i << " " << d;
     }
   }
 }

@@ -89,7 +89,7 @@ void TileAmxEmulated(const TileJob& job, int width) {
 }
 
 void TileAmxInt8Emulated(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<EmulatedTiles, Int8Scores>>(job, width);
+  RunTileOfWidth<TileProducts<EmulatedTiles, ByteScores<Bfloat16>>>(job, width);
 }
 
 }  // namespace denoised::kernels
