@@ -1,6 +1,6 @@
 """make bench: our programs against their peers, pairwise, one JSON line a row.
 
-    bench.py [--pairs N] [--threads N] [--no-record] [ROW...]      default: every row
+    bench.py [--pairs N] [--threads N] [--cpu_isa LEVEL] [--no-record] [ROW...]      default: every row
 
 Each row checks in the same run that both sides computed the same thing, and fails if they did not. A
 row's `ratio` is the median over pairs of peer / ours: above 1 we are faster. Lines go to stdout and,
@@ -30,7 +30,7 @@ BENCH = pathlib.Path(__file__).resolve().parent
 def attention_rows(options, rows):
     """attention_bench measures both sides in one process and prints the samples."""
     command = [str(ROOT / "build/bin/attention_bench"), f"--pairs={options.pairs}",
-               f"--threads={options.threads}", *rows]
+               f"--threads={options.threads}", f"--cpu_isa={options.cpu_isa}", *rows]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             row = json.loads(line)
@@ -46,7 +46,7 @@ GROUPS = {
     "model": (model_rows.ROWS, model_rows.measure),
     "server": (server_rows.ROWS, server_rows.measure),
     "gpu": (gpu_rows.ROWS, gpu_rows.measure),
-    "attention": (("A0", "A4", "A5", "A6", "A6b", "E1", "E2", "E3", "E11"), attention_rows),
+    "attention": (("A0", "A4", "A5", "A6", "A6b", "E1", "E2", "E3", "E11", "E17"), attention_rows),
 }
 
 
@@ -72,6 +72,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu_isa", default="auto", help="level of the attention rows (denoised --help)")
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("rows", nargs="*")
     options = parser.parse_args()

@@ -1,0 +1,131 @@
+// One element of q, k or v that is not finite, on every backend of the CPU: what float64 attention
+// over the attended pairs makes of it, the backend must make of it. Nothing is lost on the way, nor
+// spread to rows that do not attend it.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "backends/attention_backend.h"
+#include "backends/registry.h"
+
+namespace denoised {
+namespace {
+
+constexpr int64_t kTokens = 130, kHeads = 2, kHeadSize = 64;
+constexpr int64_t kToken = 37, kHead = 1, kElement = 5;  // where the element is
+
+struct Fault {
+  AttnBackend id;
+  DType dtype;
+  char operand;  // q, k or v
+  float element;
+};
+
+AttentionSpec SpecOf(const Fault& fault) {
+  AttentionSpec spec;
+  spec.num_heads = kHeads;
+  spec.head_size = kHeadSize;
+  spec.dtype = fault.dtype;
+  spec.q_len = spec.kv_len = kTokens;
+  spec.grid = {2, 5, 13};
+  spec.has_gate = true;
+  spec.supported = {fault.id};
+  return spec;
+}
+
+std::vector<Fault> Faults() {
+  const float inf = std::numeric_limits<float>::infinity();
+  std::vector<Fault> faults;
+  for (const BackendRegistry::Entry& entry : BackendRegistry::Default().entries()) {
+    for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      for (char operand : {'q', 'k', 'v'}) {
+        for (float element : {std::nanf(""), inf, -inf}) {
+          const Fault fault{entry.id, dtype, operand, element};
+          if (BackendRegistry::Default().WhyNot(entry.id, SpecOf(fault), QueryCpu())) continue;
+          faults.push_back(fault);
+        }
+      }
+    }
+  }
+  return faults;
+}
+
+std::string FaultName(const ::testing::TestParamInfo<Fault>& info) {
+  const Fault& fault = info.param;
+  const std::string element = std::isnan(fault.element) ? "nan"
+                              : fault.element > 0       ? "inf"
+                                                        : "minus_inf";
+  return std::string(AttnBackendName(fault.id)) +
+         (fault.dtype == DType::kFloat32 ? "__f32_" : "__bf16_") + fault.operand + "_" + element;
+}
+
+AttentionInputs InputsOf(const Fault& fault) {
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(11);
+  const auto draw = [&](char operand) {
+    at::Tensor x = at::randn({1, kTokens, kHeads, kHeadSize}, generator, at::kFloat);
+    if (operand == fault.operand) x[0][kToken][kHead][kElement] = fault.element;
+    return fault.dtype == DType::kFloat32 ? x : x.to(at::kBFloat16);
+  };
+  AttentionInputs inputs;
+  inputs.query = draw('q');
+  inputs.key = draw('k');
+  inputs.value = draw('v');
+  inputs.gate = draw('g');
+  inputs.scale = 1.0 / std::sqrt(static_cast<double>(kHeadSize));
+  return inputs;
+}
+
+// Float64 attention [S, H, D] to which pairs that are not attended add nothing, not even 0 * NaN.
+at::Tensor Oracle(const AttentionInputs& inputs, const at::Tensor& pairs) {
+  const auto heads_first = [](const at::Tensor& x) { return x[0].to(at::kDouble).transpose(0, 1); };
+  const at::Tensor hidden =
+      pairs.defined() ? pairs[0].logical_not() : at::zeros({1, 1, 1}, at::kBool);
+  const at::Tensor scores =
+      at::matmul(heads_first(inputs.query), heads_first(inputs.key).transpose(1, 2)) * inputs.scale;
+  const at::Tensor weights =
+      at::softmax(scores.masked_fill(hidden, -std::numeric_limits<double>::infinity()), -1);
+  const at::Tensor terms = weights.unsqueeze(3) * heads_first(inputs.value).unsqueeze(1);
+  return terms.masked_fill(hidden.unsqueeze(3), 0.0).sum(2).transpose(0, 1);
+}
+
+class NotFinite : public ::testing::TestWithParam<Fault> {
+ protected:
+  NotFinite() {
+    const Fault& fault = GetParam();
+    const std::string parameters =
+        fault.id == AttnBackend::kBsaAttn ? R"({"query_keep_ratio": 1})" : "";
+    auto builder = backend_.MakeBuilder();
+    if (builder != nullptr) metadata_ = builder->Build({0, 1, SpecOf(fault), parameters});
+    got_ = backend_.Forward(inputs_, metadata_.get())[0].to(at::kDouble);
+    want_ = Oracle(inputs_, backend_.AttendedPairs(inputs_, metadata_.get()));
+    const at::Tensor branch = backend_.AddedBranch(inputs_, metadata_.get());
+    if (branch.defined()) want_ = want_ + branch[0].to(at::kDouble);
+  }
+
+  const AttentionBackend& backend_ = *BackendRegistry::Default().Find(GetParam().id)->backend;
+  const AttentionInputs inputs_ = InputsOf(GetParam());
+  std::shared_ptr<const AttentionMetadata> metadata_;
+  at::Tensor got_, want_;  // [S, H, D]
+};
+
+TEST_P(NotFinite, StaysNotFiniteWhereTheOracleSaysSo) {
+  EXPECT_FALSE(want_.isfinite().all().item<bool>());
+  if (backend_.numerics() == Numerics::kExact) {
+    EXPECT_TRUE(got_.isnan().equal(want_.isnan()))
+        << got_.isnan().sum() << " NaN, wanted " << want_.isnan().sum();
+    EXPECT_TRUE(got_.isinf().equal(want_.isinf()))
+        << got_.isinf().sum() << " infinite, wanted " << want_.isinf().sum();
+    return;
+  }
+  // Fewer bits share scales: there a group, a block or a head may be lost with its element, but no
+  // other head, and nothing that the oracle loses is kept.
+  EXPECT_FALSE(got_.isfinite().logical_and(want_.isfinite().logical_not()).any().item<bool>());
+  EXPECT_TRUE(got_.select(1, 1 - kHead).isfinite().all().item<bool>());
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, NotFinite, ::testing::ValuesIn(Faults()), FaultName);
+
+}  // namespace
+}  // namespace denoised
