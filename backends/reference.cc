@@ -33,8 +33,9 @@ void ApplyCausal(at::Tensor& scores, int64_t first) {
   scores.masked_fill_(columns.gt(rows), -std::numeric_limits<double>::infinity());
 }
 
-// softmax over the last axis; a row without any finite score becomes zeros.
-at::Tensor SoftmaxRows(const at::Tensor& scores) {
+// softmax over the last axis; a row whose scores are all hidden becomes zeros.
+at::Tensor SoftmaxRows(const at::Tensor& scores, bool may_hide) {
+  if (!may_hide) return at::softmax(scores, -1);
   const at::Tensor top = scores.amax(-1, /*keepdim=*/true);
   const at::Tensor nothing = top.eq(-std::numeric_limits<double>::infinity());
   const at::Tensor weights = scores.sub(top.masked_fill(nothing, 0.0)).exp_();
@@ -52,7 +53,7 @@ void AttendHead(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     at::Tensor scores = at::mm(q.narrow(0, first, rows).to(at::kDouble), keys).mul_(scale);
     if (mask.defined()) ApplyMask(scores, MaskRows(mask, first, rows));
     if (causal) ApplyCausal(scores, first);
-    out.narrow(0, first, rows).copy_(at::mm(SoftmaxRows(scores), values));
+    out.narrow(0, first, rows).copy_(at::mm(SoftmaxRows(scores, mask.defined() || causal), values));
   }
 }
 

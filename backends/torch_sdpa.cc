@@ -1,4 +1,6 @@
 // TORCH_SDPA and NO_ATTENTION.
+#include <cmath>
+
 #include "backends/attention_call.h"
 #include "backends/dense_backends.h"
 #include "backends/error.h"
@@ -52,6 +54,21 @@ at::Tensor And(const at::Tensor& mask, const at::Tensor& causal) {
   return at::where(causal, mask, -std::numeric_limits<double>::infinity()).to(mask.scalar_type());
 }
 
+// LibTorch's CPU kernel for 16 bits forgets keys that are infinite (its float32 one gives NaN, as
+// it should). A sum tells cheaply: it is not finite where one of them is not.
+bool LosesKeys(const AttentionInputs& inputs) {
+  const at::ScalarType dtype = inputs.key.scalar_type();
+  if (!inputs.key.is_cpu() || (dtype != at::kBFloat16 && dtype != at::kHalf)) return false;
+  return !std::isfinite(inputs.key.sum(at::kFloat).item<float>());
+}
+
+AttentionInputs Widened(AttentionInputs inputs) {
+  for (at::Tensor* tensor : {&inputs.query, &inputs.key, &inputs.value}) {
+    *tensor = tensor->to(at::kFloat);
+  }
+  return inputs;
+}
+
 }  // namespace
 
 std::optional<std::string> TorchSdpaBackend::Supports(const AttentionSpec& spec,
@@ -63,6 +80,9 @@ std::optional<std::string> TorchSdpaBackend::Supports(const AttentionSpec& spec,
 at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
+  if (LosesKeys(inputs)) {
+    return Forward(Widened(inputs), metadata).to(inputs.query.scalar_type());
+  }
   std::optional<at::Tensor> mask = MaskFor(inputs);
   const bool both = mask.has_value() && inputs.causal;
   if (both) mask = And(*mask, CausalMask(inputs));
