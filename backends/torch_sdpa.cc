@@ -66,6 +66,7 @@ AttentionInputs Widened(AttentionInputs inputs) {
   for (at::Tensor* tensor : {&inputs.query, &inputs.key, &inputs.value}) {
     *tensor = tensor->to(at::kFloat);
   }
+  inputs.gate = at::Tensor();
   return inputs;
 }
 
