@@ -17,17 +17,12 @@ COPY runtime runtime
 COPY server server
 RUN cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDENOISED_TESTS=OFF \
       -DDENOISED_CACHE="$DENOISED_CACHE" \
-    && cmake --build build --target denoised denoisectl \
-    && strip build/bin/denoised build/bin/denoisectl
-# What the programs load of the torch wheel, under the path that they look for it.
-RUN libtorch="$DENOISED_CACHE/libtorch-2.11.0" && stage="/stage$libtorch" \
-    && mkdir -p "$stage/torch/lib" \
-    && cp "$libtorch"/torch/lib/libtorch_cpu.so "$libtorch"/torch/lib/libc10.so \
-          "$libtorch"/torch/lib/libgomp* "$stage/torch/lib/" \
-    && for dir in "$libtorch"/nvidia/*/lib; do \
-         mkdir -p "$stage${dir#"$libtorch"}"; \
-         cp "$dir"/libcudart.so* "$dir"/libcupti.so* "$stage${dir#"$libtorch"}/"; \
-       done
+    && cmake --build build --target denoised denoisectl
+# What the image carries: the programs, their libraries of the torch wheel, the default model.
+COPY model_repository model_repository
+COPY LICENSE ./
+RUN cmake --install build --prefix /stage/usr/local --strip \
+    && cmake --install build --prefix /stage/usr/local --component libtorch
 
 FROM debian:bookworm-slim
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends \
@@ -37,8 +32,6 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --create-home --home-dir /var/lib/denoised denoised
 COPY --from=build /stage/ /
-COPY --from=build /src/build/bin/denoised /src/build/bin/denoisectl /usr/local/bin/
-COPY model_repository /usr/share/denoised/model_repository
 USER denoised
 WORKDIR /var/lib/denoised
 EXPOSE 50051 8080
@@ -47,6 +40,6 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
 # The admin listener stays on the container's loopback: reach it with `docker exec`. Publish the other
 # two ports on trusted networks only; traffic is neither encrypted nor authenticated.
 ENTRYPOINT ["denoised"]
-CMD ["--model_repository=/usr/share/denoised/model_repository", "--insecure_public", \
+CMD ["--model_repository=/usr/local/share/denoised/model_repository", "--insecure_public", \
      "--listen=0.0.0.0:50051", "--http_listen=0.0.0.0:8080", "--admin_listen=127.0.0.1:50052", \
      "--state_dir=/var/lib/denoised/state"]

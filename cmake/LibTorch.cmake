@@ -29,6 +29,11 @@ if(DENOISED_CUDA)
     "LINKER:--no-as-needed,-ltorch_cuda,-lc10_cuda,--as-needed")
 endif()
 
+# What the programs load of it, for an installation that carries its own.
+file(GLOB DENOISED_TORCH_RUNTIME "${torch_root}/lib/libtorch_cpu.so" "${torch_root}/lib/libc10.so"
+     "${torch_root}/lib/libgomp*" "${DENOISED_LIBTORCH}/nvidia/*/lib/libcudart.so*"
+     "${DENOISED_LIBTORCH}/nvidia/*/lib/libcupti.so*")
+
 add_library(denoised_torch INTERFACE)
 add_library(denoised::torch ALIAS denoised_torch)
 target_include_directories(denoised_torch SYSTEM INTERFACE "${torch_root}/include")

@@ -5,7 +5,6 @@
 #include <google/protobuf/text_format.h>
 #include <unistd.h>
 
-#include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -17,36 +16,8 @@ namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
 
-ListenAddress ParseAddress(const std::string& name, const std::string& text) {
-  const size_t colon = text.rfind(':');
-  ListenAddress address;
-  if (colon != std::string::npos) {
-    address.host = text.substr(0, colon);
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data() + colon + 1, end, address.port);
-    const std::string& host = address.host;
-    const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
-    const bool plain = !host.empty() && host.find_first_of("[]: /") == std::string::npos;
-    if (stop == end && colon + 1 < text.size() && error == std::errc() && address.port >= 0 &&
-        address.port <= 65535 && (bracketed || plain)) {
-      if (bracketed) address.host = host.substr(1, host.size() - 2);
-      return address;
-    }
-  }
-  throw UsageError("--" + name + " is HOST:PORT with a port from 0 to 65535, got '" + text + "'");
-}
-
 std::function<void(const std::string&)> SetAddress(const std::string& name, ListenAddress* target) {
   return [=](const std::string& text) { *target = ParseAddress(name, text); };
-}
-
-void SetDevice(const std::string& text, std::string* target) {
-  const bool cuda = text.size() > 5 && text.size() < 9 && text.compare(0, 5, "cuda:") == 0 &&
-                    text.find_first_not_of("0123456789", 5) == std::string::npos;
-  if (text != "auto" && text != "cpu" && !cuda) {
-    throw UsageError("--device is auto, cpu or cuda:N, got '" + text + "'");
-  }
-  *target = text;
 }
 
 std::function<void(const std::string&)> SetDrainGrace(Config* config) {
@@ -72,11 +43,15 @@ std::vector<Flag> WhereFlags(Config* config) {
   return {
       {"model_repository", "DIR", "model_repository",
        "Folder of model folders in diffusers layout (each with a model_index.json), one such "
-       "folder, "
-       "or a Hugging Face cache, whose models are called org/name. All are loaded at start; of "
-       "those "
-       "that could be, \"shapes\", else the first by name, is the default model.",
-       SetString(&config->engine.model_repository)},
+       "folder, or a Hugging Face cache, whose models are called org/name. All are loaded at "
+       "start; "
+       "of those that could be, \"shapes\", else the first by name, is the default model. Unset: "
+       "model_repository in the working folder, else the one installed with the program.",
+       [config](const std::string& text) {
+         if (text.empty()) throw UsageError("--model_repository is a folder, got ''");
+         config->engine.model_repository = text;
+         config->model_repository_given = true;
+       }},
       {"listen", "HOST:PORT", "127.0.0.1:50051",
        "Public gRPC: generation, denoising steps, models, health, reflection. Port 0 takes a free "
        "one; the READY line names it.",
@@ -110,7 +85,7 @@ std::vector<Flag> ComputeFlags(Config* config) {
   EngineOptions* engine = &config->engine;
   return {
       {"device", "DEVICE", "auto", "auto, cpu or cuda:N; auto takes cuda:0 where there is one.",
-       [engine](const std::string& text) { SetDevice(text, &engine->device); }},
+       SetDevice("device", &engine->device)},
       {"dtype", "DTYPE", "auto",
        "auto, float32 or bfloat16: of the transformer and the text encoder. auto is the dtype of "
        "the checkpoint's files, or float32 on a CPU without fast bfloat16. The decoder is always "
@@ -294,17 +269,6 @@ void SetDefaults(Config* config) {
 }
 
 }  // namespace
-
-std::string ListenAddress::ToString() const {
-  const bool v6 = host.find(':') != std::string::npos;
-  return (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
-}
-
-bool ListenAddress::is_loopback() const {
-  // A name such as "127.example.org" is not an address of the loopback net.
-  const bool dotted = host.find_first_not_of("0123456789.") == std::string::npos;
-  return host == "localhost" || host == "::1" || (dotted && host.compare(0, 4, "127.") == 0);
-}
 
 Config ParseConfig(const std::vector<std::string>& arguments) {
   Config config;

@@ -10,22 +10,15 @@
 #include "backends/cpu_isa.h"
 #include "runtime/engine.h"
 #include "runtime/log.h"
+#include "server/address.h"
 #include "server/flags.h"
 
 namespace denoised {
 
-// HOST:PORT, taken apart. An IPv6 host stands in brackets on the command line, without them here.
-struct ListenAddress {
-  std::string host;
-  int port = 0;
-  // As gRPC and people write it.
-  std::string ToString() const;
-  bool is_loopback() const;
-};
-
 struct Config {
   EngineOptions engine;
-  CpuIsa cpu_isa = CpuIsa::kAuto;  // main() pins it
+  CpuIsa cpu_isa = CpuIsa::kAuto;       // main() pins it
+  bool model_repository_given = false;  // else FindModelRepository says where it is
   ListenAddress listen, admin_listen, http_listen;
   int64_t max_message_bytes = int64_t{64} << 20;
   std::chrono::milliseconds drain_grace{30000};

@@ -4,7 +4,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
-#include <cmath>
+#include <optional>
 #include <set>
 #include <sstream>
 
@@ -22,95 +22,143 @@ std::string Normalised(std::string_view name) {
   return out;
 }
 
+// Edits between two words: insert, delete, replace, swap neighbours.
 size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = i;
+  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = j;
   for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
     for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = above;
+      d[i][j] =
+          std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+      const bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+      if (swapped) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
-  return row[b.size()];
+  return d[a.size()][b.size()];
+}
+
+// `part` is a word of `name`, or a run of words, or `name` is the beginning of it.
+bool IsPart(const std::string& part, const std::string& name) {
+  return ("_" + name + "_").find("_" + part + "_") != std::string::npos ||
+         (name.size() >= 3 && part.starts_with(name));
 }
 
 std::string Hint(const std::vector<Flag>& flags, const std::string& name) {
-  std::string best;
-  size_t smallest = 4;
+  std::vector<std::string> names;
   for (const Flag& flag : flags) {
-    const size_t distance = EditDistance(name, flag.name);
-    if (distance < smallest) {
-      smallest = distance;
-      best = flag.name;
-    }
+    if (!flag.help.empty()) names.push_back(flag.name);
   }
+  const std::string best = Nearest(name, names);
   return best.empty() ? "; see --help" : "; did you mean --" + best + "?";
 }
 
-const Flag& FindFlag(const std::vector<Flag>& flags, const std::string& name, bool is_short) {
+const Flag* FindFlag(const std::vector<Flag>& flags, const std::string& name, bool is_short) {
   for (const Flag& flag : flags) {
-    if ((is_short ? flag.short_name : flag.name) == name) return flag;
+    if ((is_short ? flag.short_name : flag.name) == name) return &flag;
   }
-  throw UsageError("unknown flag " + std::string(is_short ? "-" : "--") + name + Hint(flags, name));
+  return nullptr;
 }
 
+// "-x" or "--name", perhaps with "=value": a letter after the dashes, no blank before the '='.
 bool LooksLikeFlag(const std::string& argument) {
-  return argument.size() > 1 && argument[0] == '-';
+  const size_t dashes = argument.starts_with("--") ? 2 : argument.starts_with("-") ? 1 : 0;
+  if (dashes == 0 || argument.size() == dashes) return false;
+  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  return letter(argument[dashes]) &&
+         argument.substr(0, argument.find('=')).find_first_of(" \t\n") == std::string::npos;
 }
 
 // Position over the arguments while they are read.
 class Reader {
  public:
-  Reader(const std::vector<Flag>& flags, const std::vector<std::string>& arguments)
-      : flags_(flags), arguments_(arguments) {}
+  Reader(const std::vector<Flag>& flags, const std::vector<std::string>& arguments, size_t max_rest)
+      : flags_(flags), arguments_(arguments), max_rest_(max_rest) {}
 
   std::vector<std::string> Run() {
-    std::vector<std::string> rest;
     for (; index_ < arguments_.size(); ++index_) {
       const std::string& argument = arguments_[index_];
-      if (argument == "--") {
-        rest.insert(rest.end(), arguments_.begin() + static_cast<int64_t>(index_) + 1,
-                    arguments_.end());
-        break;
-      }
-      if (LooksLikeFlag(argument)) {
+      if (argument == "--" && !seen_dashes_) {
+        seen_dashes_ = true;
+      } else if (!(seen_dashes_ && rest_.size() < max_rest_) && LooksLikeFlag(argument)) {
         ReadFlag(argument);
       } else {
-        rest.push_back(argument);
+        if (!seen_dashes_) RefuseFlagWithValue(argument);
+        rest_.push_back(argument);
       }
     }
-    return rest;
+    return std::move(rest_);
   }
 
  private:
+  // "-o a.mp4" or "--steps 5", quoted into one argument.
+  void RefuseFlagWithValue(const std::string& argument) const {
+    const std::string word = argument.substr(0, argument.find_first_of(" \t\n"));
+    if (word.size() < argument.size() && LooksLikeFlag(word) && Find(word)) {
+      throw UsageError("'" + argument + "' is one argument; the flag " + word +
+                       " and its value are two (and text that begins like that goes after --)");
+    }
+  }
+
+  const Flag* Find(const std::string& argument) const {
+    const bool is_short = argument[1] != '-';
+    const std::string text = argument.substr(is_short ? 1 : 2);
+    return FindFlag(flags_, Normalised(text.substr(0, text.find('='))), is_short);
+  }
+
   void ReadFlag(const std::string& argument) {
     const bool is_short = argument[1] != '-';
     const std::string text = argument.substr(is_short ? 1 : 2);
     const size_t equals = text.find('=');
     const std::string name = Normalised(text.substr(0, equals));
-    const Flag& flag = FindFlag(flags_, name, is_short);
-    if (!seen_.insert(flag.name).second && flag.value != "KEY=VALUE") {
+    const Flag* flag = FindFlag(flags_, name, is_short);
+    if (flag != nullptr) {
+      const bool has_value = equals != std::string::npos;
+      return Apply(*flag, has_value ? std::optional(text.substr(equals + 1)) : std::nullopt);
+    }
+    // -oFILE, but not a long name with one dash.
+    const Flag* attached = is_short ? FindFlag(flags_, text.substr(0, 1), true) : nullptr;
+    if (attached != nullptr && !attached->value.empty() && !FindFlag(flags_, name, false)) {
+      return Apply(*attached, text.substr(1));
+    }
+    throw UsageError("unknown flag " + argument.substr(0, argument.find('=')) + Hint(flags_, name));
+  }
+
+  void Apply(const Flag& flag, const std::optional<std::string>& value) {
+    if (!seen_.insert(flag.name).second && !flag.repeatable) {
       throw UsageError("--" + flag.name + " is given twice");
     }
-    if (equals != std::string::npos) {
-      flag.set(text.substr(equals + 1));
+    if (value) {
+      flag.set(*value);
     } else if (flag.value.empty()) {
       flag.set("true");
-    } else if (index_ + 1 < arguments_.size()) {
-      flag.set(arguments_[++index_]);
     } else {
+      flag.set(NextAsValue(flag));
+    }
+  }
+
+  const std::string& NextAsValue(const Flag& flag) {
+    const bool there = index_ + 1 < arguments_.size() && arguments_[index_ + 1] != "--";
+    if (!there || (LooksLikeFlag(arguments_[index_ + 1]) && Find(arguments_[index_ + 1]))) {
       throw UsageError("--" + flag.name + " needs a value: --" + flag.name + "=" + flag.value);
     }
+    return arguments_[++index_];
   }
 
   const std::vector<Flag>& flags_;
   const std::vector<std::string>& arguments_;
+  const size_t max_rest_;
   size_t index_ = 0;
+  bool seen_dashes_ = false;
+  std::vector<std::string> rest_;
   std::set<std::string> seen_;
 };
+
+// Shortest text that reads back as `number`.
+std::string Shortest(double number) {
+  std::array<char, 32> text;
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number).ptr};
+}
 
 std::string Wrapped(const std::string& text) {
   std::istringstream words(text);
@@ -167,14 +215,16 @@ std::function<void(const std::string&)> SetWord(const std::string& name, std::st
   };
 }
 
-std::function<void(const std::string&)> SetDouble(const std::string& name,
+std::function<void(const std::string&)> SetDouble(const std::string& name, double min, double max,
                                                   std::function<void(double)> set) {
   return [=](const std::string& text) {
     double number = 0;
     const char* end = text.data() + text.size();
     const auto [stop, error] = std::from_chars(text.data(), end, number);
-    if (text.empty() || stop != end || error != std::errc() || !std::isfinite(number)) {
-      throw UsageError("--" + name + " is a number, got '" + text + "'");
+    const bool read = !text.empty() && stop == end && error == std::errc();
+    if (!read || !(number >= min && number <= max)) {  // false for NaN
+      throw UsageError("--" + name + " is a number from " + Shortest(min) + " to " + Shortest(max) +
+                       ", got '" + text + "'");
     }
     set(number);
   };
@@ -193,12 +243,23 @@ std::function<void(const std::string&)> SetChoice(const std::string& name,
   };
 }
 
+std::function<void(const std::string&)> SetDevice(const std::string& name, std::string* target) {
+  return [=](const std::string& text) {
+    const bool cuda = text.size() > 5 && text.size() < 9 && text.starts_with("cuda:") &&
+                      text.find_first_not_of("0123456789", 5) == std::string::npos;
+    if (text != "auto" && text != "cpu" && !cuda) {
+      throw UsageError("--" + name + " is auto, cpu or cuda:N (cuda:0 is the first GPU), got '" +
+                       text + "'");
+    }
+    *target = text;
+  };
+}
+
 std::chrono::milliseconds ParseDuration(const std::string& name, const std::string& text) {
   struct Unit {
     std::string_view suffix;
     double milliseconds;
   };
-  // "ms" before "m" and "s": the first suffix that fits wins.
   constexpr std::array<Unit, 5> kUnits = {
       {{"ms", 1}, {"s", 1e3}, {"m", 60e3}, {"h", 3600e3}, {"d", 86400e3}}};
   constexpr double kTenYearsMs = 10 * 366 * 86400e3;
@@ -207,17 +268,40 @@ std::chrono::milliseconds ParseDuration(const std::string& name, const std::stri
   const auto [stop, error] = std::from_chars(text.data(), end, number);
   const std::string_view suffix(stop, static_cast<size_t>(end - stop));
   for (const Unit& unit : kUnits) {
+    if (error != std::errc() || suffix != unit.suffix || !(number >= 0)) continue;
     const double ms = number * unit.milliseconds;
-    if (error == std::errc() && suffix == unit.suffix && ms >= 0 && ms <= kTenYearsMs) {
-      return std::chrono::milliseconds(static_cast<int64_t>(ms));
-    }
+    if (ms <= kTenYearsMs) return std::chrono::milliseconds(static_cast<int64_t>(ms));
+    throw UsageError("--" + name + " is at most ten years (3660d), got '" + text + "'");
   }
   throw UsageError("--" + name + " is a time such as 500ms, 30s, 5m or 1h, got '" + text + "'");
 }
 
+std::chrono::milliseconds ParsePositiveDuration(const std::string& name, const std::string& text) {
+  const auto duration = ParseDuration(name, text);
+  if (duration.count() > 0) return duration;
+  throw UsageError("--" + name + " is a time of 1ms or longer, got '" + text + "'");
+}
+
+std::string Nearest(const std::string& name, const std::vector<std::string>& known) {
+  std::string best;
+  size_t smallest = std::max<size_t>(2, (name.size() + 1) / 3 + 1);
+  if (name.size() < 2) return best;
+  for (const std::string& candidate : known) {
+    const size_t distance = EditDistance(name, candidate);
+    if (distance >= smallest) continue;
+    smallest = distance;
+    best = candidate;
+  }
+  if (!best.empty()) return best;
+  for (const std::string& candidate : known) {
+    if (IsPart(candidate, name) && candidate.size() > best.size()) best = candidate;
+  }
+  return best;
+}
+
 std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
-                                    const std::vector<std::string>& arguments) {
-  return Reader(flags, arguments).Run();
+                                    const std::vector<std::string>& arguments, size_t max_rest) {
+  return Reader(flags, arguments, max_rest).Run();
 }
 
 Flag CpuIsaFlag(CpuIsa* target) {
@@ -236,6 +320,7 @@ Flag CpuIsaFlag(CpuIsa* target) {
 std::string FlagsHelp(const std::vector<Flag>& flags) {
   std::string out;
   for (const Flag& flag : flags) {
+    if (flag.help.empty()) continue;
     out += flag.short_name.empty() ? "  " : "  -" + flag.short_name + ", ";
     out += "--" + flag.name + (flag.value.empty() ? "" : "=" + flag.value);
     if (!flag.default_value.empty()) out += "  (default " + flag.default_value + ")";

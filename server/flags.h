@@ -28,9 +28,10 @@ struct Flag {
   std::string name;           // without dashes, words joined by '_'
   std::string value;          // what --help calls its value ("HOST:PORT"); "" = a switch
   std::string default_value;  // as --help shows it; "" = none
-  std::string help;           // one or two sentences, with the range
+  std::string help;           // one or two sentences, with the range; "" = not shown
   std::function<void(const std::string&)> set;  // throws UsageError
   std::string short_name = "";                  // "o" for -o
+  bool repeatable = false;
 };
 
 // Ready-made setters. They throw UsageError naming the flag, its range and what came.
@@ -40,20 +41,32 @@ std::function<void(const std::string&)> SetInt(const std::string& name, int64_t 
                                                std::function<void(int64_t)> set);
 // A word that becomes a part of file names: at most 32 letters, digits, '_' and '-'.
 std::function<void(const std::string&)> SetWord(const std::string& name, std::string* target);
-std::function<void(const std::string&)> SetDouble(const std::string& name,
+std::function<void(const std::string&)> SetDouble(const std::string& name, double min, double max,
                                                   std::function<void(double)> set);
 std::function<void(const std::string&)> SetChoice(const std::string& name,
                                                   std::vector<std::string> choices,
                                                   std::string* target);
+// auto, cpu or cuda:N.
+std::function<void(const std::string&)> SetDevice(const std::string& name, std::string* target);
 
-// "500ms", "30s", "5m", "1h"; throws UsageError naming `name`.
+// "500ms", "30s", "5m", "1h", at most ten years; throws UsageError naming `name`.
 std::chrono::milliseconds ParseDuration(const std::string& name, const std::string& text);
+// The same, and longer than 0.
+std::chrono::milliseconds ParsePositiveDuration(const std::string& name, const std::string& text);
 
-// Applies --name=value, --name value, --switch and -x value; '-' and '_' are the same in names.
-// Returns the other arguments in order; everything after "--" is one. Throws UsageError for an
-// unknown flag (with the nearest known name), a missing value, or a flag given twice.
+// What somebody who typed `name` may have meant: the known name that is a slip of the finger away,
+// or that is a part of it or begins with it ("num_frames" and "fra" mean "frames"); "" where none
+// is.
+std::string Nearest(const std::string& name, const std::vector<std::string>& known);
+
+// Applies --name=value, --name value, --switch, -x value and -xvalue; '-' and '_' are the same in
+// names. Returns the other arguments in order. Those that no flag could be spelled like are among
+// them: "-", "-5 degrees", "- a list". After "--" come arguments only, `max_rest` in all; flags may
+// follow those, since nothing else could. Throws UsageError for an unknown flag (with the nearest
+// known name), a missing value, or a flag given twice.
 std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
-                                    const std::vector<std::string>& arguments);
+                                    const std::vector<std::string>& arguments,
+                                    size_t max_rest = SIZE_MAX);
 
 // --cpu_isa, which the server and the commands that compute have.
 Flag CpuIsaFlag(CpuIsa* target);

@@ -5,14 +5,19 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "backends/cpu_isa.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
+#include "runtime/visible_text.h"
 #include "server/descriptors.h"
+#include "server/repository_path.h"
 #include "server/server.h"
 #include "server/stop_signals.h"
 
@@ -51,12 +56,17 @@ void OpenStandardDescriptors() {
   }
 }
 
+// One line, although names of files and values of flags are other people's text.
+int Complain(int code, const std::exception& error) {
+  std::fprintf(stderr, "denoised: %s\n", VisibleText(error.what()).c_str());
+  return code;
+}
+
 // Says why the start failed, and sees to it that the process ends whatever is left of it.
 int Fail(const std::exception& error, Logger* logger) {
   StopSignals::ExitAfter(kLastWait, kExitFailed);
   logger->Flush(std::chrono::milliseconds(200));
-  std::fprintf(stderr, "denoised: %s\n", error.what());
-  return kExitFailed;
+  return Complain(kExitFailed, error);
 }
 
 int Serve(const Config& config, StopSignals* signals) {
@@ -81,24 +91,26 @@ int Serve(const Config& config, StopSignals* signals) {
   return 0;
 }
 
+int Print(const std::string& text) {
+  std::fputs(text.c_str(), stdout);
+  if (std::fflush(stdout) == 0) return 0;
+  throw std::runtime_error(std::string("cannot write to standard output: ") + std::strerror(errno));
+}
+
 int Main(const std::vector<std::string>& arguments, StopSignals* signals) {
   OpenStandardDescriptors();
   QuietenLibraries();
   try {
-    const Config config = ParseConfig(arguments);
-    if (config.show_help || config.show_version) {
-      const std::string text = config.show_help ? ConfigHelp() : "denoised " + Version() + "\n";
-      std::fputs(text.c_str(), stdout);
-      return 0;
-    }
+    Config config = ParseConfig(arguments);
+    if (config.show_help) return Print(ConfigHelp());
+    if (config.show_version) return Print("denoised " + Version() + "\n");
+    if (!config.model_repository_given) config.engine.model_repository = FindModelRepository();
     PinCpuIsa(config.cpu_isa);
     return Serve(config, signals);
   } catch (const UsageError& error) {
-    std::fprintf(stderr, "denoised: %s\n", error.what());
-    return kExitUsage;
+    return Complain(kExitUsage, error);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "denoised: %s\n", error.what());
-    return kExitFailed;
+    return Complain(kExitFailed, error);
   }
 }
 

@@ -9,8 +9,11 @@
 #include "denoised/v1/admin.grpc.pb.h"
 #include "denoised/v1/model.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "runtime/request_limits.h"
 #include "server/cli/command.h"
+#include "server/cli/connection.h"
 #include "server/cli/output.h"
+#include "server/cli/text.h"
 
 namespace denoised::cli {
 namespace {
@@ -22,16 +25,9 @@ std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
   return v1::AdminService::NewStub(Connect(options.admin));
 }
 
-std::vector<Flag> WithCommon(std::vector<Flag> flags, CommonOptions* options,
-                             Uses uses = Uses::kAdmin) {
-  for (Flag& flag : CommonFlags(options, uses)) flags.push_back(std::move(flag));
-  return flags;
-}
-
-int Models(const Command& command, const std::vector<std::string>& arguments) {
+int Models(const Invocation& call) {
   CommonOptions options;
-  const auto flags = WithCommon({}, &options, Uses::kServer);
-  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
+  if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
   const auto stub = v1::ModelService::NewStub(Connect(options.server));
   const auto reply =
       Call(stub, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), options.server);
@@ -55,30 +51,28 @@ int Models(const Command& command, const std::vector<std::string>& arguments) {
   return kExitOk;
 }
 
-int Health(const Command& command, const std::vector<std::string>& arguments) {
+int Health(const Invocation& call) {
   CommonOptions options;
   grpc::health::v1::HealthCheckRequest request;
-  const auto flags = WithCommon({{"service", "NAME", "",
-                                  "A full service name (denoised.v1.GenerationService); unset: the "
-                                  "server as a whole.",
-                                  SetString(request.mutable_service())}},
-                                &options, Uses::kServer);
-  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
+  const std::vector<Flag> flags = {{"service", "NAME", "",
+                                    "A full service name (denoised.v1.GenerationService); unset: "
+                                    "the server as a whole.",
+                                    SetString(request.mutable_service())}};
+  if (!ParseCommand(call, flags, &options, 0, 0)) return kExitOk;
   const auto stub = grpc::health::v1::Health::NewStub(Connect(options.server));
   const auto reply = Call(stub, &grpc::health::v1::Health::Stub::Check, request, options.server);
   if (options.json) {
     PrintJson(reply);
   } else {
-    std::printf("%s\n",
-                grpc::health::v1::HealthCheckResponse::ServingStatus_Name(reply.status()).c_str());
+    PrintLine(grpc::health::v1::HealthCheckResponse::ServingStatus_Name(reply.status()));
   }
   const bool serving = reply.status() == grpc::health::v1::HealthCheckResponse::SERVING;
   return serving ? kExitOk : kExitFailed;
 }
 
-int Backends(const Command& command, const std::vector<std::string>& arguments) {
+int Backends(const Invocation& call) {
   CommonOptions options;
-  if (!ParseCommand(command, WithCommon({}, &options), options, arguments, 0, 0)) return kExitOk;
+  if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
   const auto reply =
       Call(MakeStub(options), &Stub::ListBackends, v1::ListBackendsRequest(), options.admin);
   if (options.json) {
@@ -96,44 +90,46 @@ int Backends(const Command& command, const std::vector<std::string>& arguments) 
 }
 
 void PrintRole(const v1::RoleExplanation& role) {
+  constexpr size_t kReasonColumns = 300;
   const v1::AttentionSpec& spec = role.spec();
-  std::printf("%s: %s\n", role.role().c_str(),
-              role.would_run().empty() ? "nothing can run" : role.would_run().c_str());
-  std::printf("  because      %s\n", role.error().empty()
-                                         ? WhoChose(role.source(), role.lease_id()).c_str()
-                                         : OneLine(role.error(), 500).c_str());
+  PrintLine(role.role() + ": " + (role.would_run().empty() ? "nothing can run" : role.would_run()));
+  PrintLine("  because      " + (role.error().empty() ? WhoChose(role.source(), role.lease_id())
+                                                      : OneLine(role.error(), 500)));
   if (role.has_parameters()) {
-    std::printf("  with         %s\n", OneLine(Json(role.parameters()), 300).c_str());
+    PrintLine("  with         " + OneLine(Json(role.parameters()), kReasonColumns));
   }
-  std::printf("  layer        %lld heads of %lld, %s, %lld queries over %lld keys\n",
-              static_cast<long long>(spec.num_heads()), static_cast<long long>(spec.head_size()),
-              spec.dtype().c_str(), static_cast<long long>(spec.q_len()),
-              static_cast<long long>(spec.kv_len()));
+  PrintLine("  layer        " + std::to_string(spec.num_heads()) + " heads of " +
+            std::to_string(spec.head_size()) + ", " + spec.dtype() + ", " +
+            std::to_string(spec.q_len()) + " queries over " + std::to_string(spec.kv_len()) +
+            " keys");
+  std::vector<std::vector<std::string>> rows;
   for (const v1::BackendCandidate& candidate : role.candidates()) {
     if (candidate.backend() == role.would_run()) continue;
     const std::string why = !candidate.listed()            ? "the layer does not list it"
                             : !candidate.why_not().empty() ? candidate.why_not()
                                                            : "could serve; another came first";
-    std::printf("  not %-18s %s\n", candidate.backend().c_str(), OneLine(why, 300).c_str());
+    rows.push_back({"  not " + candidate.backend(), OneLine(why, kReasonColumns)});
   }
+  PrintTable(rows);
 }
 
-int Explain(const Command& command, const std::vector<std::string>& arguments) {
+int Explain(const Invocation& call) {
   CommonOptions options;
   v1::ExplainSelectionRequest request;
-  const auto whole = [](const std::string& name, const std::string& help,
+  const auto whole = [](const std::string& name, const std::string& field,
                         std::function<void(int64_t)> set) {
-    return Flag{name, "N", "", help, SetInt(name, INT64_MIN, INT64_MAX, std::move(set))};
+    const auto& limit = WholeLimit(field);
+    return Flag{name, "N", "", "As in generate. Between " + RangeText(limit) + ".",
+                SetInt(name, limit.min, limit.max, std::move(set))};
   };
   std::vector<Flag> flags = {
       {"model", "NAME", "", "Model; unset: the server's default.",
        SetString(request.mutable_model())},
-      whole("height", "Pixels.", [&](int64_t n) { request.set_height(n); }),
-      whole("width", "Pixels.", [&](int64_t n) { request.set_width(n); }),
-      whole("frames", "Frames.", [&](int64_t n) { request.set_num_frames(n); })};
+      whole("height", "height", [&](int64_t n) { request.set_height(n); }),
+      whole("width", "width", [&](int64_t n) { request.set_width(n); }),
+      whole("frames", "num_frames", [&](int64_t n) { request.set_num_frames(n); })};
   for (Flag& flag : AttentionFlags(request.mutable_attention())) flags.push_back(std::move(flag));
-  flags = WithCommon(std::move(flags), &options);
-  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
+  if (!ParseCommand(call, std::move(flags), &options, 0, 0)) return kExitOk;
   const auto reply = Call(MakeStub(options), &Stub::ExplainSelection, request, options.admin);
   if (options.json) {
     PrintJson(reply);
@@ -160,9 +156,8 @@ void PrintLease(const v1::Lease& lease, bool json) {
   if (json) return PrintJson(lease);
   const std::string with =
       lease.has_parameters() ? " with " + OneLine(Json(lease.parameters()), 300) : "";
-  std::printf("%s forces %s%s, %s\n", lease.id().c_str(), lease.backend().c_str(), with.c_str(),
-              Remaining(lease).c_str());
-  std::fflush(stdout);
+  PrintLine(lease.id() + " forces " + lease.backend() + with + ", " + Remaining(lease));
+  FlushOutput();
 }
 
 // Flags of force and hold.
@@ -171,7 +166,7 @@ std::vector<Flag> ForceFlags(Request* request, std::string* scope) {
   return {
       {"ttl", "TIME", "", "Ends by itself after this long (90s, 10m, 1h); unset: no end.",
        [request](const std::string& text) {
-         const auto ttl = ParseDuration("ttl", text);
+         const auto ttl = ParsePositiveDuration("ttl", text);
          *request->mutable_ttl() = TimeUtil::MillisecondsToDuration(ttl.count());
        }},
       {"parameters", "JSON", "",
@@ -185,26 +180,25 @@ std::vector<Flag> ForceFlags(Request* request, std::string* scope) {
   };
 }
 
-int Force(const Command& command, const std::vector<std::string>& arguments) {
+int Force(const Invocation& call) {
   CommonOptions options;
   v1::ForceBackendRequest request;
   std::string scope;
-  const auto flags = WithCommon(ForceFlags(&request, &scope), &options);
-  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  const auto rest = ParseCommand(call, ForceFlags(&request, &scope), &options, 1, 1);
   if (!rest) return kExitOk;
   request.set_backend(rest->front());
   PrintLease(Call(MakeStub(options), &Stub::ForceBackend, request, options.admin), options.json);
   return kExitOk;
 }
 
-int Hold(const Command& command, const std::vector<std::string>& arguments) {
+int Hold(const Invocation& call) {
   CommonOptions options;
   v1::HoldBackendRequest request;
   std::string scope;
-  const auto flags = WithCommon(ForceFlags(&request, &scope), &options);
-  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  const auto rest = ParseCommand(call, ForceFlags(&request, &scope), &options, 1, 1);
   if (!rest) return kExitOk;
   request.set_backend(rest->front());
+  RequireUtf8(request);
   const auto stub = MakeStub(options);
   grpc::ClientContext context;
   const auto reader = stub->HoldBackend(&context, request);
@@ -213,9 +207,9 @@ int Hold(const Command& command, const std::vector<std::string>& arguments) {
   return kExitOk;
 }
 
-int Leases(const Command& command, const std::vector<std::string>& arguments) {
+int Leases(const Invocation& call) {
   CommonOptions options;
-  if (!ParseCommand(command, WithCommon({}, &options), options, arguments, 0, 0)) return kExitOk;
+  if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
   const auto reply =
       Call(MakeStub(options), &Stub::ListLeases, v1::ListLeasesRequest(), options.admin);
   if (options.json) {
@@ -234,50 +228,51 @@ int Leases(const Command& command, const std::vector<std::string>& arguments) {
   return kExitOk;
 }
 
-int Release(const Command& command, const std::vector<std::string>& arguments) {
+int Release(const Invocation& call) {
   CommonOptions options;
   v1::ReleaseForceRequest request;
   bool all = false;
-  const auto flags = WithCommon(
-      {{"all", "", "", "Release every force instead of one.", SetBool("all", &all)}}, &options);
-  const auto rest = ParseCommand(command, flags, options, arguments, 0, 1);
+  const std::vector<Flag> flags = {
+      {"all", "", "", "Release every force instead of one.", SetBool("all", &all)}};
+  const auto rest = ParseCommand(call, flags, &options, 0, 1);
   if (!rest) return kExitOk;
-  if (rest->empty() != all) throw UsageError("either an ID or --all");
+  if (rest->empty() != all)
+    throw UsageError("either an ID (denoisectl leases lists them) or --all");
   request.set_all(all);
   if (!all) request.set_lease_id(rest->front());
   const auto reply = Call(MakeStub(options), &Stub::ReleaseForce, request, options.admin);
   if (options.json) {
     PrintJson(reply);
   } else {
-    std::printf("released %d\n", reply.released());
+    PrintLine("released " + std::to_string(reply.released()));
   }
   return kExitOk;
 }
 
-int Drain(const Command& command, const std::vector<std::string>& arguments) {
+int Drain(const Invocation& call) {
   CommonOptions options;
-  if (!ParseCommand(command, WithCommon({}, &options), options, arguments, 0, 0)) return kExitOk;
+  if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
   const auto reply = Call(MakeStub(options), &Stub::Drain, v1::DrainRequest(), options.admin);
   if (options.json) {
     PrintJson(reply);
   } else {
-    std::printf("draining: %lld queued, %lld running\n", static_cast<long long>(reply.queued()),
-                static_cast<long long>(reply.running()));
+    PrintLine("draining: " + std::to_string(reply.queued()) + " queued, " +
+              std::to_string(reply.running()) + " running");
   }
   return kExitOk;
 }
 
-int LogLevel(const Command& command, const std::vector<std::string>& arguments) {
+int LogLevel(const Invocation& call) {
   CommonOptions options;
   v1::SetLogLevelRequest request;
-  const auto rest = ParseCommand(command, WithCommon({}, &options), options, arguments, 1, 1);
+  const auto rest = ParseCommand(call, {}, &options, 1, 1);
   if (!rest) return kExitOk;
   request.set_level(rest->front());
   const auto reply = Call(MakeStub(options), &Stub::SetLogLevel, request, options.admin);
   if (options.json) {
     PrintJson(reply);
   } else {
-    std::printf("was %s\n", reply.previous_level().c_str());
+    PrintLine("was " + reply.previous_level());
   }
   return kExitOk;
 }
@@ -286,18 +281,27 @@ int LogLevel(const Command& command, const std::vector<std::string>& arguments) 
 
 std::vector<Command> AdminCommands() {
   return {
-      {"models", "", "Lists the server's models.", Models},
-      {"health", "", "Asks whether the server serves; exit 1 where it does not.", Health},
-      {"backends", "", "Lists the attention backends and why some are not usable.", Backends},
+      {"models", "", "Lists the server's models.", Uses::kServer, Models,
+       "  denoisectl models --json\n"},
+      {"health", "", "Asks whether the server serves; exit 1 where it does not.", Uses::kServer,
+       Health, "  denoisectl health --server=127.0.0.1:50051\n"},
+      {"backends", "", "Lists the attention backends and why some are not usable.", Uses::kAdmin,
+       Backends, "  denoisectl backends --admin=127.0.0.1:50052\n"},
       {"explain", "", "Says which backend would run for each role, and why not the others.",
-       Explain},
-      {"force", "NAME", "Forces a backend for all jobs, running ones included.", Force},
+       Uses::kAdmin, Explain,
+       "  denoisectl explain --backend=VIDEO_SPARSE_ATTN --param=sparsity=0.9 --frames=81\n"},
+      {"force", "NAME", "Forces a backend for all jobs, running ones included.", Uses::kAdmin,
+       Force, "  denoisectl force TORCH_SDPA --ttl=10m --reason=\"comparing\"\n"},
       {"hold", "NAME", "Forces a backend for as long as this command runs (end it with Ctrl-C).",
-       Hold},
-      {"leases", "", "Lists the live forces, newest first.", Leases},
-      {"release", "ID | --all", "Ends a force early.", Release},
-      {"drain", "", "Makes the server refuse new work; running work goes on.", Drain},
-      {"log_level", "LEVEL", "Sets what the server logs: debug, info, warning or error.", LogLevel},
+       Uses::kAdmin, Hold, "  denoisectl hold REFERENCE\n"},
+      {"leases", "", "Lists the live forces, newest first.", Uses::kAdmin, Leases,
+       "  denoisectl leases\n"},
+      {"release", "ID | --all", "Ends a force early.", Uses::kAdmin, Release,
+       "  denoisectl release --all\n"},
+      {"drain", "", "Makes the server refuse new work; running work goes on.", Uses::kAdmin, Drain,
+       "  denoisectl drain\n"},
+      {"log_level", "LEVEL", "Sets what the server logs: debug, info, warning or error.",
+       Uses::kAdmin, LogLevel, "  denoisectl log_level debug\n"},
   };
 }
 

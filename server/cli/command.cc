@@ -3,9 +3,8 @@
 #include <google/protobuf/struct.pb.h>
 #include <google/protobuf/util/json_util.h>
 
-#include <cstdio>
-
-#include "server/convert.h"
+#include "server/address.h"
+#include "server/cli/output.h"
 
 namespace denoised::cli {
 namespace {
@@ -21,20 +20,40 @@ void SetParameter(const std::string& text, google::protobuf::Struct* parameters)
   if (json.empty() || !google::protobuf::util::JsonStringToMessage(json, &value).ok()) {
     value.set_string_value(json);
   }
-  (*parameters->mutable_fields())[text.substr(0, equals)] = value;
+  const std::string key = text.substr(0, equals);
+  if (!parameters->mutable_fields()->insert({key, value}).second) {
+    throw UsageError("--param names '" + key + "' twice");
+  }
 }
 
-}  // namespace
+Flag AddressFlag(const std::string& name, const std::string& help, std::string* target) {
+  return {name, "HOST:PORT", *target, help, [name, target](const std::string& text) {
+            *target = ParseAddress(name, text, /*lowest_port=*/1).ToString();
+          }};
+}
 
-std::vector<Flag> CommonFlags(CommonOptions* options, Uses uses) {
+// A flag of the other port: not shown, and refused with the one that is meant.
+Flag WrongPortFlag(const Command& command, const std::string& name, const std::string& right) {
+  return {name, "HOST:PORT", "", "", [=, command = command.name](const std::string&) {
+            throw UsageError("--" + name + " is not for " + command + ", which " +
+                             (right.empty() ? "asks no server" : "asks the port of --" + right));
+          }};
+}
+
+std::vector<Flag> CommonFlags(const Command& command, CommonOptions* options) {
+  const Flag server = AddressFlag("server", "The server's public address.", &options->server);
+  const Flag admin = AddressFlag("admin", "The server's admin address.", &options->admin);
   std::vector<Flag> flags;
-  if (uses == Uses::kServer) {
-    flags.push_back({"server", "HOST:PORT", options->server, "The server's public address.",
-                     SetString(&options->server)});
-  }
-  if (uses == Uses::kAdmin) {
-    flags.push_back({"admin", "HOST:PORT", options->admin, "The server's admin address.",
-                     SetString(&options->admin)});
+  switch (command.uses) {
+    case Uses::kServer:
+      flags = {server, WrongPortFlag(command, "admin", "server")};
+      break;
+    case Uses::kAdmin:
+      flags = {admin, WrongPortFlag(command, "server", "admin")};
+      break;
+    case Uses::kNeither:
+      flags = {WrongPortFlag(command, "server", ""), WrongPortFlag(command, "admin", "")};
+      break;
   }
   flags.push_back({"json", "", "", "Print the reply messages as JSON, one a line.",
                    SetBool("json", &options->json)});
@@ -42,22 +61,38 @@ std::vector<Flag> CommonFlags(CommonOptions* options, Uses uses) {
   return flags;
 }
 
-std::optional<std::vector<std::string>> ParseCommand(const Command& command,
-                                                     const std::vector<Flag>& flags,
-                                                     const CommonOptions& options,
-                                                     const std::vector<std::string>& arguments,
-                                                     size_t min, size_t max) {
-  const std::vector<std::string> rest = ParseFlags(flags, arguments);
-  const std::string usage = "denoisectl " + command.name +
-                            (command.arguments.empty() ? "" : " " + command.arguments) + " [flags]";
-  if (options.help) {
-    std::printf("%s\n\nUsage: %s\n\nFlags:\n%s", command.summary.c_str(), usage.c_str(),
-                FlagsHelp(flags).c_str());
+std::string Usage(const Command& command) {
+  return "denoisectl " + command.name + (command.arguments.empty() ? "" : " ") + command.arguments +
+         " [flags]";
+}
+
+void PrintCommandHelp(const Command& command, const std::vector<Flag>& flags) {
+  PrintText(command.summary + "\n" + command.details + "\nUsage: " + Usage(command) +
+            "\n\nFlags:\n" + FlagsHelp(flags) + "\nExamples:\n" + command.examples);
+}
+
+std::string WrongCount(const Command& command, bool too_few) {
+  const std::string usage = "; usage: " + Usage(command);
+  if (too_few) return "an argument is missing" + usage;
+  const bool prompt = command.arguments.find("PROMPT") != std::string::npos;
+  return "too many arguments" +
+         std::string(prompt ? " (a prompt of several words stands in quotes)" : "") + usage;
+}
+
+}  // namespace
+
+std::optional<std::vector<std::string>> ParseCommand(const Invocation& call,
+                                                     std::vector<Flag> flags,
+                                                     CommonOptions* options, size_t min,
+                                                     size_t max) {
+  for (Flag& flag : CommonFlags(call.command, options)) flags.push_back(std::move(flag));
+  std::vector<std::string> rest = ParseFlags(flags, call.arguments, max);
+  if (options->help) {
+    PrintCommandHelp(call.command, flags);
     return std::nullopt;
   }
   if (rest.size() < min || rest.size() > max) {
-    throw UsageError((rest.size() < min ? "an argument is missing" : "too many arguments") +
-                     std::string("; usage: ") + usage);
+    throw UsageError(WrongCount(call.command, rest.size() < min));
   }
   return rest;
 }
@@ -69,29 +104,16 @@ std::vector<Flag> AttentionFlags(v1::AttentionOptions* options) {
        [options](const std::string& name) { options->set_backend(name); }},
       {"strict", "", "",
        "Fail where that backend cannot serve a layer, instead of falling to the next choice.",
-       [options](const std::string&) { options->set_policy(v1::STRICT); }},
+       [options](const std::string& text) {
+         bool strict = false;
+         SetBool("strict", &strict)(text);
+         options->set_policy(strict ? v1::STRICT : v1::PREFER);
+       }},
       {"param", "KEY=VALUE", "",
        "A parameter of the backend (--param=window=3 --param=sparsity=0.9). May be repeated.",
-       [options](const std::string& text) { SetParameter(text, options->mutable_parameters()); }},
+       [options](const std::string& text) { SetParameter(text, options->mutable_parameters()); },
+       "", /*repeatable=*/true},
   };
-}
-
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  // A proxy for the web is not a way to a gRPC server on a private address.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
-
-void CheckStatus(const grpc::Status& status, const std::string& address) {
-  if (status.ok()) return;
-  std::string text =
-      std::string(StatusCodeName(status.error_code())) + ": " + status.error_message();
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE && status.error_details().empty()) {
-    text += " (is a server listening on " + address + "?)";
-  }
-  throw CommandError(text);
 }
 
 }  // namespace denoised::cli

@@ -6,8 +6,14 @@
 
 #include "denoised/v1/generation.grpc.pb.h"
 #include "server/cli/command.h"
+#include "server/cli/connection.h"
 #include "server/cli/generation_flags.h"
+#include "server/cli/job_id.h"
 #include "server/cli/output.h"
+#include "server/cli/output_file.h"
+#include "server/cli/progress.h"
+#include "server/cli/prompt.h"
+#include "server/cli/text.h"
 
 namespace denoised::cli {
 namespace {
@@ -18,40 +24,43 @@ std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
   return v1::GenerationService::NewStub(Connect(options.server));
 }
 
-std::vector<Flag> WithCommon(std::vector<Flag> flags, CommonOptions* options) {
-  for (Flag& flag : CommonFlags(options, Uses::kServer)) flags.push_back(std::move(flag));
-  return flags;
+std::string FullId(const std::unique_ptr<Stub>& stub, const CommonOptions& options,
+                   const std::string& text) {
+  return ResolveJobId(text, [&](const std::string& page_token) {
+    v1::ListJobsRequest request;
+    request.set_page_token(page_token);
+    return Call(stub, &Stub::ListJobs, request, options.server);
+  });
 }
 
-Flag OutputFlag(std::string* path) {
-  return {
-      "output",
-      "FILE",
-      "",
-      "Where to write; the ending chooses the format: .mp4, .gif, .png (first frame, or a sheet "
-      "of frames), .npy (float32 frames in 0..1), .safetensors (final latents). Needed.",
-      SetString(path),
-      "o"};
-}
+// Takes the chunks of one result; its `data` is cleared, for printing.
+class ChunkWriter {
+ public:
+  explicit ChunkWriter(OutputFile* file) : file_(file) {}
 
-std::string NeededOutput(const std::string& path) {
-  if (path.empty()) throw UsageError("-o FILE is needed");
-  return path;
-}
+  void Take(v1::ArtifactChunk* chunk) {
+    if (chunk->has_info()) wanted_ = chunk->info().size_bytes();
+    file_->Write(chunk->data());
+    chunk->clear_data();
+  }
 
-// A chunk as it is printed: its bytes are in the file.
-v1::ArtifactChunk WithoutData(v1::ArtifactChunk chunk) {
-  chunk.clear_data();
-  return chunk;
-}
+  // Throws where the server stopped early.
+  void Commit() {
+    if (file_->size() != wanted_ || wanted_ == 0) {
+      throw CommandError("DATA_LOSS: got " + std::to_string(file_->size()) + " of " +
+                         std::to_string(wanted_) + " bytes of the result");
+    }
+    file_->Commit();
+  }
 
-void PrintWritten(const OutputFile& file) {
-  std::printf("wrote %s (%llu bytes)\n", file.path().c_str(),
-              static_cast<unsigned long long>(file.size()));
-}
+ private:
+  OutputFile* const file_;
+  uint64_t wanted_ = 0;
+};
 
 // Reads a Generate stream to its end; the last job state comes back.
-v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json, OutputFile* file) {
+v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json,
+                       ChunkWriter* writer) {
   Progress progress(/*quiet=*/json);
   v1::Job last;
   for (v1::GenerateEvent event; reader->Read(&event);) {
@@ -59,126 +68,148 @@ v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json,
       last = event.job();
       progress.Show(last);
     } else if (event.has_chunk()) {
-      file->Write(event.chunk().data());
-      *event.mutable_chunk() = WithoutData(std::move(*event.mutable_chunk()));
+      writer->Take(event.mutable_chunk());
     }
     if (json) PrintJson(event);
   }
-  progress.Finish();
   return last;
 }
 
-int Generate(const Command& command, const std::vector<std::string>& arguments) {
+int Generate(const Invocation& call) {
   CommonOptions options;
   v1::GenerationRequest request;
-  std::string path;
-  std::vector<Flag> flags = GenerationFlags(&request);
-  flags.insert(flags.begin(), OutputFlag(&path));
-  flags = WithCommon(std::move(flags), &options);
-  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  OutputChoice output;
+  std::string prompt_file;
+  std::vector<Flag> flags = OutputFlags(&output);
+  flags.push_back(PromptFileFlag(&prompt_file));
+  for (Flag& flag : GenerationFlags(&request)) flags.push_back(std::move(flag));
+  const auto rest = ParseCommand(call, std::move(flags), &options, 0, 1);
   if (!rest) return kExitOk;
-  request.set_prompt(rest->front());
-  request.add_formats(FormatOfPath(NeededOutput(path)));
-  OutputFile file(path);
+  RequirePrompt(*rest, prompt_file);
+  const v1::ArtifactFormat format = FormatOf(output);
+  if (format != v1::ARTIFACT_FORMAT_UNSPECIFIED) request.add_formats(format);
+  request.set_prompt(ReadPrompt(*rest, prompt_file));
+  RequireUtf8(request);
+  OutputFile file(output.path, call.interrupts);
+  RefuseJsonAmongBytes(options, file);
+  auto said = call.interrupts->AtEnd(
+      [] { std::fputs("\ndenoisectl: interrupted; the server cancels the job\n", stderr); });
   grpc::ClientContext context;
   const auto stub = MakeStub(options);
   const auto reader = stub->Generate(&context, request);
-  const v1::Job job = FollowGenerate(reader.get(), options.json, &file);
+  ChunkWriter writer(&file);
+  const v1::Job job = FollowGenerate(reader.get(), options.json, &writer);
   CheckStatus(reader->Finish(), options.server);
-  file.Commit();
-  if (!options.json) {
-    PrintReceipt(job);
+  said.reset();
+  writer.Commit();
+  if (options.json) return kExitOk;
+  PrintAbout([&] {
+    PrintReceipt(job, WordsOf(file));
     PrintWritten(file);
-  }
+  });
   return kExitOk;
 }
 
-Flag FormatsFlag(v1::GenerationRequest* request) {
-  return {"formats", "LIST", "mp4", "Results to make, by comma: mp4, gif, png, npy, safetensors.",
-          [request](const std::string& text) {
-            for (size_t begin = 0; begin <= text.size();) {
-              const size_t comma = std::min(text.find(',', begin), text.size());
-              request->add_formats(FormatOfPath("." + text.substr(begin, comma - begin)));
-              begin = comma + 1;
-            }
-          }};
+// People try it here, because generate has it.
+Flag NoOutputFlag() {
+  return {"output",
+          "FILE",
+          "",
+          "",
+          [](const std::string&) {
+            throw UsageError(
+                "submit writes no file: it prints an ID, and denoisectl fetch ID -o FILE "
+                "writes the result (or generate does both)");
+          },
+          "o"};
 }
 
-int Submit(const Command& command, const std::vector<std::string>& arguments) {
+int Submit(const Invocation& call) {
   CommonOptions options;
   v1::GenerationRequest request;
+  std::string prompt_file;
   std::vector<Flag> flags = GenerationFlags(&request);
   flags.push_back(FormatsFlag(&request));
-  flags = WithCommon(std::move(flags), &options);
-  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  flags.push_back(PromptFileFlag(&prompt_file));
+  flags.push_back(NoOutputFlag());
+  const auto rest = ParseCommand(call, std::move(flags), &options, 0, 1);
   if (!rest) return kExitOk;
-  request.set_prompt(rest->front());
+  request.set_prompt(ReadPrompt(*rest, prompt_file));
   const v1::Job job = Call(MakeStub(options), &Stub::SubmitJob, request, options.server);
   if (options.json) {
     PrintJson(job);
   } else {
-    std::printf("%s\n", job.id().c_str());
+    PrintLine(job.id());
   }
   return kExitOk;
 }
 
-v1::JobState StateFromName(std::string name) {
-  std::transform(name.begin(), name.end(), name.begin(),
+v1::JobState StateFromName(const std::string& name) {
+  std::string upper = name;
+  std::transform(upper.begin(), upper.end(), upper.begin(),
                  [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
   v1::JobState state;
-  if (!v1::JobState_Parse(name, &state)) {
+  if (!v1::JobState_Parse(upper, &state) || state == v1::JOB_STATE_UNSPECIFIED) {
     throw UsageError("--state is QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED, got '" + name +
                      "'");
   }
   return state;
 }
 
-// Pages until `limit` jobs came.
-std::vector<v1::Job> FetchJobs(const CommonOptions& options, v1::ListJobsRequest request,
-                               int64_t limit) {
-  const auto stub = MakeStub(options);
+struct JobList {
   std::vector<v1::Job> jobs;
+  bool more = false;
+};
+
+// Pages until `limit` jobs came.
+JobList FetchJobs(const CommonOptions& options, v1::ListJobsRequest request, int64_t limit) {
+  const auto stub = MakeStub(options);
+  JobList list;
   do {
-    const auto left = limit - static_cast<int64_t>(jobs.size());
+    const auto left = limit - static_cast<int64_t>(list.jobs.size());
     request.set_page_size(static_cast<int>(std::min<int64_t>(left, 100)));
     const auto page = Call(stub, &Stub::ListJobs, request, options.server);
     if (options.json) PrintJson(page);
-    jobs.insert(jobs.end(), page.jobs().begin(), page.jobs().end());
+    list.jobs.insert(list.jobs.end(), page.jobs().begin(), page.jobs().end());
     request.set_page_token(page.next_page_token());
-  } while (!request.page_token().empty() && static_cast<int64_t>(jobs.size()) < limit);
-  return jobs;
+    list.more = !page.next_page_token().empty();
+  } while (list.more && static_cast<int64_t>(list.jobs.size()) < limit);
+  return list;
 }
 
-int Jobs(const Command& command, const std::vector<std::string>& arguments) {
+int Jobs(const Invocation& call) {
   CommonOptions options;
   v1::ListJobsRequest request;
   int64_t limit = 20;
-  const std::vector<Flag> flags =
-      WithCommon({{"state", "STATE", "", "Only jobs in this state.",
-                   [&](const std::string& name) { request.set_state(StateFromName(name)); }},
-                  {"limit", "N", "20", "At most this many, newest first.",
-                   SetInt("limit", 1, 1000000, [&](int64_t n) { limit = n; })}},
-                 &options);
-  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
-  const std::vector<v1::Job> jobs = FetchJobs(options, request, limit);
+  const std::vector<Flag> flags = {
+      {"state", "STATE", "",
+       "Only jobs in this state: queued, running, succeeded, failed, cancelled.",
+       [&](const std::string& name) { request.set_state(StateFromName(name)); }},
+      {"limit", "N", "20", "At most this many, newest first; 1 to 1000000.",
+       SetInt("limit", 1, 1000000, [&](int64_t n) { limit = n; })}};
+  if (!ParseCommand(call, flags, &options, 0, 0)) return kExitOk;
+  const JobList list = FetchJobs(options, request, limit);
   if (options.json) return kExitOk;
+  constexpr size_t kPromptColumns = 50;
   std::vector<std::vector<std::string>> rows = {{"ID", "STATE", "STAGE", "STEPS", "PROMPT"}};
-  for (const v1::Job& job : jobs) {
+  for (const v1::Job& job : list.jobs) {
     rows.push_back({job.id(), v1::JobState_Name(job.state()), job.stage(),
                     std::to_string(job.step()) + "/" + std::to_string(job.num_steps()),
-                    OneLine(job.prompt(), 50)});
+                    OneLine(job.prompt(), kPromptColumns)});
   }
   PrintTable(rows);
+  if (list.more) PrintLine("(there are older ones: --limit=N shows more)", stderr);
   return kExitOk;
 }
 
 // Watches until the job's end, picking up after a broken connection where it broke.
-v1::Job WatchToEnd(const CommonOptions& options, const std::string& job_id) {
+v1::Job WatchToEnd(const std::unique_ptr<Stub>& stub, const CommonOptions& options,
+                   const std::string& job_id) {
   constexpr int kAttempts = 5;
-  const auto stub = MakeStub(options);
   Progress progress(/*quiet=*/options.json);
   v1::WatchJobRequest request;
   request.set_job_id(job_id);
+  RequireUtf8(request);
   v1::Job last;
   for (int attempt = 1;; ++attempt) {
     grpc::ClientContext context;
@@ -198,69 +229,112 @@ v1::Job WatchToEnd(const CommonOptions& options, const std::string& job_id) {
   }
 }
 
-int Watch(const Command& command, const std::vector<std::string>& arguments) {
+int Watch(const Invocation& call) {
   CommonOptions options;
-  const auto rest = ParseCommand(command, WithCommon({}, &options), options, arguments, 1, 1);
+  const auto rest = ParseCommand(call, {}, &options, 1, 1);
   if (!rest) return kExitOk;
-  const v1::Job job = WatchToEnd(options, rest->front());
+  const auto stub = MakeStub(options);
+  const v1::Job job = WatchToEnd(stub, options, FullId(stub, options, rest->front()));
   if (job.state() != v1::SUCCEEDED) {
     throw CommandError("the job ended as " + v1::JobState_Name(job.state()) + ": " +
-                       OneLine(job.error().message(), 500));
+                       job.error().message());
   }
   if (!options.json) PrintReceipt(job);
   return kExitOk;
 }
 
-int Cancel(const Command& command, const std::vector<std::string>& arguments) {
+int Cancel(const Invocation& call) {
   CommonOptions options;
-  const auto rest = ParseCommand(command, WithCommon({}, &options), options, arguments, 1, 1);
+  const auto rest = ParseCommand(call, {}, &options, 1, 1);
   if (!rest) return kExitOk;
+  const auto stub = MakeStub(options);
   v1::CancelJobRequest request;
-  request.set_job_id(rest->front());
-  const v1::Job job = Call(MakeStub(options), &Stub::CancelJob, request, options.server);
+  request.set_job_id(FullId(stub, options, rest->front()));
+  const v1::Job job = Call(stub, &Stub::CancelJob, request, options.server);
   if (options.json) {
     PrintJson(job);
   } else {
-    std::printf("cancelling %s\n", job.id().c_str());
+    PrintLine("cancelling " + job.id());
   }
   return kExitOk;
 }
 
-int Fetch(const Command& command, const std::vector<std::string>& arguments) {
+// Why there is nothing to fetch, with what to do instead; returns where there is.
+void RequireResult(const v1::Job& job, v1::ArtifactFormat format) {
+  const std::string name = "job '" + job.id() + "' ";
+  if (job.state() == v1::QUEUED || job.state() == v1::RUNNING) {
+    throw CommandError("FAILED_PRECONDITION: " + name + "is " + v1::JobState_Name(job.state()) +
+                       "; denoisectl watch " + job.id() + " waits for its end");
+  }
+  if (job.state() != v1::SUCCEEDED) {
+    throw CommandError("FAILED_PRECONDITION: " + name + "has no result, it ended as " +
+                       v1::JobState_Name(job.state()) + ": " + job.error().message());
+  }
+  std::string made;
+  for (const v1::ArtifactInfo& info : job.artifacts()) {
+    if (info.format() == format || format == v1::ARTIFACT_FORMAT_UNSPECIFIED) return;
+    made += (made.empty() ? "" : ", ") + FormatName(info.format());
+  }
+  throw CommandError("NOT_FOUND: " + name + "has no result of format " + FormatName(format) +
+                     (made.empty() ? "" : "; it made " + made + " (submit --formats chooses)"));
+}
+
+int Fetch(const Invocation& call) {
   CommonOptions options;
-  std::string path;
-  const std::vector<Flag> flags = WithCommon({OutputFlag(&path)}, &options);
-  const auto rest = ParseCommand(command, flags, options, arguments, 1, 1);
+  OutputChoice output;
+  const auto rest = ParseCommand(call, OutputFlags(&output), &options, 1, 1);
   if (!rest) return kExitOk;
   v1::FetchArtifactRequest request;
-  request.set_job_id(rest->front());
-  request.set_format(FormatOfPath(NeededOutput(path)));
-  OutputFile file(path);
+  request.set_format(FormatOf(output));
   const auto stub = MakeStub(options);
+  request.set_job_id(FullId(stub, options, rest->front()));
+  v1::GetJobRequest get;
+  get.set_job_id(request.job_id());
+  RequireResult(Call(stub, &Stub::GetJob, get, options.server), request.format());
+  OutputFile file(output.path, call.interrupts);
+  RefuseJsonAmongBytes(options, file);
+  ChunkWriter writer(&file);
   grpc::ClientContext context;
   const auto reader = stub->FetchArtifact(&context, request);
   for (v1::ArtifactChunk chunk; reader->Read(&chunk);) {
-    file.Write(chunk.data());
-    if (options.json) PrintJson(WithoutData(chunk));
+    writer.Take(&chunk);
+    if (options.json) PrintJson(chunk);
   }
   CheckStatus(reader->Finish(), options.server);
-  file.Commit();
-  if (!options.json) PrintWritten(file);
+  writer.Commit();
+  if (!options.json) PrintAbout([&] { PrintWritten(file); });
   return kExitOk;
 }
+
+constexpr char kShortIds[] =
+    "The first digits of an ID do where no other job's begins with them.\n";
 
 }  // namespace
 
 std::vector<Command> JobCommands() {
   return {
       {"generate", "PROMPT -o FILE", "Makes a video from a prompt and writes it to a file.",
-       Generate},
-      {"submit", "PROMPT", "Queues a job and prints its id; it goes on without this client.",
-       Submit},
-      {"jobs", "", "Lists jobs, newest first.", Jobs},
-      {"watch", "ID", "Follows a job to its end; exit 1 where it does not succeed.", Watch},
-      {"cancel", "ID", "Asks a job to stop; it does within one step.", Cancel},
-      {"fetch", "ID -o FILE", "Writes a result of a job that succeeded.", Fetch},
+       Uses::kServer, Generate,
+       "  denoisectl generate \"a red circle moving left\" -o circle.mp4 --seed=7\n"
+       "  denoisectl generate --prompt_file=prompt.txt --steps=30 -o film.gif\n"
+       "  denoisectl generate -o cold.png -- \"-5 degrees, snow\"\n"
+       "  echo \"a blue square\" | denoisectl generate - -o - --format=mp4 | ffplay -\n"},
+      {"submit", "PROMPT", "Queues a job and prints its ID; it goes on without this client.",
+       Uses::kServer, Submit,
+       "  id=$(denoisectl submit \"a red circle moving left\" --formats=mp4,png)\n"
+       "  denoisectl watch $id && denoisectl fetch $id -o circle.png\n"},
+      {"jobs", "", "Lists jobs, newest first.", Uses::kServer, Jobs,
+       "  denoisectl jobs --state=running\n"},
+      {"watch", "ID", "Follows a job to its end and shows its receipt; exit 1 unless it succeeds.",
+       Uses::kServer, Watch, "  denoisectl watch 63b4\n", kShortIds},
+      {"cancel", "ID", "Asks a job to stop; it does within one step.", Uses::kServer, Cancel,
+       "  denoisectl cancel 63b4\n", kShortIds},
+      {"fetch", "ID -o FILE", "Writes a result of a job that succeeded.", Uses::kServer, Fetch,
+       "  denoisectl fetch 63b4 -o circle.mp4\n"
+       "  denoisectl fetch 63b4 -o - | ffprobe -      (the job's first format)\n",
+       std::string(kShortIds) + "The formats that exist are those that the job was submitted with "
+                                "(submit --formats; mp4 "
+                                "where\nnone was named); another one is answered with the list.\n"},
   };
 }
 

@@ -1,55 +1,38 @@
 // run and attend: without a server, in this process.
-#include <condition_variable>
+#include <array>
 #include <cstdio>
-#include <mutex>
+#include <functional>
+#include <utility>
 
 #include "backends/cpu_isa.h"
 #include "runtime/engine.h"
 #include "runtime/log.h"
 #include "server/cli/command.h"
+#include "server/cli/connection.h"
 #include "server/cli/generation_flags.h"
+#include "server/cli/job_changes.h"
 #include "server/cli/output.h"
+#include "server/cli/output_file.h"
+#include "server/cli/progress.h"
+#include "server/cli/prompt.h"
 #include "server/config.h"
 #include "server/convert.h"
+#include "server/repository_path.h"
 
 namespace denoised::cli {
 namespace {
 
-// Blocks on the changes of one job.
-class JobChanges {
- public:
-  JobChanges(JobStore& jobs, const std::string& job_id)
-      : watch_(jobs.Watch(job_id, [this] {
-          std::lock_guard lock(mutex_);
-          changed_ = true;
-          wake_.notify_one();
-        })) {}
-
-  void Wait() {
-    std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return changed_; });
-    changed_ = false;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  bool changed_ = true;  // the first look is free
-  const std::shared_ptr<void> watch_;
-};
-
 JobSnapshot FollowJob(JobStore& jobs, const std::string& job_id, bool json) {
   Progress progress(/*quiet=*/json);
-  JobChanges changes(jobs, job_id);
+  JobChanges changes(
+      [&](std::function<void()> wake) { return jobs.Watch(job_id, std::move(wake)); });
   while (true) {
     changes.Wait();
     const JobSnapshot job = jobs.Get(job_id).value();
     const v1::Job message = ToProto(job);
     progress.Show(message);
     if (json) PrintJson(message);
-    if (!IsTerminal(job.state)) continue;
-    progress.Finish();
-    return job;
+    if (IsTerminal(job.state)) return job;
   }
 }
 
@@ -57,7 +40,9 @@ struct RunOptions {
   CommonOptions common;
   EngineOptions engine;
   CpuIsa cpu_isa = CpuIsa::kAuto;
-  std::string path;
+  bool model_repository_given = false;
+  OutputChoice output;
+  std::string prompt_file;
   v1::GenerationRequest request;
 };
 
@@ -69,12 +54,18 @@ Flag AdmitUnmeasuredFlag(bool* target) {
 
 std::vector<Flag> RunFlags(RunOptions* options) {
   EngineOptions* engine = &options->engine;
-  std::vector<Flag> flags = {
-      {"output", "FILE", "", "Where to write; the ending chooses the format. Needed.",
-       SetString(&options->path), "o"},
+  std::vector<Flag> flags = OutputFlags(&options->output);
+  flags.push_back(PromptFileFlag(&options->prompt_file));
+  const std::vector<Flag> own = {
       {"model_repository", "DIR", engine->model_repository,
-       "Folder of model folders in diffusers layout.", SetString(&engine->model_repository)},
-      {"device", "DEVICE", engine->device, "auto, cpu or cuda:N.", SetString(&engine->device)},
+       "Folder of model folders in diffusers layout, or one such folder. Unset: model_repository "
+       "in the working folder, else the one installed with the program.",
+       [options](const std::string& path) {
+         options->engine.model_repository = path;
+         options->model_repository_given = true;
+       }},
+      {"device", "DEVICE", engine->device, "auto, cpu or cuda:N.",
+       SetDevice("device", &engine->device)},
       {"dtype", "DTYPE", engine->dtype, "auto, float32 or bfloat16.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       {"variant", "NAME", "",
@@ -84,10 +75,8 @@ std::vector<Flag> RunFlags(RunOptions* options) {
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&options->cpu_isa),
       AdmitUnmeasuredFlag(&engine->admit_unmeasured)};
+  flags.insert(flags.end(), own.begin(), own.end());
   for (Flag& flag : GenerationFlags(&options->request)) flags.push_back(std::move(flag));
-  for (Flag& flag : CommonFlags(&options->common, Uses::kNeither)) {
-    flags.push_back(std::move(flag));
-  }
   return flags;
 }
 
@@ -111,22 +100,26 @@ JobSnapshot RunToEnd(RunOptions* options, OutputFile* file) {
   return job;
 }
 
-int Run(const Command& command, const std::vector<std::string>& arguments) {
+int Run(const Invocation& call) {
   RunOptions options;
-  const auto rest = ParseCommand(command, RunFlags(&options), options.common, arguments, 1, 1);
+  const auto rest = ParseCommand(call, RunFlags(&options), &options.common, 0, 1);
   if (!rest) return kExitOk;
-  if (options.path.empty()) throw UsageError("-o FILE is needed");
-  options.request.set_prompt(rest->front());
-  options.request.add_formats(FormatOfPath(options.path));
+  RequirePrompt(*rest, options.prompt_file);
+  const v1::ArtifactFormat format = FormatOf(options.output);
+  if (format != v1::ARTIFACT_FORMAT_UNSPECIFIED) options.request.add_formats(format);
+  options.request.set_prompt(ReadPrompt(*rest, options.prompt_file));
+  RequireUtf8(options.request);
+  if (!options.model_repository_given) options.engine.model_repository = FindModelRepository();
   PinCpuIsa(options.cpu_isa);
-  OutputFile file(options.path);
+  OutputFile file(options.output.path, call.interrupts);
+  RefuseJsonAmongBytes(options.common, file);
   const JobSnapshot job = RunToEnd(&options, &file);
   file.Commit();
-  if (!options.common.json) {
-    PrintReceipt(ToProto(job));
-    std::printf("wrote %s (%llu bytes)\n", file.path().c_str(),
-                static_cast<unsigned long long>(file.size()));
-  }
+  if (options.common.json) return kExitOk;
+  PrintAbout([&] {
+    PrintReceipt(ToProto(job), WordsOf(file));
+    PrintWritten(file);
+  });
   return kExitOk;
 }
 
@@ -134,35 +127,41 @@ void PrintAttend(const AttendResult& result, bool json) {
   std::string shape;
   for (int64_t size : result.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
   const std::string dtype(DTypeName(result.dtype));
-  std::printf(
-      json ? "{\"shape\": [%s], \"dtype\": \"%s\", \"seconds\": %.9f}\n" : "o [%s] %s in %.6f s\n",
-      shape.c_str(), dtype.c_str(), result.seconds);
+  std::array<char, 32> seconds;
+  std::snprintf(seconds.data(), seconds.size(), "%.9f", result.seconds);
+  PrintText(json ? "{\"shape\":[" + shape + "],\"dtype\":\"" + dtype +
+                       "\",\"seconds\":" + seconds.data() + "}\n"
+                 : "o [" + shape + "] " + dtype + " in " + seconds.data() + " s\n");
 }
 
-int AttendOnce(const Command& command, const std::vector<std::string>& arguments) {
+int AttendOnce(const Invocation& call) {
   CommonOptions options;
   AttendRequest request;
-  std::string backend;
+  std::string backend, out_path;
   CpuIsa cpu_isa = CpuIsa::kAuto;
-  std::vector<Flag> flags = {
+  const std::vector<Flag> flags = {
       {"backend", "NAME", "", "Attention backend to run. Needed.", SetString(&backend)},
       {"in", "FILE", "", "safetensors with q, k, v and optionally gate, each [B, S, H, D]. Needed.",
        SetString(&request.in_path)},
       {"out", "FILE", "", "safetensors to write, with o [B, S, H, D]. Needed.",
-       SetString(&request.out_path), "o"},
+       SetString(&out_path), "o"},
       {"params", "JSON", "", "The backend's parameters, a JSON object.",
        SetString(&request.parameters_json)},
-      {"device", "DEVICE", request.device, "cpu or cuda:N.", SetString(&request.device)},
+      {"device", "DEVICE", request.device, "auto, cpu or cuda:N.",
+       SetDevice("device", &request.device)},
       CpuIsaFlag(&cpu_isa),
       AdmitUnmeasuredFlag(&request.admit_unmeasured)};
-  for (Flag& flag : CommonFlags(&options, Uses::kNeither)) flags.push_back(std::move(flag));
-  if (!ParseCommand(command, flags, options, arguments, 0, 0)) return kExitOk;
-  if (backend.empty() || request.in_path.empty() || request.out_path.empty()) {
+  if (!ParseCommand(call, flags, &options, 0, 0)) return kExitOk;
+  if (backend.empty() || request.in_path.empty() || out_path.empty()) {
     throw UsageError("--backend, --in and --out are needed");
   }
   request.backend = CoerceAttnBackend(backend, "backend");
   PinCpuIsa(cpu_isa);
-  PrintAttend(Attend(request), options.json);
+  OutputFile file(out_path, call.interrupts);
+  request.out_path = file.written_path();
+  const AttendResult result = Attend(request);
+  file.Commit();
+  PrintAttend(result, options.json);
   return kExitOk;
 }
 
@@ -170,10 +169,16 @@ int AttendOnce(const Command& command, const std::vector<std::string>& arguments
 
 std::vector<Command> LocalCommands() {
   return {
-      {"run", "PROMPT -o FILE", "Makes a video in this process, without a server.", Run},
+      {"run", "PROMPT -o FILE", "Makes a video in this process, without a server.", Uses::kNeither,
+       Run,
+       "  denoisectl run \"a red circle moving left\" -o circle.mp4 --seed=7\n"
+       "  denoisectl run \"a blue square\" -o square.gif --model_repository=models/wan\n"},
       {"attend", "--backend=NAME --in=FILE --out=FILE",
        "Runs one attention backend on given tensors, for checking it against another program.",
-       AttendOnce},
+       Uses::kNeither, AttendOnce,
+       "  denoisectl attend --backend=SLIDING_TILE_ATTN --in=qkv.safetensors --out=o.safetensors "
+       "\\\n"
+       "    --params='{\"grid\": [4, 8, 8]}'\n"},
   };
 }
 

@@ -1,11 +1,20 @@
 // denoisectl: one command a call. Exit 0 ok, 1 failed, 2 wrong use.
+#include <fcntl.h>
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 
 #include "backends/error.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
+#include "runtime/visible_text.h"
 #include "server/cli/command.h"
+#include "server/cli/command_line.h"
+#include "server/cli/output.h"
 #include "server/convert.h"
 
 namespace denoised::cli {
@@ -19,46 +28,59 @@ std::vector<Command> AllCommands() {
   return commands;
 }
 
-void PrintHelp() {
-  std::printf(
+void PrintHelp(const std::vector<Command>& commands) {
+  PrintText(
       "denoisectl: the client of denoised, an inference server for diffusion transformers.\n\n"
       "Usage: denoisectl COMMAND [arguments] [flags]\n\nCommands:\n");
-  for (const Command& command : AllCommands()) {
-    std::printf("  %-10s %s\n", command.name.c_str(), command.summary.c_str());
+  for (const Command& command : commands) {
+    const std::string first_line = command.summary.substr(0, command.summary.find('\n'));
+    PrintText("  " + command.name + std::string(11 - command.name.size(), ' ') + first_line + "\n");
   }
-  std::printf(
-      "\ndenoisectl COMMAND --help shows a command's flags.\n"
+  PrintText(
+      "  help       Shows a command's flags, as COMMAND --help does.\n"
+      "  version    Shows the version, as --version does.\n\n"
+      "Every command takes --json (the reply messages, one a line) and --help; those that ask a "
+      "server\n"
+      "take --server or --admin. These may stand before the command. '-' and '_' in names are the "
+      "same.\n"
+      "Arguments that begin with '-' go after --.\n\n"
+      "Example:\n"
+      "  denoised &\n"
+      "  denoisectl generate \"a red circle moving left\" -o circle.mp4\n\n"
       "Exit codes: 0 ok, 1 failed (message on stderr), 2 wrong use.\n");
 }
 
-int RunCommand(const std::vector<std::string>& arguments) {
-  if (arguments.empty()) throw UsageError("a command is missing; see denoisectl --help");
-  std::string name = arguments.front();
-  if (name == "--help" || name == "-h" || name == "help") {
-    PrintHelp();
-    return kExitOk;
+int RunCommand(const std::vector<std::string>& arguments, Interrupts* interrupts) {
+  const std::vector<Command> commands = AllCommands();
+  const CommandLine line = ReadCommandLine(arguments, commands);
+  switch (line.asked) {
+    case CommandLine::Asked::kHelp:
+      PrintHelp(commands);
+      return kExitOk;
+    case CommandLine::Asked::kVersion:
+      PrintText("denoisectl " + Version() + "\n");
+      return kExitOk;
+    case CommandLine::Asked::kCommand:
+      return line.command->run({*line.command, line.arguments, interrupts});
   }
-  std::replace(name.begin(), name.end(), '-', '_');
-  if (name == "__version" || name == "version") {
-    std::printf("denoisectl %s\n", Version().c_str());
-    return kExitOk;
-  }
-  for (const Command& command : AllCommands()) {
-    if (command.name == name) {
-      return command.run(command, {arguments.begin() + 1, arguments.end()});
-    }
-  }
-  throw UsageError("unknown command '" + arguments.front() + "'; see denoisectl --help");
+  return kExitUsage;
 }
 
 int Fail(int code, const std::string& message) {
-  std::fprintf(stderr, "denoisectl: %s\n", message.c_str());
+  std::fflush(stdout);
+  PrintLine("denoisectl: " + message, stderr);
   return code;
 }
 
-int Main(const std::vector<std::string>& arguments) {
+int Main(const std::vector<std::string>& arguments, Interrupts* interrupts) {
   try {
-    return RunCommand(arguments);
+    const int code = RunCommand(arguments, interrupts);
+    FlushOutput();
+    return code;
+  } catch (const ReaderLeft&) {
+    signal(SIGPIPE, SIG_DFL);
+    raise(SIGPIPE);
+    return kExitFailed;
   } catch (const UsageError& error) {
     return Fail(kExitUsage, error.what());
   } catch (const Error& error) {
@@ -69,10 +91,30 @@ int Main(const std::vector<std::string>& arguments) {
   }
 }
 
+// A file or socket must not get the number of a standard stream that the caller has closed: words
+// for people would go into it. Reading and writing such a stream fails as if it were still closed.
+void OccupyStandardStreams() {
+  for (int fd = open("/dev/null", O_RDONLY); fd >= 0; fd = open("/dev/null", O_RDONLY)) {
+    if (fd <= STDERR_FILENO) continue;
+    close(fd);
+    return;
+  }
+}
+
+// Every failure of theirs comes back as a status, which we print once and escaped.
+void QuietenLibraries() {
+  gpr_set_log_function([](gpr_log_func_args*) {});
+  google::protobuf::SetLogHandler(nullptr);
+}
+
 }  // namespace
 }  // namespace denoised::cli
 
 int main(int argc, char** argv) {
+  denoised::cli::OccupyStandardStreams();
+  signal(SIGPIPE, SIG_IGN);  // a reader that left is an error of the write
+  denoised::cli::Interrupts interrupts;
   denoised::KeepFreedMemory();
-  return denoised::cli::Main({argv + 1, argv + argc});
+  denoised::cli::QuietenLibraries();
+  return denoised::cli::Main({argv + std::min(argc, 1), argv + argc}, &interrupts);
 }

@@ -1,73 +1,51 @@
-// What denoisectl writes: result files, JSON lines, progress, receipts and tables for people.
+// What denoisectl writes on its standard output: JSON lines, tables and receipts for people.
+//
+// Everything for people goes through PrintLine, which makes text of others harmless; help texts,
+// which are our own, go through PrintText. What cannot be written ends the command.
 #ifndef DENOISED_SERVER_CLI_OUTPUT_H_
 #define DENOISED_SERVER_CLI_OUTPUT_H_
 
 #include <google/protobuf/message.h>
 
 #include <cstdio>
-#include <optional>
+#include <exception>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "denoised/v1/generation.pb.h"
 
 namespace denoised::cli {
 
-// A result file. Written beside its place and renamed at the end, so that a broken run leaves what
-// was there before.
-class OutputFile {
- public:
-  // Opens at once: a path that cannot be written fails before any work is asked for. Throws
-  // CommandError naming the path.
-  explicit OutputFile(const std::string& path);
-  ~OutputFile();  // removes what was not committed
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
+// Whoever read our standard output has closed it (`denoisectl jobs | head -n 1`): no error to talk
+// about. Main ends as SIGPIPE would have.
+class ReaderLeft : public std::exception {};
 
-  void Write(const std::string& bytes);
-  void Commit();
-  const std::string& path() const { return path_; }
-  uint64_t size() const { return size_; }
+// One line, escaped (VisibleText). Throws CommandError or ReaderLeft for what standard output does
+// not take; on standard error nothing is checked.
+void PrintLine(std::string_view line, std::FILE* stream = stdout);
+void PrintText(const std::string& text);
+// Hands over what is buffered; as PrintLine.
+void FlushOutput();
+// Runs `print`, which tells about a result that is written already: a reader that left changes
+// nothing about that.
+void PrintAbout(const std::function<void()>& print);
 
- private:
-  const std::string path_;
-  std::string written_path_;  // path_ where it is a device or pipe
-  std::FILE* file_ = nullptr;
-  uint64_t size_ = 0;
-};
-
-// By the path's ending; throws UsageError that lists the endings.
-v1::ArtifactFormat FormatOfPath(const std::string& path);
-
-// With the proto's field names.
+// With the proto's field names, also for fields that are false, 0, "" or [].
 std::string Json(const google::protobuf::Message& message);
-// One line of it on stdout.
+// One line of it on stdout, flushed for readers that follow a stream. The bytes of a chunk are left
+// out: they are in the file.
 void PrintJson(const google::protobuf::Message& message);
 
-// Follows a job on stderr: a bar on a terminal, a line per change elsewhere.
-class Progress {
- public:
-  explicit Progress(bool quiet);
-  void Show(const v1::Job& job);
-  void Finish();
+// Which backend ran for each role and why others did not, the seed and the fingerprint.
+void PrintReceipt(const v1::Job& job, std::FILE* stream = stdout);
 
- private:
-  const bool quiet_, tty_;
-  bool open_ = false;      // a bar without its line end is on the screen
-  std::string last_line_;  // not repeated
-};
-
-// Which backend ran for each role and why others did not, the seed and the fingerprint; on stdout.
-void PrintReceipt(const v1::Job& job);
-
-// Columns padded to their widest cell; on stdout. The first row is the head.
+// Columns padded to their widest cell. The first row is the head.
 void PrintTable(const std::vector<std::vector<std::string>>& rows);
 
 // Who decided for a backend, in words; `source` as in ReceiptEntry.
 std::string WhoChose(const std::string& source, const std::string& lease_id);
-
-// Text of other people on one line: control characters become '?', at most `limit` bytes.
-std::string OneLine(const std::string& text, size_t limit);
 
 }  // namespace denoised::cli
 

@@ -1,4 +1,4 @@
-// The server's flags, its file and its environment variable; the flag table itself.
+// The server's flags, its file and its environment variable.
 #include "server/config.h"
 
 #include <gmock/gmock.h>
@@ -13,7 +13,6 @@
 namespace denoised {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 // The one line that a wrong command line gets.
@@ -88,6 +87,12 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_TRUE(config.insecure_public);
 }
 
+TEST_F(ConfigTest, AGivenRepositoryIsToldFromTheDefaultOne) {
+  EXPECT_FALSE(ParseConfig({}).model_repository_given);
+  EXPECT_TRUE(ParseConfig({"--model_repository=model_repository"}).model_repository_given);
+  EXPECT_TRUE(ParseConfig({FileWith("model_repository: 'm'")}).model_repository_given);
+}
+
 TEST_F(ConfigTest, FlagsWinOverTheFileWhereverTheyStand) {
   const std::string file = FileWith("threads: 2 max_queued_jobs: 9");
   for (const auto& arguments : {std::vector<std::string>{"--threads=5", file},
@@ -111,7 +116,8 @@ TEST_F(ConfigTest, MistakesAreNamedInOneLine) {
       {"--max_queued_jobs=0", "1 to 100000"},
       {"--max_message_mib=99999999999999999999", "--max_message_mib"},
       {"--dtype=int8", "float32"},
-      {"--device=cuda", "cuda:N"},
+      {"--device=cuda", "cuda:0 is the first GPU"},
+      {"--model_repository=", "--model_repository"},
       {"--cpu_isa=sse2", "avx512_vnni"},
       {"--device=cuda:x", "cuda:N"},
       {"--drain_grace=5", "30s"},
@@ -161,27 +167,6 @@ TEST_F(ConfigTest, EnvironmentChoosesTheBackendAndUnknownNamesAreWrongUse) {
   EXPECT_THAT(complaint, HasSubstr("FASTVIDEO_ATTENTION_BACKEND"));
   EXPECT_THAT(complaint, HasSubstr("\"torch\""));
   EXPECT_THAT(complaint, HasSubstr("TORCH_SDPA"));
-}
-
-TEST(FlagsTest, ArgumentsAndFlagsMix) {
-  std::string out, name;
-  const std::vector<Flag> flags = {{"output", "FILE", "", "", SetString(&out), "o"},
-                                   {"long_name", "X", "", "", SetString(&name)}};
-  EXPECT_THAT(ParseFlags(flags, {"a", "-o", "x.mp4", "b", "--long-name=1=2", "--", "--c"}),
-              ElementsAre("a", "b", "--c"));
-  EXPECT_EQ(out, "x.mp4");
-  EXPECT_EQ(name, "1=2");
-}
-
-TEST(FlagsTest, DurationsHaveUnits) {
-  using std::chrono::milliseconds;
-  EXPECT_EQ(ParseDuration("t", "250ms"), milliseconds(250));
-  EXPECT_EQ(ParseDuration("t", "1.5s"), milliseconds(1500));
-  EXPECT_EQ(ParseDuration("t", "2m"), milliseconds(120000));
-  EXPECT_EQ(ParseDuration("t", "1h"), milliseconds(3600000));
-  for (const char* text : {"", "5", "s", "-1s", "5 s", "infs", "nanh", "1e300h", "5sec"}) {
-    EXPECT_THROW(ParseDuration("t", text), UsageError) << text;
-  }
 }
 
 }  // namespace

@@ -66,7 +66,9 @@ class Server:
     def __init__(self, *flags, environment=None, repository=None, wrapper=(), stderr=None):
         """`wrapper` is a command that executes the server's; `stderr` takes its log elsewhere."""
         self.log = tempfile.TemporaryFile(mode="w+")
-        command = [*wrapper, str(BIN / "denoised"), f"--model_repository={repository or model_repository()}",
+        # "" leaves it to the program to find one.
+        given = [] if repository == "" else [f"--model_repository={repository or model_repository()}"]
+        command = [*wrapper, str(BIN / "denoised"), *given,
                    "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
                    "--threads=1", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,
