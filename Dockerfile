@@ -15,7 +15,10 @@ COPY proto proto
 COPY backends backends
 COPY runtime runtime
 COPY server server
+# --build-arg DENOISED_COMMIT=$(git rev-parse --short=12 HEAD): receipts name it; no checkout is here.
+ARG DENOISED_COMMIT=""
 RUN cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDENOISED_TESTS=OFF \
+      -DDENOISED_COMMIT="$DENOISED_COMMIT" \
       -DDENOISED_CACHE="$DENOISED_CACHE" \
     && cmake --build build --target denoised denoisectl
 # What the image carries: the programs, their libraries of the torch wheel, the default model.

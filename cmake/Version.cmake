@@ -5,6 +5,7 @@
 #
 # COMMIT says which commit it is where the sources are not a checkout (a container's build stage); empty
 # asks git, whose answer counts only where SOURCE itself is the checkout and not a folder inside one.
+cmake_minimum_required(VERSION 3.25)
 if(NOT COMMIT)
   find_package(Git QUIET)
   if(GIT_FOUND)

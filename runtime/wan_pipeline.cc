@@ -367,8 +367,7 @@ TextContext WanPipeline::EncodePrompt(const std::string& field, const std::strin
   const int64_t length = encoding.length;
   if (encoding.wanted > length) {
     planner->AddNote(field + ": cut at " + std::to_string(length) + " of " +
-                     std::to_string(encoding.wanted) +
-                     " tokens (max_sequence_length); the rest was not drawn");
+                     std::to_string(encoding.wanted) + " tokens (max_sequence_length)");
   }
   const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
   const at::Tensor ids = at::tensor(encoding.ids, at::kLong).unsqueeze(0).to(device_);
