@@ -1,10 +1,10 @@
 // What stands on a receipt besides its rows: which model, machine and code, and the fingerprint
-// over everything that changes the pixels. Torch-free.
+// over everything that changes the pixels.
 //
 // A fingerprint is the SHA-256 of a text of named fields, each with its length, so that no two
 // lists of values give one text. Two results with one fingerprint are the same result, bit for bit.
 // What does not change them stays out: who chose a backend (source, lease), how its parameters were
-// spelt, formats, frames a second, ids, and the number of threads, of which no kernel's bits
+// spelt, formats, frames a second, ids, and the number of threads, on which no kernel's bits
 // depend.
 #ifndef DENOISED_RUNTIME_RECEIPT_H_
 #define DENOISED_RUNTIME_RECEIPT_H_

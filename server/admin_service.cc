@@ -92,7 +92,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 template <typename Request>
 Force AdminService::AddForce(const Request& request, const std::string& peer,
                              SelectionPolicy::OnEnd on_end) {
-  constexpr size_t kMaxReason = 256;
+  constexpr size_t kMaxReason = 256, kMaxLogged = 1024;
   if (request.reason().size() > kMaxReason) {
     throw InvalidField("reason",
                        "at most 256 bytes, got " + std::to_string(request.reason().size()));
@@ -108,7 +108,7 @@ Force AdminService::AddForce(const Request& request, const std::string& peer,
   with_.logger->Info("admin.force",
                      {{"lease", force.id},
                       {"backend", std::string(AttnBackendName(chosen))},
-                      {"parameters", force.parameters},
+                      {"parameters", force.parameters.substr(0, kMaxLogged)},
                       {"ttl_ms", lifetime ? std::to_string(lifetime->count()) : "none"},
                       {"reason", force.reason},
                       {"holder", peer}});
