@@ -74,10 +74,11 @@ start_server() {
   http="$(sed -n 's/^READY .*http=\([^ ]*\).*/\1/p' out/denoised.out)"
 }
 
+# Counters of things that did not happen are there too, as 0: they are not shown.
 read_metrics() {
   curl --fail --silent --show-error --noproxy '*' "http://$http/metrics" >out/demo.metrics
   grep -E '^denoised_(jobs_total|forward_batch_size_(count|sum)|forward_seconds_(count|sum)|attention_calls_total|stage_seconds_sum)' \
-    out/demo.metrics
+    out/demo.metrics | grep -v ' 0$'
 }
 
 main() {
