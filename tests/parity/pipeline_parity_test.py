@@ -83,7 +83,7 @@ class PipelineParity(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
         return out
 
-    def compare(self, model, prompt, dtype=torch.float32, negative="", variant=None, **options):
+    def compare(self, model, prompt, dtype=torch.float32, negative="", variant=None, ask=True, **options):
         decoder = AutoencoderKLWan.from_pretrained(  # never rounded
             model / "vae", torch_dtype=torch.float32, variant=variant)
         pipeline = WanPipeline.from_pretrained(model, vae=decoder, torch_dtype=dtype, variant=variant)
@@ -97,7 +97,7 @@ class PipelineParity(unittest.TestCase):
                                 generator=torch.Generator("cpu").manual_seed(options["seed"]),
                                 output_type=kind).frames
         name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
-        flags = dict(options, negative=negative) | ({"variant": variant} if variant else {})
+        flags = dict(options, negative=negative) | ({"variant": variant} if variant and ask else {})
         latents = load_file(self.ours(model, prompt, name, "safetensors", **flags))["latents"]
         wanted = theirs("latent").float()
         self.assertEqual(latents.shape, wanted.shape)
@@ -169,6 +169,15 @@ class PipelineParity(unittest.TestCase):
                               generator=torch.Generator("cpu").manual_seed(6)).frames
         ours = load_file(self.ours(model, "a red circle", "float32", "safetensors", variant="fp16", **pieces))["latents"]
         self.assertLessEqual(((ours - wanted).norm() / wanted.norm()).item(), 1e-5)
+
+    def test_a_variant_of_every_component_is_taken_where_it_is_all_there_is(self):
+        model = self.folder / "m"
+        build(model, transformer(2, 24, 2, 4), vae(), unipc(), max_shard_size="60KB", variant="fp16")
+        names = {path.name for path in model.rglob("*.json")}
+        self.assertIn("model.safetensors.index.fp16.json", names)
+        self.assertIn("diffusion_pytorch_model.safetensors.index.fp16.json", names)
+        self.compare(model, "a red circle", variant="fp16", seed=6, steps=3, guidance=3.0, frames=5, height=32,
+                     width=32, ask=False)
 
     def test_bfloat16(self):
         build(self.folder / "m", transformer(2, 32, 2, 4), vae(), unipc())
