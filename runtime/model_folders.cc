@@ -133,7 +133,9 @@ void CheckName(FoundModel& model, std::set<std::string>& taken) {
                           VisibleText(model.folder.string()) + ": a model's name " + why,
                           "model_repository", "BAD_MODEL_NAME");
   };
-  if (VisibleText(model.name) != model.name) {
+  if (model.name.empty()) {
+    refuse("must not be empty; rename the folder");
+  } else if (VisibleText(model.name) != model.name) {
     refuse("must be UTF-8 without control characters; rename the folder");
   } else if (model.name.size() > kMaxNameBytes) {
     refuse("has at most " + std::to_string(kMaxNameBytes) + " bytes; rename the folder");

@@ -18,6 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kChecksums[] = "SHA256SUMS";
+constexpr char kMismatch[] = "CHECKSUM_MISMATCH";  // reason
 constexpr uint64_t kMaxChecksumBytes = 4 << 20;
 
 std::vector<std::string> NamesIn(const fs::path& folder) {
@@ -191,11 +192,12 @@ std::vector<std::string> ModelFolder::variants_seen() const {
 }
 
 Error ModelFolder::Explain(const Error& error) const {
+  if (error.reason() == kMismatch) return error;
   for (const auto& [path, entry] : state_->manifest.files) {
     const std::string mismatch = entry.weights ? "" : state_->Mismatch(path, entry.sha256);
     if (mismatch.empty()) continue;
     return Error(error.code(), std::string(error.what()) + "; " + mismatch, error.field(),
-                 error.reason().empty() ? "CHECKSUM_MISMATCH" : error.reason());
+                 error.reason().empty() ? kMismatch : error.reason());
   }
   return error;
 }
@@ -212,8 +214,7 @@ Manifest ModelFolder::Seal() const {
   for (const auto& [path, entry] : state_->manifest.files) {
     const std::string mismatch = state_->Mismatch(path, entry.sha256);
     if (mismatch.empty()) continue;
-    throw Error(StatusCode::kInvalidArgument, mismatch, (state_->root / path).string(),
-                "CHECKSUM_MISMATCH");
+    throw Error(StatusCode::kInvalidArgument, mismatch, (state_->root / path).string(), kMismatch);
   }
   const auto read = [&](const auto& listed) {
     return state_->manifest.files.contains(listed.first);

@@ -256,6 +256,7 @@ TEST_F(ModelFolderTest, ADamagedFileThatFailsAsSomethingElseIsExplained) {
   EXPECT_THAT(explained.what(), HasSubstr("model_index.json: SHA256SUMS says " + kOnes));
   EXPECT_EQ(explained.reason(), "CHECKSUM_MISMATCH");
   EXPECT_EQ(folder.Explain(Error(StatusCode::kNotFound, "x", "", "PICKLE")).reason(), "PICKLE");
+  EXPECT_STREQ(folder.Explain(explained).what(), explained.what());
 }
 
 TEST_F(ModelFolderTest, AListedFileThatALoaderLooksForMustBeThere) {

@@ -137,6 +137,11 @@ TEST_F(ModelFoldersTest, ASnapshotThatCannotBeChosenIsAProblemOfThatModel) {
   EXPECT_THAT(Problem(models[3]), HasSubstr("refs/main: wanted at most"));
 }
 
+TEST_F(ModelFoldersTest, ANameIsNeverEmpty) {
+  Model("models--/snapshots/1");
+  EXPECT_THAT(Problem(FindModels(root_).at(0)), HasSubstr("must not be empty"));
+}
+
 TEST_F(ModelFoldersTest, OfEqualNamesTheFirstCounts) {
   Model("gpt");
   Model("models--gpt/snapshots/1");
