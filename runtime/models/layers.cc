@@ -81,6 +81,12 @@ bool CpuMultipliesBFloat16() {
   return answer;
 }
 
+// Without instructions for bfloat16 oneDNN convolves it by its reference code, hundreds of times
+// slower than float32; the sums are float32 either way, and are rounded once.
+bool ConvolvesWidened(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 && !CpuMultipliesBFloat16();
+}
+
 }  // namespace
 
 Linear::Linear(const at::Tensor& weight, const at::Tensor& bias)
@@ -112,13 +118,20 @@ Convolution::Convolution(const at::Tensor& weight, const at::Tensor& bias,
       padding_(std::move(padding)),
       ones_(padding_.size(), 1) {
   const at::ScalarType dtype = weight.scalar_type();
-  packed_ = weight.is_cpu() &&
-            (dtype == at::kFloat || (dtype == at::kBFloat16 && CpuMultipliesBFloat16()));
+  packed_ = weight.is_cpu() && (dtype == at::kFloat || dtype == at::kBFloat16);
+  if (packed_ && ConvolvesWidened(dtype)) {
+    weight_ = weight_.to(at::kFloat);
+    if (bias_.defined()) bias_ = bias_.to(at::kFloat);
+  }
   if (packed_) weight_ = PackConvolutionWeight(weight_, padding_, ones_);
 }
 
 at::Tensor Convolution::operator()(const at::Tensor& x) const {
   StopPoint();
+  if (packed_ && ConvolvesWidened(x.scalar_type())) {
+    return RunPackedConvolution(x.to(at::kFloat), weight_, bias_, padding_, ones_)
+        .to(at::kBFloat16);
+  }
   if (packed_) return RunPackedConvolution(x, weight_, bias_, padding_, ones_);
   return at::convolution(x, weight_, bias_, ones_, padding_, ones_, /*transposed=*/false,
                          std::vector<int64_t>(padding_.size(), 0), /*groups=*/1);
