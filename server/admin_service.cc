@@ -15,8 +15,9 @@ namespace denoised {
 class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                    public std::enable_shared_from_this<HoldStream> {
  public:
-  HoldStream(const CallTimer& timer, SelectionPolicy* policy, Logger* logger)
-      : timer_(timer), policy_(policy), logger_(logger) {}
+  HoldStream(const CallTimer& timer, SelectionPolicy* policy, Logger* logger,
+             OpenCalls::Ticket ticket)
+      : timer_(timer), policy_(policy), logger_(logger), ticket_(std::move(ticket)) {}
 
   // What ends the stream with its force; before there is one.
   SelectionPolicy::OnEnd Ender() {
@@ -80,6 +81,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const CallTimer timer_;
   SelectionPolicy* const policy_;
   Logger* const logger_;
+  const OpenCalls::Ticket ticket_;
   Force force_;
   grpc::ByteBuffer message_;
   std::shared_ptr<HoldStream> self_;
@@ -130,7 +132,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::HoldBackend(
   const CallTimer timer(with_.metrics, "HoldBackend");
   std::shared_ptr<HoldStream> stream;
   const grpc::Status status = StatusOf([&] {
-    stream = std::make_shared<HoldStream>(timer, &engine().policy(), with_.logger);
+    stream = std::make_shared<HoldStream>(timer, &engine().policy(), with_.logger,
+                                          with_.open_calls->Enter(context->peer()));
     stream->Hold();
   });
   if (!status.ok()) return new FailedStream(timer, status);

@@ -144,7 +144,7 @@ std::vector<Flag> ConnectionFlags(Config* config) {
        SetInt("max_http_connections", 8, 1000000,
               [config](int64_t n) { config->max_http_connections = n; })},
       {"max_streams_per_connection", "N", "1024",
-       "Calls that one connection to the public gRPC port may have open, 8 to 100000. Streams and "
+       "Calls that one connection to a gRPC port may have open, 8 to 100000. Streams and "
        "denoising steps get seven eighths of them, further ones RESOURCE_EXHAUSTED, so that other "
        "calls are never held up by them.",
        SetInt("max_streams_per_connection", 8, 100000,

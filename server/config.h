@@ -24,7 +24,7 @@ struct Config {
   std::chrono::milliseconds drain_grace{30000};
   int64_t max_connections = 1024;  // of the public gRPC port
   int64_t max_http_connections = 256;
-  int64_t max_streams_per_connection = 1024;  // of the public gRPC port
+  int64_t max_streams_per_connection = 1024;  // of either gRPC port
   std::chrono::milliseconds http_timeout{10000};
   LogLevel log_level = LogLevel::kInfo;
   bool insecure_public = false;

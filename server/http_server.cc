@@ -68,7 +68,8 @@ struct HttpServer::Connection {
   int fd = -1;
   State state = State::kReading;
   std::string in;   // received and not yet looked at
-  std::string out;  // not yet sent
+  std::string out;  // the answer
+  size_t sent = 0;  // bytes of `out` that are on their way
   bool head_only = false;
   bool close_after = false;
   Clock::time_point since;     // of the last change from or to idle
@@ -247,6 +248,7 @@ void HttpServer::Answer(Connection* connection, const HttpResponse& response) {
          "\r\nContent-Length: " + std::to_string(response.body.size()) + "\r\n" + response.headers +
          "Connection: " + (connection->close_after ? "close" : "keep-alive") + "\r\n\r\n";
   if (!connection->head_only) out += response.body;
+  connection->sent = 0;
   connection->state = Connection::State::kWriting;
   Write(connection);
 }
@@ -260,13 +262,14 @@ void HttpServer::Refuse(Connection* connection, int status, const std::string& w
 }
 
 void HttpServer::Write(Connection* connection) {
-  std::string& out = connection->out;
-  while (!out.empty()) {
-    const ssize_t sent = send(connection->fd, out.data(), out.size(), MSG_NOSIGNAL);
+  const std::string& out = connection->out;
+  while (connection->sent < out.size()) {
+    const ssize_t sent = send(connection->fd, out.data() + connection->sent,
+                              out.size() - connection->sent, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0 && errno == EAGAIN) return Watch(*connection, EPOLLOUT);
     if (sent <= 0) return Close(connection->id);
-    out.erase(0, static_cast<size_t>(sent));
+    connection->sent += static_cast<size_t>(sent);
   }
   Finish(connection);
 }
@@ -274,6 +277,7 @@ void HttpServer::Write(Connection* connection) {
 // The answer is sent: on to the next request, or to the end.
 void HttpServer::Finish(Connection* connection) {
   connection->since = Clock::now();
+  connection->out = {};
   if (connection->close_after) {
     connection->state = Connection::State::kEnding;
     connection->deadline = connection->since + kLinger;

@@ -16,7 +16,6 @@ namespace denoised {
 namespace {
 
 constexpr int64_t kAdminMessageBytes = int64_t{1} << 20;
-constexpr int64_t kAdminStreams = 100;
 constexpr size_t kQuotaFloorBytes = size_t{256} << 20;
 // How long calls may take to end by themselves once no job is left.
 constexpr std::chrono::milliseconds kCallGrace{200};
@@ -83,11 +82,13 @@ Server::Server(const Config& config, Logger* logger, int64_t descriptors)
       caps_(FitCaps(WantedCaps(config), descriptors)),
       metrics_(Version()),
       open_calls_(config.max_streams_per_connection),
+      holds_(config.max_streams_per_connection),
       pool_(kPoolThreads, kPoolTasks, 4 * static_cast<size_t>(config.max_message_bytes)),
-      generation_(Context()),
-      denoise_(Context()),
-      models_(Context()),
-      admin_(Context(), [this] { Drain(); }),
+      admin_pool_(1, kPoolTasks, 4 * static_cast<size_t>(kAdminMessageBytes)),
+      generation_(PublicContext()),
+      denoise_(PublicContext()),
+      models_(PublicContext()),
+      admin_(AdminContext(), [this] { Drain(); }),
       self_check_(public_listener_.LocalTarget()) {
   ReportCaps(WantedCaps(config), caps_, logger_);
 }
@@ -116,10 +117,9 @@ void Server::StartHttp() {
 
 void Server::StartGrpc() {
   EnableHealthAndReflection();
-  public_ = Serve("listen", public_listener_, caps_.listen, config_.max_streams_per_connection,
-                  config_.max_message_bytes, {&generation_, &denoise_, &models_});
-  admin_port_ = Serve("admin_listen", admin_listener_, caps_.admin, kAdminStreams,
-                      kAdminMessageBytes, {&admin_});
+  public_ = Serve("listen", public_listener_, caps_.listen, config_.max_message_bytes,
+                  {&generation_, &denoise_, &models_});
+  admin_port_ = Serve("admin_listen", admin_listener_, caps_.admin, kAdminMessageBytes, {&admin_});
   // The admin service can say what it thinks of a server that loads; the public ones cannot serve.
   SetHealth(public_.server.get(), PublicServiceNames(), false);
   SetHealth(admin_port_.server.get(), AdminServiceNames(), true);
@@ -128,10 +128,10 @@ void Server::StartGrpc() {
 }
 
 Server::Port Server::Serve(const std::string& name, const Listener& listener,
-                           int64_t max_connections, int64_t max_streams, int64_t max_message_bytes,
+                           int64_t max_connections, int64_t max_message_bytes,
                            const std::vector<grpc::Service*>& services) {
   grpc::ServerBuilder builder;
-  SetConnectionLimits(max_streams, &builder);
+  SetConnectionLimits(config_.max_streams_per_connection, &builder);
   grpc::ResourceQuota quota(name);
   quota.Resize(kQuotaFloorBytes + 4 * static_cast<size_t>(max_message_bytes));
   builder.SetResourceQuota(quota);
@@ -145,8 +145,12 @@ Server::Port Server::Serve(const std::string& name, const Listener& listener,
   return port;
 }
 
-CallContext Server::Context() {
+CallContext Server::PublicContext() {
   return {&gate_, &dispatcher_, &pool_, &open_calls_, &metrics_, logger_};
+}
+
+CallContext Server::AdminContext() {
+  return {&gate_, &dispatcher_, &admin_pool_, &holds_, &metrics_, logger_};
 }
 
 std::string Server::WithPort(const ListenAddress& address, const Listener& listener) {
@@ -214,6 +218,10 @@ void Server::Stop() {
   const auto deadline = std::chrono::system_clock::now() + kCallGrace;
   for (Port* port : {&public_, &admin_port_}) {
     if (port->acceptor) port->acceptor->Stop();
+  }
+  public_listener_.Close();  // who comes now is refused, instead of waiting for an answer
+  admin_listener_.Close();
+  for (Port* port : {&public_, &admin_port_}) {
     // Ends every call, also one that waits for the engine: such a call answers a cancel by itself.
     if (port->server) port->server->Shutdown(deadline);
   }

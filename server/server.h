@@ -74,9 +74,9 @@ class Server {
   void StartHttp();
   void StartGrpc();
   Port Serve(const std::string& name, const Listener& listener, int64_t max_connections,
-             int64_t max_streams, int64_t max_message_bytes,
-             const std::vector<grpc::Service*>& services);
-  CallContext Context();
+             int64_t max_message_bytes, const std::vector<grpc::Service*>& services);
+  CallContext PublicContext();
+  CallContext AdminContext();
   Metrics::Gauges ReadGauges();  // once HTTP and gRPC are there
 
   const Config config_;
@@ -85,10 +85,12 @@ class Server {
   ConnectionCaps caps_;
   Metrics metrics_;
   EngineGate gate_;
-  OpenCalls open_calls_;
+  OpenCalls open_calls_,
+      holds_;  // of the public and the admin port; a stop does not wait for holds
   std::unique_ptr<Engine> engine_;
   Dispatcher dispatcher_;
-  WorkPool pool_;
+  WorkPool pool_,
+      admin_pool_;  // apart, so that a crowd at the public port keeps no operator waiting
   GenerationService generation_;
   DenoiseService denoise_;
   ModelService models_;

@@ -27,6 +27,7 @@ namespace denoised {
 class FakeEngine : public Engine {
  public:
   SubmitResult Submit(GenerationRequest request) override {
+    if (before_submit) before_submit();
     std::lock_guard lock(mutex_);
     NoteThread("Submit");
     if (throw_on_submit) throw std::runtime_error("engine broke");
@@ -192,6 +193,7 @@ class FakeEngine : public Engine {
   std::atomic<int> cancel_alls{0};
   std::atomic<bool> idle{true};
   int64_t max_queued = 1000000;
+  std::function<void()> before_submit;
   bool throw_on_submit = false;
   bool hold_denoise = false;
   DenoiseOutcome denoise_outcome = DenoiseResult{};

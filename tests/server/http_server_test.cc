@@ -162,7 +162,7 @@ TEST_F(HttpServerTest, AnAnswerMayComeLaterFromElsewhereOrNotAtAll) {
 
 TEST_F(HttpServerTest, ALargeAnswerWaitsForASlowReaderAndNotForEver) {
   HttpServer::Limits limits;
-  limits.request_time = milliseconds(1000);
+  limits.request_time = milliseconds(3000);
   const std::string large(8 << 20, 'x');
   Serve(limits, [&](const HttpRequest& request, const HttpReply& reply) {
     HttpResponse response;

@@ -169,6 +169,33 @@ TEST_F(ServerStartTest, WatchersOfOneConnectionLeaveRoomForItsOtherCalls) {
   for (const auto& context : contexts) context->TryCancel();
 }
 
+TEST_F(ServerStartTest, ACrowdOfSubmitsIsBoundedAndKeepsNoOperatorWaiting) {
+  std::promise<void> go;
+  engine_->before_submit = [gate = go.get_future().share()] { gate.wait(); };
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateEvent>>> crowd;
+  for (int i = 0; i < 6 * 50; ++i) {  // two run, 256 wait
+    if (i % 50 == 0) channels.push_back(MakeChannel(server_->address()));
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    crowd.push_back(v1::GenerationService::NewStub(channels.back())
+                        ->Generate(contexts.back().get(), v1::GenerationRequest()));
+  }
+  v1::Job job;
+  grpc::Status refused;
+  for (int i = 0; i < 200 && refused.ok(); ++i) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+    const grpc::Status status = generation_->SubmitJob(&context, {}, &job);
+    if (status.error_code() == Code::RESOURCE_EXHAUSTED) refused = status;
+  }
+  EXPECT_EQ(Reason(refused), "QUEUE_FULL");
+  v1::ExplainSelectionResponse explained;
+  EXPECT_TRUE(Call(admin_, &AdminStub::ExplainSelection, {}, &explained).ok());
+  go.set_value();
+  for (const auto& context : contexts) context->TryCancel();
+}
+
 TEST_F(ServerStartTest, AStopEndsAGenerateWhoseResultIsBeingSent) {
   const std::string id = SubmitPrompt("p");
   const std::string bytes(3 << 20, 'v');

@@ -221,6 +221,16 @@ def test_watchers_beyond_the_limit_are_refused_and_the_cancel_still_goes_through
         server.generation.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=5)
 
 
+def test_holds_of_one_connection_do_not_block_their_release(server, pb):
+    holds = [server.operator.HoldBackend(pb.HoldBackendRequest(backend="REFERENCE")) for _ in range(150)]
+    for hold in holds:
+        next(hold)
+    released = server.operator.ReleaseForce(pb.ReleaseForceRequest(all=True), timeout=5)
+    assert released.released == 150
+    for hold in holds:
+        assert list(hold) == []
+
+
 def test_a_flood_of_cancelled_jobs_pushes_out_nobodys_result(pb):
     with Server("--max_finished_jobs=16") as server:
         precious = server.submit(num_inference_steps=1, formats=[pb.NPY])
