@@ -2,7 +2,7 @@
 
 Latents agree to 1e-5 relative in float32 and frames to one level of 255. Models are small, random and
 made here; the client runs in a process of its own, as a user starts it. DENOISED_CPU_ISA pins the client's CPU
-instructions (not diffusers'): every level must agree with what the machine gives at its best.
+instructions, and diffusers' to the same: bfloat16 has other bits on other levels.
 """
 
 import os
@@ -11,6 +11,11 @@ import subprocess
 import sys
 import tempfile
 import unittest
+
+LEVEL = os.environ.get("DENOISED_CPU_ISA", "auto")
+if LEVEL != "auto":  # before torch is loaded
+    os.environ["ATEN_CPU_CAPABILITY"] = "avx2" if LEVEL == "avx2" else "avx512"
+    os.environ["ONEDNN_MAX_CPU_ISA"] = LEVEL.replace("avx512", "avx512_core").replace("amx", "avx512_core_amx")
 
 import numpy as np
 import torch
@@ -27,7 +32,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import tether  # noqa: E402, F401
 
 CLIENT = os.environ["DENOISED_CLIENT"]
-LEVEL = os.environ.get("DENOISED_CPU_ISA", "auto")
 SKIPPED = 77
 
 
