@@ -191,7 +191,7 @@ class PipelineParity(unittest.TestCase):
 
 def why_not():
     """What the client says where the machine lacks the level, before it looks at anything else."""
-    command = [CLIENT, "run", "", "-o", "never.npy", "--model_repository=/nowhere", f"--cpu_isa={LEVEL}"]
+    command = [CLIENT, "attend", "--backend=REFERENCE", "--in=/nowhere", "--out=/nowhere", f"--cpu_isa={LEVEL}"]
     complaint = subprocess.run(command, capture_output=True, text=True).stderr
     return complaint if "this machine has at most" in complaint else ""
 

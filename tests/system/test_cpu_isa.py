@@ -90,7 +90,8 @@ def test_onednn_runs_what_the_pin_allows(tmp_path, level):
     ("denoised", ("--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0")),
     ("denoisectl", ("run", "x", "-o", "/nowhere/out.npy"))])
 def test_above_the_machine_is_refused_naming_its_best(program, arguments):
-    done = subprocess.run([str(harness.BIN / program), *arguments, "--cpu_isa=amx"], capture_output=True, text=True,
+    done = subprocess.run([str(harness.BIN / program), *arguments, "--cpu_isa=amx",
+                           f"--model_repository={harness.model_repository()}"], capture_output=True, text=True,
                           timeout=60)
     assert done.returncode == 1
     assert f"wanted amx; this machine has at most {best_level()} (" in done.stderr and done.stderr.count("\n") == 1
