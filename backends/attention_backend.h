@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 
+#include "backends/attention_cost.h"
 #include "backends/attention_spec.h"
 
 namespace denoised {
@@ -92,6 +93,11 @@ class AttentionBackend {
   virtual AttnBackend Runs(const AttentionInputs& inputs, const AttentionMetadata* metadata) const {
     return id();
   }
+
+  // Of a call of `rows` batch rows with such parameters (JSON, "" = the defaults), which this
+  // backend serves and its builder takes. Any thread; nothing of the call is made.
+  virtual AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                                 int64_t rows) const = 0;
 
   // Attention over `inputs`; a fresh contiguous [B, S_q, H, D] tensor of the inputs' dtype.
   // Thread-safe. `metadata` is what this backend's builder made for the step, or null.

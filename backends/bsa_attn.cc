@@ -152,6 +152,15 @@ std::shared_ptr<SparseSetting> BsaBackend::ReadSetting(Parameters& parameters,
   return setting;
 }
 
+PlanSize BsaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
+  const int64_t tiles = static_cast<const BsaSetting&>(setting).tiles.blocks();
+  return {.parameter = "kv_cumulative_threshold",
+          .query_blocks = tiles,
+          .key_blocks = tiles,
+          .scores = tiles * tiles,
+          .entries = tiles * tiles};
+}
+
 kernels::BlockPlan BsaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const BsaSetting&>(*call.setting);
   const std::vector<HeadChoice> choices = ChooseAll(call, setting);

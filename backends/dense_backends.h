@@ -16,6 +16,8 @@ class ReferenceBackend final : public AttentionBackend {
   std::string_view summary() const override { return "softmax written out; exact and slow"; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
 };
@@ -28,6 +30,8 @@ class TorchSdpaBackend final : public AttentionBackend {
   std::string_view summary() const override { return "LibTorch's scaled_dot_product_attention"; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
 };
@@ -43,6 +47,8 @@ class FlashAttnBackend final : public AttentionBackend {
   std::string_view summary() const override;  // says which kernel a CUDA device would get
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
 
@@ -57,6 +63,8 @@ class NoAttentionBackend final : public AttentionBackend {
   std::string_view summary() const override { return "a name that never serves a layer"; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
 };

@@ -69,6 +69,11 @@ std::optional<std::string> FlashAttnBackend::Supports(const AttentionSpec& spec,
                                                : CudaLimits(spec, device);
 }
 
+AttentionCost FlashAttnBackend::Estimate(const AttentionSpec& spec, const std::string&,
+                                         int64_t rows) const {
+  return {KernelBytes(spec, rows), DenseMultiplyAdds(spec, rows)};
+}
+
 at::Tensor FlashAttnBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);

@@ -46,6 +46,16 @@ std::optional<std::string> Fp4Backend::Supports(const AttentionSpec& spec,
   return std::nullopt;
 }
 
+AttentionCost Fp4Backend::Estimate(const AttentionSpec& spec, const std::string&,
+                                   int64_t rows) const {
+  // Of one head in float64: q, k, v, their roundings and what a rounding holds meanwhile; then the
+  // scores of a block of queries with the same.
+  constexpr int64_t kRounding = 10;
+  const int64_t tokens = spec.q_len + (4 + kRounding) * spec.kv_len;
+  const int64_t numbers = tokens * spec.head_size + (4 + kRounding) * kQueryBlock * spec.kv_len;
+  return {numbers * 8, DenseMultiplyAdds(spec, rows)};
+}
+
 at::Tensor Fp4Backend::Forward(const AttentionInputs& inputs,
                                const AttentionMetadata* metadata) const {
   CheckInputs(inputs);

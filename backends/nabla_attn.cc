@@ -72,6 +72,15 @@ std::shared_ptr<SparseSetting> NablaBackend::ReadSetting(Parameters& parameters,
   return setting;
 }
 
+PlanSize NablaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
+  const int64_t tiles = static_cast<const NablaSetting&>(setting).tiles.blocks();
+  return {.parameter = "P",
+          .query_blocks = tiles,
+          .key_blocks = tiles,
+          .scores = tiles * tiles,
+          .entries = tiles * tiles};
+}
+
 kernels::BlockPlan NablaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const NablaSetting&>(*call.setting);
   const Partition& tiles = setting.tiles;

@@ -19,6 +19,8 @@ class SageBackend final : public AttentionBackend {
   Numerics numerics() const override { return Numerics::kInt8; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
 
@@ -48,6 +50,8 @@ class Fp4Backend : public AttentionBackend {
   Numerics numerics() const override { return Numerics::kFp4; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
 

@@ -64,6 +64,14 @@ std::optional<std::string> ReferenceBackend::Supports(const AttentionSpec& spec,
   return std::nullopt;
 }
 
+AttentionCost ReferenceBackend::Estimate(const AttentionSpec& spec, const std::string&,
+                                         int64_t rows) const {
+  // Of one head in float64: keys, values and their source's copies; four copies of the scores.
+  const int64_t scores = std::min(std::max(kMaxScores, spec.kv_len), spec.q_len * spec.kv_len);
+  const int64_t numbers = 4 * scores + (3 * spec.kv_len + 2 * spec.q_len) * spec.head_size;
+  return {numbers * 8, DenseMultiplyAdds(spec, rows)};
+}
+
 at::Tensor ReferenceBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);

@@ -10,6 +10,11 @@ std::optional<std::string> SageBackend::Supports(const AttentionSpec& spec,
   return Int8KernelLimits(spec, device, admission_);
 }
 
+AttentionCost SageBackend::Estimate(const AttentionSpec& spec, const std::string&,
+                                    int64_t rows) const {
+  return {KernelBytes(spec, rows), DenseMultiplyAdds(spec, rows)};
+}
+
 at::Tensor SageBackend::Forward(const AttentionInputs& inputs,
                                 const AttentionMetadata* metadata) const {
   CheckInputs(inputs);

@@ -18,13 +18,15 @@ struct Cut {
   int64_t kept;  // key blocks that a query block attends
 };
 
+int64_t KeptBlocks(double ratio, int64_t blocks) {
+  return std::clamp<int64_t>(static_cast<int64_t>(ratio * static_cast<double>(blocks)), 1, blocks);
+}
+
 Cut CutOf(const SparseCall& call) {
   const auto& setting = static_cast<const SlaSetting&>(*call.setting);
   Cut cut{RunsOf(call.tokens(), setting.block_q), RunsOf(call.tokens(), setting.block_k),
           RunsOf(call.tokens(), call.tokens()), 1};
-  const int64_t blocks = cut.keys.blocks();
-  cut.kept = std::clamp<int64_t>(static_cast<int64_t>(setting.ratio * static_cast<double>(blocks)),
-                                 1, blocks);
+  cut.kept = KeptBlocks(setting.ratio, cut.keys.blocks());
   return cut;
 }
 
@@ -67,6 +69,21 @@ std::string SlaBackend::Note(const AttentionSpec& spec, const AttentionMetadata*
   if (spec.has_projection) return "";
   return std::string(AttnBackendName(id())) +
          ": the linear branch was off; the checkpoint has no proj_l";
+}
+
+PlanSize SlaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const {
+  const auto& sla = static_cast<const SlaSetting&>(setting);
+  const auto blocks = [](int64_t tokens, int64_t block) { return (tokens + block - 1) / block; };
+  const int64_t queries = blocks(spec.q_len, sla.block_q), keys = blocks(spec.kv_len, sla.block_k);
+  return {.parameter = sla.block_q < sla.block_k ? "block_q" : "block_k",
+          .query_blocks = queries,
+          .key_blocks = keys,
+          .scores = queries * keys,
+          .entries = queries * KeptBlocks(sla.ratio, keys)};
+}
+
+bool SlaBackend::AddsBranch(const SparseSetting&, const AttentionSpec& spec) const {
+  return spec.has_projection;
 }
 
 kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {

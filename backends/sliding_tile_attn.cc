@@ -157,6 +157,22 @@ std::shared_ptr<SparseSetting> SlidingTileBackend::ReadSetting(
   return setting;
 }
 
+PlanSize SlidingTileBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
+  const auto& sta = static_cast<const StaSetting&>(setting);
+  const int64_t tiles = Product(sta.tiles);
+  int64_t attended = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    // A window of w reaches w / 2 to both sides; a strategy may name any, or none, which is all.
+    const int64_t reach = sta.by_strategy ? sta.tiles[axis] : 2 * (sta.window[axis] / 2) + 1;
+    attended *= std::min(sta.tiles[axis], reach);
+  }
+  return {.parameter = "tile",
+          .query_blocks = sta.queries.blocks(),
+          .key_blocks = sta.keys.blocks(),
+          .entries = tiles * (attended + 1) + sta.keys.blocks(),
+          .by_head = sta.by_strategy};
+}
+
 kernels::BlockPlan SlidingTileBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const StaSetting&>(*call.setting);
   const int64_t lists = setting.by_strategy ? call.heads() : 1;

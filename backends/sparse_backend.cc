@@ -17,6 +17,22 @@
 namespace denoised {
 namespace {
 
+// The backend's own parameters and the shared ones; refuses those whose plan would explode.
+std::shared_ptr<const SparseSetting> ReadAll(const SparseBackend& backend,
+                                             const MetadataRequest& request) {
+  Parameters parameters(request.parameters_json);
+  auto setting = backend.ReadSetting(parameters, request);
+  setting->dense_first_steps = parameters.Int("dense_first_steps", 0, 0, 1 << 20);
+  setting->dense_layers = parameters.IntList("dense_layers", 0);
+  const std::set<int64_t> layers(setting->dense_layers.begin(), setting->dense_layers.end());
+  parameters.Settle("dense_layers", layers);  // a set: neither order nor repeats matter
+  parameters.Finish();
+  setting->canonical = parameters.Canonical();
+  const AttentionSpec& spec = request.spec;
+  if (spec.q_len > 0) CheckPlanSize(backend.SizeOf(*setting, spec), spec);
+  return setting;
+}
+
 // Reads parameters once for as long as spec and parameters stay the same.
 class SparseBuilder final : public AttentionMetadataBuilder {
  public:
@@ -36,23 +52,11 @@ class SparseBuilder final : public AttentionMetadataBuilder {
  private:
   const std::shared_ptr<const SparseSetting>& SettingFor(const MetadataRequest& request) {
     if (!setting_ || !(spec_ == request.spec) || parameters_ != request.parameters_json) {
-      setting_ = Read(request);
+      setting_ = ReadAll(backend_, request);
       spec_ = request.spec;
       parameters_ = request.parameters_json;
     }
     return setting_;
-  }
-
-  std::shared_ptr<const SparseSetting> Read(const MetadataRequest& request) const {
-    Parameters parameters(request.parameters_json);
-    auto setting = backend_.ReadSetting(parameters, request);
-    setting->dense_first_steps = parameters.Int("dense_first_steps", 0, 0, 1 << 20);
-    setting->dense_layers = parameters.IntList("dense_layers", 0);
-    const std::set<int64_t> layers(setting->dense_layers.begin(), setting->dense_layers.end());
-    parameters.Settle("dense_layers", layers);  // a set: neither order nor repeats matter
-    parameters.Finish();
-    setting->canonical = parameters.Canonical();
-    return setting;
   }
 
   const SparseBackend& backend_;
@@ -60,6 +64,10 @@ class SparseBuilder final : public AttentionMetadataBuilder {
   AttentionSpec spec_;
   std::string parameters_;
 };
+
+// Float32 copies of the queries' shape that an added branch takes: its operands, its sums and the
+// result in float32.
+constexpr int64_t kBranchCopies = 8;
 
 std::string Text(const Axes& axes) {
   return std::to_string(axes[0]) + "x" + std::to_string(axes[1]) + "x" + std::to_string(axes[2]);
@@ -120,6 +128,17 @@ std::optional<std::string> SparseBackend::NeedsGrid(const AttentionSpec& spec) {
 
 std::unique_ptr<AttentionMetadataBuilder> SparseBackend::MakeBuilder() const {
   return std::make_unique<SparseBuilder>(*this);
+}
+
+AttentionCost SparseBackend::Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                                      int64_t rows) const {
+  const auto setting = ReadAll(*this, {0, 1, spec, parameters_json});
+  AttentionCost cost = CostOfPlan(SizeOf(*setting, spec), spec, rows);
+  if (AddsBranch(*setting, spec)) cost.bytes += kBranchCopies * QueryBytes(spec, rows, 4);
+  if (setting->dense_first_steps > 0 || !setting->dense_layers.empty()) {
+    cost.multiply_adds = std::max(cost.multiply_adds, DenseMultiplyAdds(spec, rows));
+  }
+  return cost;
 }
 
 SparseCall SparseBackend::CallOf(const AttentionInputs& inputs,
@@ -206,9 +225,8 @@ std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t coun
                      const float x = RankOf(scores[a]), y = RankOf(scores[b]);
                      return x > y || (x == y && a < b);
                    });
-  indices.resize(count);
-  std::sort(indices.begin(), indices.end());
-  return indices;
+  std::sort(indices.begin(), indices.begin() + count);
+  return {indices.begin(), indices.begin() + count};  // without the room of all n
 }
 
 namespace {

@@ -64,6 +64,8 @@ class SparseBackend : public AttentionBackend {
   std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override;
   // At dense steps and layers of a CPU call: FLASH_ATTN's, whose kernel and list of blocks it is.
   AttnBackend Runs(const AttentionInputs& inputs, const AttentionMetadata* metadata) const override;
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters_json,
+                         int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
   at::Tensor AttendedPairs(const AttentionInputs& inputs,
@@ -74,6 +76,8 @@ class SparseBackend : public AttentionBackend {
   // Reads the backend's own parameters; the shared ones and Finish() are the caller's.
   virtual std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                                      const MetadataRequest& request) const = 0;
+  // How large a plan with it can become for calls of this spec; its lengths are known.
+  virtual PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const = 0;
 
  protected:
   // Why the tokens of this spec cannot be cut; called with equal query and key lengths.
@@ -86,6 +90,10 @@ class SparseBackend : public AttentionBackend {
   virtual at::Tensor Attend(const SparseCall& call) const;
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
+  // Whether MakeBranch gives one for calls of this spec.
+  virtual bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const {
+    return false;
+  }
 
   Admission admission() const { return admission_; }
 

@@ -16,6 +16,7 @@ class VideoSparseBackend final : public SparseBackend {
   std::string_view summary() const override { return "VSA: top-k tiles and a gated coarse branch"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
   std::string Note(const AttentionSpec& spec, const AttentionMetadata* metadata) const override;
 
  protected:
@@ -25,6 +26,7 @@ class VideoSparseBackend final : public SparseBackend {
   kernels::BlockPlan MakePlan(const SparseCall& call) const override;
   std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
+  bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
 };
 
 // SLIDING_TILE_ATTN (STA, arXiv 2502.04507). Each query tile attends a window of tiles around it,
@@ -36,6 +38,7 @@ class SlidingTileBackend final : public SparseBackend {
   std::string_view summary() const override { return "STA: a window of tiles around each tile"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
 
  protected:
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override;
@@ -51,6 +54,7 @@ class VmobaBackend final : public SparseBackend {
   std::string_view summary() const override { return "VMoBA: chunks of keys chosen by each query"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
 
  protected:
   bool ReadsTokens() const override { return true; }
@@ -69,6 +73,7 @@ class SlaBackend : public SparseBackend {
   std::string_view summary() const override { return "SLA: top key blocks and a linear branch"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
   std::string Note(const AttentionSpec& spec, const AttentionMetadata* metadata) const override;
 
  protected:
@@ -76,6 +81,7 @@ class SlaBackend : public SparseBackend {
   kernels::BlockPlan MakePlan(const SparseCall& call) const override;
   std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
+  bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
 };
 
 // BSA_ATTN (arXiv 2509.01085). Per tile, the queries most like its centre are dropped and copy the
@@ -87,6 +93,7 @@ class BsaBackend final : public SparseBackend {
   std::string_view summary() const override { return "BSA: fewer queries a tile, top-p key tiles"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
 
  protected:
   bool ReadsTokens() const override { return true; }
@@ -107,6 +114,7 @@ class NablaBackend final : public SparseBackend {
   std::string_view summary() const override { return "NABLA: top-p tiles and a window"; }
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
+  PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
 
  protected:
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {

@@ -78,6 +78,14 @@ std::optional<std::string> TorchSdpaBackend::Supports(const AttentionSpec& spec,
   return "wanted a floating-point dtype; got " + std::string(DTypeName(spec.dtype));
 }
 
+AttentionCost TorchSdpaBackend::Estimate(const AttentionSpec& spec, const std::string&,
+                                         int64_t rows) const {
+  // A copy of the result, and what its kernel packs: in this build about what ours does.
+  return {
+      QueryBytes(spec, rows, static_cast<int64_t>(DTypeSize(spec.dtype))) + KernelBytes(spec, rows),
+      DenseMultiplyAdds(spec, rows)};
+}
+
 at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
@@ -104,6 +112,11 @@ at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
 std::optional<std::string> NoAttentionBackend::Supports(const AttentionSpec& spec,
                                                         const DeviceInfo& device) const {
   return "NO_ATTENTION is a name that no device serves; ask for another backend";
+}
+
+AttentionCost NoAttentionBackend::Estimate(const AttentionSpec&, const std::string&,
+                                           int64_t) const {
+  return {};
 }
 
 at::Tensor NoAttentionBackend::Forward(const AttentionInputs& inputs,

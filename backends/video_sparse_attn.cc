@@ -108,6 +108,20 @@ std::string VideoSparseBackend::Note(const AttentionSpec& spec,
                   "to_gate_compress";
 }
 
+PlanSize VideoSparseBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
+  const auto& vsa = static_cast<const VsaSetting&>(setting);
+  const int64_t tiles = vsa.tiles.blocks();
+  return {.parameter = "tile",
+          .query_blocks = tiles,
+          .key_blocks = tiles,
+          .scores = tiles * tiles,
+          .entries = tiles * vsa.top_k};
+}
+
+bool VideoSparseBackend::AddsBranch(const SparseSetting& setting, const AttentionSpec&) const {
+  return static_cast<const VsaSetting&>(setting).coarse;
+}
+
 kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   const int64_t tiles = setting.tiles.blocks();

@@ -277,6 +277,24 @@ std::shared_ptr<SparseSetting> VmobaBackend::ReadSetting(Parameters& parameters,
   return setting;
 }
 
+PlanSize VmobaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const {
+  int64_t most = 1;  // chunks of any entry of the cycle
+  int64_t blocks = 1;
+  for (const Chunking& chunking : static_cast<const VmobaSetting&>(setting).cycle) {
+    most = std::max(most, chunking.chunks.blocks());
+    blocks = chunking.queries.blocks();
+  }
+  // Each query scores each chunk, and competes with an index of 8 bytes beside gate and mark; a
+  // plan's entry has a mask of 8 bytes.
+  return {.parameter = "chunk",
+          .query_blocks = blocks,
+          .key_blocks = most,
+          .scores = spec.q_len * most,
+          .score_bytes = 4 + 1 + 8 + 24 / most,
+          .entries = 3 * blocks * most,
+          .all_heads_at_once = true};
+}
+
 kernels::BlockPlan VmobaBackend::MakePlan(const SparseCall& call) const {
   const auto& setting = static_cast<const VmobaSetting&>(*call.setting);
   const Chunking& chunking = setting.cycle[call.inputs.layer_index % setting.cycle.size()];

@@ -281,6 +281,12 @@ class CudnnBackend final : public AttentionBackend {
   AttnBackend id() const override { return AttnBackend::kCudnnAttn; }
   std::string_view summary() const override { return "cuDNN's flash attention, by its graph API"; }
 
+  // Its workspace, on the device, is known once its plan is made.
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string&,
+                         int64_t rows) const override {
+    return {0, DenseMultiplyAdds(spec, rows)};
+  }
+
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override {
     if (device.type != DeviceInfo::Type::kCuda) return "it runs on CUDA devices only";

@@ -15,9 +15,6 @@
 namespace denoised::kernels {
 namespace {
 
-// Packed keys and values held at once; more heads than fit are taken in turns. What is written is
-// read soon after, so it should still be in a shared cache.
-constexpr int64_t kMaxPackedUnits = int64_t{4} << 20;
 constexpr float kLog2E = 1.4426950408889634f;
 
 int64_t RoundUp(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }

@@ -25,6 +25,9 @@ namespace denoised::kernels {
 
 inline constexpr int kBlock = 64;  // most queries or keys in a block
 inline constexpr int kMaxHeadSize = 256;
+// Packed keys and values held at once, in units of four bytes; more heads than fit are taken in
+// turns, one at least. What is written is read soon after, so it should still be in a shared cache.
+inline constexpr int64_t kMaxPackedUnits = int64_t{4} << 20;
 
 // Positions [first, first + length) of an order; 1 <= length <= kBlock.
 struct Span {

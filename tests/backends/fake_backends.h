@@ -17,11 +17,16 @@ class FakeBackend : public AttentionBackend {
   using Limit = std::function<std::optional<std::string>(const AttentionSpec&, const DeviceInfo&)>;
   explicit FakeBackend(AttnBackend id, Limit limit = {}) : id_(id), limit_(std::move(limit)) {}
 
+  AttentionCost cost;  // of every call
+
   AttnBackend id() const override { return id_; }
   std::string_view summary() const override { return "invented"; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override {
     return limit_ ? limit_(spec, device) : std::nullopt;
+  }
+  AttentionCost Estimate(const AttentionSpec&, const std::string&, int64_t) const override {
+    return cost;
   }
   at::Tensor Forward(const AttentionInputs& inputs, const AttentionMetadata*) const override {
     return inputs.query;
