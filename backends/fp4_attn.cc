@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "backends/attention_call.h"
 #include "backends/kernels/fp4.h"
@@ -48,11 +49,11 @@ std::optional<std::string> Fp4Backend::Supports(const AttentionSpec& spec,
 
 AttentionCost Fp4Backend::Estimate(const AttentionSpec& spec, const std::string&,
                                    int64_t rows) const {
-  // Of one head in float64: q, k, v, their roundings and what a rounding holds meanwhile; then the
-  // scores of a block of queries with the same.
-  constexpr int64_t kRounding = 10;
-  const int64_t tokens = spec.q_len + (4 + kRounding) * spec.kv_len;
-  const int64_t numbers = tokens * spec.head_size + (4 + kRounding) * kQueryBlock * spec.kv_len;
+  // Of one head in float64: queries, result, keys and values, as they are and rounded; in each
+  // thread some copies of the scores of a block of queries.
+  const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  const int64_t numbers = (3 * spec.q_len + 8 * spec.kv_len) * spec.head_size +
+                          threads * 4 * kernels::kFp4QueryBlock * spec.kv_len;
   return {numbers * 8, DenseMultiplyAdds(spec, rows)};
 }
 

@@ -2,6 +2,7 @@
 #ifndef DENOISED_RUNTIME_ARTIFACTS_H_
 #define DENOISED_RUNTIME_ARTIFACTS_H_
 
+#include <optional>
 #include <string>
 
 #include "runtime/job.h"
@@ -13,6 +14,16 @@ namespace denoised {
 // "latents".
 std::string EncodeArtifact(ArtifactFormat format, const DecodedVideo& video,
                            const HostTensor& latents);
+
+// Why this build cannot write the format; empty where it can.
+std::optional<std::string> WhyNotWritten(ArtifactFormat format);
+
+// Most bytes of such a file, and of what its encoder holds beside it. `latents` = bytes of them.
+struct ArtifactBytes {
+  int64_t file = 0, workspace = 0;
+};
+ArtifactBytes EstimateArtifact(ArtifactFormat format, int64_t frames, int64_t height, int64_t width,
+                               int64_t latents);
 
 }  // namespace denoised
 

@@ -75,6 +75,15 @@ std::vector<ArtifactFormat> DistinctFormats(const std::vector<ArtifactFormat>& a
   return formats;
 }
 
+void CheckFormats(const std::vector<ArtifactFormat>& formats) {
+  for (ArtifactFormat format : formats) {
+    const auto why_not = WhyNotWritten(format);
+    if (!why_not) continue;
+    throw Error(StatusCode::kUnimplemented, "formats: " + *why_not, "formats",
+                "FORMAT_NOT_IN_BUILD");
+  }
+}
+
 Receipt MakeReceipt(const Pipeline& pipeline, const AttentionPlanner& planner) {
   Receipt receipt;
   receipt.entries = planner.Entries();
@@ -122,6 +131,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       observer_(observer),
       logger_(logger),
       clock_(std::move(clock)),
+      memory_(options.max_memory),
       thread_([this] { Loop(); }) {}
 
 EngineImpl::~EngineImpl() { Shutdown(); }
@@ -147,14 +157,22 @@ EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
       ResolveRequest(request, pipeline->info().defaults, pipeline->rules());
   if (!request.seed) parameters.seed = DrawSeed();
   pipeline->CheckRun(request, parameters);
-  CheckAttention(*pipeline, pipeline->DenoiseSpecs(parameters), request.attention);
   request.formats = DistinctFormats(request.formats);
-  return {NewJobId(),
-          std::move(request),
-          std::move(parameters),
-          pipeline,
-          std::make_shared<CancelToken>(),
-          SteadyClock::now()};
+  CheckFormats(request.formats);
+  QueuedJob job{NewJobId(),
+                std::move(request),
+                std::move(parameters),
+                pipeline,
+                std::make_shared<CancelToken>(),
+                SteadyClock::now(),
+                {}};
+  // First without attention, so that no plan is made for what is too large anyway.
+  EstimateMemory(&job, Attention::kLeftOut);
+  RequireMemory(job);
+  CheckAttention(*pipeline, pipeline->DenoiseSpecs(job.parameters), job.request.attention);
+  EstimateMemory(&job, Attention::kIncluded);
+  RequireMemory(job);
+  return job;
 }
 
 // Refuses at once what could only fail later: parameters that do not fit, hidden by a force or not,
@@ -222,6 +240,7 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
   auto refusal = Caught([&] {
     call.pipeline = FindPipeline(call.request.model);
     call.pipeline->CheckDenoise(call.request);
+    RequireMemory(call);
     std::lock_guard lock(mutex_);
     if (draining_) throw Draining();
     if (static_cast<int64_t>(calls_.size()) >= options_.max_queued_denoise_calls) {
@@ -383,6 +402,7 @@ void EngineImpl::Loop() {
     RunDenoiseCalls();
     if (!TakeJob()) continue;
     RunJob(*running_);
+    memory_.ReturnUnused(static_cast<int64_t>(store_->artifact_bytes()));
     lock.lock();
     running_.reset();
     closing_ = false;
@@ -450,6 +470,7 @@ void EngineImpl::RunJob(const QueuedJob& job) {
     AttentionPlanner planner(job.pipeline->planner_setting(), job.request.attention, observer_);
     auto run_error = Caught([&] {
       const ScopedStopCheck stop([&] { return WhyStop(job); });
+      RequireMemory(job);  // results of others may lie where there was room
       DriveRun(job, &planner);
     });
     receipt = MakeReceipt(*job.pipeline, planner);
@@ -492,6 +513,11 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
 void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner) {
   const int64_t steps = job.parameters.num_inference_steps;
   double spent = 0;
+  if (const auto seconds = speed_.Seconds(job.estimate.step_multiply_adds)) {
+    store_->Update(job.id, [&](JobSnapshot& snapshot) {
+      snapshot.eta_seconds = *seconds * static_cast<double>(steps);
+    });
+  }
   for (int64_t i = 0; i < steps; ++i) {
     Interlude(job);
     const auto start = SteadyClock::now();
@@ -499,6 +525,7 @@ void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPl
     planner->Complete();
     const double seconds = SecondsSince(start);
     observer_->OnStep(job.parameters.model, seconds);
+    speed_.Observe(job.estimate.step_multiply_adds, seconds);
     spent += seconds;
     store_->Update(job.id, [&](JobSnapshot& snapshot) {
       snapshot.step = i + 1;

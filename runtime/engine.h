@@ -36,6 +36,9 @@ struct EngineOptions {
   int64_t max_queued_denoise_calls = 256;
   int64_t max_finished_jobs = 256;
   int64_t max_artifact_bytes = int64_t{1} << 30;
+  // What the process may take: "auto", "none" or a size such as "8GiB" (memory_budget.h). Work that
+  // would not fit is refused.
+  std::string max_memory = "auto";
   int threads = 0;                // intra-op threads; 0 = one a physical core
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
 };
@@ -112,7 +115,9 @@ class Engine {
   // Any thread, all of these.
 
   // Validates and queues. The value is INVALID_ARGUMENT (field named), NOT_FOUND (model),
-  // RESOURCE_EXHAUSTED (queue full, reason QUEUE_FULL) or UNAVAILABLE (draining, reason DRAINING).
+  // RESOURCE_EXHAUSTED (queue full, reason QUEUE_FULL; more than fits, reason MEMORY),
+  // UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE (draining, reason
+  // DRAINING).
   virtual SubmitResult Submit(GenerationRequest request) = 0;
   virtual CancelResult Cancel(const std::string& job_id) = 0;
   virtual JobStore& jobs() = 0;

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "runtime/engine.h"
+#include "runtime/estimate.h"
+#include "runtime/memory_admission.h"
 #include "runtime/pipeline.h"
 
 namespace denoised {
@@ -56,6 +58,7 @@ class EngineImpl : public Engine {
     Pipeline* pipeline = nullptr;
     std::shared_ptr<CancelToken> cancel;
     std::chrono::steady_clock::time_point queued_at;
+    WorkEstimate estimate;
   };
   struct DenoiseCall {
     DenoiseRequest request;
@@ -72,6 +75,12 @@ class EngineImpl : public Engine {
                       const AttentionOptions& options) const;
   Explanation ExplainSpec(const PlannerSetting& setting, const AttentionSpec& spec,
                           const AttentionOptions& options) const;
+  // engine_admission.cc. RequireMemory throws RESOURCE_EXHAUSTED, reason MEMORY.
+  enum class Attention : uint8_t { kLeftOut, kIncluded };
+  void EstimateMemory(QueuedJob* job, Attention attention) const;
+  void RequireMemory(const QueuedJob& job) const;
+  void RequireMemory(const DenoiseCall& call) const;
+  int64_t WaitingBytes() const;  // of requests; under mutex_
   void FinishJob(const QueuedJob& job, const std::optional<Error>& error, Receipt receipt);
   void RefreshQueuePositions();
   bool Idle() const;  // under mutex_
@@ -106,6 +115,8 @@ class EngineImpl : public Engine {
   Observer* const observer_;
   Logger* const logger_;
   const Clock clock_;
+  const MemoryAdmission memory_;
+  RoughSpeed speed_;
 
   std::mutex positions_mutex_;  // one refresh of the queue positions at a time; before mutex_
   mutable std::mutex mutex_;    // guards all below

@@ -50,6 +50,9 @@ class JobStore {
   // Jobs that succeeded within the last `age` and whose results nobody has fetched.
   virtual int64_t CountUnfetched(std::chrono::steady_clock::duration age) const = 0;
 
+  // Bytes of all results that are kept.
+  virtual size_t artifact_bytes() const = 0;
+
   // Calls `wake` (short, must not block or call back into the store) after each change of the job,
   // from the changing thread, until the returned handle is gone (a call that has begun by then may
   // still end, so `wake` owns what it touches). Watchers then read Get(): a slow one skips states

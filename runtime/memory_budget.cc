@@ -115,7 +115,7 @@ std::optional<int64_t> SmallestLimit(const Hierarchy& hierarchy, const std::stri
 
 [[noreturn]] void RefuseSize(const std::string& text) {
   throw InvalidField("max_memory",
-                     "is auto, none or a size such as 8GiB or 1500MiB, got '" + text + "'");
+                     "wanted auto, none or a size such as 8GiB or 1500MiB, got '" + text + "'");
 }
 
 int64_t Reserve(int64_t bytes) { return std::max(bytes / 16, 64 * kMiB); }
@@ -134,7 +134,7 @@ std::optional<int64_t> ParseBytes(const std::string& text) {
   double number = 0;
   const char* const end = text.data() + text.size();
   auto [rest, error] = std::from_chars(text.data(), end, number, std::chars_format::fixed);
-  if (error != std::errc() || number < 0) return std::nullopt;
+  if (error != std::errc() || !std::isfinite(number) || number < 0) return std::nullopt;
   while (rest != end && *rest == ' ') ++rest;
   const std::string unit(rest, end);
   const std::string_view prefixes = "KMGT";

@@ -85,6 +85,11 @@ class MemoryJobStore : public JobStore {
 
   int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override;
 
+  size_t artifact_bytes() const override {
+    std::lock_guard lock(mutex_);
+    return artifact_bytes_;
+  }
+
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     auto watcher = std::make_shared<Watcher>(Watcher{std::move(wake)});
     std::lock_guard lock(mutex_);

@@ -13,6 +13,7 @@
 
 #include "runtime/attention_planner.h"
 #include "runtime/engine.h"
+#include "runtime/estimate.h"
 #include "runtime/job.h"
 #include "runtime/media/video_writer.h"
 #include "runtime/request_check.h"
@@ -70,6 +71,13 @@ class Pipeline {
   virtual void CheckRun(const GenerationRequest& request,
                         const ResolvedParameters& parameters) const = 0;
   virtual void CheckDenoise(const DenoiseRequest& request) const = 0;
+
+  // What a checked request will take, `cost` of each of its attentions asked for; any thread.
+  virtual WorkEstimate EstimateRun(const GenerationRequest& request,
+                                   const ResolvedParameters& parameters,
+                                   const CostOfAttention& cost) const = 0;
+  virtual WorkEstimate EstimateDenoise(const DenoiseRequest& request,
+                                       const CostOfAttention& cost) const = 0;
 
   virtual std::unique_ptr<GenerationRun> NewRun(RunRequest request) = 0;
   virtual DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,

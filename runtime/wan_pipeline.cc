@@ -9,6 +9,7 @@
 #include "runtime/loaders/weights.h"
 #include "runtime/tensor_convert.h"
 #include "runtime/tokenizer/prompt_clean.h"
+#include "runtime/wan_estimate.h"
 #include "runtime/wan_run.h"
 
 namespace denoised {
@@ -214,8 +215,10 @@ void WanPipeline::ReadDefaults(const ModelFolder& folder) {
   if (own.Has("attention_parameters")) {
     setting_.model_default_parameters_json = own.json().at("attention_parameters").dump();
   }
-  if (!own.Has("defaults")) return;
-  ReadRequestDefaults(ConfigReader(own.json().at("defaults"), own.path() + ": defaults"));
+  if (own.Has("defaults")) {
+    ReadRequestDefaults(ConfigReader(own.json().at("defaults"), own.path() + ": defaults"));
+  }
+  CheckDefaultAttention(own.path());
 }
 
 void WanPipeline::ReadRequestDefaults(const ConfigReader& given) {
@@ -236,6 +239,29 @@ void WanPipeline::ReadRequestDefaults(const ConfigReader& given) {
   defaults.negative_prompt = given.String("negative_prompt", "");
   info_.default_prompt = given.String("prompt", "");
   CheckGeometry(defaults.height, defaults.width, defaults.num_frames, rules_);
+}
+
+// At the model's own sizes; other sizes are the request's, and a default that does not fit them is
+// refused as a wish there.
+void WanPipeline::CheckDefaultAttention(const std::string& own_file) const {
+  const std::string& parameters = setting_.model_default_parameters_json;
+  const auto refuse = [&](const std::string& why) {
+    throw Error(StatusCode::kInvalidArgument, own_file + ": attention_parameters: " + why,
+                own_file);
+  };
+  if (!setting_.model_default) {
+    if (!parameters.empty()) refuse("need attention_backend to name whose they are");
+    return;
+  }
+  for (const AttentionSpec& spec : DenoiseSpecs(info_.defaults)) {
+    if (spec.role != AttentionRole::kSelf) continue;
+    if (setting_.registry->WhyNot(*setting_.model_default, spec, setting_.device)) continue;
+    try {
+      setting_.registry->CanonicalParameters(*setting_.model_default, spec, parameters);
+    } catch (const Error& error) {
+      refuse(error.what());
+    }
+  }
 }
 
 void WanPipeline::Describe(const Manifest& manifest) {
@@ -327,6 +353,20 @@ void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
   const auto is_sigma = [](double sigma) { return sigma >= 0 && sigma <= 1; };
   if (!is_sigma(request.sigma)) throw InvalidField("sigma", "must be between 0 and 1");
   if (!is_sigma(request.sigma_next)) throw InvalidField("sigma_next", "must be between 0 and 1");
+}
+
+WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
+                                      const ResolvedParameters& parameters,
+                                      const CostOfAttention& cost) const {
+  return EstimateWanRun({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                        LatentShape(parameters), parameters, request.formats, cost);
+}
+
+WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
+                                          const CostOfAttention& cost) const {
+  return EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                         request.latents.shape, request.encoder_hidden_states.shape[1],
+                         request.guidance_scale > 1, cost);
 }
 
 // ---- forwards ----------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ class WanPipeline : public Pipeline {
   void CheckRun(const GenerationRequest& request,
                 const ResolvedParameters& parameters) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
+  WorkEstimate EstimateRun(const GenerationRequest& request, const ResolvedParameters& parameters,
+                           const CostOfAttention& cost) const override;
+  WorkEstimate EstimateDenoise(const DenoiseRequest& request,
+                               const CostOfAttention& cost) const override;
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                         Observer* observer) override;
@@ -77,6 +81,7 @@ class WanPipeline : public Pipeline {
   void ReadDefaults(const ModelFolder& folder);
   void ReadRequestDefaults(const ConfigReader& given);
   void Describe(const Manifest& manifest);
+  void CheckDefaultAttention(const std::string& own_file) const;
   void WarnUnused(Logger* logger) const;
 
   const at::Device device_;

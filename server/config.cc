@@ -120,6 +120,7 @@ std::vector<Flag> LimitFlags(Config* config) {
       {"max_artifact_mib", "N", "1024", "MiB of results to keep, 1 to 1048576.",
        SetInt("max_artifact_mib", 1, 1 << 20,
               [engine](int64_t n) { engine->max_artifact_bytes = n * kMiB; })},
+      MaxMemoryFlag(&engine->max_memory),
       {"max_message_mib", "N", "64",
        "MiB of one request message, 1 to 1024; a larger one gets RESOURCE_EXHAUSTED.",
        SetInt("max_message_mib", 1, 1024,

@@ -224,8 +224,10 @@ std::string Cut(const std::string& text, size_t limit) {
   return text.substr(0, end) + "...";
 }
 
-bool RetryMakesSense(StatusCode code) {
-  return code == StatusCode::kResourceExhausted || code == StatusCode::kUnavailable;
+// What needs more memory than there is needs it the next time too.
+bool RetryMakesSense(const JobError& error) {
+  return error.code == StatusCode::kUnavailable ||
+         (error.code == StatusCode::kResourceExhausted && error.reason != "MEMORY");
 }
 
 void AddDetails(const JobError& error, google::rpc::Status* status) {
@@ -243,7 +245,7 @@ void AddDetails(const JobError& error, google::rpc::Status* status) {
     if (!error.field.empty()) (*info.mutable_metadata())["field"] = Cut(error.field, 128);
     status->add_details()->PackFrom(info);
   }
-  if (RetryMakesSense(error.code)) {
+  if (RetryMakesSense(error)) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(5);
     status->add_details()->PackFrom(retry);

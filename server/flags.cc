@@ -9,6 +9,8 @@
 #include <sstream>
 
 #include "backends/cpu_isa.h"
+#include "backends/error.h"
+#include "runtime/memory_budget.h"
 
 namespace denoised {
 namespace {
@@ -302,6 +304,23 @@ std::string Nearest(const std::string& name, const std::vector<std::string>& kno
 std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
                                     const std::vector<std::string>& arguments, size_t max_rest) {
   return Reader(flags, arguments, max_rest).Run();
+}
+
+Flag MaxMemoryFlag(std::string* target) {
+  return {
+      "max_memory", "SIZE", "auto",
+      "Memory that this process may take: a size such as 8GiB or 1500MiB, none (or 0), or auto, "
+      "which is the smaller of the machine's and its control group's, less a sixteenth (64 MiB "
+      "at least). A job or a step that would not fit beside the loaded models, the results and "
+      "the waiting requests is refused with RESOURCE_EXHAUSTED.",
+      [target](const std::string& text) {
+        try {
+          const MemoryBudget checked(text);
+        } catch (const Error& error) {
+          throw UsageError("--" + std::string(error.what()));
+        }
+        *target = text;
+      }};
 }
 
 Flag CpuIsaFlag(CpuIsa* target) {

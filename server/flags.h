@@ -70,6 +70,8 @@ std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
 
 // --cpu_isa, which the server and the commands that compute have.
 Flag CpuIsaFlag(CpuIsa* target);
+// --max_memory, which the server and `denoisectl run` have.
+Flag MaxMemoryFlag(std::string* target);
 
 // The table as text, wrapped at 100 columns.
 std::string FlagsHelp(const std::vector<Flag>& flags);

@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kMaxSide = 16'384;  // of H.264 level 6.2
 constexpr int kBufferBytes = 64 << 10;
+constexpr const char* kEncoder = "libx264";
 constexpr const char* kCrf = "20";
 // The count is part of what the encoder's output depends on, so it is not the machine's.
 constexpr int kThreads = 2;
@@ -85,12 +86,8 @@ void TagColours(AVCodecContext& encoder) {
 }
 
 Owned<AVCodecContext> OpenEncoder(int width, int height, int fps) {
-  const AVCodec* codec = avcodec_find_encoder_by_name("libx264");
-  if (codec == nullptr) {
-    throw Error(StatusCode::kUnimplemented,
-                ".mp4: the installed libavcodec has no libx264 encoder; ask for .gif, .png or .npy",
-                "", "NO_LIBX264");
-  }
+  const AVCodec* codec = avcodec_find_encoder_by_name(kEncoder);
+  if (codec == nullptr) throw Error(StatusCode::kUnimplemented, *WhyNoMp4(), "", "NO_LIBX264");
   Owned<AVCodecContext> encoder(NotNull(avcodec_alloc_context3(codec), "no encoder"));
   encoder->width = width;
   encoder->height = height;
@@ -192,6 +189,11 @@ class Mp4Writer {
 };
 
 }  // namespace
+
+std::optional<std::string> WhyNoMp4() {
+  if (avcodec_find_encoder_by_name(kEncoder) != nullptr) return std::nullopt;
+  return ".mp4: the installed libavcodec has no libx264 encoder; ask for .gif, .png or .npy";
+}
 
 std::string EncodeMp4(const VideoFrames& video) {
   CheckFrames(video, kMaxSide, ".mp4");

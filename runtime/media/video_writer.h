@@ -6,6 +6,7 @@
 #define DENOISED_RUNTIME_MEDIA_VIDEO_WRITER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct VideoFrames {
 // sizes get one more row or column, a copy of the last one, since 4:2:0 needs even sizes.
 // UNIMPLEMENTED, saying how to get it, in builds without libav.
 std::string EncodeMp4(const VideoFrames& video);
+// Why EncodeMp4 cannot serve in this build; empty where it can.
+std::optional<std::string> WhyNoMp4();
 
 // Looping GIF; a palette of its own for every frame. GIF counts time in 1/100 s, so frames are held
 // for rounded times that add up to the right length.

@@ -136,6 +136,12 @@ at::Tensor WanVaeDecoder::Denormalize(const at::Tensor& latents) const {
   return latents.to(mean_.options()) / inverse_std_ + mean_;
 }
 
+// The first frame is a chunk of its own.
+int64_t WanVaeDecoder::ChunkFrames(int64_t f, int64_t h, int64_t w) {
+  const int64_t most = std::clamp<int64_t>(kChunkPositions / (h * w), 1, kMaxChunkFrames);
+  return std::clamp<int64_t>(f - 1, 1, most);
+}
+
 int64_t WanVaeDecoder::FramesOf(int64_t latent_frames) const {
   int64_t factor = 1;
   for (bool doubles : config_.temporal_upsample) factor *= doubles ? 2 : 1;
@@ -180,8 +186,7 @@ void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink) const {
   // [1, z, f, h, w] -> [f, h, w, z]
   const at::Tensor x = latents.to(mean_.options()).squeeze(0).permute({1, 2, 3, 0}).contiguous();
   const int64_t total = x.size(0);
-  const int64_t step =
-      std::clamp<int64_t>(kChunkPositions / (x.size(1) * x.size(2)), 1, kMaxChunkFrames);
+  const int64_t step = ChunkFrames(total, x.size(1), x.size(2));
   VaeState state = network_->MakeState();
   int64_t first_frame = 0;
   for (int64_t begin = 0; begin < total;) {

@@ -61,6 +61,9 @@ class WanVaeDecoder {
   // infinity.
   void Decode(const at::Tensor& latents, const Sink& sink) const;
 
+  // Latent frames of the largest chunk of such a decode.
+  static int64_t ChunkFrames(int64_t f, int64_t h, int64_t w);
+
   // Video frames of f latent frames, and pixels per latent position of an axis.
   int64_t FramesOf(int64_t latent_frames) const;
   int64_t PixelsOf(int64_t latent_size) const;

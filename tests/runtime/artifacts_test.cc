@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <random>
 
 namespace denoised {
 namespace {
@@ -49,6 +50,33 @@ TEST(Artifacts, ValuesAreANumpyFileOfFramesHeightWidthAndColour) {
 TEST(Artifacts, PicturesBeginAsTheirFormatsDo) {
   EXPECT_EQ(Encode(ArtifactFormat::kPng).substr(0, 8), "\x89PNG\r\n\x1a\n");
   EXPECT_EQ(Encode(ArtifactFormat::kGif).substr(0, 6), "GIF89a");
+}
+
+// Noise, the worst that an encoder can be given.
+DecodedVideo Noise() {
+  DecodedVideo video;
+  video.frames = {9, 96, 128, 8, {}};
+  std::mt19937 random(1);
+  for (int64_t i = 0; i < 9 * 96 * 128 * 3; ++i) {
+    video.frames.rgb.push_back(static_cast<uint8_t>(random()));
+    video.values.push_back(0);
+  }
+  return video;
+}
+
+TEST(Artifacts, WhatThisBuildWritesIsToldBeforeAndSoIsItsSizeEvenOfNoise) {
+  const DecodedVideo noise = Noise();
+  for (ArtifactFormat format : {ArtifactFormat::kMp4, ArtifactFormat::kGif, ArtifactFormat::kPng,
+                                ArtifactFormat::kNpy, ArtifactFormat::kSafetensors}) {
+    SCOPED_TRACE(ArtifactFormatName(format));
+    if (WhyNotWritten(format)) {
+      EXPECT_THROW(EncodeArtifact(format, noise, Latents()), Error);
+      continue;
+    }
+    const auto size = static_cast<int64_t>(EncodeArtifact(format, noise, Latents()).size());
+    constexpr int64_t kHeaders = 16 << 10;
+    EXPECT_LE(size, EstimateArtifact(format, 9, 96, 128, 8).file + kHeaders);
+  }
 }
 
 TEST(Artifacts, TheSameFramesGiveTheSameBytes) {

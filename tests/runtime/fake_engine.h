@@ -167,6 +167,7 @@ struct FakeModel {
   std::function<void()> on_denoise;
   std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
   InventedBackends backends;
+  WorkEstimate estimate;  // of every job and call
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order
@@ -189,6 +190,13 @@ class FakePipeline : public Pipeline {
   }
   void CheckRun(const GenerationRequest& request, const ResolvedParameters&) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
+  WorkEstimate EstimateRun(const GenerationRequest&, const ResolvedParameters&,
+                           const CostOfAttention&) const override {
+    return model_->estimate;
+  }
+  WorkEstimate EstimateDenoise(const DenoiseRequest&, const CostOfAttention&) const override {
+    return model_->estimate;
+  }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                         Observer* observer) override;
@@ -224,6 +232,7 @@ class RecordingStore : public JobStore {
   int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override {
     return inner_->CountUnfetched(age);
   }
+  size_t artifact_bytes() const override { return inner_->artifact_bytes(); }
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     return inner_->Watch(id, std::move(wake));
   }

@@ -67,7 +67,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
       "'localhost:3' device: 'cuda:1' dtype: 'bfloat16' threads: 2 max_queued_jobs: 3 "
       "max_queued_denoise_calls: 4 max_finished_jobs: 5 max_artifact_mib: 6 max_message_mib: 7 "
       "drain_grace: '1500ms' log_level: 'error' insecure_public: true "
-      "admit_unmeasured: true cpu_isa: 'avx512_vnni'")});
+      "admit_unmeasured: true cpu_isa: 'avx512_vnni' max_memory: '8GiB'")});
   EXPECT_EQ(config.engine.model_repository, "m");
   EXPECT_EQ(config.listen.port, 1);
   EXPECT_EQ(config.admin_listen.ToString(), "[::1]:2");
@@ -82,6 +82,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_EQ(config.engine.max_finished_jobs, 5);
   EXPECT_EQ(config.engine.max_artifact_bytes, 6 << 20);
   EXPECT_EQ(config.max_message_bytes, 7 << 20);
+  EXPECT_EQ(config.engine.max_memory, "8GiB");
   EXPECT_EQ(config.drain_grace, std::chrono::milliseconds(1500));
   EXPECT_EQ(config.log_level, LogLevel::kError);
   EXPECT_TRUE(config.insecure_public);
@@ -127,6 +128,9 @@ TEST_F(ConfigTest, MistakesAreNamedInOneLine) {
       {"--config=/no/such/file", "/no/such/file"},
       {"--state_dir=/proc/denoised", "--state_dir"},
       {"--state_dir", "needs a value"},
+      {"--max_memory=lots", "--max_memory"},
+      {"--max_memory=8", "--max_memory"},
+      {"--max_memory=12KiB", "--max_memory"},
       {"stray", "stray"},
       {"-x", "-x"},
   };

@@ -1,0 +1,69 @@
+// What the engine asks of memory before it takes work, and again before it begins it.
+#include "runtime/engine_impl.h"
+
+namespace denoised {
+namespace {
+
+// With the backends that would serve now. A later force can only choose among plans that are
+// bounded (backends/attention_cost.h).
+CostOfAttention CostNow(const Pipeline& pipeline, const AttentionOptions& options) {
+  return [&pipeline, &options](const AttentionSpec& spec, int64_t rows) {
+    const PlannerSetting& setting = pipeline.planner_setting();
+    const Wish granted = ChooseNow(setting, options, spec).granted;
+    return setting.registry->Find(granted.backend)
+        ->backend->Estimate(spec, granted.parameters, rows);
+  };
+}
+
+std::string Described(const ResolvedParameters& p) {
+  return "a job of " + std::to_string(p.width) + "x" + std::to_string(p.height) + " pixels and " +
+         std::to_string(p.num_frames) + " frames";
+}
+
+std::string Described(const DenoiseRequest& request) {
+  std::string shape;
+  for (int64_t size : request.latents.shape) {
+    shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+  }
+  return "a step of latents [" + shape + "]";
+}
+
+}  // namespace
+
+void EngineImpl::EstimateMemory(QueuedJob* job, Attention attention) const {
+  const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
+  job->estimate = job->pipeline->EstimateRun(job->request, job->parameters,
+                                             attention == Attention::kLeftOut
+                                                 ? CostOfAttention(nothing)
+                                                 : CostNow(*job->pipeline, job->request.attention));
+}
+
+void EngineImpl::RequireMemory(const QueuedJob& job) const {
+  int64_t held = static_cast<int64_t>(store_->artifact_bytes());
+  {
+    const std::lock_guard lock(mutex_);
+    held += WaitingBytes();
+  }
+  memory_.Require(Described(job.parameters), job.estimate, held);
+}
+
+// Denoise calls run between a job's steps, beside what it keeps.
+void EngineImpl::RequireMemory(const DenoiseCall& call) const {
+  const WorkEstimate estimate =
+      call.pipeline->EstimateDenoise(call.request, CostNow(*call.pipeline, call.request.attention));
+  int64_t held = static_cast<int64_t>(store_->artifact_bytes()) + BytesOf(call.request);
+  {
+    const std::lock_guard lock(mutex_);
+    held += WaitingBytes() + (running_ ? running_->estimate.held_bytes : 0);
+  }
+  memory_.Require(Described(call.request), estimate, held);
+}
+
+int64_t EngineImpl::WaitingBytes() const {
+  int64_t bytes = running_ ? BytesOf(running_->request) : 0;
+  for (const QueuedJob& job : jobs_) bytes += BytesOf(job.request);
+  for (const DenoiseCall& call : calls_) bytes += BytesOf(call.request);
+  return bytes;
+}
+
+}  // namespace denoised

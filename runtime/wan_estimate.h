@@ -1,0 +1,34 @@
+// What jobs and Denoise calls of a Wan pipeline will take. Pure; any thread.
+#ifndef DENOISED_RUNTIME_WAN_ESTIMATE_H_
+#define DENOISED_RUNTIME_WAN_ESTIMATE_H_
+
+#include <vector>
+
+#include "runtime/estimate.h"
+#include "runtime/job.h"
+#include "runtime/models/umt5.h"
+#include "runtime/models/wan_transformer.h"
+#include "runtime/models/wan_vae.h"
+
+namespace denoised {
+
+struct WanParts {
+  const Umt5Encoder& text_encoder;
+  const WanTransformer& transformer;
+  const WanVaeDecoder& vae;
+  bool on_cpu;
+};
+
+// `latents` is the shape [1, C, f, h, w].
+WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
+                            const ResolvedParameters& parameters,
+                            const std::vector<ArtifactFormat>& formats,
+                            const CostOfAttention& cost);
+
+// `latents` has B rows, the prompt `length` tokens.
+WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,
+                             int64_t length, bool guided, const CostOfAttention& cost);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_WAN_ESTIMATE_H_

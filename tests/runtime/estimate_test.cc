@@ -1,0 +1,143 @@
+// Estimates against the measured peak of real runs of the model that ships: never under by more
+// than a twentieth, and over by no more than what would refuse in vain.
+#include "runtime/estimate.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/artifacts.h"
+#include "runtime/attention_planner.h"
+#include "runtime/pipeline.h"
+#include "runtime/request_check.h"
+#include "runtime/threads.h"
+#include "tests/peak_memory.h"
+
+namespace denoised {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+struct Shape {
+  int64_t width, height, frames;
+  std::string dtype = "float32";
+  AttnBackend backend = AttnBackend::kFlashAttn;
+  std::vector<ArtifactFormat> formats = {ArtifactFormat::kSafetensors};
+  double guidance = 1;
+};
+
+class Loaded {
+ public:
+  explicit Loaded(const std::string& dtype) : logger_(stderr, LogLevel::kError) {
+    KeepFreedMemory();  // as the programs do
+    RepositoryOptions options;
+    options.repository = DENOISED_SHAPES;
+    options.device = "cpu";
+    options.dtype = dtype;
+    pipeline_ = std::move(LoadPipelines(options, &policy_, &observer_, &logger_).pipelines.front());
+  }
+
+  struct Work {
+    GenerationRequest request;
+    ResolvedParameters parameters;
+  };
+  Work WorkOf(const Shape& shape) const {
+    Work work;
+    work.request.prompt = "a red circle moving left";
+    work.request.width = shape.width;
+    work.request.height = shape.height;
+    work.request.num_frames = shape.frames;
+    work.request.num_inference_steps = 1;
+    work.request.guidance_scale = shape.guidance;
+    work.request.max_sequence_length = 64;
+    work.request.formats = shape.formats;
+    work.request.attention.backend = shape.backend;
+    work.parameters = ResolveRequest(work.request, pipeline_->info().defaults, pipeline_->rules());
+    return work;
+  }
+
+  WorkEstimate Estimate(const Work& work) const {
+    const PlannerSetting& setting = pipeline_->planner_setting();
+    return pipeline_->EstimateRun(
+        work.request, work.parameters, [&](const AttentionSpec& spec, int64_t rows) {
+          const Wish granted = ChooseNow(setting, work.request.attention, spec).granted;
+          return setting.registry->Find(granted.backend)
+              ->backend->Estimate(spec, granted.parameters, rows);
+        });
+  }
+
+  void Run(const Work& work) {
+    AttentionPlanner planner(pipeline_->planner_setting(), work.request.attention, &observer_);
+    const auto run =
+        pipeline_->NewRun({work.request.prompt, "job", work.parameters, {}, &planner, &observer_});
+    run->Begin();
+    run->Step(0);
+    const auto wants = [&](ArtifactFormat format) {
+      return std::find(work.request.formats.begin(), work.request.formats.end(), format) !=
+             work.request.formats.end();
+    };
+    DecodedVideo video;
+    if (!wants(ArtifactFormat::kSafetensors)) video = run->Finish(wants(ArtifactFormat::kNpy));
+    std::vector<std::string> files;
+    for (ArtifactFormat format : work.request.formats) {
+      files.push_back(EncodeArtifact(format, video, run->Latents()));
+    }
+  }
+
+ private:
+  SelectionPolicy policy_{std::nullopt};
+  Observer observer_;
+  Logger logger_;
+  std::unique_ptr<Pipeline> pipeline_;
+};
+
+class Estimates : public testing::TestWithParam<Shape> {};
+
+TEST_P(Estimates, CoverThePeakOfARealRun) {
+  if (!PeakMemory::kMeasures) GTEST_SKIP() << "a sanitizer's memory is not the program's";
+  Loaded loaded(GetParam().dtype);
+  const auto work = loaded.WorkOf(GetParam());
+  const int64_t told = loaded.Estimate(work).peak_bytes;
+  PeakMemory peak;
+  loaded.Run(work);
+  const int64_t taken = peak.Bytes();
+  std::printf("  %lldx%lld, %lld frames: told %.0f MiB, taken %.0f MiB\n",
+              static_cast<long long>(GetParam().width), static_cast<long long>(GetParam().height),
+              static_cast<long long>(GetParam().frames), static_cast<double>(told) / kMiB,
+              static_cast<double>(taken) / kMiB);
+  EXPECT_LE(taken, told + told / 20);
+  EXPECT_LE(told, 2 * taken + 96 * kMiB) << "far too much is refused in vain";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Estimates,
+    testing::Values(Shape{64, 64, 17}, Shape{192, 192, 33}, Shape{512, 512, 5},
+                    Shape{192, 192, 33, "bfloat16"},
+                    Shape{256, 256, 9, "float32", AttnBackend::kReference},
+                    Shape{192, 192, 33, "float32", AttnBackend::kVideoSparseAttn},
+                    Shape{256, 256, 5, "float32", AttnBackend::kVmobaAttn},
+                    Shape{64, 64, 33, "float32", AttnBackend::kFlashAttn, {ArtifactFormat::kMp4}},
+                    Shape{512, 512, 5, "float32", AttnBackend::kSlaAttn, {ArtifactFormat::kMp4}},
+                    Shape{384, 384, 17, "float32", AttnBackend::kSlaAttn, {ArtifactFormat::kNpy}},
+                    Shape{384,
+                          256,
+                          9,
+                          "float32",
+                          AttnBackend::kSlaAttn,
+                          {ArtifactFormat::kGif, ArtifactFormat::kPng},
+                          4}),
+    [](const auto& info) { return "Case" + std::to_string(info.index); });
+
+TEST(Estimates, OfAVideoThatNoSmallMachineHoldsAreLarge) {
+  Loaded loaded("float32");
+  const WorkEstimate estimate = loaded.Estimate(loaded.WorkOf({512, 512, 401}));
+  EXPECT_GT(estimate.peak_bytes, 3 * 1024 * kMiB);
+  EXPECT_LT(estimate.peak_bytes, 16 * 1024 * kMiB);
+}
+
+}  // namespace
+}  // namespace denoised
