@@ -131,7 +131,7 @@ def hub(root, revision="0123456789abcdef0123456789abcdef01234567"):
     (repository / "blobs").mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(revision)
-    for path in sorted(p for p in SHAPES.rglob("*") if p.is_file() and p.name != "SHA256SUMS"):
+    for path in sorted(p for p in SHAPES.rglob("*") if p.is_file()):
         data = path.read_bytes()
         blob = repository / "blobs" / hashlib.sha256(data).hexdigest()
         blob.write_bytes(data)
@@ -172,7 +172,6 @@ def digests(repository, pb, *flags):
 
 def test_every_file_that_is_read_is_in_the_model_digest(tmp_path, pb):
     model = copy(tmp_path / "m")
-    (model / "SHA256SUMS").unlink()
     seen = {digests(model, pb)}
     weights = {next(iter(seen))[1]}
     for name, changes in (("scheduler/scheduler_config.json", {"solver_order": 3}),
@@ -199,16 +198,23 @@ def test_the_digests_of_weights_are_kept_in_the_state_folder(tmp_path, pb):
     first = digests(model, pb, f"--state_dir={state}")
     assert digests(model, pb, f"--state_dir={state}") == first
     kept = (state / "file_digests").read_text()
-    listed = dict(line.split("  ") for line in (SHAPES / "SHA256SUMS").read_text().splitlines())
-    for name, digest in ((name, digest) for digest, name in listed.items()):
+    for line in checksums(model).splitlines():
+        digest, name = line.split("  ")
         assert (digest in kept) == name.endswith(".safetensors"), name
+
+
+def checksums(folder):
+    """What `sha256sum` prints of every file below a folder."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return subprocess.run(["sha256sum", *names], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def test_sha256sums_is_checked(tmp_path):
     model = copy(tmp_path / "m")
-    picture(model, tmp_path)  # the shipped list holds
+    text = checksums(model)
     sums = model / "SHA256SUMS"
-    text = sums.read_text()
+    sums.write_text(text)
+    picture(model, tmp_path)  # the list holds
     wrong = "0" * 64
     right = next(line.split()[0] for line in text.splitlines() if line.endswith(TRANSFORMER))
     rewrite(sums, text.replace(right, wrong))
@@ -234,7 +240,6 @@ def with_variant(model, variant, names=WEIGHTS):
 
 def test_variant_files_are_taken_when_they_are_all_there_is(tmp_path):
     model = copy(tmp_path / "m")
-    (model / "SHA256SUMS").unlink()
     plain, _ = picture(SHAPES, tmp_path)
     with_variant(model, "fp16")
     same, log = picture(model, tmp_path)
@@ -256,7 +261,6 @@ def test_variant_files_are_taken_when_they_are_all_there_is(tmp_path):
 
 def test_typos_in_denoised_json_are_refused_by_key(tmp_path):
     model = copy(tmp_path / "m")
-    (model / "SHA256SUMS").unlink()
     edit_json(model / "denoised.json", atention_backend="FLASH_ATTN")
     message = refusal(model, tmp_path)
     assert 'key "atention_backend" is not known (did you mean "attention_backend"?)' in message
@@ -278,7 +282,6 @@ def test_typos_in_denoised_json_are_refused_by_key(tmp_path):
 ], ids=["pointer", "pickle", "empty", "cut", "stub", "incomplete", "page", "no-index"])
 def test_what_lies_in_the_place_of_weights_is_named(tmp_path, change, wanted):
     model = copy(tmp_path / "m")
-    (model / "SHA256SUMS").unlink()
     change(model / TRANSFORMER)
     message = refusal(model, tmp_path)
     assert str(pathlib.Path(TRANSFORMER).parent) in message
@@ -291,7 +294,6 @@ def test_what_lies_in_the_place_of_weights_is_named(tmp_path, change, wanted):
 
 def test_a_tokenizer_that_doubles_its_text_is_refused_at_loading(tmp_path):
     model = copy(tmp_path / "m")
-    (model / "SHA256SUMS").unlink()
     edit_json(model / "model_index.json", tokenizer=["transformers", "PreTrainedTokenizerFast"])
     double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     edit_json(model / "tokenizer/tokenizer.json",

@@ -1,7 +1,6 @@
 """Writes the trained averages as an ordinary diffusers folder, with its defaults and checksums."""
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -31,19 +30,6 @@ def load_pipeline(folder):
                           saved["state"]["stats"])
 
 
-def checksums(folder):
-    """SHA256SUMS over every other file but the model card, as `sha256sum -c` reads it."""
-    paths = []
-    for where, _, names in os.walk(folder):
-        paths += [os.path.relpath(os.path.join(where, n), folder) for n in names]
-    lines = []
-    for path in sorted(p for p in paths if p not in ("SHA256SUMS", "README.md")):
-        with open(os.path.join(folder, path), "rb") as f:
-            lines.append(f"{hashlib.sha256(f.read()).hexdigest()}  {path}\n")
-    with open(os.path.join(folder, "SHA256SUMS"), "w") as f:
-        f.writelines(lines)
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--dir", required=True)
@@ -53,7 +39,6 @@ def main():
     with open(os.path.join(args.out, "denoised.json"), "w") as f:
         json.dump(DEFAULTS, f, indent=2)
         f.write("\n")
-    checksums(args.out)
     size = sum(os.path.getsize(os.path.join(w, n)) for w, _, names in os.walk(args.out) for n in names)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
