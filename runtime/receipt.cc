@@ -92,7 +92,8 @@ std::string KernelsOf(const PlannerSetting& setting) {
   const bool unmeasured = setting.registry == &BackendRegistry::WithUnmeasured();
   const DeviceInfo& device = setting.device;
   if (device.type == DeviceInfo::Type::kCpu) {
-    return KernelIdentity(unmeasured ? Admission::kUnmeasured : Admission::kMeasured);
+    return KernelIdentity(unmeasured ? Admission::kUnmeasured : Admission::kMeasured) +
+           " threads=" + std::to_string(IntraOpThreads());
   }
   return "cuda " + device.name + " " + std::to_string(device.major) + "." +
          std::to_string(device.minor) + (unmeasured ? " unmeasured" : "");

@@ -4,8 +4,8 @@
 // A fingerprint is the SHA-256 of a text of named fields, each with its length, so that no two
 // lists of values give one text. Two results with one fingerprint are the same result, bit for bit.
 // What does not change them stays out: who chose a backend (source, lease), how its parameters were
-// spelt, formats, frames a second, ids, and the number of threads, on which no kernel's bits
-// depend.
+// spelt, formats, frames a second and ids. The number of threads is in: LibTorch's products may
+// round differently with another (MKL's do on some CPUs).
 #ifndef DENOISED_RUNTIME_RECEIPT_H_
 #define DENOISED_RUNTIME_RECEIPT_H_
 

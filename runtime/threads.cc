@@ -15,6 +15,8 @@ void SetIntraOpThreads(int threads) {
   at::init_num_threads();
 }
 
+int IntraOpThreads() { return at::get_num_threads(); }
+
 void KeepFreedMemory() {
   mallopt(M_ARENA_MAX, 1);  // other arenas cannot hold large blocks without mapping them
   mallopt(M_MMAP_MAX, 0);

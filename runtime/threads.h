@@ -10,6 +10,9 @@ namespace denoised {
 // first computation and by the engine thread when it starts.
 void SetIntraOpThreads(int threads);
 
+// Of this thread's LibTorch calls.
+int IntraOpThreads();
+
 // Freed memory stays with the process for the next allocation, up to 2 GiB at the end of the heap,
 // instead of going back to the kernel: every step allocates the same large tensors, and getting
 // them page by page anew costs up to a fifth of a sparse attention. Called first in main().
