@@ -120,6 +120,11 @@ void PinCpuIsa(CpuIsa isa) {
                 "cpu_isa");
   }
   const Level& level = LevelOf(isa);
+  // What else would change their arithmetic behind the receipt's back.
+  for (const char* name : {"MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE",
+                           "ONEDNN_MAX_CPU_ISA_HINTS", "DNNL_MAX_CPU_ISA"}) {
+    unsetenv(name);
+  }
   setenv("ATEN_CPU_CAPABILITY", level.aten, /*overwrite=*/1);
   setenv("ONEDNN_MAX_CPU_ISA", level.onednn, 1);
   setenv("MKL_ENABLE_INSTRUCTIONS", level.mkl, 1);

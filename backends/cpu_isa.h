@@ -43,7 +43,7 @@ DeviceInfo QueryMachine();
 // Holds for the whole process and cannot be taken back. Called by main() before the first thread
 // and the first LibTorch call: the libraries read their limits once, from the environment, which
 // this sets: ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS from outside count
-// for nothing. kAuto pins the machine's best.
+// for nothing, and MKL_CBWR and oneDNN's math modes are taken away. kAuto pins the machine's best.
 //
 // Throws INVALID_ARGUMENT where the machine lacks `isa`, naming its best; FAILED_PRECONDITION where
 // LibTorch has made its choice already, or another level is pinned.

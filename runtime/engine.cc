@@ -168,10 +168,10 @@ EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
                 {}};
   // First without attention, so that no plan is made for what is too large anyway.
   EstimateMemory(&job, Attention::kLeftOut);
-  RequireMemory(job);
+  RequireMemoryLater(job);
   CheckAttention(*pipeline, pipeline->DenoiseSpecs(job.parameters), job.request.attention);
   EstimateMemory(&job, Attention::kIncluded);
-  RequireMemory(job);
+  RequireMemoryLater(job);
   return job;
 }
 
@@ -470,7 +470,7 @@ void EngineImpl::RunJob(const QueuedJob& job) {
     AttentionPlanner planner(job.pipeline->planner_setting(), job.request.attention, observer_);
     auto run_error = Caught([&] {
       const ScopedStopCheck stop([&] { return WhyStop(job); });
-      RequireMemory(job);  // results of others may lie where there was room
+      RequireMemoryNow(job);
       DriveRun(job, &planner);
     });
     receipt = MakeReceipt(*job.pipeline, planner);
@@ -591,7 +591,9 @@ std::optional<Error> EngineImpl::WhyStop(const DenoiseCall& call) const {
   if (call.cancel && call.cancel->cancelled) return Cancelled();
   if (Late(call.request.deadline)) return DeadlinePassed();
   const std::lock_guard lock(mutex_);
-  return cancelling_ ? std::optional(Draining()) : std::nullopt;
+  if (!cancelling_) return std::nullopt;
+  return Error(StatusCode::kUnavailable, "the server stopped before the step was done", "",
+               "DRAINING");
 }
 
 // Between two steps: cancels, deadlines, and Denoise calls that wait.

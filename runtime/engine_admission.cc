@@ -1,4 +1,6 @@
 // What the engine asks of memory before it takes work, and again before it begins it.
+#include <algorithm>
+
 #include "runtime/engine_impl.h"
 
 namespace denoised {
@@ -38,28 +40,42 @@ void EngineImpl::EstimateMemory(QueuedJob* job, Attention attention) const {
                                                  : CostNow(*job->pipeline, job->request.attention));
 }
 
-void EngineImpl::RequireMemory(const QueuedJob& job) const {
-  int64_t held = static_cast<int64_t>(store_->artifact_bytes());
-  {
-    const std::lock_guard lock(mutex_);
-    held += WaitingBytes();
-  }
-  memory_.Require(Described(job.parameters), job.estimate, held);
+// A job that waits may count on what is left of older results then.
+void EngineImpl::RequireMemoryLater(const QueuedJob& job) const {
+  const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
+  memory_.Require(Described(job.parameters), job.estimate,
+                  static_cast<int64_t>(kept - std::min(kept, movable)) + HeldByRequests());
+}
+
+void EngineImpl::RequireMemoryNow(const QueuedJob& job) const {
+  RequireBesideResults(Described(job.parameters), job.estimate, HeldByRequests());
 }
 
 // Denoise calls run between a job's steps, beside what it keeps.
 void EngineImpl::RequireMemory(const DenoiseCall& call) const {
   const WorkEstimate estimate =
       call.pipeline->EstimateDenoise(call.request, CostNow(*call.pipeline, call.request.attention));
-  int64_t held = static_cast<int64_t>(store_->artifact_bytes()) + BytesOf(call.request);
+  int64_t held = HeldByRequests() + BytesOf(call.request);
   {
     const std::lock_guard lock(mutex_);
-    held += WaitingBytes() + (running_ ? running_->estimate.held_bytes : 0);
+    held += running_ ? running_->estimate.held_bytes : 0;
   }
-  memory_.Require(Described(call.request), estimate, held);
+  RequireBesideResults(Described(call.request), estimate, held);
 }
 
-int64_t EngineImpl::WaitingBytes() const {
+// Work goes before old results: as many as it takes are forgotten.
+void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
+                                      int64_t held) const {
+  const auto kept = [this] { return static_cast<int64_t>(store_->artifact_bytes()); };
+  const int64_t lacking = memory_.Lacking(estimate, held + kept());
+  if (lacking > 0 && lacking <= static_cast<int64_t>(store_->forgettable_bytes())) {
+    store_->MakeRoom(static_cast<size_t>(lacking));
+  }
+  memory_.Require(what, estimate, held + kept());
+}
+
+int64_t EngineImpl::HeldByRequests() const {
+  const std::lock_guard lock(mutex_);
   int64_t bytes = running_ ? BytesOf(running_->request) : 0;
   for (const QueuedJob& job : jobs_) bytes += BytesOf(job.request);
   for (const DenoiseCall& call : calls_) bytes += BytesOf(call.request);

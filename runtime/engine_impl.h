@@ -78,9 +78,12 @@ class EngineImpl : public Engine {
   // engine_admission.cc. RequireMemory throws RESOURCE_EXHAUSTED, reason MEMORY.
   enum class Attention : uint8_t { kLeftOut, kIncluded };
   void EstimateMemory(QueuedJob* job, Attention attention) const;
-  void RequireMemory(const QueuedJob& job) const;
+  void RequireMemoryLater(const QueuedJob& job) const;
+  void RequireMemoryNow(const QueuedJob& job) const;
   void RequireMemory(const DenoiseCall& call) const;
-  int64_t WaitingBytes() const;  // of requests; under mutex_
+  void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
+                            int64_t held) const;
+  int64_t HeldByRequests() const;  // by what waits and runs; takes mutex_
   void FinishJob(const QueuedJob& job, const std::optional<Error>& error, Receipt receipt);
   void RefreshQueuePositions();
   bool Idle() const;  // under mutex_

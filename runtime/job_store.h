@@ -50,8 +50,13 @@ class JobStore {
   // Jobs that succeeded within the last `age` and whose results nobody has fetched.
   virtual int64_t CountUnfetched(std::chrono::steady_clock::duration age) const = 0;
 
-  // Bytes of all results that are kept.
+  // Bytes of all results that are kept, and of those among them that MakeRoom could forget.
   virtual size_t artifact_bytes() const = 0;
+  virtual size_t forgettable_bytes() const = 0;
+  // Forgets ended jobs with their results until `bytes` are free or nothing is left to forget:
+  // first those whose results were fetched, then the oldest; never the newest one, nor one that is
+  // watched or read.
+  virtual void MakeRoom(size_t bytes) = 0;
 
   // Calls `wake` (short, must not block or call back into the store) after each change of the job,
   // from the changing thread, until the returned handle is gone (a call that has begun by then may

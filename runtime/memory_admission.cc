@@ -2,6 +2,8 @@
 
 #include <malloc.h>
 
+#include <algorithm>
+
 #include "backends/error.h"
 
 namespace denoised {
@@ -18,12 +20,21 @@ void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estim
   const auto limit = budget_.Now();
   const int64_t before = loaded_ + held, needed = before + estimate.peak_bytes;
   if (!limit || needed <= limit->bytes) return;
+  // Where both round to one figure, exactly.
+  const bool close = BytesText(needed) == BytesText(limit->bytes);
+  const auto text = [close](int64_t bytes) {
+    return close ? std::to_string(bytes) + " bytes" : BytesText(bytes);
+  };
   throw Error(StatusCode::kResourceExhausted,
-              what + " needs " + BytesText(needed) + " of memory (" +
-                  BytesText(estimate.peak_bytes) + " beside the " + BytesText(before) +
-                  " that are in use), and there are " + BytesText(limit->bytes) + ": " +
-                  limit->source,
+              what + " needs " + text(needed) + " of memory (" + BytesText(estimate.peak_bytes) +
+                  " beside the " + BytesText(before) + " that are in use), and there are " +
+                  text(limit->bytes) + ": " + limit->source,
               "", "MEMORY");
+}
+
+int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) const {
+  const auto limit = budget_.Now();
+  return limit ? std::max<int64_t>(0, loaded_ + held + estimate.peak_bytes - limit->bytes) : 0;
 }
 
 void MemoryAdmission::ReturnUnused(int64_t held) const {

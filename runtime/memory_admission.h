@@ -22,6 +22,9 @@ class MemoryAdmission {
   // `held` = results, waiting requests and whatever else lies beside it.
   void Require(const std::string& what, const WorkEstimate& estimate, int64_t held) const;
 
+  // Bytes by which it does not fit; 0 where it does.
+  int64_t Lacking(const WorkEstimate& estimate, int64_t held) const;
+
   // Between two jobs: gives what the heap keeps (threads.h) back to the system where it is much, so
   // that the gaps of one job do not add to the next one's. `held` as above.
   void ReturnUnused(int64_t held) const;

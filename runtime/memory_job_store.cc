@@ -90,6 +90,9 @@ class MemoryJobStore : public JobStore {
     return artifact_bytes_;
   }
 
+  size_t forgettable_bytes() const override;
+  void MakeRoom(size_t bytes) override;
+
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     auto watcher = std::make_shared<Watcher>(Watcher{std::move(wake)});
     std::lock_guard lock(mutex_);
@@ -105,9 +108,11 @@ class MemoryJobStore : public JobStore {
   }
   void End(const std::string& id, Record* record);
   void ForgetOld();
-  // Forgets the oldest of `ended` but its newest, one in use only with `even_in_use`. False where
-  // there is none.
-  bool ForgetOldest(std::deque<std::string>* ended, bool even_in_use);
+  // Which jobs ForgetOldest may take.
+  enum class Which : uint8_t { kFetched, kNotInUse, kAny };
+  bool Takes(const Record& record, Which which) const;
+  // Forgets the oldest such job of `ended` but its newest. False where there is none.
+  bool ForgetOldest(std::deque<std::string>* ended, Which which);
   void Forget(const std::string& id);
 
   const size_t max_finished_, max_artifact_bytes_;
@@ -182,22 +187,46 @@ void MemoryJobStore::End(const std::string& id, Record* record) {
 
 void MemoryJobStore::ForgetOld() {
   for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
-    while (ended->size() > max_finished_ && ForgetOldest(ended, /*even_in_use=*/false)) {
+    while (ended->size() > max_finished_ && ForgetOldest(ended, Which::kNotInUse)) {
     }
   }
-  for (const bool even_in_use : {false, true}) {
-    while (artifact_bytes_ > max_artifact_bytes_ && ForgetOldest(&with_results_, even_in_use)) {
+  for (const Which which : {Which::kNotInUse, Which::kAny}) {
+    while (artifact_bytes_ > max_artifact_bytes_ && ForgetOldest(&with_results_, which)) {
     }
   }
 }
 
-bool MemoryJobStore::ForgetOldest(std::deque<std::string>* ended, bool even_in_use) {
+bool MemoryJobStore::Takes(const Record& record, Which which) const {
+  if (which == Which::kAny) return true;
+  if (record.watched() || record.read()) return false;
+  return which == Which::kNotInUse || record.fetched;
+}
+
+size_t MemoryJobStore::forgettable_bytes() const {
+  std::lock_guard lock(mutex_);
+  size_t bytes = 0;
+  for (const std::string& id : with_results_) {
+    const Record& record = records_.at(id);
+    if (&id == &with_results_.back() || !Takes(record, Which::kNotInUse)) continue;
+    for (const auto& [format, artifact] : record.artifacts) bytes += artifact->bytes.size();
+  }
+  return bytes;
+}
+
+void MemoryJobStore::MakeRoom(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  const size_t wanted = artifact_bytes_ > bytes ? artifact_bytes_ - bytes : 0;
+  for (const Which which : {Which::kFetched, Which::kNotInUse}) {
+    while (artifact_bytes_ > wanted && ForgetOldest(&with_results_, which)) {
+    }
+  }
+}
+
+bool MemoryJobStore::ForgetOldest(std::deque<std::string>* ended, Which which) {
   if (ended->empty()) return false;
   const auto newest = std::prev(ended->end());
-  const auto oldest = std::find_if(ended->begin(), newest, [&](const std::string& id) {
-    const Record& record = records_.at(id);
-    return even_in_use || !(record.watched() || record.read());
-  });
+  const auto oldest = std::find_if(
+      ended->begin(), newest, [&](const std::string& id) { return Takes(records_.at(id), which); });
   if (oldest == newest) return false;
   Forget(*oldest);
   ended->erase(oldest);

@@ -115,19 +115,25 @@ std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request
                         const ResolvedParameters& parameters) {
   Fields fields = FieldsOf(receipt);
   fields.Add("kind", "generation");
-  fields.Add("seed", parameters.seed);
+  // The noise, from whichever of the two it comes.
+  if (request.latents) {
+    fields.Add("latents", *request.latents);
+  } else {
+    fields.Add("seed", parameters.seed);
+  }
   fields.Add("height", parameters.height);
   fields.Add("width", parameters.width);
   fields.Add("num_frames", parameters.num_frames);
   fields.Add("num_inference_steps", parameters.num_inference_steps);
-  fields.Add("guidance_scale", parameters.guidance_scale);
   fields.Add("flow_shift", parameters.flow_shift);
   fields.Add("max_sequence_length", parameters.max_sequence_length);
   fields.Add("scheduler", parameters.scheduler);
   fields.Add("prompt", request.prompt);
   // Without guidance nothing is steered away from.
-  if (parameters.guidance_scale > 1) fields.Add("negative_prompt", parameters.negative_prompt);
-  if (request.latents) fields.Add("latents", *request.latents);
+  if (parameters.guidance_scale > 1) {
+    fields.Add("guidance_scale", parameters.guidance_scale);
+    fields.Add("negative_prompt", parameters.negative_prompt);
+  }
   return fields.Digest();
 }
 

@@ -216,7 +216,13 @@ void WanPipeline::ReadDefaults(const ModelFolder& folder) {
     setting_.model_default_parameters_json = own.json().at("attention_parameters").dump();
   }
   if (own.Has("defaults")) {
-    ReadRequestDefaults(ConfigReader(own.json().at("defaults"), own.path() + ": defaults"));
+    const std::string where = own.path() + ": defaults";
+    try {
+      ReadRequestDefaults(ConfigReader(own.json().at("defaults"), where));
+    } catch (const Error& error) {
+      if (std::string_view(error.what()).find(own.path()) != std::string_view::npos) throw;
+      throw Error(error.code(), where + ": " + error.what(), own.path(), error.reason());
+    }
   }
   CheckDefaultAttention(own.path());
 }

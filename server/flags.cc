@@ -336,6 +336,15 @@ Flag CpuIsaFlag(CpuIsa* target) {
       }};
 }
 
+void PinFromFlag(CpuIsa isa) {
+  try {
+    PinCpuIsa(isa);
+  } catch (const Error& error) {
+    if (error.code() != StatusCode::kInvalidArgument) throw;
+    throw UsageError("--" + std::string(error.what()));
+  }
+}
+
 std::string FlagsHelp(const std::vector<Flag>& flags) {
   std::string out;
   for (const Flag& flag : flags) {

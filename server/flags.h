@@ -70,6 +70,9 @@ std::vector<std::string> ParseFlags(const std::vector<Flag>& flags,
 
 // --cpu_isa, which the server and the commands that compute have.
 Flag CpuIsaFlag(CpuIsa* target);
+
+// PinCpuIsa for a value of that flag: UsageError where the machine lacks the level.
+void PinFromFlag(CpuIsa isa);
 // --max_memory, which the server and `denoisectl run` have.
 Flag MaxMemoryFlag(std::string* target);
 

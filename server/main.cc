@@ -105,7 +105,7 @@ int Main(const std::vector<std::string>& arguments, StopSignals* signals) {
     if (config.show_help) return Print(ConfigHelp());
     if (config.show_version) return Print("denoised " + Version() + "\n");
     if (!config.model_repository_given) config.engine.model_repository = FindModelRepository();
-    PinCpuIsa(config.cpu_isa);
+    PinFromFlag(config.cpu_isa);
     return Serve(config, signals);
   } catch (const UsageError& error) {
     return Complain(kExitUsage, error);

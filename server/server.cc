@@ -4,10 +4,12 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 
+#include <algorithm>
 #include <chrono>
 #include <mutex>
 #include <utility>
 
+#include "runtime/memory_budget.h"
 #include "runtime/version.h"
 #include "server/drain.h"
 #include "server/pages.h"
@@ -71,6 +73,14 @@ void ReportCaps(const ConnectionCaps& wanted, const ConnectionCaps& caps, Logger
                                           {"why", "the process may not open more descriptors"}});
 }
 
+// What messages on their way in may take: a quarter of the memory at most, room for two at least.
+size_t WireBytes(const std::string& max_memory, size_t max_message_bytes) {
+  const size_t wanted = kQuotaFloorBytes + 4 * max_message_bytes;
+  const auto limit = MemoryBudget(max_memory).Now();
+  if (!limit) return wanted;
+  return std::clamp(static_cast<size_t>(limit->bytes) / 4, 2 * max_message_bytes, wanted);
+}
+
 }  // namespace
 
 Server::Server(const Config& config, Logger* logger, int64_t descriptors)
@@ -83,7 +93,8 @@ Server::Server(const Config& config, Logger* logger, int64_t descriptors)
       metrics_(Version()),
       open_calls_(config.max_streams_per_connection),
       holds_(config.max_streams_per_connection),
-      pool_(kPoolThreads, kPoolTasks, 4 * static_cast<size_t>(config.max_message_bytes)),
+      pool_(kPoolThreads, kPoolTasks,
+            WireBytes(config.engine.max_memory, static_cast<size_t>(config.max_message_bytes))),
       admin_pool_(1, kPoolTasks, 4 * static_cast<size_t>(kAdminMessageBytes)),
       generation_(PublicContext()),
       denoise_(PublicContext()),
@@ -133,7 +144,7 @@ Server::Port Server::Serve(const std::string& name, const Listener& listener,
   grpc::ServerBuilder builder;
   SetConnectionLimits(config_.max_streams_per_connection, &builder);
   grpc::ResourceQuota quota(name);
-  quota.Resize(kQuotaFloorBytes + 4 * static_cast<size_t>(max_message_bytes));
+  quota.Resize(WireBytes(config_.engine.max_memory, static_cast<size_t>(max_message_bytes)));
   builder.SetResourceQuota(quota);
   builder.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
   for (grpc::Service* service : services) builder.RegisterService(service);

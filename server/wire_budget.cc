@@ -83,6 +83,11 @@ class Walk {
     if (spent > kMaxFieldBytes + kTag) {
       throw InvalidField(name, "at most 131072 bytes beside the elements of tensors");
     }
+    total_ += bytes + kTag;
+    if (total_ > kMaxBytes) {
+      throw InvalidField(name,
+                         "the request has more than 262144 bytes beside the elements of tensors");
+    }
   }
 
   // Those of denoised.v1 are looked into, so that the name is as exact as in every other refusal.
@@ -100,6 +105,7 @@ class Walk {
   CodedInputStream* const in_;
   const Descriptor& root_;
   std::map<std::string, int64_t> spent_;
+  int64_t total_ = 0;
 };
 
 }  // namespace

@@ -17,6 +17,9 @@ namespace denoised {
 // Bytes of one field of a request, the elements of tensors apart. A repeated field counts as a
 // whole, and so do all unknown fields together.
 inline constexpr int64_t kMaxFieldBytes = int64_t{128} << 10;
+// Of a whole request, likewise: a prompt, a negative prompt and parameters of 64 KiB each are legal
+// together.
+inline constexpr int64_t kMaxBytes = 2 * kMaxFieldBytes;
 
 // `stream` holds a message of type `type`. Throws INVALID_ARGUMENT naming the field that is over
 // the budget, or (reason MALFORMED_MESSAGE) where the bytes are no message at all.

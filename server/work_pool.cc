@@ -24,7 +24,7 @@ bool WorkPool::Post(size_t bytes, std::function<void()> task) {
   {
     std::lock_guard lock(mutex_);
     // A message that alone is over the budget still gets its turn when nothing else waits.
-    const bool room = tasks_.empty() || bytes_ + bytes <= max_bytes_;
+    const bool room = (tasks_.empty() && running_ == 0) || bytes_ + bytes <= max_bytes_;
     if (tasks_.size() >= max_tasks_ || !room) return false;
     bytes_ += bytes;
     tasks_.push_back({bytes, std::move(task)});
@@ -41,11 +41,13 @@ void WorkPool::Run() {
     if (tasks_.empty()) return;
     Task task = std::move(tasks_.front());
     tasks_.pop_front();
-    bytes_ -= task.bytes;
+    ++running_;
     lock.unlock();
     task.run();
     task.run = nullptr;  // what it holds goes before the lock is taken again
     lock.lock();
+    bytes_ -= task.bytes;
+    --running_;
   }
 }
 

@@ -15,7 +15,7 @@ namespace denoised {
 
 class WorkPool {
  public:
-  // At most `max_tasks` tasks and `max_bytes` of messages wait.
+  // At most `max_tasks` tasks wait, and `max_bytes` of messages wait and run.
   WorkPool(int threads, size_t max_tasks, size_t max_bytes);
   // Runs what was posted, then ends.
   ~WorkPool();
@@ -36,7 +36,8 @@ class WorkPool {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Task> tasks_;            // guarded by mutex_
-  size_t bytes_ = 0;                  // guarded by mutex_; of tasks_
+  int running_ = 0;                   // guarded by mutex_
+  size_t bytes_ = 0;                  // guarded by mutex_; of tasks_ and of what runs
   bool ending_ = false;               // guarded by mutex_
   std::vector<std::thread> threads_;  // last: they use the others
 };

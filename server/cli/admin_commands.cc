@@ -149,7 +149,8 @@ void SetParameters(const std::string& text, google::protobuf::Struct* parameters
 
 std::string Remaining(const v1::Lease& lease) {
   if (!lease.has_remaining()) return "no end";
-  return std::to_string(TimeUtil::DurationToSeconds(lease.remaining())) + " s left";
+  const int64_t ms = TimeUtil::DurationToMilliseconds(lease.remaining());
+  return std::to_string((ms + 999) / 1000) + " s left";
 }
 
 void PrintLease(const v1::Lease& lease, bool json) {

@@ -85,7 +85,6 @@ std::vector<Flag> RunFlags(RunOptions* options) {
 JobSnapshot RunToEnd(RunOptions* options, OutputFile* file) {
   Logger logger(stderr, LogLevel::kWarning);
   Observer nobody;
-  options->engine.environment_backend = EnvironmentBackend();
   const auto engine = Engine::Create(options->engine, &nobody, &logger);
   auto result = engine->Submit(FromProto(v1::GenerationRequest(options->request)));
   if (const Error* error = std::get_if<Error>(&result)) throw *error;
@@ -110,8 +109,9 @@ int Run(const Invocation& call) {
   if (format != v1::ARTIFACT_FORMAT_UNSPECIFIED) options.request.add_formats(format);
   options.request.set_prompt(ReadPrompt(*rest, options.prompt_file));
   RequireUtf8(options.request);
+  options.engine.environment_backend = EnvironmentBackend();
   if (!options.model_repository_given) options.engine.model_repository = FindModelRepository();
-  PinCpuIsa(options.cpu_isa);
+  PinFromFlag(options.cpu_isa);
   OutputFile file(options.output.path, call.interrupts);
   RefuseJsonAmongBytes(options.common, file);
   const JobSnapshot job = RunToEnd(&options, &file);
@@ -157,7 +157,7 @@ int AttendOnce(const Invocation& call) {
     throw UsageError("--backend, --in and --out are needed");
   }
   request.backend = CoerceAttnBackend(backend, "backend");
-  PinCpuIsa(cpu_isa);
+  PinFromFlag(cpu_isa);
   OutputFile file(out_path, call.interrupts);
   request.out_path = file.written_path();
   const AttendResult result = Attend(request);

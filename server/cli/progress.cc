@@ -22,7 +22,8 @@ std::string Words(const v1::Job& job) {
   if (job.state() == v1::QUEUED) {
     return "queued, " + std::to_string(job.queue_position()) + " before it";
   }
-  std::string text = job.state() == v1::RUNNING ? job.stage() : v1::JobState_Name(job.state());
+  const std::string stage = job.stage() == "none" ? "starting" : job.stage();
+  std::string text = job.state() == v1::RUNNING ? stage : v1::JobState_Name(job.state());
   text += " " + std::to_string(job.step()) + "/" + std::to_string(job.num_steps()) + " steps";
   if (job.has_eta() && job.state() == v1::RUNNING) {
     const double left = google::protobuf::util::TimeUtil::DurationToMilliseconds(job.eta()) / 1e3;

@@ -85,6 +85,37 @@ TEST(EngineMemory, ResultsThatAreKeptCount) {
   EXPECT_TRUE(Fits(fake, 600 * kMiB));
 }
 
+// A job that has ended and whose result has `bytes`.
+std::string EndedWith(FakeEngine& fake, size_t bytes) {
+  const std::string id = fake.Submit("with a result");
+  fake.AwaitEnd(id);
+  auto artifact = std::make_shared<Artifact>();
+  artifact->bytes.assign(bytes, 'x');
+  fake.engine->jobs().AddArtifact(id, artifact);
+  return id;
+}
+
+TEST(EngineMemory, OldResultsMakeWayForWorkFetchedOnesFirst) {
+  FakeEngine fake(WithRoom(1024 * kMiB));
+  const std::string older = EndedWith(fake, 200 * kMiB), fetched = EndedWith(fake, 200 * kMiB);
+  const std::string newest = EndedWith(fake, 200 * kMiB);
+  fake.engine->jobs().MarkFetched(fetched);
+  EXPECT_TRUE(Fits(fake, 550 * kMiB));
+  EXPECT_FALSE(fake.engine->jobs().Get(fetched)) << "has what it made";
+  EXPECT_TRUE(fake.engine->jobs().Get(older)) << "needs not go";
+  EXPECT_TRUE(Fits(fake, 980 * kMiB)) << "the newest by now is small";
+  EXPECT_FALSE(fake.engine->jobs().Get(older) || fake.engine->jobs().Get(newest));
+}
+
+TEST(EngineMemory, AResultThatIsReadMakesNoWay) {
+  FakeEngine fake(WithRoom(1024 * kMiB));
+  const std::string id = EndedWith(fake, 300 * kMiB);
+  EndedWith(fake, 1);
+  const auto held = fake.engine->jobs().GetArtifact(id, ArtifactFormat::kMp4);
+  EXPECT_FALSE(Fits(fake, 800 * kMiB));
+  EXPECT_TRUE(fake.engine->jobs().Get(id));
+}
+
 TEST(EngineMemory, ADenoiseCallRunsBesideWhatARunningJobHolds) {
   FakeEngine fake(WithRoom(1024 * kMiB));
   Promised<Engine::DenoiseOutcome> alone, beside;

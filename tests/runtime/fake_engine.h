@@ -233,6 +233,8 @@ class RecordingStore : public JobStore {
     return inner_->CountUnfetched(age);
   }
   size_t artifact_bytes() const override { return inner_->artifact_bytes(); }
+  size_t forgettable_bytes() const override { return inner_->forgettable_bytes(); }
+  void MakeRoom(size_t bytes) override { inner_->MakeRoom(bytes); }
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     return inner_->Watch(id, std::move(wake));
   }

@@ -203,7 +203,8 @@ TEST(Fingerprint, WhatDoesNotChangeThePixelsDoesNotChangeIt) {
 
 TEST(Fingerprint, WithoutGuidanceNothingIsSteeredAwayFrom) {
   Case one, other;
-  one.parameters.guidance_scale = other.parameters.guidance_scale = 1;
+  one.parameters.guidance_scale = 1;
+  other.parameters.guidance_scale = 0.5;
   one.denoise.guidance_scale = other.denoise.guidance_scale = 1;
   other.parameters.negative_prompt = "another";
   other.denoise.negative_encoder_hidden_states.reset();
@@ -226,6 +227,13 @@ TEST(Fingerprint, OfAnEngineIsTheSameForAForceThatNamesWhatRanAnyway) {
   const Receipt forced = run();
   EXPECT_EQ(forced.entries[0].selection.granted.source, SelectionSource::kForce);
   EXPECT_EQ(forced.fingerprint, alone.fingerprint);
+}
+
+TEST(Fingerprint, ASeedBesideGivenNoiseChangesNothing) {
+  Case one, other;
+  one.request.latents = other.request.latents = HostTensor{DType::kFloat32, {1}, "abcd"};
+  other.parameters.seed = one.parameters.seed + 1;
+  EXPECT_EQ(one.OfJob(), other.OfJob());
 }
 
 }  // namespace

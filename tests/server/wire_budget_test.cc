@@ -52,6 +52,15 @@ bool HasUnknownFields(const v1::GenerationRequest& message) {
   return has(message) || has(message.latents()) || has(message.attention());
 }
 
+TEST(WireBudget, AllFieldsTogetherHaveABudgetToo) {
+  v1::GenerationRequest request;
+  request.set_model(std::string(100000, 'm'));
+  request.set_prompt(std::string(100000, 'p'));
+  EXPECT_EQ(Verdict(request), "");
+  request.set_negative_prompt(std::string(100000, 'n'));
+  EXPECT_EQ(Verdict(request), "negative_prompt");
+}
+
 TEST(WireBudget, EverythingThatAnHonestRequestMayHoldFits) {
   v1::GenerationRequest request;
   request.set_prompt(std::string(65536, 'p'));

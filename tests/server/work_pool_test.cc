@@ -17,21 +17,28 @@ TEST(WorkPool, RunsEverythingThatItTook) {
   EXPECT_EQ(ran, 500);
 }
 
-TEST(WorkPool, RefusesWhatFindsNoRoom) {
+TEST(WorkPool, RefusesWhatFindsNoRoomBesideWhatWaitsAndRuns) {
   std::promise<void> go;
   const std::shared_future<void> gate = go.get_future().share();
   std::promise<void> begun;
   WorkPool pool(1, 2, 100);
-  ASSERT_TRUE(pool.Post(1000, [&] {  // larger than all, but nothing else waits
+  ASSERT_TRUE(pool.Post(30, [&] {
     begun.set_value();
     gate.wait();
   }));
   begun.get_future().wait();
   EXPECT_TRUE(pool.Post(60, [] {}));
-  EXPECT_FALSE(pool.Post(60, [] { ADD_FAILURE(); })) << "120 bytes wait";
-  EXPECT_TRUE(pool.Post(40, [] {}));
-  EXPECT_FALSE(pool.Post(0, [] { ADD_FAILURE(); })) << "three tasks wait";
+  EXPECT_FALSE(pool.Post(40, [] { ADD_FAILURE(); })) << "30 bytes run and 60 wait";
+  EXPECT_TRUE(pool.Post(10, [] {}));
+  EXPECT_FALSE(pool.Post(0, [] { ADD_FAILURE(); })) << "two tasks wait";
   go.set_value();
+}
+
+TEST(WorkPool, WhatIsLargerThanAllRunsAlone) {
+  std::promise<void> ran;
+  WorkPool pool(1, 2, 100);
+  EXPECT_TRUE(pool.Post(1000, [&] { ran.set_value(); }));
+  ran.get_future().wait();
 }
 
 }  // namespace
