@@ -1,10 +1,9 @@
 #include "backends/block_sparse_forward.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <limits>
 
+#include "backends/aten_threads.h"
 #include "backends/attention_call.h"
 #include "backends/cuda/block_sparse_launch.h"
 
@@ -26,11 +25,6 @@ at::Tensor HeadSizeInside(const at::Tensor& tensor) {
 
 View ViewOf(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
-void RunOnAtenThreads(int64_t tasks, const std::function<void()>& worker) {
-  const int64_t workers = std::min<int64_t>(tasks, at::get_num_threads());
-  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) { worker(); });
 }
 
 // The mask as additive float32; a boolean one hides with -inf.

@@ -664,7 +664,7 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
   SetIntraOpThreads(options.threads);
   auto loaded = LoadPipelines(
       {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
-       options.variant, options.strict_repository, options.state_dir},
+       options.variant, options.strict_repository, options.state_dir, options.linear},
       policy.get(), observer, logger);
   auto store = MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                   static_cast<size_t>(options.max_artifact_bytes));

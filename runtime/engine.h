@@ -20,6 +20,7 @@
 #include "runtime/job.h"
 #include "runtime/job_store.h"
 #include "runtime/log.h"
+#include "runtime/numerics.h"
 #include "runtime/observer.h"
 
 namespace denoised {
@@ -39,8 +40,9 @@ struct EngineOptions {
   // What the process may take: "auto", "none" or a size such as "8GiB" (memory_budget.h). Work that
   // would not fit is refused.
   std::string max_memory = "auto";
-  int threads = 0;                // intra-op threads; 0 = one a physical core
-  bool admit_unmeasured = false;  // kernels that no device has run yet may serve
+  int threads = 0;                                 // intra-op threads; 0 = one a physical core
+  bool admit_unmeasured = false;                   // kernels that no device has run yet may serve
+  LinearNumerics linear = LinearNumerics::kExact;  // of every model
 };
 
 struct ModelInfo {
@@ -48,6 +50,7 @@ struct ModelInfo {
   std::string pipeline;  // "WanPipeline"
   std::string description;
   std::string device, dtype;
+  LinearNumerics linear = LinearNumerics::kExact;
   // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
   std::string weights_digest, model_digest;
   bool is_default = false;

@@ -92,6 +92,7 @@ struct RepositoryOptions {
   std::string variant;            // as EngineOptions has them
   bool strict = false;
   std::string state_dir;
+  LinearNumerics linear = LinearNumerics::kExact;
 };
 
 // By name. Exactly one pipeline is the default.

@@ -88,11 +88,12 @@ Fields FieldsOf(const Receipt& receipt) {
 
 // On CUDA the card decides which of a library's kernels runs; on the CPU instruction sets do, and
 // its name says nothing.
-std::string KernelsOf(const PlannerSetting& setting) {
+std::string KernelsOf(const ModelInfo& model, const PlannerSetting& setting) {
   const bool unmeasured = setting.registry == &BackendRegistry::WithUnmeasured();
   const DeviceInfo& device = setting.device;
   if (device.type == DeviceInfo::Type::kCpu) {
     return KernelIdentity(unmeasured ? Admission::kUnmeasured : Admission::kMeasured) +
+           " linear=" + std::string(LinearNumericsName(model.linear)) +
            " threads=" + std::to_string(IntraOpThreads());
   }
   return "cuda " + device.name + " " + std::to_string(device.major) + "." +
@@ -108,7 +109,7 @@ void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, Receipt
   receipt->dtype = model.dtype;
   receipt->version = Version();
   receipt->torch_version = LibTorchVersion();
-  receipt->kernels = KernelsOf(setting);
+  receipt->kernels = KernelsOf(model, setting);
 }
 
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,

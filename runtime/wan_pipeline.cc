@@ -164,11 +164,12 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
   const at::ScalarType stored = Weights::Open(folder.Sub("transformer"), "diffusion_pytorch_model")
                                     .StoredDtype("patch_embedding.weight");
   const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);
-  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_);
-  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_);
+  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, options.linear);
+  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, options.linear);
   // The decoder stays in float32, as diffusers' examples load it: bfloat16 frames are visibly
   // coarser.
-  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_);
+  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_, options.linear);
+  info_.linear = device_.is_cpu() ? options.linear : LinearNumerics::kExact;
   CheckComponents(folder);
   const WanTransformerConfig& config = transformer_->config();
   rules_.spatial_stride = vae_->config().scale_factor_spatial;

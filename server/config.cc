@@ -99,6 +99,7 @@ std::vector<Flag> ComputeFlags(Config* config) {
       {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&config->cpu_isa),
+      LinearFlag(&engine->linear),
   };
 }
 

@@ -11,6 +11,7 @@
 #include "backends/cpu_isa.h"
 #include "backends/error.h"
 #include "runtime/memory_budget.h"
+#include "runtime/numerics.h"
 
 namespace denoised {
 namespace {
@@ -343,6 +344,18 @@ void PinFromFlag(CpuIsa isa) {
     if (error.code() != StatusCode::kInvalidArgument) throw;
     throw UsageError("--" + std::string(error.what()));
   }
+}
+
+Flag LinearFlag(LinearNumerics* target) {
+  return {"linear", "HOW", "exact",
+          "How linear layers and norms are computed on a CPU: exact has diffusers' bits; packed is "
+          "faster for small models and short prompts, as close to float64 as diffusers is, and a "
+          "row's bits depend on neither its company nor the threads.",
+          [target](const std::string& text) {
+            std::string name;
+            SetChoice("linear", {"exact", "packed"}, &name)(text);
+            *target = *LinearNumericsFromName(name);
+          }};
 }
 
 std::string FlagsHelp(const std::vector<Flag>& flags) {

@@ -17,6 +17,7 @@
 namespace denoised {
 
 enum class CpuIsa : uint8_t;
+enum class LinearNumerics : uint8_t;
 
 // Wrong use of the command line: the program prints the message and exits with 2.
 class UsageError : public std::runtime_error {
@@ -75,6 +76,9 @@ Flag CpuIsaFlag(CpuIsa* target);
 void PinFromFlag(CpuIsa isa);
 // --max_memory, which the server and `denoisectl run` have.
 Flag MaxMemoryFlag(std::string* target);
+
+// --linear, likewise.
+Flag LinearFlag(LinearNumerics* target);
 
 // The table as text, wrapped at 100 columns.
 std::string FlagsHelp(const std::vector<Flag>& flags);

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "backends/aten_threads.h"
 #include "backends/error.h"
 #include "backends/stop_point.h"
 
@@ -24,7 +25,7 @@ Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& 
   const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  return Linear(weight, bias);
+  return Linear(weight, bias, from.packed());
 }
 
 // LibTorch registers these for its compiler and declares them in no header.
@@ -33,11 +34,11 @@ at::Tensor CallMkldnn(const char* name, std::vector<c10::IValue> arguments) {
   return arguments.front().toTensor();
 }
 
-at::Tensor PackLinearWeight(const at::Tensor& weight) {
+at::Tensor BlockLinearWeight(const at::Tensor& weight) {
   return CallMkldnn("mkldnn::_reorder_linear_weight", {weight, /*batch_size=*/c10::IValue()});
 }
 
-at::Tensor RunPackedLinear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor RunBlockedLinear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   using Scalars = c10::List<std::optional<at::Scalar>>;
   static const auto op =
       c10::Dispatcher::singleton()
@@ -73,12 +74,15 @@ at::Tensor RunPackedConvolution(const at::Tensor& x, const at::Tensor& weight,
                     {x, weight, bias, padding, ones, ones, int64_t{1}, "none", none, ""});
 }
 
-bool CpuMultipliesBFloat16() {
-  static const bool answer = [] {
-    const DeviceInfo cpu = QueryCpu();
-    return cpu.avx512_bf16 || cpu.amx_bf16;
-  }();
-  return answer;
+const DeviceInfo& ThisCpu() {
+  static const DeviceInfo cpu = QueryCpu();
+  return cpu;
+}
+
+bool CpuMultipliesBFloat16() { return ThisCpu().avx512_bf16 || ThisCpu().amx_bf16; }
+
+kernels::Element ElementOf(at::ScalarType dtype) {
+  return dtype == at::kFloat ? kernels::Element::kFloat32 : kernels::Element::kBFloat16;
 }
 
 // Without instructions for bfloat16 oneDNN convolves it by its reference code, hundreds of times
@@ -89,16 +93,52 @@ bool ConvolvesWidened(at::ScalarType dtype) {
 
 }  // namespace
 
-Linear::Linear(const at::Tensor& weight, const at::Tensor& bias)
+Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, bool packed)
     : weight_(weight), bias_(bias), dtype_(weight.scalar_type()) {
-  packed_ = weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16();
-  if (packed_) weight_ = PackLinearWeight(weight.contiguous());
+  if (packed) {
+    const kernels::Element element = ElementOf(dtype_);
+    const at::Tensor rows = weight.contiguous();
+    panels_ = std::make_shared<const kernels::WeightPanels>(
+        rows.const_data_ptr(), element, rows.size(0), rows.size(1),
+        kernels::BestGemmIsa(element, ThisCpu()));
+    weight_ = at::Tensor();
+    if (bias.defined()) bias_ = bias.to(at::kFloat).contiguous();
+  } else if (weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16()) {
+    blocked_ = true;
+    weight_ = BlockLinearWeight(weight.contiguous());
+  }
 }
 
-at::Tensor Linear::operator()(const at::Tensor& x) const {
+at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const {
   StopPoint();
-  if (packed_) return RunPackedLinear(x, weight_, bias_);
-  return at::linear(x, weight_, bias_);
+  if (panels_ != nullptr) return RunPacked(x, activation);
+  at::Tensor out = RunExact(x);
+  if (activation == Activation::kGeluTanh) at::gelu_(out, "tanh");
+  if (activation == Activation::kSilu) at::silu_(out);
+  return out;
+}
+
+at::Tensor Linear::RunPacked(const at::Tensor& x, Activation activation) const {
+  TORCH_CHECK(x.scalar_type() == dtype_ && x.size(-1) == panels_->k(), "linear: wanted rows of ",
+              panels_->k(), " ", dtype_, ", came ", x.sizes(), " ", x.scalar_type());
+  const at::Tensor in = x.contiguous();
+  std::vector<int64_t> shape = in.sizes().vec();
+  shape.back() = panels_->n();
+  at::Tensor out = at::empty(shape, in.options());
+  kernels::GemmCall call;
+  call.rows = in.numel() / panels_->k();
+  call.x = in.const_data_ptr();
+  call.x_stride = panels_->k();
+  call.y = out.mutable_data_ptr();
+  call.y_stride = panels_->n();
+  call.bias = bias_.defined() ? bias_.const_data_ptr<float>() : nullptr;
+  call.activation = activation;
+  kernels::Gemm(call, *panels_, RunOnAtenThreads);
+  return out;
+}
+
+at::Tensor Linear::RunExact(const at::Tensor& x) const {
+  return blocked_ ? RunBlockedLinear(x, weight_, bias_) : at::linear(x, weight_, bias_);
 }
 
 Linear Linear::Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,

@@ -8,11 +8,14 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "backends/attention_spec.h"
+#include "backends/kernels/gemm.h"
 #include "runtime/loaders/weights.h"
+#include "runtime/numerics.h"
 
 namespace denoised {
 
@@ -21,6 +24,13 @@ struct LoadOptions {
   Weights* weights;
   at::ScalarType dtype;  // of every tensor that a model does not keep in float32
   at::Device device;
+  LinearNumerics linear = LinearNumerics::kExact;
+
+  // Our kernels are for CPUs, float32 and bfloat16; anything else stays exact.
+  bool packed() const {
+    return linear == LinearNumerics::kPacked && device.is_cpu() &&
+           (dtype == at::kFloat || dtype == at::kBFloat16);
+  }
 
   at::Tensor Take(const std::string& name, at::IntArrayRef shape) const {
     return weights->Take(name, shape, dtype, device);
@@ -30,15 +40,19 @@ struct LoadOptions {
   }
 };
 
-// y = x W^T + b over the last axis. Cheap to copy (tensors are handles).
+// What a linear layer does to its sums before they are rounded.
+using kernels::Activation;
+
+// y = x W^T + b over the last axis. Cheap to copy (what it holds is shared).
 //
-// bfloat16 weights on a CPU with bfloat16 dot products are kept in oneDNN's blocked layout, which
-// spares a reordering in every call; the results have the bits of at::linear.
+// Packed: the weights are kept in the panels of our own matrix product (backends/kernels/gemm.h),
+// and nowhere else. Exact: the bits of at::linear; bfloat16 weights on a CPU with bfloat16 dot
+// products are kept in oneDNN's blocked layout, which spares a reordering in every call.
 class Linear {
  public:
   Linear() = default;
   // weight [out, in]; bias [out] or undefined.
-  Linear(const at::Tensor& weight, const at::Tensor& bias);
+  Linear(const at::Tensor& weight, const at::Tensor& bias, bool packed);
 
   // Takes `name`.weight and, with `with_bias`, `name`.bias.
   static Linear Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
@@ -47,15 +61,19 @@ class Linear {
   static Linear TakeFloat(const LoadOptions& from, const std::string& name, int64_t in,
                           int64_t out);
 
-  bool defined() const { return weight_.defined(); }
+  bool defined() const { return weight_.defined() || panels_ != nullptr; }
   at::ScalarType dtype() const { return dtype_; }
-  at::Tensor operator()(const at::Tensor& x) const;
+  at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone) const;
 
  private:
-  at::Tensor weight_;  // opaque where packed_
-  at::Tensor bias_;
+  at::Tensor RunPacked(const at::Tensor& x, Activation activation) const;
+  at::Tensor RunExact(const at::Tensor& x) const;
+
+  std::shared_ptr<const kernels::WeightPanels> panels_;
+  at::Tensor weight_;  // undefined where there are panels; opaque where blocked_
+  at::Tensor bias_;    // float32 where there are panels
   at::ScalarType dtype_ = at::kFloat;
-  bool packed_ = false;
+  bool blocked_ = false;
 };
 
 // A convolution without gaps or groups, stride 1, zeros around. x [B, C, ..] channels-last in

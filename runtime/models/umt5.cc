@@ -8,6 +8,7 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
+#include "runtime/models/row_kernels.h"
 
 namespace denoised {
 namespace {
@@ -81,12 +82,13 @@ Umt5Config Umt5Config::Read(const ConfigReader& reader) {
 }
 
 std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::ScalarType dtype,
-                                               at::Device device) {
+                                               at::Device device, LinearNumerics linear) {
   const Umt5Config config = Umt5Config::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "model");
-  const LoadOptions from{&weights, dtype, device};
+  const LoadOptions from{&weights, dtype, device, linear};
   std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
+  encoder->packed_ = from.packed();
   // Tied: writers keep one name or the other, some keep both.
   const std::string tied = "encoder.embed_tokens.weight";
   const std::string name = weights.Contains("shared.weight") || !weights.Contains(tied)
@@ -200,11 +202,13 @@ at::Tensor Umt5Encoder::Attend(const Block& block, int layer, const at::Tensor& 
 
 at::Tensor Umt5Encoder::FeedForward(const Block& block, const at::Tensor& x) const {
   const at::Tensor n = Norm(x, block.ff_norm);
-  const at::Tensor h = GeluNew(block.wi_0(n)) * block.wi_1(n);
+  const at::Tensor gate = packed_ ? block.wi_0(n, Activation::kGeluTanh) : GeluNew(block.wi_0(n));
+  const at::Tensor h = gate * block.wi_1(n);
   return block.wo(h.to(block.wo.dtype()));
 }
 
 at::Tensor Umt5Encoder::Norm(const at::Tensor& x, const at::Tensor& weight) const {
+  if (packed_) return NormRms(x, weight, config_.eps);
   const at::Tensor variance = x.to(at::kFloat).pow(2).mean(-1, /*keepdim=*/true);
   at::Tensor n = x * at::rsqrt(variance + config_.eps);
   if (dtype_ != at::kFloat) n = n.to(dtype_);

@@ -40,7 +40,8 @@ class Umt5Encoder {
  public:
   // Reads config.json and the model.safetensors (or shards) of `folder`.
   static std::unique_ptr<Umt5Encoder> Load(const ModelFolder& folder, at::ScalarType dtype,
-                                           at::Device device);
+                                           at::Device device,
+                                           LinearNumerics linear = LinearNumerics::kExact);
 
   // ids [B, L] int64, mask [B, L] (nonzero = a real token; real tokens come first in a row).
   // Returns [B, L, d_model] in the model's dtype; rows of padding are zeros.
@@ -76,6 +77,7 @@ class Umt5Encoder {
 
   const Umt5Config config_;
   const at::ScalarType dtype_;
+  bool packed_ = false;   // linear layers and norms are our own
   at::Tensor embedding_;  // [vocab_size, d_model]
   std::vector<Block> blocks_;
   at::Tensor final_norm_;

@@ -18,9 +18,9 @@ at::Tensor TakeGamma(const LoadOptions& from, const std::string& name, int64_t c
 
 // Part `index` of three of a [3C, C, 1, 1] convolution, as a matrix.
 Linear TakePointwise(const at::Tensor& weight, const at::Tensor& bias, int64_t index,
-                     int64_t channels) {
+                     int64_t channels, bool packed) {
   return {weight.flatten(1).narrow(0, index * channels, channels).contiguous(),
-          bias.narrow(0, index * channels, channels).contiguous()};
+          bias.narrow(0, index * channels, channels).contiguous(), packed};
 }
 
 }  // namespace
@@ -82,7 +82,8 @@ VaeResBlock VaeResBlock::Take(const LoadOptions& from, const std::string& name, 
   block.conv2_ = CausalConv3d::Take(from, name + "conv2", out, out, {3, 3, 3}, slots);
   if (in != out) {
     const at::Tensor weight = from.Take(name + "conv_shortcut.weight", {out, in, 1, 1, 1});
-    block.shortcut_ = Linear(weight.flatten(1), from.Take(name + "conv_shortcut.bias", {out}));
+    block.shortcut_ =
+        Linear(weight.flatten(1), from.Take(name + "conv_shortcut.bias", {out}), from.packed());
   }
   return block;
 }
@@ -104,11 +105,11 @@ VaeAttention VaeAttention::Take(const LoadOptions& from, const std::string& name
   attention.gamma_ = TakeGamma(from, name + "norm", channels, 2);
   const at::Tensor weight = from.Take(name + "to_qkv.weight", {3 * channels, channels, 1, 1});
   const at::Tensor bias = from.Take(name + "to_qkv.bias", {3 * channels});
-  attention.q_ = TakePointwise(weight, bias, 0, channels);
-  attention.k_ = TakePointwise(weight, bias, 1, channels);
-  attention.v_ = TakePointwise(weight, bias, 2, channels);
+  attention.q_ = TakePointwise(weight, bias, 0, channels, from.packed());
+  attention.k_ = TakePointwise(weight, bias, 1, channels, from.packed());
+  attention.v_ = TakePointwise(weight, bias, 2, channels, from.packed());
   attention.proj_ = {from.Take(name + "proj.weight", {channels, channels, 1, 1}).flatten(1),
-                     from.Take(name + "proj.bias", {channels})};
+                     from.Take(name + "proj.bias", {channels}), from.packed()};
   return attention;
 }
 

@@ -4,6 +4,7 @@
 
 #include "backends/error.h"
 #include "runtime/forward_context.h"
+#include "runtime/models/row_kernels.h"
 
 namespace denoised {
 namespace {
@@ -68,7 +69,7 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
   RequireDim(embeds, 3, "text embeddings");
   RequireSize(embeds, 2, config_.text_dim, "text embeddings");
   const at::Tensor x = embeds.to(device_, dtype_).contiguous();
-  const at::Tensor text = text_linear_2_(at::gelu(text_linear_1_(x), "tanh"));
+  const at::Tensor text = text_linear_2_(text_linear_1_(x, Activation::kGeluTanh));
   TextContext context;
   context.blocks.reserve(blocks_.size());
   for (const Block& block : blocks_) {
@@ -110,50 +111,64 @@ void WanTransformer::CheckInputs(const at::Tensor& latents, const at::Tensor& ti
 
 WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timestep) const {
   const int64_t batch = timestep.size(0), tokens = timestep.dim() == 2 ? timestep.size(1) : 1;
-  const at::Tensor angle = timestep.reshape({-1, 1}).to(at::kFloat) * time_frequencies_;
-  const at::Tensor features =
-      at::cat({angle.cos(), angle.sin()}, -1).view({batch, tokens, config_.freq_dim});
+  const at::Tensor times = timestep.reshape({-1}).to(at::kFloat);
   Conditioning time;
-  // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
-  const at::Tensor rows = timestep.dim() == 2 ? features : features.squeeze(1);
-  const at::Tensor embedding = time_linear_2_(at::silu(time_linear_1_(rows))).to(dtype_);
-  const at::Tensor projection = time_projection_(at::silu(embedding)).to(at::kFloat);
-  time.embedding = embedding.view({batch, tokens, config_.width()});
-  time.projection = projection.view({batch, tokens, 6, config_.width()});
+  at::Tensor projection;
+  if (packed_) {
+    const at::Tensor features = TimeFeatures(times, time_frequencies_);
+    time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
+    projection = time_projection_(Silu(time.embedding));
+  } else {
+    const at::Tensor angle = times.unsqueeze(1) * time_frequencies_;
+    const at::Tensor features =
+        at::cat({angle.cos(), angle.sin()}, -1).view({batch, tokens, config_.freq_dim});
+    // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
+    const at::Tensor rows = timestep.dim() == 2 ? features : features.squeeze(1);
+    time.embedding = time_linear_2_(at::silu(time_linear_1_(rows))).to(dtype_);
+    projection = time_projection_(at::silu(time.embedding));
+  }
+  time.embedding = time.embedding.view({batch, tokens, config_.width()});
+  time.projection = projection.to(at::kFloat).view({batch, tokens, 6, config_.width()});
   return time;
 }
 
 at::Tensor WanTransformer::EmbedPatches(const at::Tensor& latents) const {
   const at::Tensor x = latents.to(device_, dtype_);
+  if (packed_) return patch_linear_(Patches(x));
   const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
   return patches.flatten(2).transpose(1, 2).contiguous();
+}
+
+// The numbers of each token's patch, channel outermost: [B, S, in_channels * patch volume].
+at::Tensor WanTransformer::Patches(const at::Tensor& x) const {
+  const auto& p = config_.patch_size;
+  const std::array<int64_t, 3> grid = TokenGrid(x.sizes());
+  return x.view({x.size(0), x.size(1), grid[0], p[0], grid[1], p[1], grid[2], p[2]})
+      .permute({0, 2, 4, 6, 1, 3, 5, 7})
+      .reshape({x.size(0), grid[0] * grid[1] * grid[2], x.size(1) * config_.patch_volume()});
 }
 
 Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Conditioning& time,
                                 const RopeTables& rope, const TextContext::KeyValue& text) const {
   const Block& block = blocks_[layer];
   const at::Tensor m = block.modulation.unsqueeze(1) + time.projection;  // [B, 1 or S, 6, D]
-  const at::Tensor n1 =
-      Modulate(LayerNorm(hidden.wide), Part(m, kScale1) + 1, Part(m, kShift1), dtype_);
+  const at::Tensor n1 = LayerNormModulate(hidden.wide, Part(m, kScale1) + 1, Part(m, kShift1));
   const Hidden h1 = AddGated(hidden, SelfAttend(layer, n1, rope), Part(m, kGate1));
 
-  const at::Tensor n2 = config_.cross_attn_norm
-                            ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias).to(dtype_)
-                            : h1.value;
+  const at::Tensor n2 =
+      config_.cross_attn_norm ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias) : h1.value;
   const Hidden h2 = Add(h1, CrossAttend(layer, n2, text));
 
-  const at::Tensor n3 =
-      Modulate(LayerNorm(h2.wide), Part(m, kScale2) + 1, Part(m, kShift2), dtype_);
-  at::Tensor f = block.ffn_in(n3);
-  at::gelu_(f, "tanh");
+  const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2) + 1, Part(m, kShift2));
+  const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh);
   return AddGated(h2, block.ffn_out(f), Part(m, kGate2));
 }
 
 at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
                                       const RopeTables& rope) const {
   const Attention& attention = blocks_[layer].self;
-  const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
-  const at::Tensor k = SplitHeads(RmsNorm(attention.to_k(x), attention.norm_k));
+  const at::Tensor q = RmsNormRotate(attention.to_q(x), attention.norm_q, rope);
+  const at::Tensor k = RmsNormRotate(attention.to_k(x), attention.norm_k, rope);
   const at::Tensor v = SplitHeads(attention.to_v(x));
   AttentionExtras extras;
   if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn)) {
@@ -162,8 +177,7 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
   extras.projection = blocks_[layer].sla_weight;
   extras.projection_bias = blocks_[layer].sla_bias;
   const AttentionLayer run(AttentionRole::kSelf, layer);
-  const at::Tensor out =
-      run.Forward(Rotate(q, rope.cos, rope.sin), Rotate(k, rope.cos, rope.sin), v, extras);
+  const at::Tensor out = run.Forward(q, k, v, extras);
   return attention.to_out(out.flatten(2));
 }
 
@@ -180,7 +194,7 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x,
 at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& time,
                                    const std::array<int64_t, 3>& grid) const {
   const at::Tensor m = out_modulation_.unsqueeze(1) + time.embedding.unsqueeze(2);
-  const at::Tensor n = Modulate(LayerNorm(hidden.wide), Part(m, 1) + 1, Part(m, 0), dtype_);
+  const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1) + 1, Part(m, 0));
   const auto& p = config_.patch_size;
   const int64_t batch = hidden.value.size(0);
   return proj_out_(n)
@@ -193,13 +207,33 @@ at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
   return x.view({x.size(0), x.size(1), config_.num_heads, config_.head_dim});
 }
 
+// Without weights, scaled and shifted by what belongs to the time step.
+at::Tensor WanTransformer::LayerNormModulate(const at::Tensor& wide,
+                                             const at::Tensor& scale_plus_one,
+                                             const at::Tensor& shift) const {
+  if (packed_) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_);
+  return Modulate(at::layer_norm(wide, {config_.width()}, {}, {}, config_.eps), scale_plus_one,
+                  shift, dtype_);
+}
+
 at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
                                      const at::Tensor& bias) const {
-  return at::layer_norm(wide, {config_.width()}, weight, bias, config_.eps);
+  if (!packed_) {
+    return at::layer_norm(wide, {config_.width()}, weight, bias, config_.eps).to(dtype_);
+  }
+  const std::vector<int64_t> one_row = {wide.size(0), 1, wide.size(2)};
+  return NormModulate(wide, weight.expand(one_row), bias.expand(one_row), config_.eps, dtype_);
 }
 
 at::Tensor WanTransformer::RmsNorm(const at::Tensor& x, const at::Tensor& weight) const {
+  if (packed_) return NormRms(x, weight, config_.eps);
   return at::rms_norm(x, {config_.width()}, weight, config_.eps);
+}
+
+at::Tensor WanTransformer::RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
+                                         const RopeTables& rope) const {
+  if (packed_) return NormRmsRotate(x, weight, config_.eps, rope, config_.num_heads);
+  return Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin);
 }
 
 }  // namespace denoised

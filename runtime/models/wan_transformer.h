@@ -63,7 +63,8 @@ class WanTransformer {
   // Reads config.json and diffusion_pytorch_model.safetensors (or shards) of `folder`. What
   // diffusers keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
   static std::unique_ptr<WanTransformer> Load(const ModelFolder& folder, at::ScalarType dtype,
-                                              at::Device device);
+                                              at::Device device,
+                                              LinearNumerics linear = LinearNumerics::kExact);
 
   // embeds [B, L, text_dim] in any floating dtype.
   TextContext EncodeText(const at::Tensor& embeds) const;
@@ -125,16 +126,23 @@ class WanTransformer {
   at::Tensor Project(const Hidden& hidden, const Conditioning& time,
                      const std::array<int64_t, 3>& grid) const;
   at::Tensor SplitHeads(const at::Tensor& x) const;
-  at::Tensor LayerNorm(const at::Tensor& wide, const at::Tensor& weight = {},
-                       const at::Tensor& bias = {}) const;
+  at::Tensor Patches(const at::Tensor& x) const;
+  at::Tensor LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
+                               const at::Tensor& shift) const;
+  at::Tensor LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
+                       const at::Tensor& bias) const;
   at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) const;
+  at::Tensor RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
+                           const RopeTables& rope) const;
 
   const WanTransformerConfig config_;
   const at::ScalarType dtype_;
   const at::Device device_;
   const RopeCache rope_;
+  bool packed_ = false;                   // linear layers, norms and activations are our own
   at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
   at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
+  Linear patch_linear_;                   // the same numbers, a patch a row
   Linear time_linear_1_, time_linear_2_;  // float32
   Linear time_projection_;                // D -> 6 D
   Linear text_linear_1_, text_linear_2_;

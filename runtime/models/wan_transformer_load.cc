@@ -71,12 +71,13 @@ WanTransformer::WanTransformer(WanTransformerConfig config, at::ScalarType dtype
 }
 
 std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
-                                                     at::ScalarType dtype, at::Device device) {
+                                                     at::ScalarType dtype, at::Device device,
+                                                     LinearNumerics linear) {
   const auto config = WanTransformerConfig::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanTransformer> model(new WanTransformer(config, dtype, device));
-  model->TakeTensors(LoadOptions{&weights, dtype, device});
+  model->TakeTensors(LoadOptions{&weights, dtype, device, linear});
   for (const std::string& name : weights.Unused()) {
     // diffusers ignores these too.
     if (name.find("norm_added_q") == std::string::npos) model->unused_.push_back(name);
@@ -85,12 +86,14 @@ std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
 }
 
 void WanTransformer::TakeTensors(const LoadOptions& from) {
+  packed_ = from.packed();
   const int64_t d = config_.width();
   const std::string embedder = "condition_embedder.";
   const auto& patch = config_.patch_size;
   patch_weight_ =
       from.Take("patch_embedding.weight", {d, config_.in_channels, patch[0], patch[1], patch[2]});
   patch_bias_ = from.Take("patch_embedding.bias", {d});
+  if (packed_) patch_linear_ = Linear(patch_weight_.flatten(1), patch_bias_, packed_);
   time_linear_1_ =
       Linear::TakeFloat(from, embedder + "time_embedder.linear_1", config_.freq_dim, d);
   time_linear_2_ = Linear::TakeFloat(from, embedder + "time_embedder.linear_2", d, d);

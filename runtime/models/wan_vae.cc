@@ -109,12 +109,13 @@ WanVaeDecoder::WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype)
 WanVaeDecoder::~WanVaeDecoder() = default;
 
 std::unique_ptr<WanVaeDecoder> WanVaeDecoder::Load(const ModelFolder& folder, at::ScalarType dtype,
-                                                   at::Device device) {
+                                                   at::Device device, LinearNumerics linear) {
   const auto config = WanVaeConfig::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanVaeDecoder> vae(new WanVaeDecoder(config, dtype));
-  vae->network_ = std::make_unique<WanVaeNetwork>(config, LoadOptions{&weights, dtype, device});
+  vae->network_ =
+      std::make_unique<WanVaeNetwork>(config, LoadOptions{&weights, dtype, device, linear});
   // Rounded to the dtype before the reciprocal, as the reference pipeline does.
   const auto statistic = [&](const std::vector<double>& values) {
     return at::tensor(at::ArrayRef<double>(values), at::kFloat)

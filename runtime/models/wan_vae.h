@@ -49,7 +49,8 @@ class WanVaeDecoder {
   // Reads config.json and the decoder's part of diffusion_pytorch_model.safetensors in `folder`; an
   // encoder in the same file is passed over.
   static std::unique_ptr<WanVaeDecoder> Load(const ModelFolder& folder, at::ScalarType dtype,
-                                             at::Device device);
+                                             at::Device device,
+                                             LinearNumerics linear = LinearNumerics::kExact);
   ~WanVaeDecoder();
 
   // From the numbers that the transformer works on to those that the decoder takes: in the VAE's

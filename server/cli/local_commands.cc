@@ -75,6 +75,7 @@ std::vector<Flag> RunFlags(RunOptions* options) {
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&options->cpu_isa),
       MaxMemoryFlag(&engine->max_memory),
+      LinearFlag(&engine->linear),
       AdmitUnmeasuredFlag(&engine->admit_unmeasured)};
   flags.insert(flags.end(), own.begin(), own.end());
   for (Flag& flag : GenerationFlags(&options->request)) flags.push_back(std::move(flag));

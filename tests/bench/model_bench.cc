@@ -111,8 +111,9 @@ class Bench {
   }
 
   Json LoadTransformer(const Json& request) {
-    transformer_ = WanTransformer::Load(ModelFolder(request.at("folder").get<std::string>()),
-                                        ScalarType(request.at("dtype")), at::kCPU);
+    transformer_ = WanTransformer::Load(
+        ModelFolder(request.at("folder").get<std::string>()), ScalarType(request.at("dtype")),
+        at::kCPU, LinearNumericsFromName(request.value("linear", "exact")).value());
     return Json::object();
   }
 

@@ -77,6 +77,10 @@ at::ScalarType DtypeOf(const Json& request) {
   return request.value("dtype", "float32") == "bfloat16" ? at::kBFloat16 : at::kFloat;
 }
 
+LinearNumerics LinearOf(const Json& request) {
+  return LinearNumericsFromName(request.value("linear", "exact")).value();
+}
+
 // Something that was loaded and turns tensors into tensors.
 class Subject {
  public:
@@ -90,7 +94,7 @@ class DitSubject : public Subject {
  public:
   explicit DitSubject(const Json& r)
       : model_(WanTransformer::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
-                                    at::kCPU)) {}
+                                    at::kCPU, LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
     // A job encodes its text once; `text` is timed apart by sending "encode".
     if (in.contains("encode")) text_ = model_->EncodeText(in.at("embeds"));
@@ -109,8 +113,8 @@ class DitSubject : public Subject {
 class Umt5Subject : public Subject {
  public:
   explicit Umt5Subject(const Json& r)
-      : model_(
-            Umt5Encoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r), at::kCPU)) {}
+      : model_(Umt5Encoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r), at::kCPU,
+                                 LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
     return {{"out", model_->Forward(in.at("ids"), in.at("mask"))}};
   }
@@ -124,7 +128,7 @@ class VaeSubject : public Subject {
  public:
   explicit VaeSubject(const Json& r)
       : model_(WanVaeDecoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
-                                   at::kCPU)) {}
+                                   at::kCPU, LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
     const at::Tensor latents = model_->Denormalize(in.at("latents"));
     std::vector<at::Tensor> parts;

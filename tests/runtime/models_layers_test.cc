@@ -15,7 +15,7 @@ TEST(LinearTest, HasTheBitsOfThePlainProduct) {
     for (const int64_t rows : {1, 3, 16, 97}) {
       const at::Tensor weight = at::randn({36, 60}).to(dtype), bias = at::randn({36}).to(dtype);
       const at::Tensor x = at::randn({2, rows, 60}).to(dtype);
-      const Linear with_bias(weight, bias), without(weight, {});
+      const Linear with_bias(weight, bias, false), without(weight, {}, false);
       EXPECT_EQ(with_bias.dtype(), dtype);
       EXPECT_TRUE(at::equal(with_bias(x), at::linear(x, weight, bias))) << rows;
       EXPECT_TRUE(at::equal(without(x), at::linear(x, weight))) << rows;

@@ -194,19 +194,27 @@ def fingerprint_with(pb, *flags):
 def drawn(path, *flags):
     """The fingerprint and the bytes of one draw by `denoisectl run`."""
     done = ctl("run", "a red circle", "-o", path, f"--model_repository={model_repository()}", "--seed=5",
-               "--steps=3", "--height=64", "--width=64", "--frames=5", "--json", *flags)
+               "--height=64", "--width=64", "--frames=5", "--json", *flags)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["receipt"]["fingerprint"], path.read_bytes()
 
 
-def test_another_number_of_threads_is_another_fingerprint(tmp_path):
+def test_threads_and_numerics_are_in_the_fingerprint(tmp_path):
     # LibTorch's products may round otherwise on another number of threads; on some CPUs they do.
-    seen = set()
-    for threads in (1, 2, 3):
-        first = drawn(tmp_path / f"{threads}.npy", f"--threads={threads}")
-        assert drawn(tmp_path / f"{threads}-again.npy", f"--threads={threads}") == first
-        assert first[0] not in seen
-        seen.add(first[0])
+    seen = {}
+    for i, flags in enumerate((["--threads=1"], ["--threads=2"], ["--threads=2", "--linear=packed"])):
+        first = drawn(tmp_path / f"{i}.npy", *flags)
+        assert drawn(tmp_path / f"{i}-again.npy", *flags) == first, flags
+        assert first[0] not in seen, (flags, seen[first[0]])
+        seen[first[0]] = flags
+
+
+def test_packed_numerics_draw_what_exact_ones_draw(tmp_path):
+    frames = []
+    for how in ("exact", "packed"):
+        drawn(tmp_path / f"{how}.npy", f"--linear={how}")
+        frames.append(numpy.load(tmp_path / f"{how}.npy"))
+    assert numpy.abs(frames[0] - frames[1]).max() <= 1 / 255
 
 
 def test_other_instructions_or_another_dtype_are_another_fingerprint(pb):

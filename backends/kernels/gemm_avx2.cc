@@ -1,0 +1,43 @@
+// The GEMM tile on AVX2 and FMA.
+#include <immintrin.h>
+
+#include "backends/kernels/gemm_tile.h"
+
+namespace denoised::kernels {
+namespace {
+
+struct Vector256 {
+  using F = __m256;
+  static constexpr int kLanes = 8;
+  static F Zero() { return _mm256_setzero_ps(); }
+  static F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F MulAdd(F acc, F a, F b) { return _mm256_fmadd_ps(a, b, acc); }
+  static F BroadcastUnit(const uint32_t* p) {
+    return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(*p)));
+  }
+};
+
+struct FloatPanels : Vector256 {
+  static F LoadPanel(const void* panel, int64_t unit, int column) {
+    return Load(static_cast<const float*>(panel) + unit * kPanelColumns + column);
+  }
+};
+
+struct HalfPanels : Vector256 {
+  static F LoadPanel(const void* panel, int64_t unit, int column) {
+    const uint16_t* p = static_cast<const uint16_t*>(panel) + unit * kPanelColumns + column;
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+};
+
+#include "backends/kernels/gemm_tile_impl.h"
+
+}  // namespace
+
+void GemmTileAvx2(const GemmTile& tile) { RunGemmTile<FloatPanels, 6>(tile); }
+void GemmTileAvx2Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 6>(tile); }
+
+}  // namespace denoised::kernels

@@ -1,0 +1,33 @@
+// The GEMM tile on AVX-512, float32 sums of float32 products.
+#include <immintrin.h>
+
+#include "backends/kernels/gemm_tile.h"
+#include "backends/kernels/tile.h"
+
+namespace denoised::kernels {
+namespace {
+
+#include "backends/kernels/vector_avx512.h"
+
+struct FloatPanels : Float32 {
+  static F LoadPanel(const void* panel, int64_t unit, int column) {
+    return Load(static_cast<const float*>(panel) + unit * kPanelColumns + column);
+  }
+};
+
+struct HalfPanels : Float32 {
+  static F LoadPanel(const void* panel, int64_t unit, int column) {
+    const uint16_t* p = static_cast<const uint16_t*>(panel) + unit * kPanelColumns + column;
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+};
+
+#include "backends/kernels/gemm_tile_impl.h"
+
+}  // namespace
+
+void GemmTileAvx512(const GemmTile& tile) { RunGemmTile<FloatPanels, 12>(tile); }
+void GemmTileAvx512Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 12>(tile); }
+
+}  // namespace denoised::kernels

@@ -1,0 +1,50 @@
+// The GEMM's register tile, once, over a vector type `S` (see tile_impl.h), which here also has
+// LoadPanel(panel, unit, column): kLanes columns of one unit of the panel. Each instruction set's
+// file includes this inside its own unnamed namespace.
+
+// Every output element is one chain of MulAdd over the units in order: its bits depend neither on
+// the tile's height nor on its place.
+template <class S, int kHeight, int kV>
+inline void TileColumns(const GemmTile& tile, int column) {
+  typename S::F acc[kHeight][kV];
+  for (auto& row : acc) {
+    for (auto& x : row) x = S::Zero();
+  }
+  const uint32_t* rows = tile.rows;
+  for (int64_t u = 0; u < tile.units; ++u, rows += tile.height) {
+    typename S::F panel[kV];
+    for (int v = 0; v < kV; ++v) panel[v] = S::LoadPanel(tile.panel, u, column + v * S::kLanes);
+    for (int r = 0; r < kHeight; ++r) {
+      const typename S::F unit = S::BroadcastUnit(rows + r);
+      for (int v = 0; v < kV; ++v) acc[r][v] = S::MulAdd(acc[r][v], panel[v], unit);
+    }
+  }
+  for (int r = 0; r < kHeight; ++r) {
+    float* sums = tile.sums + r * tile.sum_stride + column;
+    for (int v = 0; v < kV; ++v, sums += S::kLanes) {
+      S::Store(sums, tile.first ? acc[r][v] : S::Add(S::Load(sums), acc[r][v]));
+    }
+  }
+}
+
+// kMost rows at once fit the registers; a taller tile is taken in parts.
+template <class S, int kMost>
+inline void RunGemmTile(const GemmTile& tile) {
+  constexpr int kV = 2;
+  GemmTile part = tile;
+  for (int row = 0; row < tile.height; row += kMost) {
+    part.rows = tile.rows + row;
+    part.sums = tile.sums + row * tile.sum_stride;
+    for (int column = 0; column < kPanelColumns; column += kV * S::kLanes) {
+      if (tile.height - row >= kMost) {
+        TileColumns<S, kMost, kV>(part, column);
+      } else if (tile.height - row >= 8) {
+        if constexpr (kMost > 8) TileColumns<S, 8, kV>(part, column);
+      } else if (tile.height - row >= 4) {
+        TileColumns<S, 4, kV>(part, column);
+      } else {
+        TileColumns<S, 2, kV>(part, column);
+      }
+    }
+  }
+}

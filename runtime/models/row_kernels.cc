@@ -1,0 +1,205 @@
+#include "runtime/models/row_kernels.h"
+
+#include <ATen/Parallel.h>
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "backends/kernels/activations.h"
+#include "runtime/models/rows.h"
+
+namespace denoised {
+namespace {
+
+// ---- sums --------------------------------------------------------------------------------------
+
+float Sum(__m256 x) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+// Of f over x[0 .. d), eight lanes at a time; the last few by one.
+template <typename T, typename F, typename G>
+float SumOver(const T* x, int64_t d, const F& eight, const G& one) {
+  __m256 a = _mm256_setzero_ps(), b = a;
+  int64_t i = 0;
+  for (; i + 16 <= d; i += 16) {
+    a = _mm256_add_ps(a, eight(Load8(x + i)));
+    b = _mm256_add_ps(b, eight(Load8(x + i + 8)));
+  }
+  for (; i + 8 <= d; i += 8) a = _mm256_add_ps(a, eight(Load8(x + i)));
+  float sum = Sum(_mm256_add_ps(a, b));
+  for (; i < d; ++i) sum += one(static_cast<float>(x[i]));
+  return sum;
+}
+
+template <typename T>
+float SumOfSquares(const T* x, int64_t d) {
+  return SumOver(
+      x, d, [](__m256 v) { return _mm256_mul_ps(v, v); }, [](float v) { return v * v; });
+}
+
+// ---- rows --------------------------------------------------------------------------------------
+
+template <typename T>
+void NormModulateRow(const float* x, const float* scale, const float* shift, double eps, T* out,
+                     int64_t d) {
+  const float mean = SumOver(
+                         x, d, [](__m256 v) { return v; }, [](float v) { return v; }) /
+                     static_cast<float>(d);
+  const __m256 mean8 = _mm256_set1_ps(mean);
+  const float squares = SumOver(
+      x, d,
+      [&](__m256 v) {
+        const __m256 off = _mm256_sub_ps(v, mean8);
+        return _mm256_mul_ps(off, off);
+      },
+      [&](float v) { return (v - mean) * (v - mean); });
+  const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + static_cast<float>(eps));
+  const __m256 inverse8 = _mm256_set1_ps(inverse);
+  int64_t i = 0;
+  for (; i + 8 <= d; i += 8) {
+    const __m256 n = _mm256_mul_ps(_mm256_sub_ps(Load8(x + i), mean8), inverse8);
+    Store8(out + i, _mm256_add_ps(_mm256_mul_ps(n, Load8(scale + i)), Load8(shift + i)));
+  }
+  for (; i < d; ++i) {
+    out[i] = static_cast<T>((x[i] - mean) * inverse * scale[i] + shift[i]);
+  }
+}
+
+template <typename T>
+void NormRmsRow(const T* x, const T* weight, double eps, T* out, int64_t d) {
+  const float inverse =
+      1.0f / std::sqrt(SumOfSquares(x, d) / static_cast<float>(d) + static_cast<float>(eps));
+  const __m256 inverse8 = _mm256_set1_ps(inverse);
+  int64_t i = 0;
+  for (; i + 8 <= d; i += 8) {
+    Store8(out + i, _mm256_mul_ps(_mm256_mul_ps(Load8(x + i), inverse8), Load8(weight + i)));
+  }
+  for (; i < d; ++i) {
+    out[i] = static_cast<T>(static_cast<float>(x[i]) * inverse * static_cast<float>(weight[i]));
+  }
+}
+
+// A token of H heads, rotated in place.
+template <typename T>
+void RotateToken(const float* cos, const float* sin, int64_t heads, int64_t head_size, T* x) {
+  for (int64_t h = 0; h < heads; ++h, x += head_size) RotatePairs(x, cos, sin, x, head_size);
+}
+
+template <typename T>
+void SiluRow(const T* x, T* out, int64_t d) {
+  int64_t i = 0;
+  for (; i + 8 <= d; i += 8) Store8(out + i, kernels::Silu8(Load8(x + i)));
+  if (i == d) return;
+  T last[8] = {};
+  std::copy(x + i, x + d, last);
+  Store8(last, kernels::Silu8(Load8(last)));
+  std::copy(last, last + (d - i), out + i);
+}
+
+// ---- tensors -----------------------------------------------------------------------------------
+
+constexpr int64_t kGrainElements = 16 * 1024;
+
+template <typename F>
+void ForRows(int64_t rows, int64_t width, const F& run) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, kGrainElements / width),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; ++r) run(r);
+                   });
+}
+
+// Runs f with the tensor's element type.
+template <typename F>
+void ForDtype(at::ScalarType dtype, const F& f) {
+  if (dtype == at::kFloat) return f(float{});
+  TORCH_CHECK(dtype == at::kBFloat16, "row kernels take float32 and bfloat16");
+  f(c10::BFloat16{});
+}
+
+}  // namespace
+
+at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
+                        const at::Tensor& shift, double eps, at::ScalarType dtype) {
+  const at::Tensor in = x.contiguous();
+  at::Tensor out = at::empty(in.sizes(), in.options().dtype(dtype));
+  const PerRow scales(scale_plus_one), shifts(shift);
+  const int64_t tokens = x.size(1), d = x.size(2);
+  const float* from = in.const_data_ptr<float>();
+  ForDtype(dtype, [&]<typename T>(T) {
+    T* to = out.mutable_data_ptr<T>();
+    ForRows(x.size(0) * tokens, d, [&](int64_t r) {
+      const int64_t b = r / tokens, s = r % tokens;
+      NormModulateRow(from + r * d, scales.Row(b, s), shifts.Row(b, s), eps, to + r * d, d);
+    });
+  });
+  return out;
+}
+
+at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor in = x.contiguous();
+  at::Tensor out = at::empty(in.sizes(), in.options());
+  const int64_t d = x.size(-1);
+  ForDtype(x.scalar_type(), [&]<typename T>(T) {
+    const T* from = in.const_data_ptr<T>();
+    const T* gain = weight.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    ForRows(in.numel() / d, d,
+            [&](int64_t r) { NormRmsRow(from + r * d, gain, eps, to + r * d, d); });
+  });
+  return out;
+}
+
+at::Tensor NormRmsRotate(const at::Tensor& x, const at::Tensor& weight, double eps,
+                         const RopeTables& rope, int64_t heads) {
+  const at::Tensor in = x.contiguous();
+  const int64_t tokens = x.size(1), d = x.size(2), head_size = d / heads;
+  at::Tensor out = at::empty({x.size(0), tokens, heads, head_size}, in.options());
+  const float* cos = rope.cos.const_data_ptr<float>();
+  const float* sin = rope.sin.const_data_ptr<float>();
+  ForDtype(x.scalar_type(), [&]<typename T>(T) {
+    const T* from = in.const_data_ptr<T>();
+    const T* gain = weight.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    ForRows(x.size(0) * tokens, d, [&](int64_t r) {
+      const int64_t table = r % tokens * (head_size / 2);
+      NormRmsRow(from + r * d, gain, eps, to + r * d, d);
+      RotateToken(cos + table, sin + table, heads, head_size, to + r * d);
+    });
+  });
+  return out;
+}
+
+at::Tensor Silu(const at::Tensor& x) {
+  const at::Tensor in = x.contiguous();
+  at::Tensor out = at::empty(in.sizes(), in.options());
+  const int64_t d = x.size(-1);
+  ForDtype(x.scalar_type(), [&]<typename T>(T) {
+    const T* from = in.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    ForRows(in.numel() / d, d, [&](int64_t r) { SiluRow(from + r * d, to + r * d, d); });
+  });
+  return out;
+}
+
+at::Tensor TimeFeatures(const at::Tensor& times, const at::Tensor& frequencies) {
+  const at::Tensor t = times.contiguous(), f = frequencies.contiguous();
+  const int64_t count = f.numel();
+  at::Tensor out = at::empty({t.numel(), 2 * count}, t.options());
+  const float* time = t.const_data_ptr<float>();
+  const float* frequency = f.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  ForRows(t.numel(), 2 * count, [&](int64_t r) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float angle = time[r] * frequency[i];
+      to[r * 2 * count + i] = std::cos(angle);
+      to[r * 2 * count + count + i] = std::sin(angle);
+    }
+  });
+  return out;
+}
+
+}  // namespace denoised

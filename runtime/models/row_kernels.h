@@ -1,0 +1,36 @@
+// Norms of a DiT block whose rows have their bits alone: float32 inside, sums in eight lanes in a
+// fixed order, one rounding at the end. CPU, float32 and bfloat16; engine thread; parallel over
+// rows. Used with packed numerics (runtime/numerics.h); ATen's norms may sum in another order where
+// few rows share many threads.
+#ifndef DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_
+#define DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_
+
+#include <ATen/ATen.h>
+
+#include "runtime/models/rope.h"
+
+namespace denoised {
+
+// layer_norm(x) * scale_plus_one + shift, in `dtype`. x [B, S, D] float32; scale_plus_one and shift
+// float32 [B, 1 or S, D].
+at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
+                        const at::Tensor& shift, double eps, at::ScalarType dtype);
+
+// x / rms(x) * weight over the last axis; x [.., D], weight [D], both of x's dtype.
+at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// The same over all heads of a token at once, then pairs rotated as Rotate does. x [B, S, H * Dh],
+// cos and sin [S, Dh / 2]. Returns [B, S, H, Dh].
+at::Tensor NormRmsRotate(const at::Tensor& x, const at::Tensor& weight, double eps,
+                         const RopeTables& rope, int64_t heads);
+
+// x * sigmoid(x).
+at::Tensor Silu(const at::Tensor& x);
+
+// cos and sin of time * frequency, side by side: [n, 2 F] float32. times [n], frequencies [F],
+// float32.
+at::Tensor TimeFeatures(const at::Tensor& times, const at::Tensor& frequencies);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_

@@ -1,0 +1,76 @@
+// What the row loops of the models share: eight floats at a time from and to float32 and bfloat16
+// memory, rows of companion tensors, the rotation of pairs. AVX2; CPU only.
+#ifndef DENOISED_RUNTIME_MODELS_ROWS_H_
+#define DENOISED_RUNTIME_MODELS_ROWS_H_
+
+#include <ATen/ATen.h>
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace denoised {
+
+// Rows of [B, S, D] whose companion tensors (float32 [B, 1 or S, D]) have one row per batch or one
+// per token.
+struct PerRow {
+  const float* data;
+  int64_t batch_stride;
+  int64_t token_stride;
+
+  explicit PerRow(const at::Tensor& t)
+      : data(t.const_data_ptr<float>()),
+        batch_stride(t.stride(0)),
+        token_stride(t.size(1) == 1 ? 0 : t.stride(1)) {}
+  const float* Row(int64_t b, int64_t s) const {
+    return data + b * batch_stride + s * token_stride;
+  }
+};
+
+inline __m256 Load8(const float* p) { return _mm256_loadu_ps(p); }
+inline __m256 Load8(const c10::BFloat16* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+inline void Store8(float* p, __m256 x) { _mm256_storeu_ps(p, x); }
+
+// Round to nearest even, NaN stays NaN: as c10::BFloat16 does.
+inline void Store8(c10::BFloat16* p, __m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i bias = _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7FFF));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i words = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), is_nan);
+  const __m256i packed = _mm256_packus_epi32(words, words);
+  const __m256i ordered = _mm256_permute4x64_epi64(packed, 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
+}
+
+// Four pairs at a time: x = [a0 b0 a1 b1 ..] becomes [a c - b s, a s + b c] per pair; `out` may be
+// x. Float multiplication and addition commute bit for bit, so the odd lanes may add in either
+// order. cos and sin [d / 2].
+template <typename T>
+void RotatePairs(const T* x, const float* cos, const float* sin, T* out, int64_t d) {
+  const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  int64_t i = 0;
+  for (; i + 8 <= d; i += 8) {
+    const __m256 v = Load8(x + i);
+    const __m256 swapped = _mm256_permute_ps(v, 0xB1);
+    const __m256 c =
+        _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(cos + i / 2)), twice);
+    const __m256 s =
+        _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(sin + i / 2)), twice);
+    Store8(out + i, _mm256_addsub_ps(_mm256_mul_ps(v, c), _mm256_mul_ps(swapped, s)));
+  }
+  for (; i < d; i += 2) {
+    const float a = static_cast<float>(x[i]), b = static_cast<float>(x[i + 1]);
+    const float c = cos[i / 2], s = sin[i / 2];
+    out[i] = static_cast<T>(a * c - b * s);
+    out[i + 1] = static_cast<T>(a * s + b * c);
+  }
+}
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_MODELS_ROWS_H_
