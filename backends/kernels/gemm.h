@@ -4,12 +4,18 @@
 // instruction set, never on the number of rows, the batch, the number of threads or where in a tile
 // it stands: each element is one chain of multiply-adds over a piece of K, from zero, and the
 // pieces are added in order (Goto and van de Geijn, ACM TOMS 34(3), 2008, for the blocking). With
-// float32 units AVX2 and AVX-512 give the same bits; pairs of bfloat16 (VDPBF16PS) give others than
-// bfloat16 that was widened.
+// float32 units AVX2 and AVX-512 give the same bits; pairs of bfloat16 (VDPBF16PS, and again
+// TDPBF16PS) give others than bfloat16 that was widened.
+//
+// In int8 (W8A8) every output column of W has a scale, made once, and every row of x one, made in
+// the call: the largest magnitude at 127, elements rounded to nearest, ties to even (int8_rule.h).
+// Sums are whole numbers, and exact, so that here all instruction sets give the same bits:
+// float(sum) * scale of the row * scale of the column, then bias and activation as without.
 #ifndef DENOISED_BACKENDS_KERNELS_GEMM_H_
 #define DENOISED_BACKENDS_KERNELS_GEMM_H_
 
 #include <cstdint>
+#include <functional>
 
 #include "backends/attention_spec.h"
 #include "backends/kernels/block_sparse.h"
@@ -17,41 +23,79 @@
 
 namespace denoised::kernels {
 
-enum class GemmIsa : uint8_t { kAvx2, kAvx512, kAvx512Bf16 };
+// What a kernel is written for, and how it holds W: a row each in the table of gemm_kernels.cc. The
+// AMX ones have not run on such a machine yet, only with their tile instructions emulated.
+enum class GemmIsa : uint8_t {
+  kAvx2,  // float32, and bfloat16 widened in registers
+  kAvx512,
+  kAvx512Bf16,  // bfloat16 only, as the next
+  kAmxBf16,
+  kAvx2Int8,  // int8 as 16-bit words
+  kAvx512Int8,
+  kVnniInt8,  // int8 as bytes
+  kAmxInt8,
+};
+inline constexpr GemmIsa kAllGemmIsas[] = {
+    GemmIsa::kAvx2,     GemmIsa::kAvx512,     GemmIsa::kAvx512Bf16, GemmIsa::kAmxBf16,
+    GemmIsa::kAvx2Int8, GemmIsa::kAvx512Int8, GemmIsa::kVnniInt8,   GemmIsa::kAmxInt8};
 const char* GemmIsaName(GemmIsa isa);
+bool IsInt8(GemmIsa isa);
+// Whether it multiplies rows of `element`.
+bool Takes(GemmIsa isa, Element element);
+// Whether `cpu` has the instructions.
+bool HasGemmIsa(GemmIsa isa, const DeviceInfo& cpu);
 
-// The widest that multiplies `element` on this CPU.
-GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu);
+// The widest on this CPU that multiplies `element` as it is; those that were never measured only
+// where `unmeasured` admits them.
+GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu, bool unmeasured = false);
+// The same in int8.
+GemmIsa Int8GemmIsa(const DeviceInfo& cpu, bool unmeasured = false);
+
+// Largest K in int8: more could sum to what 32 bits do not hold.
+inline constexpr int64_t kMostInt8K = 131072;
+
+struct GemmKernel;      // gemm_kernels.h
+struct GemmTileKernel;  // gemm_tile.h
+
+// A RunWorkers on the caller's thread alone.
+void RunHere(int64_t tasks, const std::function<void()>& worker);
 
 // W [N, K] as the kernel reads it. Immutable once made; any thread.
 class WeightPanels {
  public:
-  // `weight` is row-major, of `element`. kAvx512Bf16 takes bfloat16 only.
-  WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa);
+  // `weight` is row-major, of `element`; so will be x and y. In int8 an output column whose weights
+  // are not all finite is NaN, and K is at most kMostInt8K.
+  WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
+               const RunWorkers& run_workers = RunHere);
+
+  // The weights that it was made from, row-major, bit for bit. Not in int8.
+  void Unpack(void* weight, const RunWorkers& run_workers) const;
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
   Element element() const { return element_; }
-  GemmIsa isa() const { return isa_; }
-  int64_t bytes() const { return panels() * panel_bytes(); }
+  GemmIsa isa() const;
+  int64_t bytes() const;
 
-  // For the driver. A unit is one k, or two where `pairs`.
-  bool pairs() const { return isa_ == GemmIsa::kAvx512Bf16; }
-  int64_t units() const { return pairs() ? (k_ + 1) / 2 : k_; }
+  // For the driver.
+  const GemmKernel& kernel() const { return kernel_; }
+  int64_t units() const;
   int64_t panels() const;
   int64_t unit_bytes() const;  // of all columns of a panel
-  int64_t panel_bytes() const { return units() * unit_bytes(); }
   const char* Panel(int64_t index, int64_t unit) const {
-    return data_.get() + index * panel_bytes() + unit * unit_bytes();
+    return data_.get() + index * units() * unit_bytes() + unit * unit_bytes();
   }
+  // Int8 only: [panels * kPanelColumns], what a column's sums are worth and what they lack.
+  const float* scales() const { return scales_.get(); }
+  const int32_t* offsets() const { return offsets_.get(); }
 
  private:
-  void PackPanel(const void* weight, int64_t panel);
-
+  const GemmKernel& kernel_;
   const Element element_;
-  const GemmIsa isa_;
   const int64_t n_, k_;
   Buffer<char> data_;
+  Buffer<float> scales_;
+  Buffer<int32_t> offsets_;
 };
 
 enum class Activation : uint8_t { kNone, kGeluTanh, kSilu };
@@ -67,8 +111,11 @@ struct GemmCall {
   Activation activation = Activation::kNone;
 };
 
-// Asks between pieces of work whether to stop (backends/stop_point.h): then y is half written.
-void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& run_workers);
+// Asks between pieces of work whether to stop (backends/stop_point.h): then y is half written. In
+// int8 a row of x that is not all finite is NaN. `kernel` stands in for the instruction set's own:
+// how one is tested where its instructions are missing.
+void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& run_workers,
+          const GemmTileKernel* kernel = nullptr);
 
 }  // namespace denoised::kernels
 

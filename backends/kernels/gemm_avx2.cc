@@ -33,11 +33,28 @@ struct HalfPanels : Vector256 {
   }
 };
 
+// Two neighbouring words a lane; panels are bytes, sums int32.
+struct WordPanels {
+  using F = __m256i;
+  static constexpr int kLanes = 8;
+  static F Zero() { return _mm256_setzero_si256(); }
+  static F Load(const float* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void Store(float* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+  static F Add(F a, F b) { return _mm256_add_epi32(a, b); }
+  static F MulAdd(F acc, F a, F b) { return Add(acc, _mm256_madd_epi16(a, b)); }
+  static F BroadcastUnit(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+  static F LoadPanel(const void* panel, int64_t unit, int column) {
+    const int8_t* p = static_cast<const int8_t*>(panel) + (unit * kPanelColumns + column) * 2;
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+};
+
 #include "backends/kernels/gemm_tile_impl.h"
 
 }  // namespace
 
 void GemmTileAvx2(const GemmTile& tile) { RunGemmTile<FloatPanels, 6>(tile); }
 void GemmTileAvx2Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 6>(tile); }
+void GemmTileAvx2Int8(const GemmTile& tile) { RunGemmTile<WordPanels, 6>(tile); }
 
 }  // namespace denoised::kernels

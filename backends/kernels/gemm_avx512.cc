@@ -1,4 +1,4 @@
-// The GEMM tile on AVX-512, float32 sums of float32 products.
+// The GEMM tile on AVX-512: float32 sums of float32 products, and int32 ones of words.
 #include <immintrin.h>
 
 #include "backends/kernels/gemm_tile.h"
@@ -23,11 +23,22 @@ struct HalfPanels : Float32 {
   }
 };
 
+#include "backends/kernels/gemm_avx512_int.h"
 #include "backends/kernels/gemm_tile_impl.h"
+
+// Two neighbouring words a lane; panels are bytes.
+struct WordPanels : Int32 {
+  static F MulAdd(F acc, F a, F b) { return Add(acc, _mm512_madd_epi16(a, b)); }
+  static F LoadPanel(const void* panel, int64_t unit, int column) {
+    const int8_t* p = static_cast<const int8_t*>(panel) + (unit * kPanelColumns + column) * 2;
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+};
 
 }  // namespace
 
 void GemmTileAvx512(const GemmTile& tile) { RunGemmTile<FloatPanels, 12>(tile); }
 void GemmTileAvx512Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 12>(tile); }
+void GemmTileAvx512Int8(const GemmTile& tile) { RunGemmTile<WordPanels, 12>(tile); }
 
 }  // namespace denoised::kernels

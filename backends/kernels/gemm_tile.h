@@ -9,27 +9,48 @@ namespace denoised::kernels {
 
 // Output columns of a panel, whatever the vectors' width: weights are packed alike everywhere.
 inline constexpr int kPanelColumns = 32;
-// Rows of the tallest register tile: 12 x 32 on AVX-512, twice 6 x 16 on AVX2.
+// Rows of the tallest register tile: 12 x 32 on AVX-512, twice 6 x 16 on AVX2; on AMX four tile
+// registers of 16 x 16.
 inline constexpr int kTileRows = 12;
+inline constexpr int kAmxTileRows = 32;
+inline constexpr int kMostTileRows = 32;
+// Units of a row of a tile register: AMX takes so many at a time.
+inline constexpr int kAmxUnits = 16;
 
-// One tile: `sums`[height][sum_stride] (+)= rows^T panel over `units`, a unit being what tile.h
-// says. Sums begin at zero and end up added to what stands there (`first`: stored over it).
+// One tile: `sums`[height][sum_stride] (+)= rows^T panel over `units`. Sums begin at zero and end
+// up added to what stands there (`first`: stored over it); in int8 they are int32.
+//
+// A unit is 32 bits: a float32, two neighbouring bfloat16, or of int8 two neighbouring words, or
+// four neighbouring bytes, of which x's are plus 128.
 struct GemmTile {
-  const uint32_t* rows;  // [units][height]
-  const void* panel;     // [units][kPanelColumns] units, or bfloat16 where the kernel widens
-  int64_t units;
-  int height;  // 4, 8 or 12
+  const uint32_t* rows;  // [units][height]; on AMX [units / 16][height][16]
+  const void* panel;     // [units][kPanelColumns] units, or halves of them where the kernel widens
+  int64_t units;         // on AMX a multiple of kAmxUnits
+  int height;            // 4, 8 or 12; on AMX 16 or 32
   bool first;
   float* sums;
   int64_t sum_stride;
 };
-using GemmTileKernel = void (*)(const GemmTile& tile);
+
+// `begin` and `end` frame any number of runs on one thread; null where there is nothing to do.
+struct GemmTileKernel {
+  void (*run)(const GemmTile& tile);
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
+};
 
 void GemmTileAvx2(const GemmTile& tile);       // float32 panels
 void GemmTileAvx2Widen(const GemmTile& tile);  // bfloat16 panels, widened in registers
+void GemmTileAvx2Int8(const GemmTile& tile);   // byte panels, widened to words in registers
 void GemmTileAvx512(const GemmTile& tile);     // as above, wider
 void GemmTileAvx512Widen(const GemmTile& tile);
+void GemmTileAvx512Int8(const GemmTile& tile);
 void GemmTileAvx512Bf16(const GemmTile& tile);  // pairs of bfloat16
+void GemmTileVnniInt8(const GemmTile& tile);    // bytes
+void GemmTileAmxBf16(const GemmTile& tile);     // between BeginAmx and EndAmx
+void GemmTileAmxInt8(const GemmTile& tile);
+void BeginAmx();
+void EndAmx();
 
 }  // namespace denoised::kernels
 

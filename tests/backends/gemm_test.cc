@@ -7,92 +7,29 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
-#include <thread>
 #include <vector>
+
+#include "tests/backends/gemm_calls.h"
 
 namespace denoised::kernels {
 namespace {
 
-RunWorkers OnThreads(int threads) {
-  return [threads](int64_t tasks, const std::function<void()>& worker) {
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(tasks, threads); ++i) others.emplace_back(worker);
-    worker();
-    for (std::thread& thread : others) thread.join();
-  };
-}
-
-bool Runs(GemmIsa isa) {
-  const DeviceInfo cpu = QueryCpu();
-  if (isa == GemmIsa::kAvx512) return cpu.avx512;
-  return isa == GemmIsa::kAvx2 || cpu.avx512_bf16;
-}
-
-at::ScalarType TypeOf(Element element) {
-  return element == Element::kFloat32 ? at::kFloat : at::kBFloat16;
-}
-
-// How rows are multiplied: what must not change a bit.
-struct How {
-  int threads = 1;
-  int64_t x_gap = 0, y_gap = 0;  // elements between rows
-  Activation activation = Activation::kNone;
-};
-
-at::Tensor Multiply(const at::Tensor& x, const WeightPanels& weight, const at::Tensor& bias,
-                    const How& how = {}) {
-  at::Tensor spaced = at::zeros({x.size(0), x.size(1) + how.x_gap}, x.options());
-  spaced.narrow(1, 0, x.size(1)).copy_(x);
-  const double untouched = 7;
-  at::Tensor y = at::full({x.size(0), weight.n() + how.y_gap}, untouched, x.options());
-  GemmCall call;
-  call.rows = x.size(0);
-  call.x = spaced.const_data_ptr();
-  call.x_stride = spaced.stride(0);
-  call.y = y.mutable_data_ptr();
-  call.y_stride = y.stride(0);
-  call.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
-  call.activation = how.activation;
-  Gemm(call, weight, OnThreads(how.threads));
-  EXPECT_TRUE(y.narrow(1, weight.n(), how.y_gap).eq(untouched).all().item<bool>());
-  return y.narrow(1, 0, weight.n()).contiguous();
-}
-
-struct Case {
-  GemmIsa isa;
-  Element element;
-};
-
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << GemmIsaName(c.isa) << (c.element == Element::kFloat32 ? "_float32" : "_bfloat16");
-}
-
-class GemmTest : public testing::TestWithParam<Case> {
+class GemmTest : public testing::TestWithParam<GemmCase> {
  protected:
   void SetUp() override {
-    if (!Runs(isa())) GTEST_SKIP() << "this CPU has no " << GemmIsaName(isa());
+    if (!Runs(GetParam().isa)) GTEST_SKIP() << "this CPU has no " << GemmIsaName(GetParam().isa);
     at::manual_seed(7);
   }
-  GemmIsa isa() const { return GetParam().isa; }
   Element element() const { return GetParam().element; }
   at::Tensor Random(int64_t rows, int64_t columns) const {
     return at::randn({rows, columns}).to(TypeOf(element()));
   }
-  WeightPanels Pack(const at::Tensor& weight) const {
-    return WeightPanels(weight.const_data_ptr(), element(), weight.size(0), weight.size(1), isa());
-  }
+  WeightPanels Pack(const at::Tensor& weight) const { return kernels::Pack(weight, GetParam()); }
 };
+// Those that round nothing but what they store.
+class ExactGemmTest : public GemmTest {};
 
-// The largest error in units of what it may be: half a step of the result's dtype, and of the sum
-// 4e-7 of the magnitudes that went into it.
-double ErrorShare(const at::Tensor& y, const at::Tensor& wanted, const at::Tensor& magnitudes) {
-  const double half_step = y.scalar_type() == at::kFloat ? 0x1p-24 : 0x1p-8;
-  const at::Tensor allowed = wanted.abs() * half_step + magnitudes * 4e-7;
-  return ((y.to(at::kDouble) - wanted).abs() / allowed).max().item<double>();
-}
-
-TEST_P(GemmTest, IsCloseToFloat64AtEveryRaggedSize) {
+TEST_P(ExactGemmTest, IsCloseToFloat64AtEveryRaggedSize) {
   for (const int64_t k : {1, 2, 3, 7, 64, 255, 256, 513, 1027}) {
     for (const int64_t n : {1, 5, 31, 32, 33, 96, 130}) {
       for (const int64_t m : {1, 3, 4, 12, 13, 40}) {
@@ -136,7 +73,16 @@ TEST_P(GemmTest, TurnsOfPackedRowsChangeNothing) {
                         whole.narrow(0, 1100, 100)));
 }
 
-TEST_P(GemmTest, NaNAndInfinityStayInTheirRowAndColumn) {
+TEST_P(ExactGemmTest, PanelsGiveTheirWeightsBack) {
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {33, 7}, {130, 64}}) {
+    const at::Tensor weight = Random(n, k);
+    at::Tensor back = at::zeros_like(weight);
+    Pack(weight).Unpack(back.mutable_data_ptr(), RunHere);
+    EXPECT_TRUE(at::equal(back, weight)) << n << " x " << k;
+  }
+}
+
+TEST_P(ExactGemmTest, NaNAndInfinityStayInTheirRowAndColumn) {
   const int64_t m = 17, k = 300, n = 70;
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
     at::Tensor x = Random(m, k), w = Random(n, k);
@@ -149,7 +95,7 @@ TEST_P(GemmTest, NaNAndInfinityStayInTheirRowAndColumn) {
   }
 }
 
-TEST_P(GemmTest, ActivationsAreThoseOfTheUnroundedSum) {
+TEST_P(ExactGemmTest, ActivationsAreThoseOfTheUnroundedSum) {
   const int64_t k = 64, n = 100;
   const at::Tensor x = Random(40, k) * 4, w = Random(n, k), bias = at::randn({n});
   const at::Tensor a = x.to(at::kDouble), b = w.to(at::kDouble).t(), c = bias.to(at::kDouble);
@@ -172,12 +118,18 @@ TEST_P(GemmTest, ActivationsAreThoseOfTheUnroundedSum) {
   EXPECT_TRUE(std::isnan(z[6][0].item<float>()));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GemmTest,
-                         testing::Values(Case{GemmIsa::kAvx2, Element::kFloat32},
-                                         Case{GemmIsa::kAvx2, Element::kBFloat16},
-                                         Case{GemmIsa::kAvx512, Element::kFloat32},
-                                         Case{GemmIsa::kAvx512, Element::kBFloat16},
-                                         Case{GemmIsa::kAvx512Bf16, Element::kBFloat16}),
+std::vector<GemmCase> Cases(bool int8_too) {
+  std::vector<GemmCase> cases;
+  for (const GemmIsa isa : kAllGemmIsas) {
+    for (const Element element : {Element::kFloat32, Element::kBFloat16}) {
+      if (Takes(isa, element) && (int8_too || !IsInt8(isa))) cases.push_back({isa, element});
+    }
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(All, GemmTest, testing::ValuesIn(Cases(true)),
+                         testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(All, ExactGemmTest, testing::ValuesIn(Cases(false)),
                          testing::PrintToStringParamName());
 
 TEST(GemmLevelsTest, FloatsHaveTheSameBitsOnAvx2AndAvx512) {
@@ -186,11 +138,32 @@ TEST(GemmLevelsTest, FloatsHaveTheSameBitsOnAvx2AndAvx512) {
   for (const Element element : {Element::kFloat32, Element::kBFloat16}) {
     const at::Tensor x = at::randn({29, 777}).to(TypeOf(element));
     const at::Tensor w = at::randn({45, 777}).to(TypeOf(element)), bias = at::randn({45});
-    const auto on = [&](GemmIsa isa) {
-      return Multiply(x, WeightPanels(w.const_data_ptr(), element, 45, 777, isa), bias);
-    };
+    const auto on = [&](GemmIsa isa) { return Multiply(x, Pack(w, {isa, element}), bias); };
     EXPECT_TRUE(at::equal(on(GemmIsa::kAvx2), on(GemmIsa::kAvx512)));
   }
+}
+
+TEST(BestGemmIsaTest, IsTheWidestAndTakesNoTilesUnasked) {
+  DeviceInfo cpu;
+  cpu.avx2 = true;
+  const auto best = [&](Element element) { return BestGemmIsa(element, cpu); };
+  EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAvx2);
+  EXPECT_EQ(Int8GemmIsa(cpu), GemmIsa::kAvx2Int8);
+  cpu.avx512 = true;
+  EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAvx512);
+  EXPECT_EQ(Int8GemmIsa(cpu), GemmIsa::kAvx512Int8);
+  cpu.avx512_vnni = true;
+  EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAvx512);
+  EXPECT_EQ(Int8GemmIsa(cpu), GemmIsa::kVnniInt8);
+  cpu.avx512_bf16 = true;
+  EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAvx512Bf16);
+  EXPECT_EQ(best(Element::kFloat32), GemmIsa::kAvx512);
+  cpu.amx_bf16 = cpu.amx_int8 = true;
+  EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAvx512Bf16);
+  EXPECT_EQ(Int8GemmIsa(cpu), GemmIsa::kVnniInt8);
+  EXPECT_EQ(BestGemmIsa(Element::kBFloat16, cpu, true), GemmIsa::kAmxBf16);
+  EXPECT_EQ(BestGemmIsa(Element::kFloat32, cpu, true), GemmIsa::kAvx512);
+  EXPECT_EQ(Int8GemmIsa(cpu, true), GemmIsa::kAmxInt8);
 }
 
 TEST(WeightPanelsTest, HalfWeightsTakeHalfTheMemory) {

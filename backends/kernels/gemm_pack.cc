@@ -1,0 +1,315 @@
+#include "backends/kernels/gemm_pack.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cstring>
+
+#include "backends/kernels/int8_rule.h"
+
+namespace denoised::kernels {
+namespace {
+
+const float* FloatRow(const RowSource& source, int64_t row) {
+  return static_cast<const float*>(source.data) + row * source.stride;
+}
+
+const uint16_t* HalfRow(const RowSource& source, int64_t row) {
+  return static_cast<const uint16_t*>(source.data) + row * source.stride;
+}
+
+__m256 LoadEight(const RowSource& source, int64_t row, int64_t k) {
+  if (source.element == Element::kFloat32) return _mm256_loadu_ps(FloatRow(source, row) + k);
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(HalfRow(source, row) + k));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+float LoadOne(const RowSource& source, int64_t row, int64_t k) {
+  if (source.element == Element::kFloat32) return FloatRow(source, row)[k];
+  const uint32_t bits = static_cast<uint32_t>(HalfRow(source, row)[k]) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// ---- what a unit is: one by one, and four that are whole
+// -----------------------------------------
+
+struct FloatUnits {
+  const RowSource& source;
+  uint32_t Unit(int64_t row, int64_t u) const {
+    const float x = LoadOne(source, row, u);
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+  }
+  __m128 Four(int64_t row, int64_t u) const {
+    if (source.element == Element::kFloat32) return _mm_loadu_ps(FloatRow(source, row) + u);
+    const __m128i half =
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(HalfRow(source, row) + u));
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+  }
+};
+
+struct PairUnits {
+  const RowSource& source;
+  uint32_t Unit(int64_t row, int64_t u) const {
+    const uint16_t* x = HalfRow(source, row);
+    const uint32_t second = 2 * u + 1 < source.k ? x[2 * u + 1] : 0;
+    return x[2 * u] | second << 16;
+  }
+  __m128 Four(int64_t row, int64_t u) const {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(HalfRow(source, row) + 2 * u));
+  }
+};
+
+// Rows in units of their scale. What is not a number becomes some integer; its row's scale shows
+// it.
+struct IntegerUnits {
+  const RowSource& source;
+  int64_t first;          // the row that inverses begin with
+  const float* inverses;  // 1 / scale
+
+  int One(int64_t row, int64_t k) const {
+    if (k >= source.k) return 0;
+    return _mm_cvtss_si32(_mm_set_ss(LoadOne(source, row, k) * inverses[row - first]));
+  }
+  // Eight words.
+  __m128i Eight(int64_t row, int64_t k) const {
+    const __m256 inverse = _mm256_set1_ps(inverses[row - first]);
+    const __m256i x = _mm256_cvtps_epi32(_mm256_mul_ps(LoadEight(source, row, k), inverse));
+    return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  }
+};
+
+struct WordUnits : IntegerUnits {
+  uint32_t Unit(int64_t row, int64_t u) const {
+    return (One(row, 2 * u) & 0xffff) | static_cast<uint32_t>(One(row, 2 * u + 1)) << 16;
+  }
+  __m128 Four(int64_t row, int64_t u) const { return _mm_castsi128_ps(Eight(row, 2 * u)); }
+};
+
+// kFlip: plus 128.
+template <uint8_t kFlip>
+struct ByteUnits : IntegerUnits {
+  uint32_t Unit(int64_t row, int64_t u) const {
+    uint32_t unit = 0;
+    for (int i = 0; i < 4; ++i) {
+      unit |= static_cast<uint32_t>((One(row, 4 * u + i) & 0xff) ^ kFlip) << 8 * i;
+    }
+    return unit;
+  }
+  __m128 Four(int64_t row, int64_t u) const {
+    const __m128i bytes = _mm_packs_epi16(Eight(row, 4 * u), Eight(row, 4 * u + 8));
+    return _mm_castsi128_ps(_mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(kFlip))));
+  }
+};
+
+// ---- where units go
+// ------------------------------------------------------------------------------
+
+// To [units][height].
+struct Interleaved {
+  uint32_t* out;
+  int height;
+  void StoreOne(int64_t u, int r, uint32_t unit) const { out[u * height + r] = unit; }
+  // Four units of four rows.
+  void StoreFour(int64_t u, int r, __m128 a, __m128 b, __m128 c, __m128 d) const {
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    float* to = reinterpret_cast<float*>(out + u * height + r);
+    _mm_storeu_ps(to, a);
+    _mm_storeu_ps(to + height, b);
+    _mm_storeu_ps(to + 2 * height, c);
+    _mm_storeu_ps(to + 3 * height, d);
+  }
+};
+
+// To [units / 16][height][16].
+struct InTiles {
+  uint32_t* out;
+  int height;
+  uint32_t* At(int64_t u, int r) const {
+    return out + (u / kAmxUnits * height + r) * kAmxUnits + u % kAmxUnits;
+  }
+  void Store(int64_t u, int r, __m128 four) const {
+    _mm_storeu_ps(reinterpret_cast<float*>(At(u, r)), four);
+  }
+  void StoreOne(int64_t u, int r, uint32_t unit) const { *At(u, r) = unit; }
+  void StoreFour(int64_t u, int r, __m128 a, __m128 b, __m128 c, __m128 d) const {
+    Store(u, r, a);
+    Store(u, r + 1, b);
+    Store(u, r + 2, c);
+    Store(u, r + 3, d);
+  }
+};
+
+// `whole` units of a row, in fours, can be read four at once; from `filled` on they are zeros.
+struct Extent {
+  int64_t whole, filled, units;
+};
+
+template <class Units, class Place>
+void PackUnits(const Units& units, int64_t first, int height, const Extent& extent,
+               const Place& place) {
+  const int64_t rows = units.source.rows;
+  for (int r = 0; r < height; r += 4) {
+    int64_t u = 0;
+    const int64_t row = first + r;
+    for (; row + 4 <= rows && u < extent.whole; u += 4) {
+      place.StoreFour(u, r, units.Four(row, u), units.Four(row + 1, u), units.Four(row + 2, u),
+                      units.Four(row + 3, u));
+    }
+    for (; u < extent.units; ++u) {
+      for (int i = r; i < r + 4; ++i) {
+        const bool is_there = first + i < rows && u < extent.filled;
+        place.StoreOne(u, i, is_there ? units.Unit(first + i, u) : 0);
+      }
+    }
+  }
+}
+
+Extent ExtentOf(const GemmKernel& kernel, int64_t k) {
+  const int64_t per = kernel.numbers_a_unit();
+  return {k / per / 4 * 4, (k + per - 1) / per, kernel.Units(k)};
+}
+
+// ---- int8
+// ----------------------------------------------------------------------------------------
+
+// The largest magnitude of a row. As whole numbers, of which those of infinity and NaN are larger
+// than all others.
+float MostOf(const RowSource& source, int64_t row) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256i most = _mm256_setzero_si256();
+  int64_t k = 0;
+  for (; k + 8 <= source.k; k += 8) {
+    const __m256i x = _mm256_castps_si256(LoadEight(source, row, k));
+    most = _mm256_max_epi32(most, _mm256_and_si256(x, magnitude));
+  }
+  alignas(32) float lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
+  float top = 0;
+  for (const float lane : lanes) top = Int8Larger(lane, top);
+  for (; k < source.k; ++k) top = Int8Larger(std::fabs(LoadOne(source, row, k)), top);
+  return top;
+}
+
+// A row whose bytes would be worth a denormal number counts as zeros: so does one past the last.
+void ScaleRows(const RowSource& source, int64_t first, int height, float* scales, float* inverses) {
+  for (int r = 0; r < height; ++r) {
+    scales[r] = first + r < source.rows ? Int8Scale(MostOf(source, first + r)) : 1;
+    inverses[r] = scales[r] >= FLT_MIN ? 1 / scales[r] : 0;
+    if (scales[r] < FLT_MIN) scales[r] = 1;
+  }
+}
+
+// -128 times the sum of each column's bytes.
+void SumColumns(const uint32_t* units, int64_t count, int32_t* offsets) {
+  std::fill_n(offsets, kPanelColumns, 0);
+  for (int64_t u = 0; u < count; ++u) {
+    for (int c = 0; c < kPanelColumns; c += 8) {
+      __m256i* sum = reinterpret_cast<__m256i*>(offsets + c);
+      const __m256i bytes =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(units + u * kPanelColumns + c));
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+      const __m256i four = _mm256_madd_epi16(pairs, _mm256_set1_epi16(-128));
+      _mm256_storeu_si256(sum, _mm256_add_epi32(_mm256_loadu_si256(sum), four));
+    }
+  }
+}
+
+// Units of one word instead of two halves, or two bytes instead of two words: eight at a time.
+void NarrowUnits(const uint32_t* units, int64_t count, bool integers, char* out) {
+  for (int64_t i = 0; i < count; i += 8) {
+    __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(units + i));
+    x = integers ? _mm256_packs_epi16(x, x)
+                 : _mm256_packus_epi32(_mm256_srli_epi32(x, 16), _mm256_srli_epi32(x, 16));
+    x = _mm256_permute4x64_epi64(x, 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm256_castsi256_si128(x));
+  }
+}
+
+// kNumbers of T a unit.
+template <typename T, int kNumbers>
+void UnpackColumns(const char* panel, int64_t columns, int64_t k, char* out) {
+  T* to = reinterpret_cast<T*>(out);
+  for (int64_t c = 0; c < columns; ++c, to += k) {
+    const T* from = reinterpret_cast<const T*>(panel) + c * kNumbers;
+    for (int64_t i = 0; i < k; ++i) {
+      to[i] = from[i / kNumbers * kNumbers * kPanelColumns + i % kNumbers];
+    }
+  }
+}
+
+template <class Place>
+void PackAs(const GemmKernel& kernel, const RowSource& source, int64_t first, const float* inverses,
+            bool signed_bytes, const Place& place) {
+  const Extent extent = ExtentOf(kernel, source.k);
+  const auto pack = [&](const auto& units) {
+    PackUnits(units, first, place.height, extent, place);
+  };
+  switch (kernel.units) {
+    case GemmUnits::kFloats:
+      return pack(FloatUnits{source});
+    case GemmUnits::kPairs:
+      return pack(PairUnits{source});
+    case GemmUnits::kWords:
+      return pack(WordUnits{{source, first, inverses}});
+    case GemmUnits::kBytes:
+      if (signed_bytes) return pack(ByteUnits<0>{{source, first, inverses}});
+      return pack(ByteUnits<0x80>{{source, first, inverses}});
+  }
+}
+
+}  // namespace
+
+void PackTileRows(const GemmKernel& kernel, const RowSource& source, int64_t first, int height,
+                  uint32_t* out, float* scales) {
+  float inverses[kMostTileRows] = {};
+  if (kernel.int8()) ScaleRows(source, first, height, scales, inverses);
+  if (kernel.amx) return PackAs(kernel, source, first, inverses, false, InTiles{out, height});
+  PackAs(kernel, source, first, inverses, false, Interleaved{out, height});
+}
+
+void PackPanel(const GemmKernel& kernel, const RowSource& weight, int64_t first, char* out,
+               float* scales, int32_t* offsets) {
+  float inverses[kPanelColumns] = {};
+  if (kernel.int8()) {
+    ScaleRows(weight, first, kPanelColumns, scales, inverses);
+    std::fill_n(offsets, kPanelColumns, 0);
+  }
+  const int64_t count = kernel.Units(weight.k) * kPanelColumns;
+  const bool narrow = kernel.PanelUnitBytes(weight.element) == 2;
+  Buffer<uint32_t> wide;
+  if (narrow) wide = Allocate<uint32_t>(count);
+  uint32_t* units = narrow ? wide.get() : reinterpret_cast<uint32_t*>(out);
+  PackAs(kernel, weight, first, inverses, true, Interleaved{units, kPanelColumns});
+  if (narrow) NarrowUnits(units, count, kernel.int8(), out);
+  if (kernel.units == GemmUnits::kBytes) SumColumns(units, count / kPanelColumns, offsets);
+}
+
+void UnpackPanel(const GemmKernel& kernel, Element element, const char* panel, int64_t columns,
+                 int64_t k, char* out) {
+  if (element == Element::kFloat32) {
+    UnpackColumns<float, 1>(panel, columns, k, out);
+  } else if (kernel.units == GemmUnits::kPairs) {
+    UnpackColumns<uint16_t, 2>(panel, columns, k, out);
+  } else {
+    UnpackColumns<uint16_t, 1>(panel, columns, k, out);
+  }
+}
+
+void ScaleSums(float* sums, float row_scale, const float* scales, const int32_t* offsets,
+               int64_t columns) {
+  const __m256 row = _mm256_set1_ps(row_scale);
+  for (int64_t n = 0; n < columns; n += 8) {
+    const __m256i lacking = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + n));
+    const __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + n));
+    const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(sum, lacking));
+    _mm256_storeu_ps(sums + n,
+                     _mm256_mul_ps(_mm256_mul_ps(whole, row), _mm256_loadu_ps(scales + n)));
+  }
+}
+
+}  // namespace denoised::kernels
