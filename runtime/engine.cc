@@ -84,11 +84,12 @@ void CheckFormats(const std::vector<ArtifactFormat>& formats) {
   }
 }
 
-Receipt MakeReceipt(const Pipeline& pipeline, const AttentionPlanner& planner) {
+Receipt MakeReceipt(const Pipeline& pipeline, LinearNumerics linear,
+                    const AttentionPlanner& planner) {
   Receipt receipt;
   receipt.entries = planner.Entries();
   receipt.notes = planner.Notes();
-  StampReceipt(pipeline.info(), pipeline.planner_setting(), &receipt);
+  StampReceipt(pipeline.info(), pipeline.planner_setting(), linear, &receipt);
   return receipt;
 }
 
@@ -448,7 +449,7 @@ Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
     AttentionPlanner planner(call.pipeline->planner_setting(), call.request.attention, observer_);
     result = call.pipeline->Denoise(call.request, &planner, observer_);
     planner.Complete();
-    result.receipt = MakeReceipt(*call.pipeline, planner);
+    result.receipt = MakeReceipt(*call.pipeline, LinearOf(call.request, *call.pipeline), planner);
     result.receipt.fingerprint = Fingerprint(result.receipt, call.request);
   });
   if (error) return *error;
@@ -473,7 +474,7 @@ void EngineImpl::RunJob(const QueuedJob& job) {
       RequireMemoryNow(job);
       DriveRun(job, &planner);
     });
-    receipt = MakeReceipt(*job.pipeline, planner);
+    receipt = MakeReceipt(*job.pipeline, job.parameters.linear, planner);
     receipt.fingerprint = Fingerprint(receipt, job.request, job.parameters);
     if (run_error) throw *run_error;
   });

@@ -40,9 +40,10 @@ struct EngineOptions {
   // What the process may take: "auto", "none" or a size such as "8GiB" (memory_budget.h). Work that
   // would not fit is refused.
   std::string max_memory = "auto";
-  int threads = 0;                                 // intra-op threads; 0 = one a physical core
-  bool admit_unmeasured = false;                   // kernels that no device has run yet may serve
-  LinearNumerics linear = LinearNumerics::kExact;  // of every model
+  int threads = 0;                // intra-op threads; 0 = one a physical core
+  bool admit_unmeasured = false;  // kernels that no device has run yet may serve
+  // Of jobs that ask for none, where denoised.json does not say.
+  LinearNumerics linear = LinearNumerics::kPacked;
 };
 
 struct ModelInfo {
@@ -50,7 +51,7 @@ struct ModelInfo {
   std::string pipeline;  // "WanPipeline"
   std::string description;
   std::string device, dtype;
-  LinearNumerics linear = LinearNumerics::kExact;
+  std::vector<LinearNumerics> linear;  // what a request may ask for; defaults.linear is one
   // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
   std::string weights_digest, model_digest;
   bool is_default = false;

@@ -15,6 +15,7 @@
 #include "backends/attention_spec.h"
 #include "backends/error.h"
 #include "backends/selector.h"
+#include "runtime/numerics.h"
 
 namespace denoised {
 
@@ -53,6 +54,7 @@ struct GenerationRequest {
   std::optional<double> flow_shift;
   std::optional<int64_t> max_sequence_length;
   AttentionOptions attention;
+  NumericsOptions numerics;
   std::optional<HostTensor> latents;    // initial noise [1, C, f, h, w]; unset: from the seed
   std::vector<ArtifactFormat> formats;  // empty = {mp4}
   std::optional<std::chrono::steady_clock::time_point> deadline;
@@ -68,6 +70,7 @@ struct ResolvedParameters {
   int64_t max_sequence_length = 0;
   std::string negative_prompt;
   std::string scheduler;
+  LinearNumerics linear = LinearNumerics::kExact;
 };
 
 enum class JobState : uint8_t { kQueued, kRunning, kSucceeded, kFailed, kCancelled };
@@ -97,6 +100,7 @@ struct Receipt {
   // What makes the result reproducible.
   std::string weights_digest, model_digest, device, dtype, version, torch_version;
   std::string kernels;             // which code computed: instruction sets, libraries
+  std::string linear;              // the job's numerics: LinearNumericsName
   std::string fingerprint;         // SHA-256 over all that changes the pixels, hex; see receipt.h
   std::vector<std::string> notes;  // e.g. "gate branch off: the checkpoint has no to_gate_compress"
 };
@@ -144,6 +148,7 @@ struct DenoiseRequest {
   Output output = Output::kPrediction;
   double sigma = 0, sigma_next = 0;  // kNextLatents: x + (sigma_next - sigma) * v, in float32
   AttentionOptions attention;
+  NumericsOptions numerics;
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };
 

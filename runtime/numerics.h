@@ -1,24 +1,52 @@
-// How the linear layers of a job multiply. Torch-free.
+// How the linear layers, norms and activations of a job compute. Torch-free.
+//
+// A model keeps its weights in the form that one of these likes best; a job may ask for another,
+// which then costs a conversion a layer and call, and nothing of the result's bits.
 #ifndef DENOISED_RUNTIME_NUMERICS_H_
 #define DENOISED_RUNTIME_NUMERICS_H_
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace denoised {
 
 enum class LinearNumerics : uint8_t {
   // Our packed matrix product and row kernels: a row's bits depend on nothing but itself, whatever
   // shares the call and on however many threads. Close to diffusers, not equal in every bit.
+  // CPU, float32 and bfloat16.
   kPacked,
   // LibTorch's operators in diffusers' order: its bits, where LibTorch gives one row the same bits
-  // in
-  // any company.
+  // in any company.
   kExact,
 };
 std::string_view LinearNumericsName(LinearNumerics numerics);  // "packed", "exact"
 std::optional<LinearNumerics> LinearNumericsFromName(std::string_view name);
+// "packed, exact": every name, or those of `numerics`.
+std::string LinearNumericsNames(const std::vector<LinearNumerics>& numerics);
+const std::vector<LinearNumerics>& AllLinearNumerics();
+
+// What a request asks for. Unset: the model's default.
+struct NumericsOptions {
+  std::optional<LinearNumerics> linear;
+};
+
+// While one lives, the layers that this thread runs compute so. They nest.
+class ScopedLinearNumerics {
+ public:
+  explicit ScopedLinearNumerics(LinearNumerics numerics);
+  ~ScopedLinearNumerics();
+  ScopedLinearNumerics(const ScopedLinearNumerics&) = delete;
+  ScopedLinearNumerics& operator=(const ScopedLinearNumerics&) = delete;
+
+ private:
+  const std::optional<LinearNumerics> before_;
+};
+
+// The innermost scope's of this thread; `otherwise` outside of any.
+LinearNumerics CurrentLinearNumerics(LinearNumerics otherwise);
 
 }  // namespace denoised
 

@@ -84,6 +84,11 @@ class Pipeline {
                                 Observer* observer) = 0;
 };
 
+// What a request's layers compute.
+inline LinearNumerics LinearOf(const DenoiseRequest& request, const Pipeline& pipeline) {
+  return request.numerics.linear.value_or(pipeline.info().defaults.linear);
+}
+
 struct RepositoryOptions {
   std::string repository;
   std::string device = "auto";
@@ -92,7 +97,7 @@ struct RepositoryOptions {
   std::string variant;            // as EngineOptions has them
   bool strict = false;
   std::string state_dir;
-  LinearNumerics linear = LinearNumerics::kExact;
+  LinearNumerics linear = LinearNumerics::kPacked;
 };
 
 // By name. Exactly one pipeline is the default.

@@ -82,18 +82,18 @@ Fields FieldsOf(const Receipt& receipt) {
   fields.Add("version", receipt.version);
   fields.Add("torch_version", receipt.torch_version);
   fields.Add("kernels", receipt.kernels);
+  fields.Add("linear", receipt.linear);
   AddRows(receipt.entries, &fields);
   return fields;
 }
 
 // On CUDA the card decides which of a library's kernels runs; on the CPU instruction sets do, and
 // its name says nothing.
-std::string KernelsOf(const ModelInfo& model, const PlannerSetting& setting) {
+std::string KernelsOf(const PlannerSetting& setting) {
   const bool unmeasured = setting.registry == &BackendRegistry::WithUnmeasured();
   const DeviceInfo& device = setting.device;
   if (device.type == DeviceInfo::Type::kCpu) {
     return KernelIdentity(unmeasured ? Admission::kUnmeasured : Admission::kMeasured) +
-           " linear=" + std::string(LinearNumericsName(model.linear)) +
            " threads=" + std::to_string(IntraOpThreads());
   }
   return "cuda " + device.name + " " + std::to_string(device.major) + "." +
@@ -102,14 +102,16 @@ std::string KernelsOf(const ModelInfo& model, const PlannerSetting& setting) {
 
 }  // namespace
 
-void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, Receipt* receipt) {
+void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearNumerics linear,
+                  Receipt* receipt) {
   receipt->weights_digest = model.weights_digest;
   receipt->model_digest = model.model_digest;
   receipt->device = setting.device.name;
   receipt->dtype = model.dtype;
   receipt->version = Version();
   receipt->torch_version = LibTorchVersion();
-  receipt->kernels = KernelsOf(model, setting);
+  receipt->kernels = KernelsOf(setting);
+  receipt->linear = LinearNumericsName(linear);
 }
 
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,

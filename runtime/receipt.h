@@ -17,8 +17,9 @@
 
 namespace denoised {
 
-// Fills in the model's digests and dtype, the device, the versions and the kernels.
-void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, Receipt* receipt);
+// Fills in the model's digests and dtype, the device, the numerics, the versions and the kernels.
+void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearNumerics linear,
+                  Receipt* receipt);
 
 // Over a stamped receipt and what was asked of the model.
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,

@@ -150,6 +150,7 @@ ResolvedParameters ResolveRequest(const GenerationRequest& request,
   resolved.flow_shift = Pick("flow_shift", request.flow_shift, defaults.flow_shift);
   resolved.max_sequence_length =
       Pick("max_sequence_length", request.max_sequence_length, defaults.max_sequence_length);
+  resolved.linear = request.numerics.linear.value_or(defaults.linear);
   return resolved;
 }
 

@@ -106,6 +106,23 @@ void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
   CheckFinite(ToTensor(embeds, field), field);
 }
 
+// denoised.json's numerics.linear, which decides how the weights are kept: read before them.
+std::optional<LinearNumerics> ReadLinear(const ModelFolder& folder) {
+  if (!folder.Has(kOwnFile)) return std::nullopt;
+  const ConfigReader own = ConfigReader::FromFile(folder, kOwnFile);
+  if (!own.Has("numerics")) return std::nullopt;
+  const std::string where = own.path() + ": numerics";
+  const ConfigReader numerics(own.json().at("numerics"), where);
+  numerics.RequireOnly({"linear"});
+  if (!numerics.Has("linear")) return std::nullopt;
+  const std::string name = numerics.String("linear", "");
+  if (const auto linear = LinearNumericsFromName(name)) return linear;
+  throw Error(StatusCode::kInvalidArgument,
+              where + ": linear: wanted one of " + LinearNumericsNames(AllLinearNumerics()) +
+                  ", came \"" + name + "\"",
+              own.path());
+}
+
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
 void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
   const auto check = [&](const std::string& key, int64_t said, int64_t real) {
@@ -136,7 +153,8 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->info_.name = name;
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);
-  pipeline->LoadComponents(folder, index, options);
+  const LinearNumerics linear = ReadLinear(folder).value_or(options.linear);
+  pipeline->LoadComponents(folder, index, options, linear);
   pipeline->ReadDefaults(folder);
   pipeline->Describe(folder.Seal());
   pipeline->WarnUnused(logger);
@@ -158,18 +176,18 @@ void WanPipeline::LoadScheduler(const ModelFolder& folder, const ModelIndex& ind
 }
 
 void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& index,
-                                 const RepositoryOptions& options) {
+                                 const RepositoryOptions& options, LinearNumerics linear) {
   tokenizer_ =
       Tokenizer::Load(folder.Sub("tokenizer"), index.components.at("tokenizer").class_name);
   const at::ScalarType stored = Weights::Open(folder.Sub("transformer"), "diffusion_pytorch_model")
                                     .StoredDtype("patch_embedding.weight");
   const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);
-  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, options.linear);
-  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, options.linear);
+  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
+  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);
   // The decoder stays in float32, as diffusers' examples load it: bfloat16 frames are visibly
   // coarser.
-  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_, options.linear);
-  info_.linear = device_.is_cpu() ? options.linear : LinearNumerics::kExact;
+  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_, linear);
+  SetNumerics(linear);
   CheckComponents(folder);
   const WanTransformerConfig& config = transformer_->config();
   rules_.spatial_stride = vae_->config().scale_factor_spatial;
@@ -177,6 +195,13 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
   rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];
   rules_.width_multiple = rules_.spatial_stride * config.patch_size[2];
   rules_.max_tokens_per_axis = config.rope_max_seq_len;
+}
+
+// Our kernels are CPU ones, of float32 and bfloat16.
+void WanPipeline::SetNumerics(LinearNumerics linear) {
+  const bool packs = LoadOptions::CanPack(transformer_->dtype(), device_);
+  info_.linear = packs ? AllLinearNumerics() : std::vector{LinearNumerics::kExact};
+  info_.defaults.linear = packs ? linear : LinearNumerics::kExact;
 }
 
 void WanPipeline::CheckComponents(const ModelFolder& folder) const {
@@ -201,13 +226,16 @@ void WanPipeline::CheckComponents(const ModelFolder& folder) const {
 
 // denoised.json (ours, optional, beside model_index.json): the model's own defaults.
 void WanPipeline::ReadDefaults(const ModelFolder& folder) {
+  const LinearNumerics linear = info_.defaults.linear;
   info_.defaults = DiffusersDefaults();
+  info_.defaults.linear = linear;
   info_.defaults.model = info_.name;
   info_.defaults.scheduler = info_.scheduler;
   info_.defaults.flow_shift = scheduler_->shift();
   if (!folder.Has(kOwnFile)) return;
   const ConfigReader own = ConfigReader::FromFile(folder, kOwnFile);
-  own.RequireOnly({"description", "attention_backend", "attention_parameters", "defaults"});
+  own.RequireOnly(
+      {"description", "attention_backend", "attention_parameters", "numerics", "defaults"});
   info_.description = own.String("description", "");
   const std::string backend = own.String("attention_backend", "");
   if (!backend.empty()) {
@@ -315,8 +343,18 @@ std::vector<AttentionSpec> WanPipeline::DenoiseSpecs(const ResolvedParameters& p
   return SpecsFor(LatentShape(parameters), parameters.max_sequence_length);
 }
 
+void WanPipeline::CheckNumerics(const NumericsOptions& numerics) const {
+  const std::vector<LinearNumerics>& offered = info_.linear;
+  if (!numerics.linear || std::ranges::count(offered, *numerics.linear) > 0) return;
+  throw InvalidField("numerics.linear", "wanted one of " + LinearNumericsNames(offered) +
+                                            ", which " + info_.name + " offers on " + info_.device +
+                                            " in " + info_.dtype + ", got " +
+                                            std::string(LinearNumericsName(*numerics.linear)));
+}
+
 void WanPipeline::CheckRun(const GenerationRequest& request,
                            const ResolvedParameters& parameters) const {
+  CheckNumerics(request.numerics);
   CleanPrompt(request.prompt);  // refuses what is not UTF-8
   try {
     CleanPrompt(parameters.negative_prompt);
@@ -331,6 +369,7 @@ void WanPipeline::CheckRun(const GenerationRequest& request,
 }
 
 void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
+  CheckNumerics(request.numerics);
   constexpr int64_t kMaxRows = 256;
   const WanTransformerConfig& config = transformer_->config();
   const std::vector<int64_t>& shape = request.latents.shape;
@@ -438,6 +477,7 @@ std::unique_ptr<GenerationRun> WanPipeline::NewRun(RunRequest request) {
 DenoiseResult WanPipeline::Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                                    Observer* observer) {
   const c10::InferenceMode inference;
+  const ScopedLinearNumerics numerics(LinearOf(request, *this));
   const auto start = std::chrono::steady_clock::now();
   const at::Tensor latents = ToTensor(request.latents, "latents").to(device_);
   const at::Tensor timestep = ToTensor(request.timestep, "timestep").to(device_);

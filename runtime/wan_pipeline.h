@@ -76,8 +76,10 @@ class WanPipeline : public Pipeline {
   explicit WanPipeline(at::Device device) : device_(device) {}
   void LoadScheduler(const ModelFolder& folder, const ModelIndex& index);
   void LoadComponents(const ModelFolder& folder, const ModelIndex& index,
-                      const RepositoryOptions& options);
+                      const RepositoryOptions& options, LinearNumerics linear);
   void CheckComponents(const ModelFolder& folder) const;
+  void SetNumerics(LinearNumerics linear);
+  void CheckNumerics(const NumericsOptions& numerics) const;
   void ReadDefaults(const ModelFolder& folder);
   void ReadRequestDefaults(const ConfigReader& given);
   void Describe(const Manifest& manifest);

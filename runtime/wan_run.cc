@@ -40,6 +40,7 @@ WanRun::WanRun(const WanPipeline& pipeline, RunRequest request)
 void WanRun::Begin() {
   const c10::InferenceMode inference;
   const ResolvedParameters& p = request_.parameters;
+  const ScopedLinearNumerics numerics(p.linear);
   const auto encode = [&](const std::string& field, const std::string& prompt) {
     return pipeline_.EncodePrompt(field, prompt, p.max_sequence_length, request_.planner);
   };
@@ -82,6 +83,7 @@ at::Tensor WanRun::Predict(int64_t i) {
 
 void WanRun::Step(int64_t i) {
   const c10::InferenceMode inference;
+  const ScopedLinearNumerics numerics(request_.parameters.linear);
   latents_ = scheduler_->Step(Predict(i), i, latents_);
   if (at::isfinite(latents_).all().item<bool>()) return;
   throw Error(StatusCode::kInternal,
@@ -93,6 +95,7 @@ void WanRun::Step(int64_t i) {
 DecodedVideo WanRun::Finish(bool keep_float) {
   const c10::InferenceMode inference;
   const ResolvedParameters& p = request_.parameters;
+  const ScopedLinearNumerics numerics(p.linear);
   const AttentionPlan& plan =
       request_.planner->Prepare({pipeline_.vae().Spec(latents_.size(3), latents_.size(4))}, 0, 1);
   DecodedVideo video;

@@ -96,6 +96,16 @@ AttentionOptions AttentionFromProto(const v1::AttentionOptions& message) {
   return options;
 }
 
+NumericsOptions NumericsFromProto(const v1::NumericsOptions& message) {
+  NumericsOptions options;
+  if (!message.has_linear()) return options;
+  options.linear = LinearNumericsFromName(message.linear());
+  if (options.linear) return options;
+  throw InvalidField("numerics.linear", "wanted one of " +
+                                            LinearNumericsNames(AllLinearNumerics()) + ", got \"" +
+                                            message.linear() + "\"");
+}
+
 std::vector<ArtifactFormat> FormatsFromProto(const v1::GenerationRequest& message) {
   std::vector<ArtifactFormat> formats;
   for (int i = 0; i < message.formats_size(); ++i) {
@@ -163,6 +173,7 @@ v1::GenerationParameters ParametersToProto(const ResolvedParameters& parameters)
   message.set_max_sequence_length(parameters.max_sequence_length);
   message.set_negative_prompt(parameters.negative_prompt);
   message.set_scheduler(parameters.scheduler);
+  message.mutable_numerics()->set_linear(std::string(LinearNumericsName(parameters.linear)));
   return message;
 }
 
@@ -273,6 +284,7 @@ GenerationRequest FromProto(v1::GenerationRequest&& message) {
     request.max_sequence_length = message.max_sequence_length();
   }
   request.attention = AttentionFromProto(message.attention());
+  request.numerics = NumericsFromProto(message.numerics());
   if (message.has_latents()) {
     request.latents = TensorFromProto(std::move(*message.mutable_latents()), "latents");
   }
@@ -311,6 +323,7 @@ DenoiseRequest FromProto(v1::DenoiseRequest&& message) {
   request.sigma = message.sigma();
   request.sigma_next = message.sigma_next();
   request.attention = AttentionFromProto(message.attention());
+  request.numerics = NumericsFromProto(message.numerics());
   return request;
 }
 
@@ -395,6 +408,7 @@ v1::Receipt ToProto(const Receipt& receipt) {
   for (const ReceiptEntry& entry : receipt.entries) *message.add_entries() = EntryToProto(entry);
   message.set_weights_digest(receipt.weights_digest);
   message.set_model_digest(receipt.model_digest);
+  message.set_linear(receipt.linear);
   message.set_device(receipt.device);
   message.set_dtype(receipt.dtype);
   message.set_version(receipt.version);
@@ -440,6 +454,9 @@ v1::Model ToProto(const ModelInfo& model) {
   message.set_dtype(model.dtype);
   message.set_weights_digest(model.weights_digest);
   message.set_model_digest(model.model_digest);
+  for (const LinearNumerics one : model.linear) {
+    message.add_linear(std::string(LinearNumericsName(one)));
+  }
   message.set_is_default(model.is_default);
   message.set_transformer_parameters(model.transformer_parameters);
   message.set_num_layers(model.num_layers);

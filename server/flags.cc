@@ -346,16 +346,24 @@ void PinFromFlag(CpuIsa isa) {
   }
 }
 
+std::vector<std::string> LinearChoices() {
+  std::vector<std::string> names;
+  for (const LinearNumerics one : AllLinearNumerics()) names.emplace_back(LinearNumericsName(one));
+  return names;
+}
+
 Flag LinearFlag(LinearNumerics* target) {
-  return {"linear", "HOW", "exact",
-          "How linear layers and norms are computed on a CPU: exact has diffusers' bits; packed is "
-          "faster for small models and short prompts, as close to float64 as diffusers is, and a "
-          "row's bits depend on neither its company nor the threads.",
-          [target](const std::string& text) {
-            std::string name;
-            SetChoice("linear", {"exact", "packed"}, &name)(text);
-            *target = *LinearNumericsFromName(name);
-          }};
+  return {
+      "linear", "HOW", "packed",
+      "How linear layers and norms compute on a CPU for jobs that do not say (numerics.linear), "
+      "and how weights are kept: packed is our own matrix product, whose results depend on "
+      "neither company nor threads; exact has diffusers' bits. A model's denoised.json may say "
+      "otherwise.",
+      [target](const std::string& text) {
+        std::string name;
+        SetChoice("linear", LinearChoices(), &name)(text);
+        *target = *LinearNumericsFromName(name);
+      }};
 }
 
 std::string FlagsHelp(const std::vector<Flag>& flags) {

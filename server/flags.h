@@ -77,8 +77,10 @@ void PinFromFlag(CpuIsa isa);
 // --max_memory, which the server and `denoisectl run` have.
 Flag MaxMemoryFlag(std::string* target);
 
-// --linear, likewise.
+// --linear of the server.
 Flag LinearFlag(LinearNumerics* target);
+// What it, and the flag of a request, may be.
+std::vector<std::string> LinearChoices();
 
 // The table as text, wrapped at 100 columns.
 std::string FlagsHelp(const std::vector<Flag>& flags);

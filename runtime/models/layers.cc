@@ -25,7 +25,7 @@ Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& 
   const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  return Linear(weight, bias, from.packed());
+  return Linear(weight, bias, from.kept());
 }
 
 // LibTorch registers these for its compiler and declares them in no header.
@@ -91,18 +91,22 @@ bool ConvolvesWidened(at::ScalarType dtype) {
   return dtype == at::kBFloat16 && !CpuMultipliesBFloat16();
 }
 
+std::shared_ptr<const kernels::WeightPanels> Pack(const at::Tensor& weight) {
+  const kernels::Element element = ElementOf(weight.scalar_type());
+  const at::Tensor rows = weight.contiguous();
+  return std::make_shared<const kernels::WeightPanels>(
+      rows.const_data_ptr(), element, rows.size(0), rows.size(1),
+      kernels::BestGemmIsa(element, ThisCpu()), RunOnAtenThreads);
+}
+
 }  // namespace
 
-Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, bool packed)
+Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept)
     : weight_(weight), bias_(bias), dtype_(weight.scalar_type()) {
-  if (packed) {
-    const kernels::Element element = ElementOf(dtype_);
-    const at::Tensor rows = weight.contiguous();
-    panels_ = std::make_shared<const kernels::WeightPanels>(
-        rows.const_data_ptr(), element, rows.size(0), rows.size(1),
-        kernels::BestGemmIsa(element, ThisCpu()));
+  if (bias.defined()) float_bias_ = bias.to(at::kFloat).contiguous();
+  if (kept == LinearNumerics::kPacked) {
+    panels_ = Pack(weight);
     weight_ = at::Tensor();
-    if (bias.defined()) bias_ = bias.to(at::kFloat).contiguous();
   } else if (weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16()) {
     blocked_ = true;
     weight_ = BlockLinearWeight(weight.contiguous());
@@ -111,7 +115,8 @@ Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, bool packed)
 
 at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const {
   StopPoint();
-  if (panels_ != nullptr) return RunPacked(x, activation);
+  const LinearNumerics kept = panels_ ? LinearNumerics::kPacked : LinearNumerics::kExact;
+  if (CurrentLinearNumerics(kept) == LinearNumerics::kPacked) return RunPacked(x, activation);
   at::Tensor out = RunExact(x);
   if (activation == Activation::kGeluTanh) at::gelu_(out, "tanh");
   if (activation == Activation::kSilu) at::silu_(out);
@@ -119,26 +124,39 @@ at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const 
 }
 
 at::Tensor Linear::RunPacked(const at::Tensor& x, Activation activation) const {
-  TORCH_CHECK(x.scalar_type() == dtype_ && x.size(-1) == panels_->k(), "linear: wanted rows of ",
-              panels_->k(), " ", dtype_, ", came ", x.sizes(), " ", x.scalar_type());
+  const auto panels = Panels();
+  TORCH_CHECK(x.scalar_type() == dtype_ && x.size(-1) == panels->k(), "linear: wanted rows of ",
+              panels->k(), " ", dtype_, ", came ", x.sizes(), " ", x.scalar_type());
   const at::Tensor in = x.contiguous();
   std::vector<int64_t> shape = in.sizes().vec();
-  shape.back() = panels_->n();
+  shape.back() = panels->n();
   at::Tensor out = at::empty(shape, in.options());
   kernels::GemmCall call;
-  call.rows = in.numel() / panels_->k();
+  call.rows = in.numel() / panels->k();
   call.x = in.const_data_ptr();
-  call.x_stride = panels_->k();
+  call.x_stride = panels->k();
   call.y = out.mutable_data_ptr();
-  call.y_stride = panels_->n();
-  call.bias = bias_.defined() ? bias_.const_data_ptr<float>() : nullptr;
+  call.y_stride = panels->n();
+  call.bias = float_bias_.defined() ? float_bias_.const_data_ptr<float>() : nullptr;
   call.activation = activation;
-  kernels::Gemm(call, *panels_, RunOnAtenThreads);
+  kernels::Gemm(call, *panels, RunOnAtenThreads);
   return out;
 }
 
 at::Tensor Linear::RunExact(const at::Tensor& x) const {
-  return blocked_ ? RunBlockedLinear(x, weight_, bias_) : at::linear(x, weight_, bias_);
+  if (blocked_) return RunBlockedLinear(x, weight_, bias_);
+  return at::linear(x, panels_ ? Unpacked() : weight_, bias_);
+}
+
+std::shared_ptr<const kernels::WeightPanels> Linear::Panels() const {
+  if (panels_) return panels_;
+  return Pack(blocked_ ? weight_.to_dense() : weight_);
+}
+
+at::Tensor Linear::Unpacked() const {
+  at::Tensor weight = at::empty({panels_->n(), panels_->k()}, at::TensorOptions(dtype_));
+  panels_->Unpack(weight.mutable_data_ptr(), RunOnAtenThreads);
+  return weight;
 }
 
 Linear Linear::Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,

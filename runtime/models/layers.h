@@ -24,12 +24,12 @@ struct LoadOptions {
   Weights* weights;
   at::ScalarType dtype;  // of every tensor that a model does not keep in float32
   at::Device device;
-  LinearNumerics linear = LinearNumerics::kExact;
+  LinearNumerics linear = LinearNumerics::kPacked;  // what most calls will ask for
 
-  // Our kernels are for CPUs, float32 and bfloat16; anything else stays exact.
-  bool packed() const {
-    return linear == LinearNumerics::kPacked && device.is_cpu() &&
-           (dtype == at::kFloat || dtype == at::kBFloat16);
+  // Our kernels are for CPUs, float32 and bfloat16; anything else is exact whatever is wanted.
+  LinearNumerics kept() const { return CanPack(dtype, device) ? linear : LinearNumerics::kExact; }
+  static bool CanPack(at::ScalarType dtype, at::Device device) {
+    return device.is_cpu() && (dtype == at::kFloat || dtype == at::kBFloat16);
   }
 
   at::Tensor Take(const std::string& name, at::IntArrayRef shape) const {
@@ -43,16 +43,19 @@ struct LoadOptions {
 // What a linear layer does to its sums before they are rounded.
 using kernels::Activation;
 
-// y = x W^T + b over the last axis. Cheap to copy (what it holds is shared).
+// y = x W^T + b over the last axis, as CurrentLinearNumerics says. Cheap to copy (what it holds is
+// shared).
 //
-// Packed: the weights are kept in the panels of our own matrix product (backends/kernels/gemm.h),
-// and nowhere else. Exact: the bits of at::linear; bfloat16 weights on a CPU with bfloat16 dot
-// products are kept in oneDNN's blocked layout, which spares a reordering in every call.
+// The weights are kept once: packed, in the panels of our own matrix product
+// (backends/kernels/gemm.h); exact, as at::linear takes them, bfloat16 ones on a CPU with bfloat16
+// dot products in oneDNN's blocked layout, which spares a reordering in every call. Both forms hold
+// the same numbers: a call that asks for the other converts them for itself.
 class Linear {
  public:
   Linear() = default;
-  // weight [out, in]; bias [out] or undefined.
-  Linear(const at::Tensor& weight, const at::Tensor& bias, bool packed);
+  // weight [out, in]; bias [out] or undefined. `kept`: the form of the weights, and what a call
+  // outside of every ScopedLinearNumerics computes.
+  Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept);
 
   // Takes `name`.weight and, with `with_bias`, `name`.bias.
   static Linear Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
@@ -68,10 +71,12 @@ class Linear {
  private:
   at::Tensor RunPacked(const at::Tensor& x, Activation activation) const;
   at::Tensor RunExact(const at::Tensor& x) const;
+  std::shared_ptr<const kernels::WeightPanels> Panels() const;
+  at::Tensor Unpacked() const;
 
   std::shared_ptr<const kernels::WeightPanels> panels_;
   at::Tensor weight_;  // undefined where there are panels; opaque where blocked_
-  at::Tensor bias_;    // float32 where there are panels
+  at::Tensor bias_, float_bias_;
   at::ScalarType dtype_ = at::kFloat;
   bool blocked_ = false;
 };

@@ -88,7 +88,8 @@ std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::Sc
   Weights weights = Weights::Open(folder, "model");
   const LoadOptions from{&weights, dtype, device, linear};
   std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
-  encoder->packed_ = from.packed();
+  encoder->can_pack_ = LoadOptions::CanPack(dtype, device);
+  encoder->kept_ = from.kept();
   // Tied: writers keep one name or the other, some keep both.
   const std::string tied = "encoder.embed_tokens.weight";
   const std::string name = weights.Contains("shared.weight") || !weights.Contains(tied)
@@ -112,6 +113,7 @@ Umt5Encoder::Block Umt5Encoder::TakeBlock(const LoadOptions& from, int64_t index
   const int64_t inner = config_.num_heads * config_.d_kv;
   // transformers keeps the last projection in float32 when it loads a model as float16.
   LoadOptions wo_from = from;
+  wo_from.linear = from.kept();
   if (from.dtype == at::kHalf) wo_from.dtype = at::kFloat;
   Block block;
   block.attention_norm = from.Take(root + "0.layer_norm.weight", {d});
@@ -202,13 +204,17 @@ at::Tensor Umt5Encoder::Attend(const Block& block, int layer, const at::Tensor& 
 
 at::Tensor Umt5Encoder::FeedForward(const Block& block, const at::Tensor& x) const {
   const at::Tensor n = Norm(x, block.ff_norm);
-  const at::Tensor gate = packed_ ? block.wi_0(n, Activation::kGeluTanh) : GeluNew(block.wi_0(n));
+  const at::Tensor gate = Packed() ? block.wi_0(n, Activation::kGeluTanh) : GeluNew(block.wi_0(n));
   const at::Tensor h = gate * block.wi_1(n);
   return block.wo(h.to(block.wo.dtype()));
 }
 
+bool Umt5Encoder::Packed() const {
+  return can_pack_ && CurrentLinearNumerics(kept_) == LinearNumerics::kPacked;
+}
+
 at::Tensor Umt5Encoder::Norm(const at::Tensor& x, const at::Tensor& weight) const {
-  if (packed_) return NormRms(x, weight, config_.eps);
+  if (Packed()) return NormRms(x, weight, config_.eps);
   const at::Tensor variance = x.to(at::kFloat).pow(2).mean(-1, /*keepdim=*/true);
   at::Tensor n = x * at::rsqrt(variance + config_.eps);
   if (dtype_ != at::kFloat) n = n.to(dtype_);

@@ -41,7 +41,7 @@ class Umt5Encoder {
   // Reads config.json and the model.safetensors (or shards) of `folder`.
   static std::unique_ptr<Umt5Encoder> Load(const ModelFolder& folder, at::ScalarType dtype,
                                            at::Device device,
-                                           LinearNumerics linear = LinearNumerics::kExact);
+                                           LinearNumerics linear = LinearNumerics::kPacked);
 
   // ids [B, L] int64, mask [B, L] (nonzero = a real token; real tokens come first in a row).
   // Returns [B, L, d_model] in the model's dtype; rows of padding are zeros.
@@ -73,11 +73,13 @@ class Umt5Encoder {
   Block TakeBlock(const LoadOptions& from, int64_t index) const;
   at::Tensor Attend(const Block& block, int layer, const at::Tensor& x, Scratch* scratch) const;
   at::Tensor FeedForward(const Block& block, const at::Tensor& x) const;
+  bool Packed() const;
   at::Tensor Norm(const at::Tensor& x, const at::Tensor& weight) const;
 
   const Umt5Config config_;
   const at::ScalarType dtype_;
-  bool packed_ = false;   // linear layers and norms are our own
+  bool can_pack_ = false;  // our own linear layers and norms take this device and dtype
+  LinearNumerics kept_ = LinearNumerics::kExact;
   at::Tensor embedding_;  // [vocab_size, d_model]
   std::vector<Block> blocks_;
   at::Tensor final_norm_;

@@ -18,9 +18,9 @@ at::Tensor TakeGamma(const LoadOptions& from, const std::string& name, int64_t c
 
 // Part `index` of three of a [3C, C, 1, 1] convolution, as a matrix.
 Linear TakePointwise(const at::Tensor& weight, const at::Tensor& bias, int64_t index,
-                     int64_t channels, bool packed) {
+                     int64_t channels, LinearNumerics kept) {
   return {weight.flatten(1).narrow(0, index * channels, channels).contiguous(),
-          bias.narrow(0, index * channels, channels).contiguous(), packed};
+          bias.narrow(0, index * channels, channels).contiguous(), kept};
 }
 
 }  // namespace
@@ -83,7 +83,7 @@ VaeResBlock VaeResBlock::Take(const LoadOptions& from, const std::string& name, 
   if (in != out) {
     const at::Tensor weight = from.Take(name + "conv_shortcut.weight", {out, in, 1, 1, 1});
     block.shortcut_ =
-        Linear(weight.flatten(1), from.Take(name + "conv_shortcut.bias", {out}), from.packed());
+        Linear(weight.flatten(1), from.Take(name + "conv_shortcut.bias", {out}), from.kept());
   }
   return block;
 }
@@ -105,11 +105,11 @@ VaeAttention VaeAttention::Take(const LoadOptions& from, const std::string& name
   attention.gamma_ = TakeGamma(from, name + "norm", channels, 2);
   const at::Tensor weight = from.Take(name + "to_qkv.weight", {3 * channels, channels, 1, 1});
   const at::Tensor bias = from.Take(name + "to_qkv.bias", {3 * channels});
-  attention.q_ = TakePointwise(weight, bias, 0, channels, from.packed());
-  attention.k_ = TakePointwise(weight, bias, 1, channels, from.packed());
-  attention.v_ = TakePointwise(weight, bias, 2, channels, from.packed());
+  attention.q_ = TakePointwise(weight, bias, 0, channels, from.kept());
+  attention.k_ = TakePointwise(weight, bias, 1, channels, from.kept());
+  attention.v_ = TakePointwise(weight, bias, 2, channels, from.kept());
   attention.proj_ = {from.Take(name + "proj.weight", {channels, channels, 1, 1}).flatten(1),
-                     from.Take(name + "proj.bias", {channels}), from.packed()};
+                     from.Take(name + "proj.bias", {channels}), from.kept()};
   return attention;
 }
 

@@ -6,7 +6,7 @@ WanVaeNetwork::WanVaeNetwork(const WanVaeConfig& config, const LoadOptions& from
     : patch_size_(config.patch_size) {
   const int64_t z = config.z_dim, levels = static_cast<int64_t>(config.dim_mult.size());
   const at::Tensor weight = from.Take("post_quant_conv.weight", {z, z, 1, 1, 1});
-  post_quant_ = {weight.flatten(1), from.Take("post_quant_conv.bias", {z}), from.packed()};
+  post_quant_ = {weight.flatten(1), from.Take("post_quant_conv.bias", {z}), from.kept()};
   // Widths from the latents' side: the innermost twice, then outwards.
   std::vector<int64_t> dims = {config.decoder_base_dim * config.dim_mult.back()};
   for (int64_t i = levels - 1; i >= 0; --i) {

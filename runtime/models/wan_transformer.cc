@@ -114,7 +114,7 @@ WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timeste
   const at::Tensor times = timestep.reshape({-1}).to(at::kFloat);
   Conditioning time;
   at::Tensor projection;
-  if (packed_) {
+  if (Packed()) {
     const at::Tensor features = TimeFeatures(times, time_frequencies_);
     time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
     projection = time_projection_(Silu(time.embedding));
@@ -134,7 +134,7 @@ WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timeste
 
 at::Tensor WanTransformer::EmbedPatches(const at::Tensor& latents) const {
   const at::Tensor x = latents.to(device_, dtype_);
-  if (packed_) return patch_linear_(Patches(x));
+  if (Packed()) return patch_linear_(Patches(x));
   const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
   return patches.flatten(2).transpose(1, 2).contiguous();
 }
@@ -203,6 +203,10 @@ at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& tim
       .reshape({batch, config_.out_channels, grid[0] * p[0], grid[1] * p[1], grid[2] * p[2]});
 }
 
+bool WanTransformer::Packed() const {
+  return can_pack_ && CurrentLinearNumerics(kept_) == LinearNumerics::kPacked;
+}
+
 at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
   return x.view({x.size(0), x.size(1), config_.num_heads, config_.head_dim});
 }
@@ -211,14 +215,14 @@ at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
 at::Tensor WanTransformer::LayerNormModulate(const at::Tensor& wide,
                                              const at::Tensor& scale_plus_one,
                                              const at::Tensor& shift) const {
-  if (packed_) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_);
+  if (Packed()) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_);
   return Modulate(at::layer_norm(wide, {config_.width()}, {}, {}, config_.eps), scale_plus_one,
                   shift, dtype_);
 }
 
 at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
                                      const at::Tensor& bias) const {
-  if (!packed_) {
+  if (!Packed()) {
     return at::layer_norm(wide, {config_.width()}, weight, bias, config_.eps).to(dtype_);
   }
   const std::vector<int64_t> one_row = {wide.size(0), 1, wide.size(2)};
@@ -226,13 +230,13 @@ at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& w
 }
 
 at::Tensor WanTransformer::RmsNorm(const at::Tensor& x, const at::Tensor& weight) const {
-  if (packed_) return NormRms(x, weight, config_.eps);
+  if (Packed()) return NormRms(x, weight, config_.eps);
   return at::rms_norm(x, {config_.width()}, weight, config_.eps);
 }
 
 at::Tensor WanTransformer::RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
                                          const RopeTables& rope) const {
-  if (packed_) return NormRmsRotate(x, weight, config_.eps, rope, config_.num_heads);
+  if (Packed()) return NormRmsRotate(x, weight, config_.eps, rope, config_.num_heads);
   return Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin);
 }
 

@@ -1,6 +1,7 @@
 // The diffusion transformer of Wan 2.1 and 2.2 (diffusers' WanTransformer3DModel), text-to-video.
 //
-// Numbers follow diffusers op for op and dtype for dtype, so that a forward has its bits. What
+// With exact numerics (runtime/numerics.h) numbers follow diffusers op for op and dtype for dtype,
+// so that a forward has its bits; with packed ones a row has the same bits in any company. What
 // depends on the prompt alone (text embedder, every block's cross-attention keys and values) is
 // computed once per job in EncodeText. Paper: Wan team, arXiv:2503.20314.
 //
@@ -64,7 +65,7 @@ class WanTransformer {
   // diffusers keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
   static std::unique_ptr<WanTransformer> Load(const ModelFolder& folder, at::ScalarType dtype,
                                               at::Device device,
-                                              LinearNumerics linear = LinearNumerics::kExact);
+                                              LinearNumerics linear = LinearNumerics::kPacked);
 
   // embeds [B, L, text_dim] in any floating dtype.
   TextContext EncodeText(const at::Tensor& embeds) const;
@@ -125,6 +126,7 @@ class WanTransformer {
   at::Tensor CrossAttend(int layer, const at::Tensor& x, const TextContext::KeyValue& text) const;
   at::Tensor Project(const Hidden& hidden, const Conditioning& time,
                      const std::array<int64_t, 3>& grid) const;
+  bool Packed() const;
   at::Tensor SplitHeads(const at::Tensor& x) const;
   at::Tensor Patches(const at::Tensor& x) const;
   at::Tensor LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
@@ -139,7 +141,8 @@ class WanTransformer {
   const at::ScalarType dtype_;
   const at::Device device_;
   const RopeCache rope_;
-  bool packed_ = false;                   // linear layers, norms and activations are our own
+  bool can_pack_ = false;  // our own linear layers, norms and activations take device and dtype
+  LinearNumerics kept_ = LinearNumerics::kExact;
   at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
   at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
   Linear patch_linear_;                   // the same numbers, a patch a row

@@ -86,14 +86,17 @@ std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
 }
 
 void WanTransformer::TakeTensors(const LoadOptions& from) {
-  packed_ = from.packed();
+  kept_ = from.kept();
+  can_pack_ = LoadOptions::CanPack(from.dtype, from.device);
   const int64_t d = config_.width();
   const std::string embedder = "condition_embedder.";
   const auto& patch = config_.patch_size;
   patch_weight_ =
       from.Take("patch_embedding.weight", {d, config_.in_channels, patch[0], patch[1], patch[2]});
   patch_bias_ = from.Take("patch_embedding.bias", {d});
-  if (packed_) patch_linear_ = Linear(patch_weight_.flatten(1), patch_bias_, packed_);
+  if (can_pack_) {
+    patch_linear_ = Linear(patch_weight_.flatten(1), patch_bias_, LinearNumerics::kPacked);
+  }
   time_linear_1_ =
       Linear::TakeFloat(from, embedder + "time_embedder.linear_1", config_.freq_dim, d);
   time_linear_2_ = Linear::TakeFloat(from, embedder + "time_embedder.linear_2", d, d);

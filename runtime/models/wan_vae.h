@@ -50,7 +50,7 @@ class WanVaeDecoder {
   // encoder in the same file is passed over.
   static std::unique_ptr<WanVaeDecoder> Load(const ModelFolder& folder, at::ScalarType dtype,
                                              at::Device device,
-                                             LinearNumerics linear = LinearNumerics::kExact);
+                                             LinearNumerics linear = LinearNumerics::kPacked);
   ~WanVaeDecoder();
 
   // From the numbers that the transformer works on to those that the decoder takes: in the VAE's

@@ -82,6 +82,15 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
             [request](int64_t n) { request->set_width(n); }),
       Whole("fps", "fps", "Frames a second of the file.",
             [request](int64_t n) { request->set_fps(n); }),
+      {"linear", "HOW", "",
+       "How linear layers and norms compute on a CPU: packed or exact (diffusers' bits); unset: "
+       "the "
+       "model's default, packed unless somebody said otherwise.",
+       [request](const std::string& text) {
+         std::string name;
+         SetChoice("linear", LinearChoices(), &name)(text);
+         request->mutable_numerics()->set_linear(name);
+       }},
       {"time_limit", "TIME", "", "Give up after this long (90s, 10m).",
        [request](const std::string& text) {
          const auto limit = ParsePositiveDuration("time_limit", text);
@@ -94,11 +103,12 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
 }
 
 std::string FlagOfField(const std::string& field) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 7> kFlags = {{
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kFlags = {{
       {"negative_prompt", "negative"},
       {"num_inference_steps", "steps"},
       {"guidance_scale", "guidance"},
       {"num_frames", "frames"},
+      {"numerics.linear", "linear"},
       {"attention.backend", "backend"},
       {"attention.policy", "strict"},
       {"attention.parameters", "param"},

@@ -75,7 +75,6 @@ std::vector<Flag> RunFlags(RunOptions* options) {
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&options->cpu_isa),
       MaxMemoryFlag(&engine->max_memory),
-      LinearFlag(&engine->linear),
       AdmitUnmeasuredFlag(&engine->admit_unmeasured)};
   flags.insert(flags.end(), own.begin(), own.end());
   for (Flag& flag : GenerationFlags(&options->request)) flags.push_back(std::move(flag));
@@ -111,6 +110,8 @@ int Run(const Invocation& call) {
   options.request.set_prompt(ReadPrompt(*rest, options.prompt_file));
   RequireUtf8(options.request);
   options.engine.environment_backend = EnvironmentBackend();
+  const auto linear = LinearNumericsFromName(options.request.numerics().linear());
+  if (linear) options.engine.linear = *linear;
   if (!options.model_repository_given) options.engine.model_repository = FindModelRepository();
   PinFromFlag(options.cpu_isa);
   OutputFile file(options.output.path, call.interrupts);

@@ -73,6 +73,8 @@ def vae(channels=4, dims=(1, 2, 2), temporal=(True, True)):
 
 
 class PipelineParity(unittest.TestCase):
+    linear = "exact"
+
     def setUp(self):
         scratch = tempfile.TemporaryDirectory()
         self.addCleanup(scratch.cleanup)
@@ -82,7 +84,7 @@ class PipelineParity(unittest.TestCase):
         out = self.folder / f"ours.{ending}"
         flags = [f"--{name}={value}" for name, value in options.items()]
         command = [CLIENT, "run", prompt, "-o", str(out), f"--model_repository={model}", f"--dtype={dtype}",
-                   "--device=cpu", "--backend=TORCH_SDPA", "--strict", f"--cpu_isa={LEVEL}", *flags]
+                   "--device=cpu", "--backend=TORCH_SDPA", "--strict", f"--cpu_isa={LEVEL}", f"--linear={self.linear}", *flags]
         done = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
         return out
@@ -118,6 +120,15 @@ class PipelineParity(unittest.TestCase):
         build(self.folder / "m", transformer(2, 24, 2, 4), vae(), unipc())
         self.compare(self.folder / "m", "a red   circle “moving” left", negative="blue square", seed=3, steps=5,
                      guidance=5.0, frames=9, height=48, width=80)
+
+    def test_packed_numerics_stay_close_over_many_steps(self):
+        self.linear = "packed"
+        build(self.folder / "m", transformer(2, 24, 3, 4), vae(), unipc())
+        self.compare(self.folder / "m", "a red circle moving left", negative="blue square", seed=11, steps=20,
+                     guidance=5.0, frames=9, height=64, width=80)
+        build(self.folder / "n", transformer(4, 32, 2, 4), vae(), FlowMatchEulerDiscreteScheduler(shift=3.0))
+        self.compare(self.folder / "n", "a green star", seed=12, steps=20, guidance=4.0, frames=5, height=48,
+                     width=48)
 
     def test_no_guidance_with_flow_match_euler(self):
         scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)

@@ -15,11 +15,31 @@ TEST(LinearTest, HasTheBitsOfThePlainProduct) {
     for (const int64_t rows : {1, 3, 16, 97}) {
       const at::Tensor weight = at::randn({36, 60}).to(dtype), bias = at::randn({36}).to(dtype);
       const at::Tensor x = at::randn({2, rows, 60}).to(dtype);
-      const Linear with_bias(weight, bias, false), without(weight, {}, false);
+      const Linear with_bias(weight, bias, LinearNumerics::kExact),
+          without(weight, {}, LinearNumerics::kExact);
       EXPECT_EQ(with_bias.dtype(), dtype);
       EXPECT_TRUE(at::equal(with_bias(x), at::linear(x, weight, bias))) << rows;
       EXPECT_TRUE(at::equal(without(x), at::linear(x, weight))) << rows;
     }
+  }
+}
+
+TEST(LinearTest, ComputesWhatIsAskedForHoweverTheWeightsAreKept) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor weight = at::randn({45, 61}).to(dtype), bias = at::randn({45}).to(dtype);
+    const at::Tensor x = at::randn({2, 19, 61}).to(dtype);
+    const Linear packed(weight, bias, LinearNumerics::kPacked);
+    const Linear exact(weight, bias, LinearNumerics::kExact);
+    const at::Tensor as_packed = packed(x), as_exact = exact(x);
+    {
+      const ScopedLinearNumerics scope(LinearNumerics::kExact);
+      EXPECT_TRUE(at::equal(packed(x), as_exact));
+      const ScopedLinearNumerics inner(LinearNumerics::kPacked);
+      EXPECT_TRUE(at::equal(exact(x), as_packed));
+      EXPECT_TRUE(at::equal(exact(x, Activation::kSilu), packed(x, Activation::kSilu)));
+    }
+    EXPECT_TRUE(at::equal(packed(x), as_packed));
+    EXPECT_TRUE(at::equal(exact(x), at::linear(x, weight, bias)));
   }
 }
 

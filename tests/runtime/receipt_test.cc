@@ -38,6 +38,7 @@ struct Case {
     receipt.version = "1";
     receipt.torch_version = "2";
     receipt.kernels = "avx2";
+    receipt.linear = "packed";
     receipt.entries = {
         Row(AttentionRole::kSelf, 0, 3, AttnBackend::kVideoSparseAttn, R"({"sparsity":0.5})"),
         Row(AttentionRole::kCross, 0, 3, AttnBackend::kFlashAttn)};
@@ -78,6 +79,7 @@ std::vector<NamedChange> SharedChanges() {
       {"version", [](Case& c) { c.receipt.version = "1+abc"; }},
       {"LibTorch", [](Case& c) { c.receipt.torch_version = "3"; }},
       {"kernels", [](Case& c) { c.receipt.kernels = "avx512"; }},
+      {"numerics", [](Case& c) { c.receipt.linear = "exact"; }},
       {"backend", [](Case& c) { Rows(c)[0].ran = AttnBackend::kReference; }},
       {"parameters", [](Case& c) { Rows(c)[0].parameters = R"({"sparsity":0.6})"; }},
       {"steps of a backend",

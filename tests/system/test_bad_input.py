@@ -28,6 +28,7 @@ CASES = [
     ("max_sequence_length", dict(max_sequence_length=0)),
     ("max_sequence_length", dict(max_sequence_length=INT64_MAX)),
     ("seed", dict(seed=-1)),
+    ("numerics.linear", dict(numerics=dict(linear="packd"))), ("numerics.linear", dict(numerics=dict(linear=""))),
     ("prompt", dict(prompt="a" * (1 << 20))), ("negative_prompt", dict(negative_prompt="b" * (1 << 20))),
 ]
 

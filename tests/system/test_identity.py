@@ -112,7 +112,8 @@ def test_one_thing_changed_in_the_request_differs(server, pb):
                    dict(height=80), dict(max_sequence_length=100), dict(latents=tensor),
                    dict(attention=options(pb)), dict(attention=options(pb, sparsity=0.5)),
                    dict(attention=options(pb, dense_first_steps=1)),
-                   dict(attention=options(pb, backend="REFERENCE"))):
+                   dict(attention=options(pb, backend="REFERENCE")),
+                   dict(numerics=pb.NumericsOptions(linear="exact"))):
         fingerprint, _ = run(server, pb, **fields)
         assert fingerprint not in seen, f"{fields} is as {seen[fingerprint]}"
         seen[fingerprint] = fields
@@ -202,7 +203,7 @@ def drawn(path, *flags):
 def test_threads_and_numerics_are_in_the_fingerprint(tmp_path):
     # LibTorch's products may round otherwise on another number of threads; on some CPUs they do.
     seen = {}
-    for i, flags in enumerate((["--threads=1"], ["--threads=2"], ["--threads=2", "--linear=packed"])):
+    for i, flags in enumerate((["--threads=1"], ["--threads=2"], ["--threads=2", "--linear=exact"])):
         first = drawn(tmp_path / f"{i}.npy", *flags)
         assert drawn(tmp_path / f"{i}-again.npy", *flags) == first, flags
         assert first[0] not in seen, (flags, seen[first[0]])
@@ -215,6 +216,33 @@ def test_packed_numerics_draw_what_exact_ones_draw(tmp_path):
         drawn(tmp_path / f"{how}.npy", f"--linear={how}")
         frames.append(numpy.load(tmp_path / f"{how}.npy"))
     assert numpy.abs(frames[0] - frames[1]).max() <= 1 / 255
+
+
+def defaults_of(server, pb):
+    models = server.models.ListModels(pb.ListModelsRequest(), timeout=30).models
+    return {model.name: model.defaults.numerics.linear for model in models}
+
+
+def test_a_jobs_numerics_do_not_depend_on_how_the_model_keeps_its_weights(server, pb, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(model_repository() / "tiny", repository / "base")
+    shutil.copytree(model_repository() / "tiny", repository / "exact")
+    edit_json(repository / "exact/denoised.json", put("numerics", {"linear": "exact"}))
+    drawn = {}
+    with Server("--linear=exact", repository=repository) as other:
+        for how in ("exact", "packed"):
+            asked = pb.NumericsOptions(linear=how)
+            drawn[how] = run(server, pb, numerics=asked)
+            assert run(other, pb, numerics=asked) == drawn[how], how
+        assert run(other, pb) == drawn["exact"]
+        defaults = defaults_of(other, pb)
+        assert defaults == {"base": "exact", "exact": "exact"}
+    with Server(repository=repository) as third:
+        assert defaults_of(third, pb) == {"base": "packed", "exact": "exact"}
+        job = third.wait_for_end(third.submit(model="exact", num_inference_steps=1, formats=[pb.NPY]).id)
+        assert (job.parameters.numerics.linear, job.receipt.linear) == ("exact", "exact")
+    assert run(server, pb) == drawn["packed"]
+    assert drawn["exact"][0] != drawn["packed"][0]
 
 
 def test_other_instructions_or_another_dtype_are_another_fingerprint(pb):
