@@ -8,12 +8,20 @@ thread_local std::optional<LinearNumerics> current;
 }  // namespace
 
 std::string_view LinearNumericsName(LinearNumerics numerics) {
-  return numerics == LinearNumerics::kExact ? "exact" : "packed";
+  switch (numerics) {
+    case LinearNumerics::kPacked:
+      return "packed";
+    case LinearNumerics::kExact:
+      return "exact";
+    case LinearNumerics::kInt8:
+      return "int8";
+  }
+  return "";
 }
 
 const std::vector<LinearNumerics>& AllLinearNumerics() {
-  static const auto* const all =
-      new std::vector<LinearNumerics>{LinearNumerics::kPacked, LinearNumerics::kExact};
+  static const auto* const all = new std::vector<LinearNumerics>{
+      LinearNumerics::kPacked, LinearNumerics::kExact, LinearNumerics::kInt8};
   return *all;
 }
 

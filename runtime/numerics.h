@@ -1,7 +1,8 @@
 // How the linear layers, norms and activations of a job compute. Torch-free.
 //
 // A model keeps its weights in the form that one of these likes best; a job may ask for another,
-// which then costs a conversion a layer and call, and nothing of the result's bits.
+// which then costs a conversion a layer and call (int8: one a layer, kept), and nothing of the
+// result's bits. What is kept in int8 serves int8 alone.
 #ifndef DENOISED_RUNTIME_NUMERICS_H_
 #define DENOISED_RUNTIME_NUMERICS_H_
 
@@ -21,10 +22,14 @@ enum class LinearNumerics : uint8_t {
   // LibTorch's operators in diffusers' order: its bits, where LibTorch gives one row the same bits
   // in any company.
   kExact,
+  // As packed, but the layers that hold most weights and bear it multiply bytes: each row of what
+  // comes in and each output column of the weights rounded to 8 bits of its largest magnitude, sums
+  // exact (W8A8). The fastest, and coarser: on request.
+  kInt8,
 };
-std::string_view LinearNumericsName(LinearNumerics numerics);  // "packed", "exact"
+std::string_view LinearNumericsName(LinearNumerics numerics);  // "packed", "exact", "int8"
 std::optional<LinearNumerics> LinearNumericsFromName(std::string_view name);
-// "packed, exact": every name, or those of `numerics`.
+// "packed, exact, int8": every name, or those of `numerics`.
 std::string LinearNumericsNames(const std::vector<LinearNumerics>& numerics);
 const std::vector<LinearNumerics>& AllLinearNumerics();
 

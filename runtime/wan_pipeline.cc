@@ -182,8 +182,10 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
   const at::ScalarType stored = Weights::Open(folder.Sub("transformer"), "diffusion_pytorch_model")
                                     .StoredDtype("patch_embedding.weight");
   const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);
-  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
-  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);
+  const Admission admission =
+      options.admit_unmeasured ? Admission::kUnmeasured : Admission::kMeasured;
+  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear, admission);
+  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear, admission);
   // The decoder stays in float32, as diffusers' examples load it: bfloat16 frames are visibly
   // coarser.
   vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_, linear);
@@ -200,7 +202,9 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
 // Our kernels are CPU ones, of float32 and bfloat16.
 void WanPipeline::SetNumerics(LinearNumerics linear) {
   const bool packs = LoadOptions::CanPack(transformer_->dtype(), device_);
-  info_.linear = packs ? AllLinearNumerics() : std::vector{LinearNumerics::kExact};
+  info_.linear = AllLinearNumerics();
+  if (linear == LinearNumerics::kInt8) info_.linear = {linear};  // what is kept gives no other
+  if (!packs) info_.linear = {LinearNumerics::kExact};
   info_.defaults.linear = packs ? linear : LinearNumerics::kExact;
 }
 

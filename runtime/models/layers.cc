@@ -21,11 +21,11 @@ std::string ShapeText(const at::Tensor& x) {
 }
 
 Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& name, int64_t in,
-              int64_t out, bool with_bias) {
+              int64_t out, bool with_bias, bool tolerant) {
   const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  return Linear(weight, bias, from.kept());
+  return Linear(weight, bias, from.kept(), tolerant, from.admission);
 }
 
 // LibTorch registers these for its compiler and declares them in no header.
@@ -91,21 +91,21 @@ bool ConvolvesWidened(at::ScalarType dtype) {
   return dtype == at::kBFloat16 && !CpuMultipliesBFloat16();
 }
 
-std::shared_ptr<const kernels::WeightPanels> Pack(const at::Tensor& weight) {
-  const kernels::Element element = ElementOf(weight.scalar_type());
-  const at::Tensor rows = weight.contiguous();
-  return std::make_shared<const kernels::WeightPanels>(
-      rows.const_data_ptr(), element, rows.size(0), rows.size(1),
-      kernels::BestGemmIsa(element, ThisCpu()), RunOnAtenThreads);
-}
-
 }  // namespace
 
-Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept)
-    : weight_(weight), bias_(bias), dtype_(weight.scalar_type()) {
+Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant,
+               Admission admission)
+    : weight_(weight),
+      bias_(bias),
+      dtype_(weight.scalar_type()),
+      kept_(kept),
+      int8_fits_(tolerant && FitsInt8(weight.size(1))),
+      admission_(admission) {
+  if (kept_ == LinearNumerics::kInt8 && !int8_fits_) kept_ = LinearNumerics::kPacked;
   if (bias.defined()) float_bias_ = bias.to(at::kFloat).contiguous();
-  if (kept == LinearNumerics::kPacked) {
-    panels_ = Pack(weight);
+  if (kept_ == LinearNumerics::kInt8) int8_ = Pack(weight, kept_);
+  if (kept_ == LinearNumerics::kPacked) panels_ = Pack(weight, kept_);
+  if (kept_ != LinearNumerics::kExact) {
     weight_ = at::Tensor();
   } else if (weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16()) {
     blocked_ = true;
@@ -115,42 +115,70 @@ Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics 
 
 at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const {
   StopPoint();
-  const LinearNumerics kept = panels_ ? LinearNumerics::kPacked : LinearNumerics::kExact;
-  if (CurrentLinearNumerics(kept) == LinearNumerics::kPacked) return RunPacked(x, activation);
+  switch (CurrentLinearNumerics(kept_)) {
+    case LinearNumerics::kInt8:
+      if (int8_fits_) return RunPacked(*Int8Panels(), x, activation);
+      return RunPacked(*Panels(), x, activation);
+    case LinearNumerics::kPacked:
+      return RunPacked(*Panels(), x, activation);
+    case LinearNumerics::kExact:
+      break;
+  }
   at::Tensor out = RunExact(x);
   if (activation == Activation::kGeluTanh) at::gelu_(out, "tanh");
   if (activation == Activation::kSilu) at::silu_(out);
   return out;
 }
 
-at::Tensor Linear::RunPacked(const at::Tensor& x, Activation activation) const {
-  const auto panels = Panels();
-  TORCH_CHECK(x.scalar_type() == dtype_ && x.size(-1) == panels->k(), "linear: wanted rows of ",
-              panels->k(), " ", dtype_, ", came ", x.sizes(), " ", x.scalar_type());
+at::Tensor Linear::RunPacked(const kernels::WeightPanels& panels, const at::Tensor& x,
+                             Activation activation) const {
+  TORCH_CHECK(x.scalar_type() == dtype_ && x.size(-1) == panels.k(), "linear: wanted rows of ",
+              panels.k(), " ", dtype_, ", came ", x.sizes(), " ", x.scalar_type());
   const at::Tensor in = x.contiguous();
   std::vector<int64_t> shape = in.sizes().vec();
-  shape.back() = panels->n();
+  shape.back() = panels.n();
   at::Tensor out = at::empty(shape, in.options());
   kernels::GemmCall call;
-  call.rows = in.numel() / panels->k();
+  call.rows = in.numel() / panels.k();
   call.x = in.const_data_ptr();
-  call.x_stride = panels->k();
+  call.x_stride = panels.k();
   call.y = out.mutable_data_ptr();
-  call.y_stride = panels->n();
+  call.y_stride = panels.n();
   call.bias = float_bias_.defined() ? float_bias_.const_data_ptr<float>() : nullptr;
   call.activation = activation;
-  kernels::Gemm(call, *panels, RunOnAtenThreads);
+  kernels::Gemm(call, panels, RunOnAtenThreads);
   return out;
 }
 
 at::Tensor Linear::RunExact(const at::Tensor& x) const {
   if (blocked_) return RunBlockedLinear(x, weight_, bias_);
-  return at::linear(x, panels_ ? Unpacked() : weight_, bias_);
+  return at::linear(x, Weight(), bias_);
 }
 
-std::shared_ptr<const kernels::WeightPanels> Linear::Panels() const {
-  if (panels_) return panels_;
-  return Pack(blocked_ ? weight_.to_dense() : weight_);
+Linear::SharedPanels Linear::Pack(const at::Tensor& weight, LinearNumerics numerics) const {
+  const kernels::Element element = ElementOf(weight.scalar_type());
+  const bool unmeasured = admission_ == Admission::kUnmeasured;
+  const kernels::GemmIsa isa = numerics == LinearNumerics::kInt8
+                                   ? kernels::Int8GemmIsa(ThisCpu(), unmeasured)
+                                   : kernels::BestGemmIsa(element, ThisCpu(), unmeasured);
+  const at::Tensor rows = weight.contiguous();
+  return std::make_shared<const kernels::WeightPanels>(rows.const_data_ptr(), element, rows.size(0),
+                                                       rows.size(1), isa, RunOnAtenThreads);
+}
+
+Linear::SharedPanels Linear::Panels() const {
+  return panels_ ? panels_ : Pack(Weight(), LinearNumerics::kPacked);
+}
+
+Linear::SharedPanels Linear::Int8Panels() const {
+  if (!int8_) int8_ = Pack(Weight(), LinearNumerics::kInt8);
+  return int8_;
+}
+
+at::Tensor Linear::Weight() const {
+  TORCH_CHECK(kept_ != LinearNumerics::kInt8, "linear: only the int8 form of the weights is kept");
+  if (panels_) return Unpacked();
+  return blocked_ ? weight_.to_dense() : weight_;
 }
 
 at::Tensor Linear::Unpacked() const {
@@ -161,12 +189,17 @@ at::Tensor Linear::Unpacked() const {
 
 Linear Linear::Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
                     bool with_bias) {
-  return TakeAs(from, from.dtype, name, in, out, with_bias);
+  return TakeAs(from, from.dtype, name, in, out, with_bias, false);
+}
+
+Linear Linear::TakeTolerant(const LoadOptions& from, const std::string& name, int64_t in,
+                            int64_t out) {
+  return TakeAs(from, from.dtype, name, in, out, true, true);
 }
 
 Linear Linear::TakeFloat(const LoadOptions& from, const std::string& name, int64_t in,
                          int64_t out) {
-  return TakeAs(from, at::kFloat, name, in, out, true);
+  return TakeAs(from, at::kFloat, name, in, out, true, false);
 }
 
 Convolution::Convolution(const at::Tensor& weight, const at::Tensor& bias,

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/admission.h"
 #include "backends/attention_spec.h"
 #include "backends/kernels/gemm.h"
 #include "runtime/loaders/weights.h"
@@ -25,6 +26,7 @@ struct LoadOptions {
   at::ScalarType dtype;  // of every tensor that a model does not keep in float32
   at::Device device;
   LinearNumerics linear = LinearNumerics::kPacked;  // what most calls will ask for
+  Admission admission = Admission::kMeasured;       // of our own product's instruction sets
 
   // Our kernels are for CPUs, float32 and bfloat16; anything else is exact whatever is wanted.
   LinearNumerics kept() const { return CanPack(dtype, device) ? linear : LinearNumerics::kExact; }
@@ -50,35 +52,57 @@ using kernels::Activation;
 // (backends/kernels/gemm.h); exact, as at::linear takes them, bfloat16 ones on a CPU with bfloat16
 // dot products in oneDNN's blocked layout, which spares a reordering in every call. Both forms hold
 // the same numbers: a call that asks for the other converts them for itself.
+//
+// A layer that bears int8 may be kept so, a byte a weight, and then gives nothing else; kept
+// otherwise, its int8 form is made by the first call that asks, and stays. Asked for int8, the
+// other layers are packed.
 class Linear {
  public:
   Linear() = default;
   // weight [out, in]; bias [out] or undefined. `kept`: the form of the weights, and what a call
   // outside of every ScopedLinearNumerics computes.
-  Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept);
+  Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept,
+         bool tolerant = false, Admission admission = Admission::kMeasured);
+
+  // Of `in` numbers a row, whether int8 is worth it and fits: short rows cost as much to round as
+  // they save, and the sums of very long ones would overflow.
+  static bool FitsInt8(int64_t in) { return in >= 64 && in <= kernels::kMostInt8K; }
 
   // Takes `name`.weight and, with `with_bias`, `name`.bias.
   static Linear Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
                      bool with_bias = true);
+  // A layer that bears int8: few bits in its rows and weights cost the result little.
+  static Linear TakeTolerant(const LoadOptions& from, const std::string& name, int64_t in,
+                             int64_t out);
   // time_embedder and the like: float32 whatever the model's dtype is.
   static Linear TakeFloat(const LoadOptions& from, const std::string& name, int64_t in,
                           int64_t out);
 
-  bool defined() const { return weight_.defined() || panels_ != nullptr; }
+  bool defined() const { return weight_.defined() || panels_ != nullptr || int8_ != nullptr; }
   at::ScalarType dtype() const { return dtype_; }
   at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone) const;
 
  private:
-  at::Tensor RunPacked(const at::Tensor& x, Activation activation) const;
-  at::Tensor RunExact(const at::Tensor& x) const;
-  std::shared_ptr<const kernels::WeightPanels> Panels() const;
-  at::Tensor Unpacked() const;
+  using SharedPanels = std::shared_ptr<const kernels::WeightPanels>;
 
-  std::shared_ptr<const kernels::WeightPanels> panels_;
+  at::Tensor RunPacked(const kernels::WeightPanels& panels, const at::Tensor& x,
+                       Activation activation) const;
+  at::Tensor RunExact(const at::Tensor& x) const;
+  SharedPanels Pack(const at::Tensor& weight, LinearNumerics numerics) const;
+  SharedPanels Panels() const;
+  SharedPanels Int8Panels() const;
+  at::Tensor Unpacked() const;
+  at::Tensor Weight() const;  // [out, in] as it came
+
+  SharedPanels panels_;
+  mutable SharedPanels int8_;
   at::Tensor weight_;  // undefined where there are panels; opaque where blocked_
   at::Tensor bias_, float_bias_;
   at::ScalarType dtype_ = at::kFloat;
+  LinearNumerics kept_ = LinearNumerics::kExact;
   bool blocked_ = false;
+  bool int8_fits_ = false;  // the layer bears it, too
+  Admission admission_ = Admission::kMeasured;
 };
 
 // A convolution without gaps or groups, stride 1, zeros around. x [B, C, ..] channels-last in

@@ -82,11 +82,12 @@ Umt5Config Umt5Config::Read(const ConfigReader& reader) {
 }
 
 std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::ScalarType dtype,
-                                               at::Device device, LinearNumerics linear) {
+                                               at::Device device, LinearNumerics linear,
+                                               Admission admission) {
   const Umt5Config config = Umt5Config::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "model");
-  const LoadOptions from{&weights, dtype, device, linear};
+  const LoadOptions from{&weights, dtype, device, linear, admission};
   std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
   encoder->can_pack_ = LoadOptions::CanPack(dtype, device);
   encoder->kept_ = from.kept();
@@ -210,7 +211,7 @@ at::Tensor Umt5Encoder::FeedForward(const Block& block, const at::Tensor& x) con
 }
 
 bool Umt5Encoder::Packed() const {
-  return can_pack_ && CurrentLinearNumerics(kept_) == LinearNumerics::kPacked;
+  return can_pack_ && CurrentLinearNumerics(kept_) != LinearNumerics::kExact;
 }
 
 at::Tensor Umt5Encoder::Norm(const at::Tensor& x, const at::Tensor& weight) const {

@@ -204,7 +204,7 @@ at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& tim
 }
 
 bool WanTransformer::Packed() const {
-  return can_pack_ && CurrentLinearNumerics(kept_) == LinearNumerics::kPacked;
+  return can_pack_ && CurrentLinearNumerics(kept_) != LinearNumerics::kExact;
 }
 
 at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {

@@ -65,7 +65,8 @@ class WanTransformer {
   // diffusers keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
   static std::unique_ptr<WanTransformer> Load(const ModelFolder& folder, at::ScalarType dtype,
                                               at::Device device,
-                                              LinearNumerics linear = LinearNumerics::kPacked);
+                                              LinearNumerics linear = LinearNumerics::kPacked,
+                                              Admission admission = Admission::kMeasured);
 
   // embeds [B, L, text_dim] in any floating dtype.
   TextContext EncodeText(const at::Tensor& embeds) const;

@@ -72,12 +72,12 @@ WanTransformer::WanTransformer(WanTransformerConfig config, at::ScalarType dtype
 
 std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
                                                      at::ScalarType dtype, at::Device device,
-                                                     LinearNumerics linear) {
+                                                     LinearNumerics linear, Admission admission) {
   const auto config = WanTransformerConfig::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanTransformer> model(new WanTransformer(config, dtype, device));
-  model->TakeTensors(LoadOptions{&weights, dtype, device, linear});
+  model->TakeTensors(LoadOptions{&weights, dtype, device, linear, admission});
   for (const std::string& name : weights.Unused()) {
     // diffusers ignores these too.
     if (name.find("norm_added_q") == std::string::npos) model->unused_.push_back(name);
@@ -127,8 +127,8 @@ WanTransformer::Block WanTransformer::TakeBlock(const LoadOptions& from, int64_t
     block.norm2_weight = from.TakeFloat(name + "norm2.weight", {d});
     block.norm2_bias = from.TakeFloat(name + "norm2.bias", {d});
   }
-  block.ffn_in = Linear::Take(from, name + "ffn.net.0.proj", d, config_.ffn_dim);
-  block.ffn_out = Linear::Take(from, name + "ffn.net.2", config_.ffn_dim, d);
+  block.ffn_in = Linear::TakeTolerant(from, name + "ffn.net.0.proj", d, config_.ffn_dim);
+  block.ffn_out = Linear::TakeTolerant(from, name + "ffn.net.2", config_.ffn_dim, d);
   return block;
 }
 
@@ -136,10 +136,10 @@ WanTransformer::Attention WanTransformer::TakeAttention(const LoadOptions& from,
                                                         const std::string& name) const {
   const int64_t d = config_.width();
   Attention attention;
-  attention.to_q = Linear::Take(from, name + "to_q", d, d);
-  attention.to_k = Linear::Take(from, name + "to_k", d, d);
-  attention.to_v = Linear::Take(from, name + "to_v", d, d);
-  attention.to_out = Linear::Take(from, name + "to_out.0", d, d);
+  attention.to_q = Linear::TakeTolerant(from, name + "to_q", d, d);
+  attention.to_k = Linear::TakeTolerant(from, name + "to_k", d, d);
+  attention.to_v = Linear::TakeTolerant(from, name + "to_v", d, d);
+  attention.to_out = Linear::TakeTolerant(from, name + "to_out.0", d, d);
   attention.norm_q = from.Take(name + "norm_q.weight", {d});
   attention.norm_k = from.Take(name + "norm_k.weight", {d});
   return attention;

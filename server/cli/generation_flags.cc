@@ -83,9 +83,8 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
       Whole("fps", "fps", "Frames a second of the file.",
             [request](int64_t n) { request->set_fps(n); }),
       {"linear", "HOW", "",
-       "How linear layers and norms compute on a CPU: packed or exact (diffusers' bits); unset: "
-       "the "
-       "model's default, packed unless somebody said otherwise.",
+       "How linear layers and norms compute on a CPU: packed, exact (diffusers' bits) or int8 "
+       "(fast and coarser); unset: the model's default, packed unless somebody said otherwise.",
        [request](const std::string& text) {
          std::string name;
          SetChoice("linear", LinearChoices(), &name)(text);

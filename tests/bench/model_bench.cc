@@ -34,6 +34,11 @@ double Seconds(const std::function<void()>& work, int repeat) {
   return elapsed.count() / repeat;
 }
 
+LinearNumerics LinearOf(const Json& request, LinearNumerics otherwise) {
+  if (!request.contains("linear")) return otherwise;
+  return LinearNumericsFromName(request.at("linear").get<std::string>()).value();
+}
+
 at::Tensor ReadTensor(const Json& tensor) {
   const auto shape = tensor.at("shape").get<std::vector<int64_t>>();
   at::Tensor out = at::empty(shape, at::kFloat);
@@ -111,9 +116,9 @@ class Bench {
   }
 
   Json LoadTransformer(const Json& request) {
-    transformer_ = WanTransformer::Load(
-        ModelFolder(request.at("folder").get<std::string>()), ScalarType(request.at("dtype")),
-        at::kCPU, LinearNumericsFromName(request.value("linear", "exact")).value());
+    transformer_ = WanTransformer::Load(ModelFolder(request.at("folder").get<std::string>()),
+                                        ScalarType(request.at("dtype")), at::kCPU,
+                                        LinearOf(request, LinearNumerics::kExact));
     return Json::object();
   }
 
@@ -167,6 +172,7 @@ class Bench {
     options.device = "cpu";
     options.dtype = request.at("dtype").get<std::string>();
     options.threads = threads_;
+    options.linear = LinearOf(request, options.linear);
     engine_.reset();
     engine_ = Engine::Create(options, &observer_, &logger_);
     return Json::object();
@@ -182,6 +188,7 @@ class Bench {
     job.height = request.at("height").get<int64_t>();
     job.width = request.at("width").get<int64_t>();
     job.num_frames = request.at("frames").get<int64_t>();
+    if (request.contains("linear")) job.numerics.linear = LinearOf(request, LinearNumerics{});
     job.formats = {ArtifactFormat::kNpy};
     JobSnapshot snapshot;
     const double seconds = Seconds([&] { snapshot = RunJob(job); }, 1);

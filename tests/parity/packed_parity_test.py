@@ -19,6 +19,7 @@ def distance(a, b):
 
 
 class PackedTransformer(Parity):
+    NUMERICS = "packed"
     # heads, head size, ffn, tokens: widths of 40 to 1,536, none a multiple of what the kernels like.
     MODELS = [(2, 20, 104, (3, 4, 14)), (3, 64, 520, (2, 12, 20)), (12, 128, 2050, (1, 6, 10))]
 
@@ -66,7 +67,7 @@ class PackedTransformer(Parity):
             path = self.make(heads, head_size, ffn)
             for dtype in DTYPES:
                 with self.subTest(heads=heads, dtype=dtype):
-                    self.load("dit", path, dtype, linear="packed")
+                    self.load("dit", path, dtype, linear=self.NUMERICS)
                     inputs = self.inputs(8, shape, dtype)
                     whole = self.ours(inputs)
                     for rows in (slice(0, 1), slice(7, 8), slice(3, 5), slice(0, 7)):

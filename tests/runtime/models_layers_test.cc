@@ -43,6 +43,59 @@ TEST(LinearTest, ComputesWhatIsAskedForHoweverTheWeightsAreKept) {
   }
 }
 
+// What the layer that bears int8 computes there, at whatever level this process is pinned to.
+at::Tensor InInt8(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const auto element =
+      x.scalar_type() == at::kFloat ? kernels::Element::kFloat32 : kernels::Element::kBFloat16;
+  const kernels::WeightPanels panels(weight.const_data_ptr(), element, weight.size(0),
+                                     weight.size(1), kernels::GemmIsa::kAvx2Int8);
+  const at::Tensor wide = bias.to(at::kFloat);
+  at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
+  kernels::GemmCall call;
+  call.rows = x.size(0);
+  call.x = x.const_data_ptr();
+  call.x_stride = x.size(1);
+  call.y = out.mutable_data_ptr();
+  call.y_stride = weight.size(0);
+  call.bias = wide.const_data_ptr<float>();
+  kernels::Gemm(call, panels, kernels::RunHere);
+  return out;
+}
+
+TEST(LinearTest, Int8HasTheSameBitsHoweverTheWeightsAreKeptAndAtEveryLevel) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor weight = at::randn({45, 130}).to(dtype), bias = at::randn({45}).to(dtype);
+    const at::Tensor x = at::randn({19, 130}).to(dtype), wanted = InInt8(x, weight, bias);
+    const ScopedLinearNumerics scope(LinearNumerics::kInt8);
+    for (const LinearNumerics kept : AllLinearNumerics()) {
+      const Linear layer(weight, bias, kept, true);
+      EXPECT_TRUE(layer.defined());
+      EXPECT_TRUE(at::equal(layer(x), wanted)) << LinearNumericsName(kept);
+      EXPECT_TRUE(at::equal(layer(x), wanted)) << "again, " << LinearNumericsName(kept);
+      EXPECT_TRUE(at::equal(layer(x.narrow(0, 7, 1)), wanted.narrow(0, 7, 1)));
+    }
+  }
+}
+
+TEST(LinearTest, LayersThatDoNotBearInt8ArePackedWhereItIsAskedFor) {
+  const at::Tensor x = at::randn({5, 130}), weight = at::randn({45, 130}), bias = at::randn({45});
+  const at::Tensor narrow = weight.narrow(1, 0, 63).contiguous();
+  const at::Tensor short_rows = x.narrow(1, 0, 63).contiguous();
+  const at::Tensor packed = Linear(weight, bias, LinearNumerics::kPacked)(x);
+  const at::Tensor packed_short = Linear(narrow, bias, LinearNumerics::kPacked)(short_rows);
+  const ScopedLinearNumerics scope(LinearNumerics::kInt8);
+  for (const LinearNumerics kept : AllLinearNumerics()) {
+    EXPECT_TRUE(at::equal(Linear(weight, bias, kept)(x), packed));
+    EXPECT_TRUE(at::equal(Linear(narrow, bias, kept, true)(short_rows), packed_short));
+  }
+}
+
+TEST(LinearTest, WhatIsKeptInInt8GivesNothingElse) {
+  const Linear layer(at::randn({8, 64}), {}, LinearNumerics::kInt8, true);
+  const ScopedLinearNumerics scope(LinearNumerics::kPacked);
+  EXPECT_THROW(layer(at::randn({1, 64})), c10::Error);
+}
+
 TEST(ConvolutionTest, AgreesWithThePlainOneAndKeepsChannelsLast) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const at::Tensor weight = (0.1 * at::randn({20, 12, 3, 3, 3})).to(dtype);

@@ -122,7 +122,7 @@ TEST_F(ConfigTest, MistakesAreNamedInOneLine) {
       {"--device=cuda", "cuda:0 is the first GPU"},
       {"--model_repository=", "--model_repository"},
       {"--cpu_isa=sse2", "avx512_vnni"},
-      {"--linear=int8", "packed"},
+      {"--linear=int4", "packed"},
       {"--device=cuda:x", "cuda:N"},
       {"--drain_grace=5", "30s"},
       {"--drain_grace=100h", "24h"},

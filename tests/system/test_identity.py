@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 
+import grpc
 import numpy
 import pytest
 import safetensors.numpy
 from google.protobuf import json_format, struct_pb2
 
-from harness import BIN, Server, ctl, model_repository
+from harness import BIN, Server, ctl, error_of, model_repository
 
 VSA = "VIDEO_SPARSE_ATTN"
 
@@ -203,7 +204,8 @@ def drawn(path, *flags):
 def test_threads_and_numerics_are_in_the_fingerprint(tmp_path):
     # LibTorch's products may round otherwise on another number of threads; on some CPUs they do.
     seen = {}
-    for i, flags in enumerate((["--threads=1"], ["--threads=2"], ["--threads=2", "--linear=exact"])):
+    for i, flags in enumerate((["--threads=1"], ["--threads=2"], ["--threads=2", "--linear=exact"],
+                               ["--threads=2", "--linear=int8"])):
         first = drawn(tmp_path / f"{i}.npy", *flags)
         assert drawn(tmp_path / f"{i}-again.npy", *flags) == first, flags
         assert first[0] not in seen, (flags, seen[first[0]])
@@ -230,7 +232,7 @@ def test_a_jobs_numerics_do_not_depend_on_how_the_model_keeps_its_weights(server
     edit_json(repository / "exact/denoised.json", put("numerics", {"linear": "exact"}))
     drawn = {}
     with Server("--linear=exact", repository=repository) as other:
-        for how in ("exact", "packed"):
+        for how in ("exact", "packed", "int8"):
             asked = pb.NumericsOptions(linear=how)
             drawn[how] = run(server, pb, numerics=asked)
             assert run(other, pb, numerics=asked) == drawn[how], how
@@ -242,7 +244,12 @@ def test_a_jobs_numerics_do_not_depend_on_how_the_model_keeps_its_weights(server
         job = third.wait_for_end(third.submit(model="exact", num_inference_steps=1, formats=[pb.NPY]).id)
         assert (job.parameters.numerics.linear, job.receipt.linear) == ("exact", "exact")
     assert run(server, pb) == drawn["packed"]
-    assert drawn["exact"][0] != drawn["packed"][0]
+    assert len({fingerprint for fingerprint, _ in drawn.values()}) == 3
+    with Server("--linear=int8", repository=repository) as fourth:  # a byte a weight, and nothing else
+        assert defaults_of(fourth, pb) == {"base": "int8", "exact": "exact"}
+        assert run(fourth, pb) == drawn["int8"]
+        error = error_of(lambda: fourth.submit(model="base", numerics=pb.NumericsOptions(linear="packed")))
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "numerics.linear" in error.details()
 
 
 def test_other_instructions_or_another_dtype_are_another_fingerprint(pb):
