@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "backends/kernels/activations.h"
 #include "backends/kernels/gemm_kernels.h"
@@ -43,23 +44,41 @@ void StoreEight(uint16_t* y, __m256 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_castsi256_si128(packed));
 }
 
-// One row of a task: sums + bias, activated, rounded.
+constexpr int64_t kLanes = 8;
+
+// Eight of `from`; the last ones may lie past its end: zeros.
+__m256 LoadEight(const float* from, int64_t left) {
+  if (left >= kLanes) return _mm256_loadu_ps(from);
+  alignas(32) float padded[kLanes] = {};
+  std::memcpy(padded, from, static_cast<size_t>(left) * 4);
+  return _mm256_load_ps(padded);
+}
+
 template <typename T>
-void FinishRow(const float* sums, const float* bias, Activation activation, int64_t columns, T* y) {
-  constexpr int64_t kLanes = 8;
+void StoreSome(T* to, int64_t left, __m256 x) {
+  if (left >= kLanes) return StoreEight(to, x);
+  T rounded[kLanes];
+  StoreEight(rounded, x);
+  std::memcpy(to, rounded, static_cast<size_t>(left) * sizeof(T));
+}
+
+// One row of a task: sums + bias, activated, to where the call wants it. Sums are padded to whole
+// panels; the other pointers are at the row's first column of the task, and may be null.
+template <typename T>
+void FinishRow(const float* sums, const float* bias, Activation activation, int64_t columns, T* y,
+               float* add_to, const float* gate) {
   for (int64_t n = 0; n < columns; n += kLanes) {
-    const int64_t left = std::min(columns - n, kLanes);
-    alignas(32) float padded[kLanes] = {};
-    __m256 x = _mm256_loadu_ps(sums + n);  // sums are padded to whole panels
-    if (bias != nullptr) {
-      if (left < kLanes) std::memcpy(padded, bias + n, static_cast<size_t>(left) * 4);
-      x = _mm256_add_ps(x, _mm256_loadu_ps(left < kLanes ? padded : bias + n));
-    }
+    const int64_t left = columns - n;
+    __m256 x = _mm256_loadu_ps(sums + n);
+    if (bias != nullptr) x = _mm256_add_ps(x, LoadEight(bias + n, left));
     if (activation == Activation::kGeluTanh) x = GeluTanh8(x);
     if (activation == Activation::kSilu) x = Silu8(x);
-    T rounded[kLanes];
-    StoreEight(left < kLanes ? rounded : y + n, x);
-    if (left < kLanes) std::memcpy(y + n, rounded, static_cast<size_t>(left) * sizeof(T));
+    if (add_to == nullptr) {
+      StoreSome(y + n, left, x);
+      continue;
+    }
+    if (gate != nullptr) x = _mm256_mul_ps(x, LoadEight(gate + n, left));
+    StoreSome(add_to + n, left, _mm256_add_ps(LoadEight(add_to + n, left), x));
   }
 }
 
@@ -83,16 +102,15 @@ class KernelSession {
 
 class GemmRunner {
  public:
-  GemmRunner(const GemmCall& call, const WeightPanels& weight, const GemmTileKernel& tile)
-      : call_(call),
-        weight_(weight),
-        kernel_(weight.kernel()),
+  GemmRunner(std::span<const GemmProduct> products, const GemmTileKernel& tile)
+      : products_(products),
+        kernel_(products[0].weight->kernel()),
         tile_(tile),
-        source_{call.x, weight.element(), call.rows, weight.k(), call.x_stride},
-        units_(weight.units()) {}
+        source_(RowsOf(products[0])),
+        units_(products[0].weight->units()) {}
 
   void Run(const RunWorkers& run_workers) {
-    const int64_t tiles = CeilDiv(call_.rows, tile_rows_);
+    const int64_t tiles = CeilDiv(source_.rows, tile_rows_);
     const int64_t at_once = std::clamp<int64_t>(kMostPackedUnits / (units_ * tile_rows_),
                                                 task_tiles_, tiles + task_tiles_) /
                             task_tiles_ * task_tiles_;
@@ -114,26 +132,39 @@ class GemmRunner {
       }
     });
     const int64_t row_blocks = CeilDiv(last - first, task_tiles_);
-    const int64_t panels = weight_.panels();
+    int64_t panels = 0, tasks = 0;
+    for (const GemmProduct& product : products_) panels += product.weight->panels();
     const int64_t width =
         std::clamp<int64_t>(panels * row_blocks / kWantedTasks, 1, kMostTaskPanels);
-    const int64_t tasks = row_blocks * CeilDiv(panels, width);
+    for (const GemmProduct& product : products_) {
+      tasks += row_blocks * CeilDiv(product.weight->panels(), width);
+    }
     std::atomic<int64_t> task{0};
     run_workers(tasks, [&] {
       const Buffer<float> sums =
           Allocate<float>(task_tiles_ * tile_rows_ * kMostTaskPanels * kPanelColumns);
       const KernelSession session(tile_);
       for (int64_t i; (i = task.fetch_add(1)) < tasks && !stop_.Asked();) {
-        const int64_t tile = first + i % row_blocks * task_tiles_, panel = i / row_blocks * width;
-        RunTask(tile, std::min(last, tile + task_tiles_), panel, std::min(panels, panel + width),
-                sums.get());
+        const int64_t tile = first + i % row_blocks * task_tiles_;
+        const auto [product, panel] = ColumnsOf(i / row_blocks, width);
+        const int64_t end = std::min(product->weight->panels(), panel + width);
+        RunTask(*product, tile, std::min(last, tile + task_tiles_), panel, end, sums.get());
       }
     });
   }
 
+  // The product and first panel of the `index`th `width` panels over all products.
+  std::pair<const GemmProduct*, int64_t> ColumnsOf(int64_t index, int64_t width) const {
+    const GemmProduct* product = products_.data();
+    for (int64_t of_it; index >= (of_it = CeilDiv(product->weight->panels(), width)); ++product) {
+      index -= of_it;
+    }
+    return {product, index * width};
+  }
+
   // All of K for some tiles of rows against some panels.
-  void RunTask(int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end,
-               float* sums) const {
+  void RunTask(const GemmProduct& product, int64_t tile_begin, int64_t tile_end,
+               int64_t panel_begin, int64_t panel_end, float* sums) const {
     const int64_t stride = (panel_end - panel_begin) * kPanelColumns;
     for (int64_t unit = 0; unit < units_; unit += kPieceUnits) {
       const int64_t count = std::min(kPieceUnits, units_ - unit);
@@ -141,39 +172,56 @@ class GemmRunner {
         for (int64_t t = tile_begin; t < tile_end; ++t) {
           const int height = HeightOf(t);
           tile_.run(
-              {Packed(t) + unit * height, weight_.Panel(p, unit), count, height, unit == 0,
+              {Packed(t) + unit * height, product.weight->Panel(p, unit), count, height, unit == 0,
                sums + (t - tile_begin) * tile_rows_ * stride + (p - panel_begin) * kPanelColumns,
                stride});
         }
       }
     }
-    Finish(tile_begin, tile_end, panel_begin, panel_end, sums);
+    Finish(product, tile_begin, tile_end, panel_begin, panel_end, sums);
   }
 
-  void Finish(int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end,
-              float* sums) const {
+  void Finish(const GemmProduct& product, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+              int64_t panel_end, float* sums) const {
+    const WeightPanels& weight = *product.weight;
     const int64_t stride = (panel_end - panel_begin) * kPanelColumns;
     const int64_t column = panel_begin * kPanelColumns;
-    const int64_t columns = std::min(weight_.n(), panel_end * kPanelColumns) - column;
-    const float* bias = call_.bias != nullptr ? call_.bias + column : nullptr;
+    const int64_t columns = std::min(weight.n(), panel_end * kPanelColumns) - column;
     const int64_t begin = tile_begin * tile_rows_;
-    const int64_t end = std::min(call_.rows, tile_end * tile_rows_);
+    const int64_t end = std::min(source_.rows, tile_end * tile_rows_);
     for (int64_t row = begin; row < end; ++row, sums += stride) {
       if (kernel_.int8()) {
-        ScaleSums(sums, Scales(tile_begin)[row - begin], weight_.scales() + column,
-                  weight_.offsets() + column, stride);
+        ScaleSums(sums, Scales(tile_begin)[row - begin], weight.scales() + column,
+                  weight.offsets() + column, stride);
       }
-      const int64_t at = row * call_.y_stride + column;
-      if (weight_.element() == Element::kFloat32) {
-        FinishRow(sums, bias, call_.activation, columns, static_cast<float*>(call_.y) + at);
+      if (weight.element() == Element::kFloat32) {
+        FinishTo<float>(product.call, row, column, columns, sums);
       } else {
-        FinishRow(sums, bias, call_.activation, columns, static_cast<uint16_t*>(call_.y) + at);
+        FinishTo<uint16_t>(product.call, row, column, columns, sums);
       }
     }
   }
 
+  template <typename T>
+  static void FinishTo(const GemmCall& call, int64_t row, int64_t column, int64_t columns,
+                       const float* sums) {
+    const int64_t at = row * call.y_stride + column;
+    const float* const bias = call.bias != nullptr ? call.bias + column : nullptr;
+    const float* const gate = call.gate != nullptr
+                                  ? call.gate + row / call.rows_a_gate * call.gate_stride + column
+                                  : nullptr;
+    FinishRow(sums, bias, call.activation, columns,
+              call.y != nullptr ? static_cast<T*>(call.y) + at : nullptr,
+              call.add_to != nullptr ? call.add_to + at : nullptr, gate);
+  }
+
+  static RowSource RowsOf(const GemmProduct& product) {
+    const GemmCall& call = product.call;
+    return {call.x, product.weight->element(), call.rows, product.weight->k(), call.x_stride};
+  }
+
   int HeightOf(int64_t tile) const {
-    const int64_t left = call_.rows - tile * tile_rows_, step = kernel_.row_step();
+    const int64_t left = source_.rows - tile * tile_rows_, step = kernel_.row_step();
     return static_cast<int>(std::min(tile_rows_, CeilDiv(left, step) * step));
   }
   uint32_t* Packed(int64_t tile) const {
@@ -183,8 +231,7 @@ class GemmRunner {
     return kernel_.int8() ? scales_.get() + (tile - packed_first_) * tile_rows_ : nullptr;
   }
 
-  const GemmCall& call_;
-  const WeightPanels& weight_;
+  const std::span<const GemmProduct> products_;
   const GemmKernel& kernel_;
   const GemmTileKernel& tile_;
   const RowSource source_;
@@ -255,8 +302,15 @@ int64_t WeightPanels::bytes() const {
 
 void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& run_workers,
           const GemmTileKernel* kernel) {
-  if (call.rows <= 0) return;
-  GemmRunner(call, weight, kernel != nullptr ? *kernel : GemmKernelOf(weight)).Run(run_workers);
+  const GemmProduct product{call, &weight};
+  GemmMany({&product, 1}, run_workers, kernel);
+}
+
+void GemmMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
+              const GemmTileKernel* kernel) {
+  if (products.empty() || products[0].call.rows <= 0) return;
+  const GemmTileKernel& own = GemmKernelOf(*products[0].weight);
+  GemmRunner(products, kernel != nullptr ? *kernel : own).Run(run_workers);
 }
 
 }  // namespace denoised::kernels

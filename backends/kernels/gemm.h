@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "backends/attention_spec.h"
 #include "backends/kernels/block_sparse.h"
@@ -109,6 +110,17 @@ struct GemmCall {
   int64_t y_stride = 0;
   const float* bias = nullptr;  // [N] or null
   Activation activation = Activation::kNone;
+  // The end of a residual branch, instead of writing y: add_to += gate * result, in float32
+  // whatever the weights' element is.
+  float* add_to = nullptr;      // [rows][N], y_stride apart
+  const float* gate = nullptr;  // rows of [N], one for so many rows of x; null: ones
+  int64_t gate_stride = 0, rows_a_gate = 1;
+};
+
+// A call and its weights.
+struct GemmProduct {
+  GemmCall call;
+  const WeightPanels* weight;
 };
 
 // Asks between pieces of work whether to stop (backends/stop_point.h): then y is half written. In
@@ -116,6 +128,11 @@ struct GemmCall {
 // how one is tested where its instructions are missing.
 void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& run_workers,
           const GemmTileKernel* kernel = nullptr);
+
+// Several products of the same rows (x, x_stride and rows alike) with weights of one kind, element
+// and K: the rows are packed once. Bits as of one call each.
+void GemmMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
+              const GemmTileKernel* kernel = nullptr);
 
 }  // namespace denoised::kernels
 

@@ -3,6 +3,7 @@
 #include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <string_view>
@@ -79,6 +80,12 @@ const DeviceInfo& ThisCpu() {
   return cpu;
 }
 
+at::Tensor EmptyResult(const kernels::WeightPanels& panels, const at::Tensor& in) {
+  std::vector<int64_t> shape = in.sizes().vec();
+  shape.back() = panels.n();
+  return at::empty(shape, in.options());
+}
+
 bool CpuMultipliesBFloat16() { return ThisCpu().avx512_bf16 || ThisCpu().amx_bf16; }
 
 kernels::Element ElementOf(at::ScalarType dtype) {
@@ -115,14 +122,13 @@ Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics 
 
 at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const {
   StopPoint();
-  switch (CurrentLinearNumerics(kept_)) {
-    case LinearNumerics::kInt8:
-      if (int8_fits_) return RunPacked(*Int8Panels(), x, activation);
-      return RunPacked(*Panels(), x, activation);
-    case LinearNumerics::kPacked:
-      return RunPacked(*Panels(), x, activation);
-    case LinearNumerics::kExact:
-      break;
+  if (const SharedPanels panels = PanelsNow()) {
+    const at::Tensor in = x.contiguous(), out = EmptyResult(*panels, in);
+    kernels::GemmCall call = CallOn(*panels, in);
+    call.y = out.mutable_data_ptr();
+    call.activation = activation;
+    kernels::Gemm(call, *panels, RunOnAtenThreads);
+    return out;
   }
   at::Tensor out = RunExact(x);
   if (activation == Activation::kGeluTanh) at::gelu_(out, "tanh");
@@ -130,24 +136,71 @@ at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const 
   return out;
 }
 
-at::Tensor Linear::RunPacked(const kernels::WeightPanels& panels, const at::Tensor& x,
-                             Activation activation) const {
-  TORCH_CHECK(x.scalar_type() == dtype_ && x.size(-1) == panels.k(), "linear: wanted rows of ",
-              panels.k(), " ", dtype_, ", came ", x.sizes(), " ", x.scalar_type());
+std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
+                                       const at::Tensor& x) {
+  std::vector<SharedPanels> panels;
+  for (const Linear* layer : layers) panels.push_back(layer->PanelsNow());
+  const auto as_the_first = [&](const SharedPanels& p) {
+    return p && p->isa() == panels[0]->isa();
+  };
+  std::vector<at::Tensor> results;
+  if (!std::ranges::all_of(panels, as_the_first)) {
+    for (const Linear* layer : layers) results.push_back((*layer)(x));
+    return results;
+  }
+  StopPoint();
   const at::Tensor in = x.contiguous();
-  std::vector<int64_t> shape = in.sizes().vec();
-  shape.back() = panels.n();
-  at::Tensor out = at::empty(shape, in.options());
+  std::vector<kernels::GemmProduct> products;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    results.push_back(EmptyResult(*panels[i], in));
+    products.push_back({layers[i]->CallOn(*panels[i], in), panels[i].get()});
+    products[i].call.y = results[i].mutable_data_ptr();
+  }
+  kernels::GemmMany(products, RunOnAtenThreads);
+  return results;
+}
+
+void Linear::AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate) const {
+  StopPoint();
+  const SharedPanels panels = PanelsNow();
+  TORCH_CHECK(panels && hidden.is_contiguous() && hidden.scalar_type() == at::kFloat,
+              "linear: only our own product adds, to dense float32");
+  const at::Tensor in = x.contiguous();
+  kernels::GemmCall call = CallOn(*panels, in);
+  call.add_to = hidden.mutable_data_ptr<float>();
+  if (gate.defined()) {
+    const bool one_a_batch = gate.size(1) == 1;
+    call.gate = gate.const_data_ptr<float>();
+    call.gate_stride = gate.stride(one_a_batch ? 0 : 1);
+    call.rows_a_gate = one_a_batch ? x.size(1) : 1;
+  }
+  kernels::Gemm(call, *panels, RunOnAtenThreads);
+}
+
+// What the numerics of the call multiply by; null where that is ATen's.
+Linear::SharedPanels Linear::PanelsNow() const {
+  switch (CurrentLinearNumerics(kept_)) {
+    case LinearNumerics::kInt8:
+      return int8_fits_ ? Int8Panels() : Panels();
+    case LinearNumerics::kPacked:
+      return Panels();
+    case LinearNumerics::kExact:
+      break;
+  }
+  return nullptr;
+}
+
+// Rows and bias; where the result goes is for the caller to say.
+kernels::GemmCall Linear::CallOn(const kernels::WeightPanels& panels, const at::Tensor& in) const {
+  TORCH_CHECK(in.scalar_type() == dtype_ && in.size(-1) == panels.k(), "linear: wanted rows of ",
+              panels.k(), " ", dtype_, ", came ", in.sizes(), " ", in.scalar_type());
   kernels::GemmCall call;
   call.rows = in.numel() / panels.k();
   call.x = in.const_data_ptr();
   call.x_stride = panels.k();
-  call.y = out.mutable_data_ptr();
   call.y_stride = panels.n();
   call.bias = float_bias_.defined() ? float_bias_.const_data_ptr<float>() : nullptr;
-  call.activation = activation;
-  kernels::Gemm(call, panels, RunOnAtenThreads);
-  return out;
+  return call;
 }
 
 at::Tensor Linear::RunExact(const at::Tensor& x) const {

@@ -81,12 +81,19 @@ class Linear {
   bool defined() const { return weight_.defined() || panels_ != nullptr || int8_ != nullptr; }
   at::ScalarType dtype() const { return dtype_; }
   at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone) const;
+  // What each layer gives for the same x, of whose rows our own product packs one copy for all.
+  static std::vector<at::Tensor> RunAll(const std::vector<const Linear*>& layers,
+                                        const at::Tensor& x);
+  // hidden += gate * (x W^T + b), in float32 to the end; not with exact numerics. hidden [B, S,
+  // out] float32, dense; x [B, S, in]; gate [B, 1 or S, out] float32 with dense rows, or undefined:
+  // ones.
+  void AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate) const;
 
  private:
   using SharedPanels = std::shared_ptr<const kernels::WeightPanels>;
 
-  at::Tensor RunPacked(const kernels::WeightPanels& panels, const at::Tensor& x,
-                       Activation activation) const;
+  SharedPanels PanelsNow() const;
+  kernels::GemmCall CallOn(const kernels::WeightPanels& panels, const at::Tensor& in) const;
   at::Tensor RunExact(const at::Tensor& x) const;
   SharedPanels Pack(const at::Tensor& weight, LinearNumerics numerics) const;
   SharedPanels Panels() const;

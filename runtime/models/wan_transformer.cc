@@ -153,23 +153,37 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Condition
   const Block& block = blocks_[layer];
   const at::Tensor m = block.modulation.unsqueeze(1) + time.projection;  // [B, 1 or S, 6, D]
   const at::Tensor n1 = LayerNormModulate(hidden.wide, Part(m, kScale1) + 1, Part(m, kShift1));
-  const Hidden h1 = AddGated(hidden, SelfAttend(layer, n1, rope), Part(m, kGate1));
+  const at::Tensor attended = SelfAttend(layer, n1, rope);
+  const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1));
 
   const at::Tensor n2 =
       config_.cross_attn_norm ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias) : h1.value;
-  const Hidden h2 = Add(h1, CrossAttend(layer, n2, text));
+  const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, text), {});
 
   const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2) + 1, Part(m, kShift2));
   const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh);
-  return AddGated(h2, block.ffn_out(f), Part(m, kGate2));
+  return AddBranch(h2, block.ffn_out, f, Part(m, kGate2));
+}
+
+// hidden + gate * last(x), the end of a residual branch; no gate: ones. With our own product the
+// sum stays float32 and takes the place of `hidden`.
+Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
+                                 const at::Tensor& gate) const {
+  if (!Packed()) {
+    return gate.defined() ? AddGated(hidden, last(x), gate) : Add(hidden, last(x));
+  }
+  last.AddTo(hidden.wide, x, gate);
+  return {config_.cross_attn_norm ? hidden.wide : hidden.wide.to(dtype_), hidden.wide};
 }
 
 at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
                                       const RopeTables& rope) const {
   const Attention& attention = blocks_[layer].self;
-  const at::Tensor q = RmsNormRotate(attention.to_q(x), attention.norm_q, rope);
-  const at::Tensor k = RmsNormRotate(attention.to_k(x), attention.norm_k, rope);
-  const at::Tensor v = SplitHeads(attention.to_v(x));
+  const std::vector<at::Tensor> qkv =
+      Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x);
+  const at::Tensor q = RmsNormRotate(qkv[0], attention.norm_q, rope);
+  const at::Tensor k = RmsNormRotate(qkv[1], attention.norm_k, rope);
+  const at::Tensor v = SplitHeads(qkv[2]);
   AttentionExtras extras;
   if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn)) {
     extras.gate = SplitHeads(blocks_[layer].to_gate(x));
@@ -177,8 +191,7 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
   extras.projection = blocks_[layer].sla_weight;
   extras.projection_bias = blocks_[layer].sla_bias;
   const AttentionLayer run(AttentionRole::kSelf, layer);
-  const at::Tensor out = run.Forward(q, k, v, extras);
-  return attention.to_out(out.flatten(2));
+  return run.Forward(q, k, v, extras).flatten(2);
 }
 
 at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x,
@@ -186,7 +199,7 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x,
   const Attention& attention = blocks_[layer].cross;
   const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
   const AttentionLayer run(AttentionRole::kCross, layer);
-  return attention.to_out(run.Forward(q, text.key, text.value).flatten(2));
+  return run.Forward(q, text.key, text.value).flatten(2);
 }
 
 // Norm, modulate, and from tokens back to latents. The channel is the fastest index of a token's

@@ -123,6 +123,8 @@ class WanTransformer {
   at::Tensor EmbedPatches(const at::Tensor& latents) const;
   Hidden RunBlock(int layer, const Hidden& hidden, const Conditioning& time, const RopeTables& rope,
                   const TextContext::KeyValue& text) const;
+  Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
+                   const at::Tensor& gate) const;
   at::Tensor SelfAttend(int layer, const at::Tensor& x, const RopeTables& rope) const;
   at::Tensor CrossAttend(int layer, const at::Tensor& x, const TextContext::KeyValue& text) const;
   at::Tensor Project(const Hidden& hidden, const Conditioning& time,

@@ -49,6 +49,10 @@ WeightPanels Pack(const at::Tensor& weight, const GemmCase& c) {
   return WeightPanels(weight.const_data_ptr(), c.element, weight.size(0), weight.size(1), c.isa);
 }
 
+void MultiplyMany(std::span<const GemmProduct> products, int threads) {
+  GemmMany(products, OnThreads(threads), StandIn(products[0].weight->isa()));
+}
+
 at::Tensor Multiply(const at::Tensor& x, const WeightPanels& weight, const at::Tensor& bias,
                     const How& how) {
   at::Tensor spaced = at::zeros({x.size(0), x.size(1) + how.x_gap}, x.options());

@@ -63,6 +63,62 @@ TEST_P(GemmTest, RowsHaveTheirBitsAloneInAnyCompanyAndOnAnyNumberOfThreads) {
   }
 }
 
+TEST_P(GemmTest, SeveralProductsOfTheSameRowsHaveTheBitsOfOneEach) {
+  const int64_t rows = 101, k = 300;
+  const at::Tensor x = Random(rows, k), bias = at::randn({200});
+  const int64_t widths[] = {200, 33, 1, 96};
+  std::vector<WeightPanels> weights;
+  std::vector<at::Tensor> results;
+  weights.reserve(4);
+  for (const int64_t n : widths) {
+    weights.push_back(Pack(Random(n, k)));
+    results.push_back(at::full({rows, n}, 7, x.options()));
+  }
+  for (const int threads : {1, 2, 3}) {
+    std::vector<GemmProduct> products;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      GemmCall call{rows, x.const_data_ptr(), k, results[i].mutable_data_ptr(), widths[i]};
+      if (i == 0) call.bias = bias.const_data_ptr<float>();
+      products.push_back({call, &weights[i]});
+    }
+    MultiplyMany(products, threads);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const at::Tensor alone = Multiply(x, weights[i], i == 0 ? bias : at::Tensor());
+      EXPECT_TRUE(at::equal(results[i], alone)) << i << ", " << threads << " threads";
+    }
+  }
+}
+
+TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
+  const int64_t rows = 30, k = 70;
+  for (const int64_t n : {96, 45}) {
+    for (const int64_t rows_a_gate : {1, 10, 30, 0}) {  // 0: no gate
+      const at::Tensor x = Random(rows, k), w = Random(n, k), bias = at::randn({n});
+      const at::Tensor gates = at::randn({rows, 3, n}), before = at::randn({rows, n});
+      const WeightPanels weight = Pack(w);
+      at::Tensor sum = before.clone();
+      GemmCall call{rows, x.const_data_ptr(), k, nullptr, n, bias.const_data_ptr<float>()};
+      call.add_to = sum.mutable_data_ptr<float>();
+      at::Tensor gate = at::ones({rows, n}, at::kDouble);
+      if (rows_a_gate > 0) {
+        call.gate = gates.const_data_ptr<float>() + n;  // the middle one of three
+        call.gate_stride = 3 * n;
+        call.rows_a_gate = rows_a_gate;
+        gate = gates.select(1, 1)
+                   .narrow(0, 0, rows / rows_a_gate)
+                   .repeat_interleave(rows_a_gate, 0)
+                   .to(at::kDouble);
+      }
+      const GemmProduct product{call, &weight};
+      MultiplyMany({&product, 1}, 2);
+      const at::Tensor a = x.to(at::kDouble), b = w.to(at::kDouble).t(), c = bias.to(at::kDouble);
+      const at::Tensor magnitudes = before.abs() + gate.abs() * (a.abs().matmul(b.abs()) + c.abs());
+      EXPECT_LE(ErrorShare(sum, before + gate * (a.matmul(b) + c), magnitudes), 1)
+          << n << ", " << rows_a_gate;
+    }
+  }
+}
+
 TEST_P(GemmTest, TurnsOfPackedRowsChangeNothing) {
   // More rows than are packed at once.
   const int64_t k = 8960, rows = 1200;

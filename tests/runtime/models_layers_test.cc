@@ -96,6 +96,45 @@ TEST(LinearTest, WhatIsKeptInInt8GivesNothingElse) {
   EXPECT_THROW(layer(at::randn({1, 64})), c10::Error);
 }
 
+TEST(LinearTest, SeveralAtOnceAreEachAlone) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = at::randn({2, 19, 64}).to(dtype);
+    const auto layer = [&](int64_t out, bool tolerant) {
+      return Linear(at::randn({out, 64}).to(dtype), at::randn({out}).to(dtype),
+                    LinearNumerics::kPacked, tolerant);
+    };
+    const Linear a = layer(45, true), b = layer(96, true), c = layer(7, false);
+    for (const LinearNumerics how : AllLinearNumerics()) {
+      const ScopedLinearNumerics scope(how);
+      const std::vector<at::Tensor> all = Linear::RunAll({&a, &b, &c}, x);
+      EXPECT_TRUE(at::equal(all[0], a(x))) << LinearNumericsName(how);
+      EXPECT_TRUE(at::equal(all[1], b(x))) << LinearNumericsName(how);
+      EXPECT_TRUE(at::equal(all[2], c(x))) << LinearNumericsName(how);
+    }
+  }
+}
+
+TEST(LinearTest, EndsABranchInFloat32) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor weight = at::randn({40, 64}).to(dtype), bias = at::randn({40}).to(dtype);
+    const at::Tensor x = at::randn({3, 5, 64}).to(dtype), hidden = at::randn({3, 5, 40});
+    const Linear layer(weight, bias, LinearNumerics::kPacked);
+    const at::Tensor product =
+        at::linear(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble));
+    for (const int64_t gates : {0, 1, 5}) {
+      const at::Tensor table = at::randn({3, gates, 6, 40});
+      const at::Tensor gate = gates == 0 ? at::Tensor() : table.select(2, 4);
+      const at::Tensor sum = hidden.clone();
+      layer.AddTo(sum, x, gate);
+      const at::Tensor wanted = hidden + (gates == 0 ? product : product * gate);
+      EXPECT_TRUE(at::allclose(sum.to(at::kDouble), wanted, 1e-5, 1e-5)) << gates;
+      const at::Tensor alone = hidden.narrow(0, 1, 1).clone();
+      layer.AddTo(alone, x.narrow(0, 1, 1), gates == 0 ? gate : gate.narrow(0, 1, 1));
+      EXPECT_TRUE(at::equal(alone, sum.narrow(0, 1, 1))) << gates;
+    }
+  }
+}
+
 TEST(ConvolutionTest, AgreesWithThePlainOneAndKeepsChannelsLast) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const at::Tensor weight = (0.1 * at::randn({20, 12, 3, 3, 3})).to(dtype);
