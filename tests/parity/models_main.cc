@@ -24,6 +24,7 @@
 #include <sstream>
 
 #include "backends/attention_backend.h"
+#include "backends/cpu_isa.h"
 #include "backends/error.h"
 #include "backends/registry.h"
 #include "backends/stop_point.h"
@@ -274,7 +275,27 @@ Json AnswerOrError(const std::string& line,
 }  // namespace
 }  // namespace denoised
 
-int main() {
+namespace {
+
+// --cpu_isa=LEVEL, "auto" without. False where the machine lacks the level.
+bool PinFrom(int argc, char** argv) {
+  constexpr std::string_view kFlag = "--cpu_isa=";
+  if (argc < 2) return true;
+  const std::string_view argument = argv[1];
+  TORCH_CHECK(argument.starts_with(kFlag), "unknown argument ", argument);
+  try {
+    denoised::PinCpuIsa(denoised::CpuIsaFromName(argument.substr(kFlag.size())).value());
+  } catch (const denoised::Error&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  constexpr int kSkipped = 77;
+  if (!PinFrom(argc, argv)) return kSkipped;
   std::map<std::string, std::unique_ptr<denoised::Subject>> subjects;
   for (std::string line; std::getline(std::cin, line);) {
     std::cout << denoised::AnswerOrError(line, &subjects).dump() << std::endl;

@@ -33,13 +33,17 @@ class Driver:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [os.environ["DENOISED_DRIVER"]],
+            self.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self.folder = tempfile.TemporaryDirectory()
         self.ask(threads=torch.get_num_threads())
+
+    @staticmethod
+    def command():
+        return [os.environ["DENOISED_DRIVER"], f"--cpu_isa={os.environ.get('DENOISED_CPU_ISA', 'auto')}"]
 
     def ask_raw(self, **request):
         self.process.stdin.write(json.dumps(request) + "\n")
