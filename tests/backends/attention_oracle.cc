@@ -37,6 +37,17 @@ double CosineSimilarity(const at::Tensor& a, const at::Tensor& b) {
   return at::dot(x, y).item<double>() / (x.norm().item<double>() * y.norm().item<double>());
 }
 
+double ExactTolerance(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kBFloat16:
+      return 0.75 * 0x1p-8;
+    case at::kHalf:
+      return 0.75 * 0x1p-11;
+    default:
+      return 1e-5;
+  }
+}
+
 bool SameBits(const at::Tensor& a, const at::Tensor& b) {
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
   const at::Tensor x = a.contiguous(), y = b.contiguous();

@@ -94,7 +94,7 @@ class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
     if (GetParam().kernel == HalfKernel::kInt8) {
       EXPECT_GE(CosineSimilarity(got, want), 0.999);
     } else {
-      EXPECT_LE(RelativeL2(got, want), GetParam().dtype == at::kFloat ? 1e-5 : 1e-2);
+      EXPECT_LE(RelativeL2(got, want), ExactTolerance(GetParam().dtype));
     }
   }
 };

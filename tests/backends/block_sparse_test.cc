@@ -165,7 +165,9 @@ BlockPlan RandomPlan(const Shape& shape, int64_t lists, bool row_masks) {
   return plan;
 }
 
-double Tolerance(Element element) { return element == Element::kFloat32 ? 1e-5 : 1e-2; }
+double Tolerance(Element element) {
+  return ExactTolerance(element == Element::kFloat32 ? at::kFloat : at::kBFloat16);
+}
 
 class BlockSparse : public ::testing::TestWithParam<Variant> {
  protected:
@@ -333,8 +335,7 @@ TEST_P(Int8Scores, AreWholeNumbersWithoutSaturation) {
   inputs.key.narrow(1, 64, 64).copy_(-inputs.key.narrow(1, 0, 64));  // the mean is 0
   inputs.scale = 1e-5;
   const at::Tensor got = Attend(inputs, DensePlan(shape.q_len, shape.kv_len), GetParam());
-  EXPECT_LE(RelativeL2(got, OracleAttention(inputs)),
-            GetParam().element == Element::kFloat32 ? 4e-3 : 1e-2);
+  EXPECT_LE(RelativeL2(got, OracleAttention(inputs)), ExactTolerance(at::kBFloat16));
 }
 
 TEST_P(Int8Scores, AQueryThatIsNotFiniteMakesItsRowNaNAndAKeyItsHead) {

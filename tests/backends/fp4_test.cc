@@ -8,49 +8,15 @@
 #include <limits>
 #include <vector>
 
+#include "tests/backends/fp4_oracle.h"
+
 namespace denoised::kernels {
 namespace {
 
-// Every non-negative E4M3 value: subnormals in steps of 2^-9, then 3 bits of mantissa, up to 448.
-std::vector<double> E4m3Values() {
-  std::vector<double> values;
-  for (int mantissa = 0; mantissa < 8; ++mantissa) values.push_back(std::ldexp(mantissa, -9));
-  for (int exponent = -6; exponent <= 8; ++exponent) {
-    for (int mantissa = 0; mantissa < 8; ++mantissa) {
-      const double value = std::ldexp(1.0 + mantissa / 8.0, exponent);
-      if (value <= 448) values.push_back(value);
-    }
-  }
-  return values;
-}
-
-const std::vector<double> kE2m1Values = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
-
-// The nearest entry of an ascending table; a tie goes to the even index, which is the even
-// mantissa.
-double Nearest(const std::vector<double>& table, double x) {
-  size_t best = 0;
-  for (size_t i = 1; i < table.size(); ++i) {
-    const double now = std::abs(table[i] - x), before = std::abs(table[best] - x);
-    if (now < before || (now == before && i % 2 == 0)) best = i;
-  }
-  return table[best];
-}
-
+// [n] as one row by the table.
 std::vector<double> WrittenOut(const std::vector<float>& row) {
-  std::vector<double> out(row.size());
-  for (size_t first = 0; first < row.size(); first += 16) {
-    const size_t last = std::min(first + 16, row.size());
-    double largest = 0;
-    for (size_t i = first; i < last; ++i) largest = std::max<double>(largest, std::abs(row[i]));
-    // The scale is a float32 before it becomes E4M3.
-    const double scale = Nearest(E4m3Values(), static_cast<float>(largest / 6.0));
-    for (size_t i = first; i < last; ++i) {
-      const double size = scale == 0 ? 0 : Nearest(kE2m1Values, std::abs(row[i]) / scale) * scale;
-      out[i] = std::copysign(size, row[i]);
-    }
-  }
-  return out;
+  const at::Tensor rounded = Nvfp4ByTable(at::tensor(row, at::kDouble));
+  return {rounded.const_data_ptr<double>(), rounded.const_data_ptr<double>() + row.size()};
 }
 
 std::vector<double> Rounded(const std::vector<float>& row) {
