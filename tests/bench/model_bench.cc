@@ -2,7 +2,9 @@
 // as peer/wan_peer.py does. Tensors travel as files of raw float32: {"file": path, "shape": [..]}.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -16,11 +18,15 @@
 #include "backends/error.h"
 #include "backends/registry.h"
 #include "backends/selector.h"
+#include "runtime/device.h"
 #include "runtime/engine.h"
 #include "runtime/forward_context.h"
+#include "runtime/models/layers.h"
+#include "runtime/models/umt5.h"
 #include "runtime/models/wan_transformer.h"
 #include "runtime/models/wan_vae.h"
 #include "runtime/threads.h"
+#include "tests/peak_memory.h"
 
 namespace denoised {
 namespace {
@@ -32,11 +38,6 @@ double Seconds(const std::function<void()>& work, int repeat) {
   for (int i = 0; i < repeat; ++i) work();
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   return elapsed.count() / repeat;
-}
-
-LinearNumerics LinearOf(const Json& request, LinearNumerics otherwise) {
-  if (!request.contains("linear")) return otherwise;
-  return LinearNumericsFromName(request.at("linear").get<std::string>()).value();
 }
 
 at::Tensor ReadTensor(const Json& tensor) {
@@ -61,6 +62,29 @@ void WriteTensor(const at::Tensor& tensor, const std::string& path) {
 
 at::ScalarType ScalarType(const std::string& name) {
   return name == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
+std::string Name(at::ScalarType dtype) { return dtype == at::kBFloat16 ? "bfloat16" : "float32"; }
+
+// What --linear and a request may say.
+LinearNumerics Numerics(const Json& request) {
+  const std::string name = request.value("linear", "packed");
+  const auto numerics = LinearNumericsFromName(name);
+  if (!numerics) throw Error(StatusCode::kInvalidArgument, "no linear numerics " + name);
+  return *numerics;
+}
+
+// Multiply-adds a second of one product, the better of ours and LibTorch's with weights in the
+// layout that it likes best: what this machine can do.
+double BestGemmRate(int64_t m, int64_t k, int64_t n, at::ScalarType dtype) {
+  const at::Tensor x = at::randn({m, k}).to(dtype), weight = at::randn({n, k}).to(dtype);
+  double least = INFINITY;
+  for (const LinearNumerics numerics : {LinearNumerics::kExact, LinearNumerics::kPacked}) {
+    const Linear linear(weight, {}, numerics);
+    linear(x);
+    for (int i = 0; i < 5; ++i) least = std::min(least, Seconds([&] { linear(x); }, 1));
+  }
+  return static_cast<double>(m * k * n) / least;
 }
 
 // What the engine's planner does for a step: automatic selection, the backend's metadata.
@@ -96,8 +120,12 @@ class Bench {
   Json Answer(const Json& request) {
     static const std::map<std::string, Json (Bench::*)(const Json&)> kHandlers = {
         {"threads", &Bench::Threads},
+        {"auto_dtype", &Bench::AutoDType},
+        {"gemm_rate", &Bench::GemmRate},
         {"load_transformer", &Bench::LoadTransformer},
         {"transformer_forward", &Bench::TransformerForward},
+        {"load_text_encoder", &Bench::LoadTextEncoder},
+        {"encode_text", &Bench::EncodeText},
         {"load_vae", &Bench::LoadVae},
         {"vae_decode", &Bench::VaeDecode},
         {"load_pipeline", &Bench::LoadPipeline},
@@ -115,11 +143,26 @@ class Bench {
     return Json::object();
   }
 
+  // Of transformers and text encoders, as a server on this CPU takes it.
+  Json AutoDType(const Json&) {
+    return {{"dtype", Name(ParseDType("auto", at::kBFloat16, QueryCpu()))}};
+  }
+
+  Json GemmRate(const Json& request) {
+    return {{"rate", BestGemmRate(request.at("m"), request.at("k"), request.at("n"),
+                                  ScalarType(request.at("dtype")))}};
+  }
+
   Json LoadTransformer(const Json& request) {
-    transformer_ = WanTransformer::Load(ModelFolder(request.at("folder").get<std::string>()),
-                                        ScalarType(request.at("dtype")), at::kCPU,
-                                        LinearOf(request, LinearNumerics::kExact));
-    return Json::object();
+    transformer_.reset();
+    const ModelFolder folder(request.at("folder").get<std::string>());
+    const double seconds = Seconds(
+        [&] {
+          transformer_ = WanTransformer::Load(folder, ScalarType(request.at("dtype")), at::kCPU,
+                                              Numerics(request));
+        },
+        1);
+    return {{"seconds", seconds}};
   }
 
   // The text is embedded in each forward, as the peer does; a job does that once.
@@ -142,28 +185,52 @@ class Bench {
             {"backend", plan.Name(AttentionRole::kSelf)}};
   }
 
-  Json LoadVae(const Json& request) {
-    vae_ = WanVaeDecoder::Load(ModelFolder(request.at("folder").get<std::string>()),
-                               ScalarType(request.at("dtype")), at::kCPU);
+  Json LoadTextEncoder(const Json& request) {
+    text_encoder_ = Umt5Encoder::Load(ModelFolder(request.at("folder").get<std::string>()),
+                                      ScalarType(request.at("dtype")), at::kCPU, Numerics(request));
     return Json::object();
   }
 
+  // `tokens` real ids of a prompt, without padding.
+  Json EncodeText(const Json& request) {
+    const at::Tensor ids = ReadTensor(request.at("ids")).to(at::kLong);
+    const at::Tensor mask = at::ones_like(ids);
+    Plan plan;
+    plan.Add(text_encoder_->Spec(ids.size(1)));
+    const ScopedForwardContext scope = Enter(plan);
+    at::Tensor out;
+    const double seconds =
+        Seconds([&] { out = text_encoder_->Forward(ids, mask); }, request.at("repeat"));
+    WriteTensor(out, request.at("out"));
+    return {{"seconds", seconds}, {"shape", out.sizes().vec()}};
+  }
+
+  Json LoadVae(const Json& request) {
+    vae_ = WanVaeDecoder::Load(ModelFolder(request.at("folder").get<std::string>()),
+                               ScalarType(request.at("dtype")), at::kCPU, Numerics(request));
+    return Json::object();
+  }
+
+  // Frames leave as they are decoded; they are kept where `out` names a file for them.
   Json VaeDecode(const Json& request) {
     const at::Tensor latents = ReadTensor(request.at("latents")).to(vae_->dtype());
+    const bool keep = request.contains("out");
     Plan plan;
     plan.Add(vae_->Spec(latents.size(3), latents.size(4)));
     const ScopedForwardContext scope = Enter(plan);
     std::vector<at::Tensor> chunks;
+    const PeakMemory peak;
     const double seconds = Seconds(
         [&] {
           chunks.clear();
-          vae_->Decode(latents,
-                       [&](const at::Tensor& frames, int64_t) { chunks.push_back(frames); });
+          vae_->Decode(latents, [&](const at::Tensor& frames, int64_t) {
+            if (keep) chunks.push_back(frames);
+          });
         },
         request.at("repeat"));
-    const at::Tensor video = at::cat(chunks, 2);
-    WriteTensor(video, request.at("out"));
-    return {{"seconds", seconds}, {"shape", video.sizes().vec()}};
+    const int64_t bytes = peak.Bytes();
+    if (keep) WriteTensor(at::cat(chunks, 2), request.at("out"));
+    return {{"seconds", seconds}, {"peak_bytes", bytes}};
   }
 
   Json LoadPipeline(const Json& request) {
@@ -172,7 +239,7 @@ class Bench {
     options.device = "cpu";
     options.dtype = request.at("dtype").get<std::string>();
     options.threads = threads_;
-    options.linear = LinearOf(request, options.linear);
+    options.linear = Numerics(request);
     engine_.reset();
     engine_ = Engine::Create(options, &observer_, &logger_);
     return Json::object();
@@ -188,7 +255,7 @@ class Bench {
     job.height = request.at("height").get<int64_t>();
     job.width = request.at("width").get<int64_t>();
     job.num_frames = request.at("frames").get<int64_t>();
-    if (request.contains("linear")) job.numerics.linear = LinearOf(request, LinearNumerics{});
+    if (request.contains("linear")) job.numerics.linear = Numerics(request);
     job.formats = {ArtifactFormat::kNpy};
     JobSnapshot snapshot;
     const double seconds = Seconds([&] { snapshot = RunJob(job); }, 1);
@@ -217,6 +284,7 @@ class Bench {
 
   int threads_ = 1;
   std::unique_ptr<WanTransformer> transformer_;
+  std::unique_ptr<Umt5Encoder> text_encoder_;
   std::unique_ptr<WanVaeDecoder> vae_;
   Observer observer_;
   Logger logger_;

@@ -1,128 +1,57 @@
-"""Rows about models in one process: A1 A3 (transformer), A7 (decoder), A10 (a whole job), A12 (start).
+"""Rows about what is around the networks: A9 (text encoder), A10 (a whole job), A12 (start), A13 (loading)."""
 
-Peer: diffusers, eager (peer/wan_peer.py). Ours: model_bench. Same weight files, same inputs, same
-thread count; folders of random weights are made once and kept in the shared cache.
-"""
-
+import contextlib
+import json
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 
-import numpy
+from inputs import (dtype_error, level_error, model_folder, our_worker, pairwise, peer_worker, scratch_inputs)
+from pairs import OUR_ALLOCATOR, ROOT, alternate, summary
 
-from pairs import ROOT, Worker, alternate, summary
-
-ROWS = ("A1", "A3", "A7", "A10", "A12")
-CACHE = pathlib.Path(os.environ.get("DENOISED_CACHE", pathlib.Path.home() / ".cache/denoised"))
-MODELS = CACHE / "bench-models-2"  # the number changes with tools/random_model.py
-
-# Latents of a forward: frames, height, width. Patches are 1 x 2 x 2.
-LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104)}
-TEXT = {"tiny": (64, 256), "mid": (512, 1024)}  # tokens, width
+ROWS = ("A9", "A10", "A12", "A13")
+PROMPT_TOKENS, PADDED_TOKENS = 40, 512
 
 
-def model_folder(preset, dtype, vae="small"):
-    """A repository of one model; made under another name, so that half a one is never taken."""
-    repository = MODELS / f"{preset}-{dtype}-{vae}"
-    if not repository.exists():
-        partial = repository.with_suffix(".partial")
-        subprocess.run([sys.executable, str(ROOT / "tools/random_model.py"), "--preset", preset, "--dtype",
-                        dtype, "--vae", vae, str(partial / "model")], check=True, stdout=sys.stderr)
-        partial.rename(repository)
-    return repository
+@contextlib.contextmanager
+def three(options):
+    with our_worker(options) as ours, peer_worker(options) as peer, peer_worker(options, stock=True) as stock, \
+            scratch_inputs() as inputs:
+        yield (ours, peer, stock), inputs
 
 
-class Inputs:
-    """Seeded normal numbers as files of raw float32."""
-
-    def __init__(self, folder):
-        self.folder = pathlib.Path(folder)
-        self.random = numpy.random.default_rng(7)
-
-    def normal(self, name, shape):
-        path = self.folder / f"{name}.bin"
-        self.random.standard_normal(shape, dtype=numpy.float32).tofile(path)
-        return {"file": str(path), "shape": list(shape)}
-
-    def out(self, name):
-        return str(self.folder / f"{name}.out")
-
-
-def relative_error(ours, peer):
-    mine, theirs = (numpy.fromfile(path, dtype=numpy.float32).astype(numpy.float64) for path in (ours, peer))
-    if mine.shape != theirs.shape:
-        raise RuntimeError(f"outputs differ in size: {mine.size} and {theirs.size}")
-    return float(numpy.linalg.norm(mine - theirs) / numpy.linalg.norm(theirs))
+def text_row(options):
+    """Width 1024, 8 blocks. Ours encodes the prompt's tokens, the peer the padded ones, as its pipeline does."""
+    folder = str(model_folder("mid", "bfloat16") / "model" / "text_encoder")
+    vocabulary = json.loads(pathlib.Path(folder, "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    with three(options) as (workers, inputs):
+        dtype = workers[0].ask(do="auto_dtype")["dtype"]
+        request = {"do": "encode_text", "repeat": 1,
+                   "ids": inputs.keep("ids", inputs.random.integers(2, vocabulary, (1, PROMPT_TOKENS)))}
+        padded = {"padded": PADDED_TOKENS}
+        if dtype != "float32":
+            workers[1].ask(do="load_text_encoder", folder=folder, dtype="float32")
+            workers[1].ask(**request, **padded, out=inputs.out("float32"))
+        for worker in workers:
+            worker.ask(do="load_text_encoder", folder=folder, dtype=dtype)
+        result = pairwise(options, workers, inputs, request, requests=({}, padded, padded))
+        return {"row": "A9", "name": f"text encoder, {PROMPT_TOKENS} tokens, {dtype}, peer pads to {PADDED_TOKENS}",
+                **result, "unit": "s", "dtype": dtype, **dtype_error(inputs, dtype)}
 
 
-def level_error(ours, peer):
-    """Largest difference of two videos in 0..1, in levels of 8 bits."""
-    mine, theirs = (numpy.fromfile(path, dtype=numpy.float32) for path in (ours, peer))
-    if mine.shape != theirs.shape:
-        raise RuntimeError(f"videos differ in size: {mine.size} and {theirs.size}")
-    return float(abs(mine - theirs).max() * 255)
-
-
-def pairwise(options, workers, inputs, request, pairs=None):
-    """Samples of one request that both workers understand."""
-    def run(index, side):
-        return workers[index].ask(**request, out=inputs.out(side))["seconds"]
-    return summary(alternate(lambda: run(0, "ours"), lambda: run(1, "peer"), pairs or options.pairs))
-
-
-def against_float32(inputs):
-    """Errors of both bfloat16 outputs to the peer's float32 one. Ours may be a tenth larger than the
-    peer's own, or 1e-2, where that is more.
-    """
-    ours, peer = (relative_error(inputs.out(side), inputs.out("float32")) for side in ("ours", "peer"))
-    return {"error": ours, "peer_error": peer, "error_limit": max(1e-2, 1.1 * peer)}
-
-
-def forward_row(options, workers, inputs, row, preset, repeat, pass_mark, aim):
-    folder = str(model_folder(preset, "bfloat16") / "model" / "transformer")
-    for worker in workers:
-        worker.ask(do="load_transformer", folder=folder, dtype="bfloat16")
-    request = {"do": "transformer_forward", "timestep": 500, "repeat": repeat,
-               "latents": inputs.normal("latents", (1, 16, *LATENTS[preset])),
-               "context": inputs.normal("context", (1, *TEXT[preset]))}
-    result = pairwise(options, workers, inputs, request)
-    workers[1].ask(do="load_transformer", folder=folder, dtype="float32")
-    workers[1].ask(**{**request, "repeat": 1}, out=inputs.out("float32"))
-    return {"row": row, "name": f"DiT forward, {preset}, bf16, text embedding included", **result,
-            "unit": "s", **against_float32(inputs), "pass_mark": pass_mark, "aim": aim}
-
-
-def decode_rows(options, workers, inputs):
-    folder = str(model_folder("tiny", "float32", "full") / "model" / "vae")
-    ours, peer = workers
-    ours.ask(do="load_vae", folder=folder, dtype="bfloat16")
-    for frames in (2, 5):
-        request = {"do": "vae_decode", "repeat": 1,
-                   "latents": inputs.normal("latents", (1, 16, frames, 15, 26))}
-        peer.ask(do="load_vae", folder=folder, dtype="float32", channels_last=True)
-        peer.ask(**request, out=inputs.out("float32"))
-        for channels_last in (False, True):
-            peer.ask(do="load_vae", folder=folder, dtype="bfloat16", channels_last=channels_last)
-            result = pairwise(options, workers, inputs, request)
-            kind = "channels-last weights" if channels_last else "as shipped"
-            yield {"row": "A7", "name": f"VAE decode, latent {frames}x15x26, bf16, peer {kind}", **result,
-                   "unit": "s", **against_float32(inputs),
-                   "pass_mark": None if channels_last else 1.0, "aim": None if channels_last else 2.2}
-
-
-def job_row(options, workers, inputs):
+def job_row(options):
     repository = str(model_folder("tiny", "float32"))
-    workers[0].ask(do="load_pipeline", repository=repository, dtype="float32")
-    workers[1].ask(do="load_pipeline", repository=repository, model="model", dtype="float32")
-    request = {"do": "job", "prompt": "a red circle moving left", "seed": 7, "steps": 20, "guidance": 5.0,
-               "height": 96, "width": 128, "frames": 5}
-    result = pairwise(options, workers, inputs, request)
-    return {"row": "A10", "name": "text to video, tiny, float32, 20 steps with guidance", **result, "unit": "s",
-            "error": level_error(inputs.out("ours"), inputs.out("peer")), "error_limit": 1,
-            "pass_mark": 1.0, "aim": 3.0}
+    with three(options) as (workers, inputs):
+        workers[0].ask(do="load_pipeline", repository=repository, dtype="float32")
+        for worker in workers[1:]:
+            worker.ask(do="load_pipeline", repository=repository, model="model", dtype="float32")
+        request = {"do": "job", "prompt": "a red circle moving left", "seed": 7, "steps": 20, "guidance": 5.0,
+                   "height": 96, "width": 128, "frames": 5}
+        result = pairwise(options, workers, inputs, request)
+        return {"row": "A10", "name": "text to video, tiny, float32, 20 steps with guidance", **result, "unit": "s",
+                "dtype": "float32", "error": level_error(inputs.out("ours"), inputs.out("peer")), "error_limit": 1}
 
 
 def start_row(options):
@@ -133,7 +62,7 @@ def start_row(options):
         start = time.perf_counter()
         with subprocess.Popen(
                 [str(ROOT / "build/bin/denoised"), f"--model_repository={repository}", "--listen=127.0.0.1:0",
-                 "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0", "--dtype=bfloat16"],
+                 "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0"],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             line = process.stdout.readline()
             seconds = time.perf_counter() - start
@@ -142,39 +71,41 @@ def start_row(options):
             raise RuntimeError(f"denoised did not become ready: {line!r}")
         return seconds
 
-    def peer():
+    def peer(environment):
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, "-c", "import sys, torch; from diffusers import WanPipeline; "
              "WanPipeline.from_pretrained(sys.argv[1], dtype=torch.bfloat16)",
-             str(repository / "model")], check=True, stderr=subprocess.DEVNULL)
+             str(repository / "model")], check=True, stderr=subprocess.DEVNULL, env=environment)
         return time.perf_counter() - start
 
-    return {"row": "A12", "name": "start to ready, mid weights", **summary(alternate(ours, peer, options.pairs)),
-            "unit": "s", "pass_mark": None, "aim": 12.0}
+    sides = [ours, lambda: peer({**os.environ, **OUR_ALLOCATOR}), lambda: peer(dict(os.environ))]
+    return {"row": "A12", "name": "start to ready, mid weights", **summary(alternate(sides, options.pairs)),
+            "unit": "s"}
 
 
-def in_process_rows(options, rows):
-    commands = ([str(ROOT / "build/bin/model_bench")],
-                [sys.executable, str(ROOT / "tests/bench/peer/wan_peer.py")])
-    with Worker("ours", commands[0], options.threads) as ours, \
-            Worker("peer", commands[1], options.threads) as peer, \
-            tempfile.TemporaryDirectory() as folder:
-        workers, inputs = (ours, peer), Inputs(folder)
-        for worker in workers:
-            worker.ask(do="threads", count=options.threads)
-        if "A1" in rows:
-            yield forward_row(options, workers, inputs, "A1", "mid", 1, 1.0, 3.0)
-        if "A3" in rows:
-            yield forward_row(options, workers, inputs, "A3", "tiny", 20, None, 8.0)
-        if "A7" in rows:
-            yield from decode_rows(options, workers, inputs)
-        if "A10" in rows:
-            yield job_row(options, workers, inputs)
+def load_row(options):
+    """Ours ends with weights packed for the kernels, in the dtype that they will be multiplied in; the peer
+    with plain tensors as they lie in the file.
+    """
+    folder = model_folder("mid", "bfloat16") / "model" / "transformer"
+    files = [str(file) for file in sorted(folder.glob("*.safetensors"))]
+    with three(options) as (workers, _):
+        dtype = workers[0].ask(do="auto_dtype")["dtype"]
+
+        def theirs(worker):
+            return lambda: worker.ask(do="load_file", files=files)["seconds"]
+
+        sides = [lambda: workers[0].ask(do="load_transformer", folder=str(folder), dtype=dtype)["seconds"],
+                 theirs(workers[1]), theirs(workers[2])]
+        result = summary(alternate(sides, options.pairs))
+        size = sum(os.path.getsize(file) for file in files)
+        return {"row": "A13", "name": f"loading bfloat16 weights, packed for {dtype}, against load_file and clone",
+                **result, "unit": "s", "dtype": dtype, "ours_gb_s": size / result["ours"] / 1e9,
+                "peer_gb_s": size / result["peer"] / 1e9}
 
 
 def measure(options, rows):
-    if set(rows) - {"A12"}:
-        yield from in_process_rows(options, rows)
-    if "A12" in rows:
-        yield start_row(options)
+    for row, function in (("A9", text_row), ("A10", job_row), ("A12", start_row), ("A13", load_row)):
+        if row in rows:
+            yield function(options)

@@ -1,8 +1,10 @@
-"""The pairwise protocol: two long-lived programs do the same work in turns, and what is quoted is the
-median of the per-pair ratios, so that whatever else the machine does hits both sides alike.
+"""The pairwise protocol: long-lived programs do the same work in turns, and what is quoted is the median
+of the per-pair ratios, so that whatever else the machine does hits all sides alike.
 """
 
 import datetime
+import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -17,20 +19,25 @@ import tether  # noqa: E402, F401
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
+# What KeepFreedMemory (runtime/threads.h) sets in our own process. A peer that gets its memory page by
+# page anew loses up to a fifth of a forward to the kernel, which says nothing of its computing.
+OUR_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
+
 
 class Worker:
     """A program that answers a JSON line on stdout for each JSON line on stdin; what it says on stderr
-    goes to out/bench-NAME.log.
+    goes to out/bench-NAME.log. `environment` is added to ours.
     """
 
-    def __init__(self, name, command, threads):
+    def __init__(self, name, command, threads, environment=None):
         self.name = name
-        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        settings = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads),
+                        **(environment or {}))
         log = ROOT / "out" / f"bench-{name}.log"
         log.parent.mkdir(exist_ok=True)
         with open(log, "w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=errors, text=True, env=environment, cwd=ROOT)
+                                            stderr=errors, text=True, env=settings, cwd=ROOT)
 
     def ask(self, **request):
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -58,36 +65,51 @@ class Worker:
         self.close()
 
 
-def alternate(ours, peer, pairs, warm_ups=1):
-    """Seconds of (ours, peer) for each pair; the side that starts changes from pair to pair."""
+def alternate(sides, pairs, warm_ups=1):
+    """Seconds of every side for each pair: `sides` are ours, the peer and perhaps the stock peer; the side
+    that starts changes from pair to pair.
+    """
     for _ in range(warm_ups):
-        ours()
-        peer()
+        for side in sides:
+            side()
     samples = []
     for index in range(pairs):
-        if index % 2 == 0:
-            mine = ours()
-            theirs = peer()
-        else:
-            theirs = peer()
-            mine = ours()
-        samples.append((mine, theirs))
+        seconds = [0.0] * len(sides)
+        for turn in range(len(sides)):
+            side = (index + turn) % len(sides)
+            seconds[side] = sides[side]()
+        samples.append(tuple(seconds))
     return samples
 
 
 def summary(samples):
-    """Median of the per-pair ratios peer / ours (above 1: we are faster), with their range."""
-    ratios = [theirs / mine for mine, theirs in samples]
-    return {
+    """Median of the per-pair ratios peer / ours (above 1: we are faster), with their range; the stock
+    peer's as `stock_ratio`.
+    """
+    ratios = [sample[1] / sample[0] for sample in samples]
+    row = {
         "ratio": round(statistics.median(ratios), 4),
         "min": round(min(ratios), 4),
         "max": round(max(ratios), 4),
-        "ours": statistics.median(mine for mine, _ in samples),
-        "peer": statistics.median(theirs for _, theirs in samples),
+        "ours": statistics.median(sample[0] for sample in samples),
+        "peer": statistics.median(sample[1] for sample in samples),
         "pairs": len(samples),
     }
+    if len(samples[0]) > 2:
+        row["stock_ratio"] = round(statistics.median(sample[2] / sample[0] for sample in samples), 4)
+        row["stock_peer"] = statistics.median(sample[2] for sample in samples)
+    return row
 
 
+def under_roofline(row, seconds):
+    """`seconds` are what the work would take at the rate that this machine's best GEMM had in the same run:
+    the ratio that this would give, and our share of it.
+    """
+    return {**row, "roofline": seconds, "roofline_ratio": round(row["peer"] / seconds, 4),
+            "roofline_share": round(seconds / row["ours"], 4)}
+
+
+@functools.cache
 def cpu():
     model, flags = platform.processor() or "unknown", []
     try:
@@ -102,16 +124,33 @@ def cpu():
     return model, flags
 
 
+@functools.cache
+def versions():
+    found = {}
+    for name in ("torch", "diffusers", "transformers", "safetensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@functools.cache
+def commit():
+    return subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+                          capture_output=True, text=True, check=False).stdout.strip()
+
+
 def surroundings(threads, command):
     model, flags = cpu()
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=False).stdout.strip()
     return {
         "machine": f"{model}, {os.cpu_count()} cores",
         "cpu_flags": " ".join(flags),
         "threads": threads,
+        "peer_threads": threads,
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-        "commit": commit,
+        "commit": commit(),
+        "versions": versions(),
         "command": command,
     }

@@ -3,7 +3,7 @@
 //   rpc_bench echo FILE   serves SubmitJob and GetJob by answering with the Job in FILE; prints its
 //                         address; ends with its standard input
 //   rpc_bench client      answers a JSON line for each JSON line: {"do": "sample" | "submit" |
-//   "get", ..}
+//                         "get" | "begin" | "flood", ..}
 //
 // The echo does what every gRPC server must, and nothing else: it is the floor of the real one.
 #include <grpcpp/grpcpp.h>
@@ -86,6 +86,8 @@ class Client {
     if (what == "sample") return Sample(stub, request);
     if (what == "submit") return TimeSubmit(stub, request);
     if (what == "get") return TimeGet(stub, request);
+    if (what == "begin") return Begin(stub, request);
+    if (what == "flood") return Flood(stub, request);
     return {{"error", "unknown 'do'"}};
   }
 
@@ -165,6 +167,32 @@ class Client {
       Get(stub, id);
       seconds->push_back(Since(start));
     });
+  }
+
+  // A job of many steps, which runs on.
+  static Json Begin(Stub& stub, const Json& request) {
+    v1::GenerationRequest job = SmallJob();
+    job.set_height(request.at("height"));
+    job.set_width(request.at("width"));
+    job.set_num_frames(request.at("frames"));
+    job.set_num_inference_steps(request.at("steps"));
+    return {{"job_id", Submit(stub, job).id()}};
+  }
+
+  // `rate` submits a second for `seconds`, whatever the server says to each.
+  static Json Flood(Stub& stub, const Json& request) {
+    const v1::GenerationRequest job = SmallJob();
+    const double rate = request.at("rate"), length = request.at("seconds");
+    const auto start = std::chrono::steady_clock::now();
+    int64_t sent = 0, accepted = 0;
+    while (Since(start) < length) {
+      grpc::ClientContext context;
+      v1::Job reply;
+      accepted += stub.SubmitJob(&context, job, &reply).ok() ? 1 : 0;
+      ++sent;
+      std::this_thread::sleep_until(start + std::chrono::duration<double>(sent / rate));
+    }
+    return {{"sent", sent}, {"accepted", accepted}, {"seconds", Since(start)}};
   }
 
   static double Since(std::chrono::steady_clock::time_point start) {

@@ -5,6 +5,7 @@ Tensors travel as files of raw float32: {"file": path, "shape": [..]}.
 """
 
 import contextlib
+import ctypes
 import json
 import sys
 import time
@@ -12,6 +13,8 @@ import time
 import numpy
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file
+from transformers import UMT5EncoderModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -32,17 +35,46 @@ def timed(work, repeat):
     return result, (time.perf_counter() - start) / repeat
 
 
+class PeakMemory:
+    """How far resident memory rises above where it stood, by the kernel's own mark; as tests/peak_memory.h."""
+
+    def __init__(self):
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+        self.start = self.field("VmRSS:")
+
+    def bytes(self):
+        return self.field("VmHWM:") - self.start
+
+    @staticmethod
+    def field(name):
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
 class Peer:
     def __init__(self):
-        self.transformer = self.vae = self.pipeline = None
+        self.transformer = self.text_encoder = self.vae = self.pipeline = None
 
     def threads(self, count):
         torch.set_num_threads(count)
         return {}
 
-    def load_transformer(self, folder, dtype):
+    def load_transformer(self, folder, dtype, compile=False):
+        self.transformer = None
+        start = time.perf_counter()
         self.transformer = WanTransformer3DModel.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
-        return {}
+        seconds = time.perf_counter() - start
+        if compile:
+            self.transformer = torch.compile(self.transformer)
+        return {"seconds": seconds}
+
+    def load_file(self, files):
+        """What every Python stack does with a checkpoint: the tensors, in memory of their own."""
+        start = time.perf_counter()
+        tensors = [{name: x.clone() for name, x in load_file(file).items()} for file in files]
+        return {"seconds": time.perf_counter() - start, "tensors": sum(map(len, tensors))}
 
     def transformer_forward(self, latents, context, timestep, out, repeat):
         dtype = self.transformer.dtype
@@ -50,6 +82,22 @@ class Peer:
         time_input = torch.tensor([timestep])
         result, seconds = timed(
             lambda: self.transformer(latents, time_input, context, return_dict=False)[0], repeat)
+        write(result, out)
+        return {"seconds": seconds, "shape": list(result.shape)}
+
+    def load_text_encoder(self, folder, dtype):
+        self.text_encoder = UMT5EncoderModel.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+        return {}
+
+    def encode_text(self, ids, out, repeat, padded):
+        """As WanPipeline does: `padded` tokens with a mask, and the real ones' rows are kept."""
+        real = read(ids, torch.float32).long()
+        length = real.shape[1]
+        padding = torch.zeros((1, padded - length), dtype=torch.long)
+        mask = torch.cat([torch.ones_like(real), padding], 1)
+        tokens = torch.cat([real, padding], 1)
+        result, seconds = timed(
+            lambda: self.text_encoder(tokens, mask).last_hidden_state[:, :length], repeat)
         write(result, out)
         return {"seconds": seconds, "shape": list(result.shape)}
 
@@ -61,11 +109,14 @@ class Peer:
                     module.to(memory_format=torch.channels_last_3d)
         return {}
 
-    def vae_decode(self, latents, out, repeat):
+    def vae_decode(self, latents, repeat, out=None):
         latents = read(latents, self.vae.dtype)
+        peak = PeakMemory()
         result, seconds = timed(lambda: self.vae.decode(latents, return_dict=False)[0], repeat)
-        write(result, out)
-        return {"seconds": seconds, "shape": list(result.shape)}
+        peak_bytes = peak.bytes()
+        if out:
+            write(result, out)
+        return {"seconds": seconds, "peak_bytes": peak_bytes}
 
     def load_pipeline(self, repository, model, dtype):
         self.pipeline = WanPipeline.from_pretrained(f"{repository}/{model}", dtype=DTYPES[dtype])

@@ -1,0 +1,113 @@
+"""Folders of random weights, inputs and errors of the rows about models. Folders are made once and kept in
+the shared cache; tensors travel as files of raw float32.
+"""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy
+
+from pairs import OUR_ALLOCATOR, ROOT, Worker, alternate, summary
+
+CACHE = pathlib.Path(os.environ.get("DENOISED_CACHE", pathlib.Path.home() / ".cache/denoised"))
+MODELS = CACHE / "bench-models-2"  # the number changes with tools/random_model.py
+OURS = [str(ROOT / "build/bin/model_bench")]
+PEER = [sys.executable, str(ROOT / "tests/bench/peer/wan_peer.py")]
+
+
+def model_folder(preset, dtype, vae="small"):
+    """A repository of one model; made under another name, so that half a one is never taken."""
+    repository = MODELS / f"{preset}-{dtype}-{vae}"
+    if not repository.exists():
+        partial = repository.with_suffix(".partial")
+        subprocess.run([sys.executable, str(ROOT / "tools/random_model.py"), "--preset", preset, "--dtype",
+                        dtype, "--vae", vae, str(partial / "model")], check=True, stdout=sys.stderr)
+        partial.rename(repository)
+    return repository
+
+
+class Inputs:
+    """Seeded numbers as files of raw float32."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self.random = numpy.random.default_rng(7)
+
+    def keep(self, name, array):
+        path = self.folder / f"{name}.bin"
+        array.astype(numpy.float32).tofile(path)
+        return {"file": str(path), "shape": list(array.shape)}
+
+    def normal(self, name, shape):
+        return self.keep(name, self.random.standard_normal(shape, dtype=numpy.float32))
+
+    def out(self, name):
+        return str(self.folder / f"{name}.out")
+
+
+@contextlib.contextmanager
+def scratch_inputs():
+    with tempfile.TemporaryDirectory() as folder:
+        yield Inputs(folder)
+
+
+def our_worker(options, name="ours", command=None):
+    return ready(Worker(name, command or OURS, options.threads), options)
+
+
+def peer_worker(options, stock=False):
+    """diffusers, with our allocator's settings unless `stock`."""
+    name = "stock-peer" if stock else "peer"
+    return ready(Worker(name, PEER, options.threads, None if stock else OUR_ALLOCATOR), options)
+
+
+def ready(worker, options):
+    worker.ask(do="threads", count=options.threads)
+    return worker
+
+
+def errors(ours, peer):
+    mine, theirs = (numpy.fromfile(path, dtype=numpy.float32).astype(numpy.float64) for path in (ours, peer))
+    if mine.shape != theirs.shape:
+        raise RuntimeError(f"outputs differ in size: {mine.size} and {theirs.size}")
+    return mine - theirs, theirs
+
+
+def relative_error(ours, peer):
+    difference, theirs = errors(ours, peer)
+    return float(numpy.linalg.norm(difference) / numpy.linalg.norm(theirs))
+
+
+def level_error(ours, peer):
+    """Largest difference of two videos in 0..1, in levels of 8 bits."""
+    return float(abs(errors(ours, peer)[0]).max() * 255)
+
+
+def psnr(ours, peer, top):
+    return float(10 * numpy.log10(top**2 / numpy.mean(errors(ours, peer)[0]**2)))
+
+
+def pairwise(options, workers, inputs, request, pairs=None, requests=None):
+    """Summary of one request that all workers understand; `requests` adds to it by worker. Outputs are
+    inputs.out("ours"), ("peer") and ("stock").
+    """
+    names = ("ours", "peer", "stock")[:len(workers)]
+
+    def side(index):
+        more = requests[index] if requests else {}
+        return lambda: workers[index].ask(**request, **more, out=inputs.out(names[index]))["seconds"]
+    return summary(alternate([side(i) for i in range(len(workers))], pairs or options.pairs))
+
+
+def dtype_error(inputs, dtype):
+    """In float32: our output against the peer's. In bfloat16: both against the peer's float32 one
+    (inputs.out("float32")); ours may be a tenth larger than the peer's own, or 1e-2, where that is more.
+    """
+    if dtype == "float32":
+        return {"error": relative_error(inputs.out("ours"), inputs.out("peer")), "error_limit": 1e-4}
+    ours, peer = (relative_error(inputs.out(side), inputs.out("float32")) for side in ("ours", "peer"))
+    return {"error": ours, "peer_error": peer, "error_limit": max(1e-2, 1.1 * peer)}

@@ -1,0 +1,105 @@
+"""The rows' marks, in one place: what is printed and what is judged comes from here. README.md lists the
+same marks with their sources, and marks_test.py holds the two equal.
+
+A row is measured as a `ratio` (peer / ours, above 1 we are faster) or a `value`. `mark` is what it must
+reach, `aim` what we want. Where a machine's roofline forbids a mark (a row that has measured its roofline
+in the same run says so) the row is judged by its share of the roofline instead, by `share` and `share_aim`.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    what: str
+    mark: float | None = None
+    aim: float | None = None
+    lower: bool = False  # smaller is better
+    share: float | None = None  # of the roofline
+    share_aim: float | None = None
+
+    def reached(self, measured, wanted):
+        return measured <= wanted if self.lower else measured >= wanted
+
+
+MARKS = {
+    "A0": Mark("every backend at its default parameters"),
+    "A1": Mark("transformer forward, mid", 1.8, 3.0, share=0.88, share_aim=0.95),
+    "A1i": Mark("transformer forward, mid, int8 against own float32", 1.7, 2.5),
+    "A2": Mark("transformer forward, mid, against torch.compile", 1.1, 1.5, share=0.88, share_aim=0.95),
+    "A3": Mark("transformer forward, tiny", 3.0, 8.0),
+    "A3b": Mark("transformer forward of the shipped model against an earlier build", 1.8, 2.5),
+    "A4": Mark("dense attention against LibTorch SDPA", 2.0, 4.0, share=0.85, share_aim=0.95),
+    "A4-amx": Mark("the same where the machine has AMX", 1.15, 1.5, share=0.85, share_aim=0.95),
+    "A5": Mark("dense attention's share of our own packed GEMM's rate", 0.85, 0.95),
+    "A6": Mark("sparse attention at 12.5 % against own dense", 5.0, 7.0),
+    "A6b": Mark("SAGE_ATTN against own dense", 1.1, 1.5),
+    "A6c": Mark("VMOBA_ATTN's default chunks at 32,760 tokens against own dense", 1.0, 2.0),
+    "A7": Mark("video decoder, float32, against diffusers with channels-last weights", 1.5, 2.0),
+    "A7b": Mark("video decoder, float32, against diffusers as shipped", 1.5, 2.2),
+    "A8": Mark("decoder's memory over weights, share of diffusers'", 0.6, 0.35, lower=True),
+    "A9": Mark("text encoder, 40 tokens, against 512 padded ones", 3.0, 6.0),
+    "A10": Mark("a whole text-to-video job", 3.0, 4.0),
+    "A11": Mark("share of a step that is no kernel", 0.03, 0.01, lower=True),
+    "A12": Mark("start to ready", 6.0, 12.0),
+    "A13": Mark("loading into the final layout", 3.0, 6.0),
+    "A14": Mark("how much slower a step is under 1,000 submits and a scrape a second", 0.05, 0.01, lower=True),
+    "C1": Mark("unary calls on an idle server against a bare echo", round(1 / 1.3, 3), round(1 / 1.1, 3)),
+    "D0": Mark("every backend on CUDA at its default parameters"),
+    "D1": Mark("dense attention on CUDA", 0.98, 1.03),
+    "D2": Mark("fp8 attention on CUDA", 1.3, 1.45),
+    "D3": Mark("Sage attention on CUDA", 1.2, 1.4),
+    "D4": Mark("block-sparse kernel on CUDA, effective TFLOP/s", 480.0, 590.0),
+    "D5": Mark("a whole VIDEO_SPARSE_ATTN call on CUDA", 6.0, 8.0),
+    "D6": Mark("transformer forward on CUDA against diffusers", 1.6, 1.95),
+    "E1": Mark("dense attention's rate over tokens, worst over best", 0.85, 0.97),
+    "E2": Mark("sparse attention's time over tokens, exponent", 1.15, 1.05, lower=True),
+    "E3": Mark("sparse attention's time over density, distance from a line", 0.15, 0.05, lower=True),
+    "E4": Mark("decode time a frame, 81 frames over 5, less 1", 0.10, 0.02, lower=True),
+    "E4m": Mark("decoder's memory, 81 frames over 5, less 1", 0.01, 0.0, lower=True),
+    "E11": Mark("selection when nothing changed, ns", 100.0, 30.0, lower=True),
+    "E17": Mark("attention's rate over the scores' deviation, worst over best", 0.90, 0.97),
+    "G1": Mark("packed GEMM against MKL or oneDNN, 320 rows and more", 0.90, 1.0),
+    "G2": Mark("packed GEMM against MKL or oneDNN, 40 to 320 rows", 1.0, 1.25),
+}
+
+
+def judge(row):
+    """Completes a measured row: mark and aim, what was measured, `agreed` (the outputs), `ok` and `reached_aim`."""
+    mark = MARKS[row.pop("mark_of", row["row"])]
+    agreed = row.get("error", 0) <= row.get("error_limit", float("inf"))
+    measured = row.get("value", row.get("ratio"))
+    ok = aim = True
+    row.update(what=mark.what, pass_mark=mark.mark, aim=mark.aim, measured=measured)
+    if "roofline_ratio" in row and mark.share is not None:
+        row.update(share_mark=mark.share, share_aim=mark.share_aim)
+    if mark.mark is not None and measured is not None:
+        ok = reaches(row, mark, measured, mark.mark, mark.share)
+        aim = reaches(row, mark, measured, mark.aim, mark.share_aim)
+    elif mark.mark is not None:
+        ok = aim = False  # not measured, or skipped: nothing was shown
+    row.update(agreed=bool(agreed), ok=bool(agreed and ok), reached_aim=bool(agreed and aim))
+    return row
+
+
+def reaches(row, mark, measured, wanted, share):
+    if share is not None and row.get("roofline_ratio", float("inf")) < wanted:
+        return row["roofline_share"] >= share
+    return mark.reached(measured, wanted)
+
+
+def sentence(row):
+    """A line for people: id, name, measured, mark, aim, verdict."""
+    def number(x):
+        return "-" if x is None else f"{x:.3g}"
+
+    if "skipped" in row:
+        return f"{row['row']:7} skipped: {row['skipped']}"
+    roof = ""
+    if "roofline_ratio" in row:
+        roof = f", roofline {row['roofline_ratio']:.3g}, share {row['roofline_share']:.2f}"
+        if row.get("share_mark"):
+            roof += f" (mark {row['share_mark']}, aim {row['share_aim']})"
+    verdict = "ok" if row["ok"] else "NOT OK" if row["agreed"] else "OUTPUTS DIFFER"
+    return (f"{row['row']:7} {row.get('name', '')}: {number(row['measured'])} "
+            f"(mark {number(row['pass_mark'])}, aim {number(row['aim'])}{roof}): {verdict}")

@@ -1,0 +1,72 @@
+// What the bench programs share: options, samples taken in turns, errors.
+#ifndef DENOISED_TESTS_BENCH_TIMING_H_
+#define DENOISED_TESTS_BENCH_TIMING_H_
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backends/cpu_isa.h"
+#include "runtime/numerics.h"
+
+namespace denoised {
+
+using Json = nlohmann::json;
+using Work = std::function<void()>;
+using Emit = std::function<void(Json)>;
+
+struct BenchOptions {
+  int pairs = 5;
+  int threads = 2;
+  CpuIsa cpu_isa = CpuIsa::kAuto;
+  std::set<std::string> rows;
+  bool Wants(const std::string& row) const { return rows.empty() || rows.count(row) > 0; }
+};
+
+// A row's id and what measures it; a function may emit several lines, also of other ids.
+using Emitter = void (*)(const BenchOptions&, const Emit&);
+using Rows = std::vector<std::pair<std::string, Emitter>>;
+
+double SecondsOf(const Work& work);
+
+// Seconds of both sides in turns after a warm-up; the side that starts changes. Short work is
+// repeated until a sample takes 50 ms.
+Json Alternate(const Work& ours, const Work& peer, int pairs);
+
+double MedianSeconds(const Work& work, int count);
+
+// ||a - b|| / ||b||
+double RelativeError(const at::Tensor& a, const at::Tensor& b);
+
+// The dtype that --dtype=auto takes for a model on this CPU.
+at::ScalarType AutoDType();
+std::string DTypeName(at::ScalarType dtype);
+
+// A product's multiply-adds a second in the layer that stands for what this machine can do: 1,560
+// rows, 1536 -> 8960. Packed is our own GEMM, exact
+// LibTorch's with weights as it likes them best.
+class LinearRate {
+ public:
+  LinearRate(at::ScalarType dtype, LinearNumerics linear);
+  void operator()() const { run_(); }
+  double multiply_adds() const { return 1560.0 * 1536 * 8960; }
+
+ private:
+  Work run_;
+};
+
+// The better of both, multiply-adds a second.
+double BestGemmRate(at::ScalarType dtype);
+
+// main() of a bench program: --pairs, --threads, --cpu_isa and rows; prints a JSON line a row.
+// A backend that this build or machine lacks gives a row with `skipped` and its own sentence.
+int RunBench(int argc, char** argv, const Rows& rows);
+
+}  // namespace denoised
+
+#endif  // DENOISED_TESTS_BENCH_TIMING_H_

@@ -1,0 +1,135 @@
+"""Rows about a transformer's forward: A1 A2 A3 against diffusers, A1i and A3b against ourselves, A11.
+
+Ours runs in the dtype that --dtype=auto takes here, and so does the peer: never in an emulated one.
+"""
+
+from inputs import (dtype_error, model_folder, our_worker, pairwise, peer_worker, psnr, relative_error,
+                    scratch_inputs)
+from pairs import ROOT, under_roofline
+
+ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11")
+
+# Latents of a forward: frames, height, width. Patches are 1 x 2 x 2.
+LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104), "shipped": (5, 16, 16)}
+CHANNELS = {"tiny": 16, "mid": 16, "shipped": 8}
+TEXT = {"tiny": (64, 256), "mid": (512, 1024), "shipped": (16, 128)}  # tokens, width
+MID = {"width": 1536, "layers": 6, "ffn": 8960}
+
+
+def folder_of(preset):
+    if preset == "shipped":
+        return str(ROOT / "model_repository/shapes/transformer")
+    return str(model_folder(preset, "bfloat16") / "model" / "transformer")
+
+
+def forward_request(inputs, preset, repeat, text=None):
+    return {"do": "transformer_forward", "timestep": 500, "repeat": repeat,
+            "latents": inputs.normal("latents", (1, CHANNELS[preset], *LATENTS[preset])),
+            "context": inputs.normal("context", (1, *(text or TEXT[preset])))}
+
+
+def roofline_seconds(worker, dtype):
+    """A mid forward at the best rate of a product here: linear layers, and attention at the same rate."""
+    width, layers, ffn = MID["width"], MID["layers"], MID["ffn"]
+    frames, height, tall = LATENTS["mid"]
+    tokens, text = frames * height * tall // 4, TEXT["mid"][0]
+    linear = layers * (tokens * (6 * width**2 + 2 * width * ffn) + 2 * text * width**2)
+    attention = 2 * layers * width * tokens * (tokens + text)
+    rate = max(worker.ask(do="gemm_rate", m=tokens, k=k, n=n, dtype=dtype)["rate"]
+               for k, n in ((width, width), (width, ffn), (ffn, width)))
+    return (linear + attention) / rate
+
+
+def load(workers, folder, dtype, **more):
+    for worker in workers:
+        worker.ask(do="load_transformer", folder=folder, dtype=dtype, **more)
+
+
+def diffusers_rows(options, rows):
+    with our_worker(options) as ours, peer_worker(options) as peer, \
+            peer_worker(options, stock=True) as stock, scratch_inputs() as inputs:
+        workers = (ours, peer, stock)
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+        for row, preset, repeat in (("A1", "mid", 1), ("A3", "tiny", 20)):
+            if row not in rows:
+                continue
+            load(workers, folder_of(preset), dtype)
+            request = forward_request(inputs, preset, repeat)
+            result = pairwise(options, workers, inputs, request)
+            if row == "A1":
+                result = under_roofline(result, roofline_seconds(ours, dtype))
+            if dtype != "float32":
+                load((peer,), folder_of(preset), "float32")
+                peer.ask(**{**request, "repeat": 1}, out=inputs.out("float32"))
+            yield {"row": row, "name": f"DiT forward, {preset}, {dtype}, text embedding included", **result,
+                   "unit": "s", "dtype": dtype, **dtype_error(inputs, dtype)}
+
+
+def compiled_row(options):
+    """Compiling is not timed, and is reported."""
+    with our_worker(options) as ours, peer_worker(options) as peer, scratch_inputs() as inputs:
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+        request = forward_request(inputs, "mid", 1)
+        load((peer,), folder_of("mid"), "float32")
+        peer.ask(**request, out=inputs.out("float32"))
+        load((ours,), folder_of("mid"), dtype)
+        load((peer,), folder_of("mid"), dtype, compile=True)
+        compiling = peer.ask(**request, out=inputs.out("peer"))["seconds"]
+        result = pairwise(options, (ours, peer), inputs, request)
+        result = under_roofline(result, roofline_seconds(ours, dtype))
+        return {"row": "A2", "name": f"DiT forward, mid, {dtype}, against torch.compile", **result, "unit": "s",
+                "dtype": dtype, "compile_seconds": compiling, **dtype_error(inputs, dtype)}
+
+
+def int8_row(options):
+    """Two of ours in turns: int8 against float32, both packed. How a video looks is tools/shapes' business."""
+    with our_worker(options, "int8") as ours, our_worker(options, "float32") as peer, scratch_inputs() as inputs:
+        try:
+            load((ours,), folder_of("mid"), "float32", linear="int8")
+        except RuntimeError as error:
+            return {"row": "A1i", "skipped": str(error)}
+        load((peer,), folder_of("mid"), "float32")
+        result = pairwise(options, (ours, peer), inputs, forward_request(inputs, "mid", 1))
+        out = inputs.out("ours"), inputs.out("peer")
+        # The peak of a velocity's numbers: they have deviation 1 or so, and are taken as 4 of them.
+        return {"row": "A1i", "name": "DiT forward, mid, int8 linear layers against own float32", **result,
+                "unit": "s", "psnr": psnr(*out, top=8.0), "error": relative_error(*out), "error_limit": 0.1}
+
+
+def earlier_row(options):
+    """The shipped model against another build of ours: --earlier=PATH of its model_bench."""
+    if not options.earlier:
+        return {"row": "A3b", "skipped": "no --earlier=MODEL_BENCH to compare with"}
+    with our_worker(options) as ours, our_worker(options, "earlier", [options.earlier]) as earlier, \
+            scratch_inputs() as inputs:
+        load((ours, earlier), folder_of("shipped"), "float32")
+        result = pairwise(options, (ours, earlier), inputs, forward_request(inputs, "shipped", 10))
+        return {"row": "A3b", "name": "DiT forward, shipped model, float32, against an earlier build", **result,
+                "unit": "s", "error": relative_error(inputs.out("ours"), inputs.out("peer")), "error_limit": 1e-4}
+
+
+def overhead_row(options):
+    """From above: a forward of the tiny preset over one token has all the calls of a block and next to no
+    arithmetic; as many of its blocks as the mid preset has are what a mid forward spends between kernels.
+    """
+    with our_worker(options) as ours, scratch_inputs() as inputs:
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+
+        def seconds(preset, repeat, latents, text):
+            load((ours,), folder_of(preset), dtype)
+            request = {**forward_request(inputs, preset, repeat, text), "out": inputs.out("ours"),
+                       "latents": inputs.normal("latents", (1, 16, *latents))}
+            return min(ours.ask(**request)["seconds"] for _ in range(options.pairs))
+
+        call = seconds("tiny", 50, (1, 2, 2), (1, 256)) / 2 * MID["layers"]
+        forward = seconds("mid", 1, LATENTS["mid"], TEXT["mid"])
+        return {"row": "A11", "name": f"time of a mid forward that no size explains, {dtype}, at most",
+                "value": call / forward, "dtype": dtype, "calls_seconds": call, "forward_seconds": forward}
+
+
+def measure(options, rows):
+    if {"A1", "A3"} & set(rows):
+        yield from diffusers_rows(options, rows)
+    for row, function in (("A2", compiled_row), ("A1i", int8_row), ("A3b", earlier_row), ("A11", overhead_row)):
+        if row in rows:
+            yield function(options)
