@@ -33,7 +33,7 @@ struct Forward {
 };
 
 Forward EstimateForward(const WanParts& parts, const std::vector<int64_t>& latents,
-                        int64_t text_length, const CostOfAttention& cost) {
+                        int64_t text_length, LinearNumerics linear, const CostOfAttention& cost) {
   const WanTransformer& transformer = parts.transformer;
   const WanTransformerConfig& config = transformer.config();
   const auto grid = transformer.TokenGrid(latents);
@@ -42,9 +42,10 @@ Forward EstimateForward(const WanParts& parts, const std::vector<int64_t>& laten
                          transformer.has_gate()};
   const AttentionCost self = cost(transformer.SelfSpec(grid), size.rows);
   const AttentionCost cross = cost(transformer.CrossSpec(grid, text_length), size.rows);
-  return {ForwardBytes(config, size, std::max(self.bytes, cross.bytes)),
-          ForwardMultiplyAdds(config, size) +
-              static_cast<double>(config.num_layers) * (self.multiply_adds + cross.multiply_adds)};
+  return {
+      ForwardBytes(config, size, std::max(self.bytes, cross.bytes)) + transformer.FormBytes(linear),
+      ForwardMultiplyAdds(config, size) +
+          static_cast<double>(config.num_layers) * (self.multiply_adds + cross.multiply_adds)};
 }
 
 int64_t TextElement(const WanParts& parts) {
@@ -82,7 +83,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t frames =
       decodes ? pixels * (Wants(formats, ArtifactFormat::kNpy) ? 1 + kFloat : 1) : 0;
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);
-  const Forward forward = EstimateForward(parts, latents, length, cost);
+  const Forward forward = EstimateForward(parts, latents, length, p.linear, cost);
   WorkEstimate estimate;
   estimate.step_multiply_adds = static_cast<double>(branches) * forward.multiply_adds;
   if (!parts.on_cpu) {
@@ -108,9 +109,10 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
 }
 
 WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,
-                             int64_t length, bool guided, const CostOfAttention& cost) {
+                             int64_t length, bool guided, LinearNumerics linear,
+                             const CostOfAttention& cost) {
   const int64_t element = TextElement(parts);
-  const Forward forward = EstimateForward(parts, latents, length, cost);
+  const Forward forward = EstimateForward(parts, latents, length, linear, cost);
   // The request's copies on the way in and the answer's on the way out, both predictions.
   const int64_t tensors =
       (8 * Numbers(latents) + 4 * latents[0] * length * parts.transformer.config().text_dim) *

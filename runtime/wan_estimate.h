@@ -27,7 +27,8 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
 
 // `latents` has B rows, the prompt `length` tokens.
 WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,
-                             int64_t length, bool guided, const CostOfAttention& cost);
+                             int64_t length, bool guided, LinearNumerics linear,
+                             const CostOfAttention& cost);
 
 }  // namespace denoised
 

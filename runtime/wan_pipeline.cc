@@ -416,7 +416,7 @@ WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
                                           const CostOfAttention& cost) const {
   return EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
                          request.latents.shape, request.encoder_hidden_states.shape[1],
-                         request.guidance_scale > 1, cost);
+                         request.guidance_scale > 1, LinearOf(request, *this), cost);
 }
 
 // ---- forwards ----------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
+
 #include "backends/error.h"
 #include "runtime/forward_context.h"
 #include "runtime/models/row_kernels.h"
@@ -91,7 +93,17 @@ at::Tensor WanTransformer::Forward(const at::Tensor& latents, const at::Tensor& 
   for (size_t i = 0; i < blocks_.size(); ++i) {
     hidden = RunBlock(static_cast<int>(i), hidden, time, rope, text.blocks[i]);
   }
+  if (CurrentLinearNumerics(kept_) == LinearNumerics::kInt8) int8_made_ = true;
   return Project(hidden, time, grid);
+}
+
+int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
+  if (!can_pack_ || linear == kept_) return 0;
+  const int64_t d = config_.width(), ffn = config_.ffn_dim;
+  const int64_t largest = d * std::max(ffn, 6 * d);
+  const int64_t converted = 2 * largest * static_cast<int64_t>(c10::elementSize(dtype_));
+  if (linear != LinearNumerics::kInt8 || int8_made_) return converted;
+  return config_.num_layers * (8 * d * d + 2 * d * ffn) + converted;
 }
 
 void WanTransformer::CheckInputs(const at::Tensor& latents, const at::Tensor& timestep,

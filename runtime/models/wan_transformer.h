@@ -13,6 +13,7 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -90,6 +91,9 @@ class WanTransformer {
   // It carries attn1.attn_impl.proj_l, the learned map of SLA_ATTN's linear branch (FastVideo's
   // name; TurboDiffusion checkpoints converted for it have it).
   bool has_projection() const { return has_projection_; }
+  // Weights in a form that is not kept, which calls with `linear` numerics make: the int8 form of
+  // the blocks' layers at the first call, to stay; any other a layer at a time. Any thread.
+  int64_t FormBytes(LinearNumerics linear) const;
   const WanTransformerConfig& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
@@ -146,6 +150,7 @@ class WanTransformer {
   const RopeCache rope_;
   bool can_pack_ = false;  // our own linear layers, norms and activations take device and dtype
   LinearNumerics kept_ = LinearNumerics::kExact;
+  mutable std::atomic<bool> int8_made_ = false;
   at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
   at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
   Linear patch_linear_;                   // the same numbers, a patch a row

@@ -132,6 +132,21 @@ INSTANTIATE_TEST_SUITE_P(
                           4}),
     [](const auto& info) { return "Case" + std::to_string(info.index); });
 
+TEST(Estimates, CountAFormOfTheWeightsThatIsNotKeptUntilItIsThere) {
+  Loaded loaded("float32");
+  const auto of = [&](LinearNumerics linear) {
+    Loaded::Work work = loaded.WorkOf({64, 64, 5});
+    work.request.numerics.linear = work.parameters.linear = linear;
+    return work;
+  };
+  const auto told = [&](LinearNumerics linear) { return loaded.Estimate(of(linear)).peak_bytes; };
+  const int64_t packed = told(LinearNumerics::kPacked), first = told(LinearNumerics::kInt8);
+  EXPECT_GT(told(LinearNumerics::kExact), packed);
+  EXPECT_GT(first, told(LinearNumerics::kExact) + kMiB);
+  loaded.Run(of(LinearNumerics::kInt8));
+  EXPECT_LT(told(LinearNumerics::kInt8), first - kMiB);
+}
+
 TEST(Estimates, OfAVideoThatNoSmallMachineHoldsAreLarge) {
   Loaded loaded("float32");
   const WorkEstimate estimate = loaded.Estimate(loaded.WorkOf({512, 512, 401}));

@@ -3,6 +3,7 @@
 evaluate.py draw --backend diffusers|denoised --model DIR --out DIR   writes NNN.npy, prints the scores
 evaluate.py compare A B                                               scores of both, and how far frames differ
 evaluate.py attention --out DIR NAME...      a table: each attention backend against REFERENCE, drawn by `denoised`
+evaluate.py linear --out DIR NAME...         the same of linear numerics (packed, int8) against exact
 
 Prompt NNN has seed 1000 + NNN. Clips that are there already are not drawn again.
 `denoised` is asked through `denoisectl generate`, so a server must be up (--server), with the model's folder in
@@ -83,18 +84,18 @@ def psnr(a, b):
     return float("inf") if max(errors) == 0 else -10 * np.log10(np.mean(errors))
 
 
-def attention(args):
-    """A line a backend: mean-square distance to REFERENCE over all frames, and what the judge sees."""
+def table(args):
+    """A line a name: mean-square distance to `args.true` over all frames, and what the judge sees."""
     prompts = captions.held_out_prompts(300)[:args.count]
-    print("| backend | PSNR, dB | colour | motion | shape | all |\n| --- | --- | --- | --- | --- | --- |")
+    print(f"| {args.flags[0].strip('-')} | PSNR, dB | colour | motion | shape | all |\n| --- | --- | --- | --- | --- | --- |")
     top = args.out
-    for name in ["REFERENCE", *args.names]:
+    for name in [args.true, *args.names]:
         args.out = os.path.join(top, name)
         os.makedirs(args.out, exist_ok=True)
         todo = [(i, p) for i, (p, _) in enumerate(prompts) if not os.path.exists(path_of(args.out, i))]
-        draw_denoised(args, todo, f"--backend={name}", "--strict")
+        draw_denoised(args, todo, f"{args.flags[0]}={name}", *args.flags[1:])
         rates = score.rates(results_of(args.out, prompts))
-        cells = [f"{psnr(os.path.join(top, 'REFERENCE'), args.out):.1f}"] + [f"{r:.1f}" for r in rates.values()]
+        cells = [f"{psnr(os.path.join(top, args.true), args.out):.1f}"] + [f"{r:.1f}" for r in rates.values()]
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
 
@@ -125,9 +126,10 @@ def main():
     d.add_argument("--batch", type=int, default=10)
     d.add_argument("--threads", type=int, default=2)
     d.set_defaults(call=draw)
-    a = sub.add_parser("attention", parents=[drawing])
-    a.add_argument("names", nargs="+")
-    a.set_defaults(call=attention)
+    for kind, true, flags in (("attention", "REFERENCE", ("--backend", "--strict")), ("linear", "exact", ("--linear",))):
+        a = sub.add_parser(kind, parents=[drawing])
+        a.add_argument("names", nargs="+")
+        a.set_defaults(call=table, true=true, flags=flags)
     c = sub.add_parser("compare")
     c.add_argument("a")
     c.add_argument("b")
