@@ -42,40 +42,48 @@ int64_t KernelBytes(const AttentionSpec& spec, int64_t rows) {
   return packed + wide + mask + Threads() * (int64_t{256} << 10);
 }
 
+int64_t PlanBytes(const PlanSize& size, const AttentionSpec& spec, int64_t rows) {
+  const int64_t means = rows * spec.num_heads * size.means * spec.head_size * 4;
+  const int64_t orders = (spec.q_len + spec.kv_len) * 16;
+  return means + Threads() * size.band_bytes + size.kept_bytes + orders;
+}
+
+int64_t ListBytes(const PlanSize& size, const AttentionSpec& spec) {
+  // A column and a mask for each span of the kernel's; vectors that are filled one by one grow.
+  constexpr double kGrowth = 2, kEntryBytes = 12;
+  const double spans = SpansOf(spec.q_len, size.query_blocks);
+  const double entries = Double(size.entries) * spans * SpansOf(spec.kv_len, size.key_blocks);
+  return static_cast<int64_t>(kGrowth *
+                              (entries * kEntryBytes + Double(size.query_blocks) * spans * 16));
+}
+
 void CheckPlanSize(const PlanSize& size, const AttentionSpec& spec) {
-  constexpr int64_t kAlways = int64_t{1} << 20;
+  constexpr int64_t kAlways = int64_t{1} << 20, kAlwaysBytes = int64_t{64} << 20;
   constexpr int64_t kShare = 32;
   const int64_t most = std::max(kAlways, spec.q_len * spec.kv_len / kShare);
   const int64_t larger = std::max(size.scores, size.entries);
-  if (larger <= most) return;
-  throw InvalidField("attention.parameters." + size.parameter,
-                     "cuts " + std::to_string(spec.q_len) + " tokens into " +
-                         std::to_string(size.query_blocks) + " by " +
-                         std::to_string(size.key_blocks) + " blocks; a head would choose among " +
-                         std::to_string(larger) + " pairs of them, at most " +
-                         std::to_string(most) + " are taken: ask for larger blocks");
+  if (larger > most) {
+    throw InvalidField("attention.parameters." + size.parameter,
+                       "cuts " + std::to_string(spec.q_len) + " tokens into " +
+                           std::to_string(size.query_blocks) + " by " +
+                           std::to_string(size.key_blocks) + " blocks; a head would choose among " +
+                           std::to_string(larger) + " pairs of them, at most " +
+                           std::to_string(most) + " are taken: ask for larger blocks");
+  }
+  const int64_t most_bytes = std::max(kAlwaysBytes, 4 * QueryBytes(spec, 1, 4));
+  if (size.kept_bytes > most_bytes) {
+    throw InvalidField("attention.parameters." + size.kept_parameter,
+                       "on " + std::to_string(spec.q_len) + " tokens would keep lists of " +
+                           std::to_string(size.kept_bytes >> 20) + " MiB, at most " +
+                           std::to_string(most_bytes >> 20) + " MiB are taken");
+  }
 }
 
-AttentionCost CostOfPlan(const PlanSize& size, const AttentionSpec& spec, int64_t rows) {
-  constexpr double kGrowth = 2;  // of vectors that are filled one by one
-  const int64_t all_lists = size.by_head ? rows * spec.num_heads : 1;
-  const double query_spans = SpansOf(spec.q_len, size.query_blocks);
-  const double columns = Double(size.entries) * query_spans * SpansOf(spec.kv_len, size.key_blocks);
-  const double list = Double(size.entries) * 4 + columns * 4 * kGrowth +
-                      Double(size.query_blocks) * (40 + 8 * kGrowth * query_spans);
-  const int64_t scored = size.all_heads_at_once ? spec.num_heads : std::min(all_lists, Threads());
-  const double means = 2.0 * Double(rows * spec.num_heads * (size.query_blocks + size.key_blocks)) *
-                       Double(spec.head_size) * 4;
-  AttentionCost cost;
-  cost.bytes = KernelBytes(spec, rows) +
-               static_cast<int64_t>(Double(all_lists) * list + means +
-                                    Double(scored) * Double(size.scores * size.score_bytes)) +
-               (spec.q_len + spec.kv_len) * 16;
+double MultiplyAddsOf(const PlanSize& size, const AttentionSpec& spec, int64_t rows) {
   const double kept = Double(size.entries) / Double(std::max<int64_t>(1, size.query_blocks)) /
                       Double(std::max<int64_t>(1, size.key_blocks));
-  cost.multiply_adds = DenseMultiplyAdds(spec, rows) * std::min(1.0, kept) +
-                       Double(rows * spec.num_heads) * Double(size.scores) * Double(spec.head_size);
-  return cost;
+  return DenseMultiplyAdds(spec, rows) * std::min(1.0, kept) +
+         Double(rows * spec.num_heads) * Double(size.scores) * Double(spec.head_size);
 }
 
 }  // namespace denoised

@@ -24,24 +24,32 @@ int64_t QueryBytes(const AttentionSpec& spec, int64_t rows, int64_t element);
 // What the block-sparse CPU kernel packs and converts for a call (kernels/block_sparse.h).
 int64_t KernelBytes(const AttentionSpec& spec, int64_t rows);
 
-// How large a mask maker's plan can become: counts of one list, from parameters and spec alone.
+// How large a choice of blocks can become: counts of one head, from parameters and spec alone.
 struct PlanSize {
   std::string parameter;                     // what a person would change: "tile"
-  int64_t query_blocks = 0, key_blocks = 0;  // of the maker's own cut
+  int64_t query_blocks = 0, key_blocks = 0;  // of the chooser's own cut
   int64_t scores = 0;                        // compared with each other to choose blocks
-  int64_t score_bytes = 4;                   // of each of them
-  int64_t entries = 0;                       // (query block, key block) pairs kept at most
-  bool by_head = true;                       // a list for every head, or one for all
-  bool all_heads_at_once = false;            // scores of all heads are held, not a thread's
+  int64_t entries = 0;                       // (query block, key block) pairs chosen at most
+  int64_t means = 0;                         // of blocks, [head size] float32 each, held for a call
+  int64_t band_bytes = 0;                    // what a thread holds to choose for a band
+  int64_t kept_bytes = 0;                    // what is made once, of all heads
+  std::string kept_parameter = {};           // what a person would change about that
 };
 
-// Throws INVALID_ARGUMENT naming attention.parameters.<parameter> where the plan would hold more
-// scores or entries a list than a 32nd of the pairs of tokens, and more than a million: far more
-// than any cut into blocks needs, and more work than dense attention.
+// Bytes of host memory that such a choice takes on the CPU at most at one moment.
+int64_t PlanBytes(const PlanSize& size, const AttentionSpec& spec, int64_t rows);
+
+// Of one head's list as a plan (kernels::BlockPlan): what CUDA is given.
+int64_t ListBytes(const PlanSize& size, const AttentionSpec& spec);
+
+// Throws INVALID_ARGUMENT naming attention.parameters.<parameter> where the choice would hold more
+// scores or entries a head than a 32nd of the pairs of tokens, and more than a million: far more
+// than any cut into blocks needs, and more work than dense attention. Also where it would keep more
+// than the call's own tensors take, and more than 64 MiB.
 void CheckPlanSize(const PlanSize& size, const AttentionSpec& spec);
 
-// Of making such a plan and running the kernel over it.
-AttentionCost CostOfPlan(const PlanSize& size, const AttentionSpec& spec, int64_t rows);
+// Of choosing and of attention over the most that can be chosen.
+double MultiplyAddsOf(const PlanSize& size, const AttentionSpec& spec, int64_t rows);
 
 }  // namespace denoised
 

@@ -45,28 +45,47 @@ void SetBias(const at::Tensor& bias, BlockSparseCall* call) {
   }
 }
 
+// What the kernels take of inputs in a dtype of theirs; keeps the tensors that the call points to.
+struct KernelInputs {
+  explicit KernelInputs(const AttentionInputs& inputs)
+      : q(HeadSizeInside(inputs.query)),
+        k(HeadSizeInside(inputs.key)),
+        v(HeadSizeInside(inputs.value)) {
+    call.element = q.scalar_type() == at::kFloat ? Element::kFloat32 : Element::kBFloat16;
+    call.batch = q.size(0);
+    call.heads = q.size(2);
+    call.head_size = q.size(3);
+    call.q_len = q.size(1);
+    call.kv_len = k.size(1);
+    call.query = ViewOf(q);
+    call.key = ViewOf(k);
+    call.value = ViewOf(v);
+    call.scale = static_cast<float>(SoftmaxScale(inputs));
+    call.causal = inputs.causal;
+  }
+  const at::Tensor q, k, v;
+  BlockSparseCall call;
+};
+
 at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
                          const kernels::BlockPlan& plan, kernels::Isa isa) {
-  const at::Tensor q = HeadSizeInside(inputs.query), k = HeadSizeInside(inputs.key);
-  const at::Tensor v = HeadSizeInside(inputs.value);
-  at::Tensor out =
-      plan.covers_queries ? at::empty(q.sizes(), q.options()) : at::zeros(q.sizes(), q.options());
-  BlockSparseCall call;
-  call.element = q.scalar_type() == at::kFloat ? Element::kFloat32 : Element::kBFloat16;
-  call.batch = q.size(0);
-  call.heads = q.size(2);
-  call.head_size = q.size(3);
-  call.q_len = q.size(1);
-  call.kv_len = k.size(1);
-  call.query = ViewOf(q);
-  call.key = ViewOf(k);
-  call.value = ViewOf(v);
-  call.out = out.mutable_data_ptr();
-  call.scale = static_cast<float>(SoftmaxScale(inputs));
-  call.causal = inputs.causal;
-  SetBias(bias, &call);
-  kernels::BlockSparseAttention(call, plan, isa, RunOnAtenThreads);
+  KernelInputs kernel(inputs);
+  at::Tensor out = plan.covers_queries ? at::empty(kernel.q.sizes(), kernel.q.options())
+                                       : at::zeros(kernel.q.sizes(), kernel.q.options());
+  kernel.call.out = out.mutable_data_ptr();
+  SetBias(bias, &kernel.call);
+  kernels::BlockSparseAttention(kernel.call, plan, isa, RunOnAtenThreads);
   return out;
+}
+
+AttentionInputs Widened(const AttentionInputs& inputs) {
+  AttentionInputs wide = inputs;
+  for (at::Tensor* tensor : {&wide.query, &wide.key, &wide.value}) *tensor = tensor->to(at::kFloat);
+  return wide;
+}
+
+Element ElementOf(const at::Tensor& query) {
+  return query.scalar_type() == at::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
 }
 
 std::optional<std::string> CudaInt8Limits(const AttentionSpec& spec, const DeviceInfo& device,
@@ -115,16 +134,10 @@ at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::Bloc
     return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
   }
   const at::Tensor bias = AdditiveMask(inputs);
-  const Element element =
-      inputs.query.scalar_type() == at::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
-  const kernels::Isa chosen =
-      isa.value_or(kernels::BestIsa(element, ThisCpu(), admission == Admission::kUnmeasured));
+  const kernels::Isa chosen = isa.value_or(
+      kernels::BestIsa(ElementOf(inputs.query), ThisCpu(), admission == Admission::kUnmeasured));
   if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, chosen);
-  AttentionInputs wide = inputs;
-  wide.query = inputs.query.to(at::kFloat);
-  wide.key = inputs.key.to(at::kFloat);
-  wide.value = inputs.value.to(at::kFloat);
-  return InKernelDtype(wide, bias, plan, chosen).to(at::kHalf);
+  return InKernelDtype(Widened(inputs), bias, plan, chosen).to(at::kHalf);
 }
 
 at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
@@ -135,6 +148,20 @@ at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::
   }
   const bool unmeasured = admission == Admission::kUnmeasured;
   return BlockSparseForward(inputs, plan, admission, kernels::Int8Isa(ThisCpu(), unmeasured));
+}
+
+at::Tensor BandForward(const AttentionInputs& inputs, const kernels::BandMaker& bands,
+                       Admission admission, BandScores scores) {
+  const bool unmeasured = admission == Admission::kUnmeasured;
+  const bool half = inputs.query.scalar_type() == at::kHalf;
+  const kernels::Isa isa = scores == BandScores::kInt8
+                               ? kernels::Int8Isa(ThisCpu(), unmeasured)
+                               : kernels::BestIsa(ElementOf(inputs.query), ThisCpu(), unmeasured);
+  KernelInputs kernel(half ? Widened(inputs) : inputs);
+  at::Tensor out = at::empty(kernel.q.sizes(), kernel.q.options());
+  kernel.call.out = out.mutable_data_ptr();
+  kernels::BandAttention(kernel.call, bands, isa, RunOnAtenThreads);
+  return half ? out.to(at::kHalf) : out;
 }
 
 }  // namespace denoised

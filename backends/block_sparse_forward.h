@@ -10,6 +10,7 @@
 
 #include "backends/admission.h"
 #include "backends/attention_backend.h"
+#include "backends/kernels/bands.h"
 #include "backends/kernels/block_sparse.h"
 
 namespace denoised {
@@ -38,6 +39,12 @@ at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::Bloc
 // Int8KernelLimits.
 at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
                                   Admission admission);
+
+// Attention of checked CPU inputs without mask, not causal, over bands that are made while it runs;
+// with q k^T in int8 where asked.
+enum class BandScores : uint8_t { kExact, kInt8 };
+at::Tensor BandForward(const AttentionInputs& inputs, const kernels::BandMaker& bands,
+                       Admission admission, BandScores scores = BandScores::kExact);
 
 }  // namespace denoised
 

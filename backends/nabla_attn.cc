@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <numeric>
+#include <iterator>
 
 #include "backends/sparse_backends.h"
 
@@ -10,30 +10,11 @@ namespace denoised {
 namespace {
 
 struct NablaSetting final : SparseSetting {
-  Partition tiles;
+  std::shared_ptr<const RowGeometry> tiles;
   Axes tiles_per_axis{};
   double mass = 0.9;           // P
   std::optional<Axes> window;  // in tiles
 };
-
-// Drops the smallest entries that together stay below 1 - mass; the one that crosses is kept. Among
-// equals the higher index is dropped first.
-std::vector<uint8_t> KeepMass(const float* probability, int64_t n, double mass) {
-  std::vector<int32_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    const float x = RankOf(probability[a]), y = RankOf(probability[b]);
-    return x < y || (x == y && a > b);
-  });
-  std::vector<uint8_t> keep(n, 0);
-  float sum = 0;
-  for (int32_t i : order) {
-    sum += probability[i];
-    keep[i] = !(sum < static_cast<float>(1.0 - mass));  // from the first NaN on as well
-  }
-  keep[order.back()] = 1;  // whatever rounding does to the sum, the largest stays
-  return keep;
-}
 
 bool InWindow(int64_t a, int64_t b, const Axes& tiles, const Axes& window) {
   const auto near = [&](int64_t x, int64_t y, int axis) {
@@ -45,17 +26,48 @@ bool InWindow(int64_t a, int64_t b, const Axes& tiles, const Axes& window) {
          near(a % tiles[2], b % tiles[2], 2);
 }
 
-std::vector<int32_t> Row(const NablaSetting& setting, const float* probability, int64_t tile) {
-  const int64_t n = setting.tiles.blocks();
-  const std::vector<uint8_t> keep = KeepMass(probability, n, setting.mass);
-  std::vector<int32_t> row;
-  for (int64_t other = 0; other < n; ++other) {
-    const bool near =
-        setting.window && InWindow(tile, other, setting.tiles_per_axis, *setting.window);
-    if (keep[other] != 0 || near) row.push_back(static_cast<int32_t>(other));
+class NablaBands final : public RowBands {
+ public:
+  NablaBands(const SparseCall& call, const NablaSetting& setting)
+      : RowBands(setting.tiles),
+        setting_(setting),
+        head_size_(call.head_size()),
+        queries_(MeansOfHeads(call, call.inputs.query, setting.tiles->queries)),
+        keys_(MeansOfHeads(call, call.inputs.key, setting.tiles->queries)) {}
+
+ protected:
+  void ChooseRow(int64_t head, int64_t tile, kernels::ChoiceScratch* scratch,
+                 std::vector<int32_t>* chosen) const override {
+    const int64_t n = geometry().queries.blocks();
+    std::vector<float> probability(n);
+    kernels::Products(queries_[head].data() + tile * head_size_, 1, keys_[head].data(), n,
+                      head_size_, probability.data());
+    const float root = std::sqrt(static_cast<float>(head_size_));
+    for (float& p : probability) p /= root;
+    kernels::SoftmaxRows(&probability, n);
+    kernels::DropMass(probability.data(), n, static_cast<float>(1.0 - setting_.mass), scratch,
+                      chosen);
+    if (setting_.window) AddWindow(tile, n, chosen);
   }
-  return row;
-}
+
+ private:
+  void AddWindow(int64_t tile, int64_t n, std::vector<int32_t>* chosen) const {
+    std::vector<int32_t> near;
+    for (int64_t other = 0; other < n; ++other) {
+      if (InWindow(tile, other, setting_.tiles_per_axis, *setting_.window)) {
+        near.push_back(static_cast<int32_t>(other));
+      }
+    }
+    std::vector<int32_t> both;
+    std::set_union(chosen->begin(), chosen->end(), near.begin(), near.end(),
+                   std::back_inserter(both));
+    *chosen = std::move(both);
+  }
+
+  const NablaSetting& setting_;
+  const int64_t head_size_;
+  const std::vector<std::vector<float>> queries_, keys_;  // means of tiles, [head]
+};
 
 }  // namespace
 
@@ -64,7 +76,8 @@ std::shared_ptr<SparseSetting> NablaBackend::ReadSetting(Parameters& parameters,
   constexpr Axes kTile = {1, 8, 8};
   auto setting = std::make_shared<NablaSetting>();
   const Axes grid = ReadGrid(parameters, request.spec);
-  setting->tiles = TileGrid(grid, kTile);
+  const Partition tiles = TileGrid(grid, kTile);
+  setting->tiles = std::make_shared<RowGeometry>(tiles, tiles);
   setting->tiles_per_axis = TilesPerAxis(grid, kTile);
   setting->mass = parameters.Real("P", 0.9, 0, 1);
   const std::vector<int64_t> window = parameters.Ints("window", {}, 3, 0);
@@ -73,30 +86,18 @@ std::shared_ptr<SparseSetting> NablaBackend::ReadSetting(Parameters& parameters,
 }
 
 PlanSize NablaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
-  const int64_t tiles = static_cast<const NablaSetting&>(setting).tiles.blocks();
+  const int64_t tiles = static_cast<const NablaSetting&>(setting).tiles->queries.blocks();
   return {.parameter = "P",
           .query_blocks = tiles,
           .key_blocks = tiles,
           .scores = tiles * tiles,
-          .entries = tiles * tiles};
+          .entries = tiles * tiles,
+          .means = 2 * tiles,
+          .band_bytes = tiles * 32};
 }
 
-kernels::BlockPlan NablaBackend::MakePlan(const SparseCall& call) const {
-  const auto& setting = static_cast<const NablaSetting&>(*call.setting);
-  const Partition& tiles = setting.tiles;
-  const auto queries = MeansOfHeads(call, call.inputs.query, tiles);
-  const auto keys = MeansOfHeads(call, call.inputs.key, tiles);
-  return PlanPerHead(tiles, tiles, call.batch() * call.heads(), [&](int64_t head) {
-    std::vector<float> probability = kernels::Products(queries[head], keys[head], call.head_size());
-    const float root = std::sqrt(static_cast<float>(call.head_size()));
-    for (float& p : probability) p /= root;
-    kernels::SoftmaxRows(&probability, tiles.blocks());
-    std::vector<std::vector<int32_t>> rows;
-    for (int64_t tile = 0; tile < tiles.blocks(); ++tile) {
-      rows.push_back(Row(setting, probability.data() + tile * tiles.blocks(), tile));
-    }
-    return rows;
-  });
+std::unique_ptr<SparseBands> NablaBackend::MakeBands(const SparseCall& call) const {
+  return std::make_unique<NablaBands>(call, static_cast<const NablaSetting&>(*call.setting));
 }
 
 }  // namespace denoised

@@ -40,7 +40,7 @@ class SageSlaBackend final : public SlaBackend {
 
  protected:
   double DefaultRatio() const override { return 0.5; }
-  at::Tensor Attend(const SparseCall& call) const override;
+  BandScores scores() const override { return BandScores::kInt8; }
 };
 
 // NVFP4 numerics in float64 arithmetic: what a 4-bit kernel would answer, at no speed. Blackwell's

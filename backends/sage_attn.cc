@@ -29,11 +29,4 @@ std::optional<std::string> SageSlaBackend::Supports(const AttentionSpec& spec,
   return SlaBackend::Supports(spec, device);
 }
 
-at::Tensor SageSlaBackend::Attend(const SparseCall& call) const {
-  if (const auto plan = PlanOnDevice(call)) {
-    return BlockSparseForwardCuda(call.inputs, *plan, HalfKernel::kInt8);
-  }
-  return BlockSparseForwardInt8(call.inputs, MakePlan(call), admission());
-}
-
 }  // namespace denoised

@@ -30,11 +30,37 @@ Cut CutOf(const SparseCall& call) {
   return cut;
 }
 
-// Mean keys of the blocks of one head less the mean of all its keys.
-std::vector<float> SmoothMeans(std::vector<float> means, const std::vector<float>& overall) {
-  for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
-  return means;
-}
+class SlaBands final : public RowBands {
+ public:
+  SlaBands(const SparseCall& call, const Cut& cut)
+      : RowBands(std::make_shared<RowGeometry>(cut.queries, cut.keys)),
+        head_size_(call.head_size()),
+        kept_(cut.kept),
+        queries_(MeansOfHeads(call, call.inputs.query, cut.queries)),
+        keys_(MeansOfHeads(call, call.inputs.key, cut.keys)) {
+    // Mean keys of the blocks less the mean of all keys.
+    const auto overall = MeansOfHeads(call, call.inputs.key, cut.everything);
+    for (size_t head = 0; head < keys_.size(); ++head) {
+      std::vector<float>& means = keys_[head];
+      for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[head][i % head_size_];
+    }
+  }
+
+ protected:
+  void ChooseRow(int64_t head, int64_t block, kernels::ChoiceScratch* scratch,
+                 std::vector<int32_t>* chosen) const override {
+    const int64_t blocks = static_cast<int64_t>(keys_[head].size()) / head_size_;
+    std::vector<float> scores(blocks);
+    kernels::Products(queries_[head].data() + block * head_size_, 1, keys_[head].data(), blocks,
+                      head_size_, scores.data());
+    kernels::ChooseLargest(scores.data(), blocks, kept_, scratch, chosen);
+    std::sort(chosen->begin(), chosen->end());
+  }
+
+ private:
+  const int64_t head_size_, kept_;
+  std::vector<std::vector<float>> queries_, keys_;  // means of blocks, [head]
+};
 
 at::Tensor FeatureMap(const at::Tensor& x, const std::string& name) {
   if (name == "elu") return at::elu(x) + 1;
@@ -79,28 +105,17 @@ PlanSize SlaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec& s
           .query_blocks = queries,
           .key_blocks = keys,
           .scores = queries * keys,
-          .entries = queries * KeptBlocks(sla.ratio, keys)};
+          .entries = queries * KeptBlocks(sla.ratio, keys),
+          .means = queries + keys + 1,
+          .band_bytes = keys * 32};
 }
 
 bool SlaBackend::AddsBranch(const SparseSetting&, const AttentionSpec& spec) const {
   return spec.has_projection;
 }
 
-kernels::BlockPlan SlaBackend::MakePlan(const SparseCall& call) const {
-  const Cut cut = CutOf(call);
-  const int64_t blocks = cut.keys.blocks();
-  const auto query_means = MeansOfHeads(call, call.inputs.query, cut.queries);
-  const auto key_means = MeansOfHeads(call, call.inputs.key, cut.keys);
-  const auto overall = MeansOfHeads(call, call.inputs.key, cut.everything);
-  return PlanPerHead(cut.queries, cut.keys, call.batch() * call.heads(), [&](int64_t head) {
-    const std::vector<float> scores = kernels::Products(
-        query_means[head], SmoothMeans(key_means[head], overall[head]), call.head_size());
-    std::vector<std::vector<int32_t>> rows;
-    for (int64_t block = 0; block < cut.queries.blocks(); ++block) {
-      rows.push_back(LargestIndices(scores.data() + block * blocks, blocks, cut.kept));
-    }
-    return rows;
-  });
+std::unique_ptr<SparseBands> SlaBackend::MakeBands(const SparseCall& call) const {
+  return std::make_unique<SlaBands>(call, CutOf(call));
 }
 
 std::optional<DevicePlan> SlaBackend::PlanOnDevice(const SparseCall& call) const {

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 #include <numeric>
+#include <set>
 #include <sstream>
 #include <tuple>
 
@@ -14,13 +15,18 @@ namespace {
 
 using StrategyKey = std::tuple<int64_t, int64_t, int64_t>;  // step, layer, head
 
+using Rows = std::vector<std::vector<int32_t>>;  // [query block]: key blocks, ascending
+
 struct StaSetting final : SparseSetting {
-  Axes tiles{};                          // along each axis
-  Partition queries;                     // grid tiles, then one block of all text slots
-  Partition keys;                        // grid tiles, then the text keys in use
+  Axes tiles{};  // along each axis
+  // Queries: grid tiles, then one block of all text slots. Keys: grid tiles, then the text keys in
+  // use.
+  std::shared_ptr<const RowGeometry> geometry;
   Axes window{};                         // in tiles
   std::map<StrategyKey, Axes> strategy;  // where it has no entry, everything is attended
   bool by_strategy = false;
+  // Made once with the setting: what the tiles of the grid attend, for each window in use.
+  std::map<Axes, std::shared_ptr<const Rows>> rows;
 };
 
 // Tiles from..to of one axis that tile x attends. An even window counts as the next odd one.
@@ -106,23 +112,88 @@ std::map<StrategyKey, Axes> ReadStrategy(Parameters& parameters, bool allow_file
   return strategy;
 }
 
-// Rows of one head: every grid tile, then the text block.
-void AddHead(const StaSetting& setting, const Axes& window, PlanBuilder* builder) {
+// A window as wide as it acts: odd, and no wider than it takes to reach every tile from each.
+Axes Acting(const Axes& window, const Axes& tiles) {
+  Axes acting;
+  for (int axis = 0; axis < 3; ++axis) {
+    acting[axis] = std::min(window[axis] / 2 * 2, 2 * tiles[axis]) + 1;
+  }
+  return acting;
+}
+
+Axes Everything(const Axes& tiles) { return Acting({INT32_MAX, INT32_MAX, INT32_MAX}, tiles); }
+
+std::set<Axes> WindowsInUse(const StaSetting& setting) {
+  if (!setting.by_strategy) return {Acting(setting.window, setting.tiles)};
+  std::set<Axes> windows = {Everything(setting.tiles)};
+  for (const auto& [key, window] : setting.strategy) {
+    windows.insert(Acting(window, setting.tiles));
+  }
+  return windows;
+}
+
+// (query tile, key tile) pairs of a window.
+int64_t EntriesOf(const Axes& window, const Axes& tiles) {
+  int64_t entries = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    int64_t sum = 0;
+    for (int64_t x = 0; x < tiles[axis]; ++x) {
+      const auto [from, to] = WindowOf(x, window[axis], tiles[axis]);
+      sum += to - from + 1;
+    }
+    entries *= sum;
+  }
+  return entries;
+}
+
+// Every grid tile, then the text block.
+Rows MakeRows(const StaSetting& setting, const Axes& window) {
   const int64_t tiles = Product(setting.tiles);
-  const bool text_keys = setting.keys.blocks() > tiles;
+  const int64_t key_blocks = setting.geometry->keys.blocks();
+  Rows rows;
   for (int64_t index = 0; index < tiles; ++index) {
     const Axes at = {index / (setting.tiles[1] * setting.tiles[2]),
                      index / setting.tiles[2] % setting.tiles[1], index % setting.tiles[2]};
-    std::vector<int32_t> row = TilesInWindow(at, window, setting.tiles);
-    if (text_keys) row.push_back(static_cast<int32_t>(tiles));
-    builder->AddRow(index, row);
+    rows.push_back(TilesInWindow(at, window, setting.tiles));
+    if (key_blocks > tiles) rows.back().push_back(static_cast<int32_t>(tiles));
   }
-  if (setting.queries.blocks() > tiles) {
-    std::vector<int32_t> all(setting.keys.blocks());
-    std::iota(all.begin(), all.end(), 0);
-    builder->AddRow(tiles, all);
+  if (setting.geometry->queries.blocks() > tiles) {
+    rows.emplace_back(key_blocks);
+    std::iota(rows.back().begin(), rows.back().end(), 0);
   }
+  return rows;
 }
+
+class StaBands final : public RowBands {
+ public:
+  StaBands(const SparseCall& call, const StaSetting& setting)
+      : RowBands(setting.geometry), by_strategy_(setting.by_strategy) {
+    const int64_t lists = setting.by_strategy ? call.heads() : 1;
+    for (int64_t head = 0; head < lists; ++head) {
+      rows_.push_back(
+          setting.rows.at(WindowOfHead(setting, call.step_index, call.inputs.layer_index, head)));
+    }
+  }
+
+  static Axes WindowOfHead(const StaSetting& setting, int64_t step, int64_t layer, int64_t head) {
+    if (!setting.by_strategy) return Acting(setting.window, setting.tiles);
+    const auto found = setting.strategy.find({step, layer, head});
+    return found == setting.strategy.end() ? Everything(setting.tiles)
+                                           : Acting(found->second, setting.tiles);
+  }
+
+  Common common() const override { return by_strategy_ ? Common::kQueries : Common::kAll; }
+
+ protected:
+  void ChooseRow(int64_t head, int64_t block, kernels::ChoiceScratch*,
+                 std::vector<int32_t>* chosen) const override {
+    *chosen = (*rows_[head % static_cast<int64_t>(rows_.size())])[block];
+  }
+
+ private:
+  const bool by_strategy_;
+  std::vector<std::shared_ptr<const Rows>> rows_;  // [head], or one for all
+};
 
 }  // namespace
 
@@ -138,10 +209,11 @@ std::shared_ptr<SparseSetting> SlidingTileBackend::ReadSetting(
   const std::vector<int64_t> side = parameters.Ints("tile", {6, 8, 8}, 3, 1);
   const Axes grid = ReadGrid(parameters, request.spec), tile = {side[0], side[1], side[2]};
   setting->tiles = TilesPerAxis(grid, tile);
-  setting->queries = setting->keys = TileGrid(grid, tile);
+  Partition queries = TileGrid(grid, tile), keys = queries;
   const int64_t video = Product(grid), slots = std::max<int64_t>(request.spec.q_len - video, 0);
-  AppendRun(&setting->queries, video, slots);
-  AppendRun(&setting->keys, video, parameters.Int("text_len", slots, 0, slots));
+  AppendRun(&queries, video, slots);
+  AppendRun(&keys, video, parameters.Int("text_len", slots, 0, slots));
+  setting->geometry = std::make_shared<RowGeometry>(queries, keys);
   if (parameters.Has("strategy") && parameters.Has("window")) {
     Parameters::Refuse("strategy", "wanted one of strategy and window; got both");
   }
@@ -159,32 +231,31 @@ std::shared_ptr<SparseSetting> SlidingTileBackend::ReadSetting(
 
 PlanSize SlidingTileBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
   const auto& sta = static_cast<const StaSetting&>(setting);
-  const int64_t tiles = Product(sta.tiles);
-  int64_t attended = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    // A window of w reaches w / 2 to both sides; a strategy may name any, or none, which is all.
-    const int64_t reach = sta.by_strategy ? sta.tiles[axis] : 2 * (sta.window[axis] / 2) + 1;
-    attended *= std::min(sta.tiles[axis], reach);
+  const int64_t key_blocks = sta.geometry->keys.blocks();
+  int64_t most = 0, all = 0;
+  for (const Axes& window : WindowsInUse(sta)) {
+    const int64_t entries = EntriesOf(window, sta.tiles) + Product(sta.tiles) + key_blocks;
+    most = std::max(most, entries);
+    all += entries;
   }
   return {.parameter = "tile",
-          .query_blocks = sta.queries.blocks(),
-          .key_blocks = sta.keys.blocks(),
-          .entries = tiles * (attended + 1) + sta.keys.blocks(),
-          .by_head = sta.by_strategy};
+          .query_blocks = sta.geometry->queries.blocks(),
+          .key_blocks = key_blocks,
+          .entries = most,
+          .kept_bytes = all * 4 + static_cast<int64_t>(WindowsInUse(sta).size()) *
+                                      sta.geometry->queries.blocks() * 32,
+          .kept_parameter = sta.by_strategy ? "strategy" : "tile"};
 }
 
-kernels::BlockPlan SlidingTileBackend::MakePlan(const SparseCall& call) const {
-  const auto& setting = static_cast<const StaSetting&>(*call.setting);
-  const int64_t lists = setting.by_strategy ? call.heads() : 1;
-  PlanBuilder builder(setting.queries, setting.keys, lists);
-  const Axes everything = {2 * setting.tiles[0] + 1, 2 * setting.tiles[1] + 1,
-                           2 * setting.tiles[2] + 1};
-  for (int64_t head = 0; head < lists; ++head) {
-    const auto found = setting.strategy.find({call.step_index, call.inputs.layer_index, head});
-    const Axes per_head = found == setting.strategy.end() ? everything : found->second;
-    AddHead(setting, setting.by_strategy ? per_head : setting.window, &builder);
+void SlidingTileBackend::MakeOnce(SparseSetting* setting) const {
+  auto& sta = static_cast<StaSetting&>(*setting);
+  for (const Axes& window : WindowsInUse(sta)) {
+    sta.rows[window] = std::make_shared<const Rows>(MakeRows(sta, window));
   }
-  return builder.Take();
+}
+
+std::unique_ptr<SparseBands> SlidingTileBackend::MakeBands(const SparseCall& call) const {
+  return std::make_unique<StaBands>(call, static_cast<const StaSetting&>(*call.setting));
 }
 
 }  // namespace denoised

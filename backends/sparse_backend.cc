@@ -18,8 +18,8 @@ namespace denoised {
 namespace {
 
 // The backend's own parameters and the shared ones; refuses those whose plan would explode.
-std::shared_ptr<const SparseSetting> ReadAll(const SparseBackend& backend,
-                                             const MetadataRequest& request) {
+std::shared_ptr<SparseSetting> ReadAll(const SparseBackend& backend,
+                                       const MetadataRequest& request) {
   Parameters parameters(request.parameters_json);
   auto setting = backend.ReadSetting(parameters, request);
   setting->dense_first_steps = parameters.Int("dense_first_steps", 0, 0, 1 << 20);
@@ -39,7 +39,7 @@ class SparseBuilder final : public AttentionMetadataBuilder {
   explicit SparseBuilder(const SparseBackend& backend) : backend_(backend) {}
 
   std::string Canonical(const MetadataRequest& request) override {
-    return SettingFor(request)->canonical;
+    return ReadAll(backend_, request)->canonical;
   }
 
   std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
@@ -52,7 +52,9 @@ class SparseBuilder final : public AttentionMetadataBuilder {
  private:
   const std::shared_ptr<const SparseSetting>& SettingFor(const MetadataRequest& request) {
     if (!setting_ || !(spec_ == request.spec) || parameters_ != request.parameters_json) {
-      setting_ = ReadAll(backend_, request);
+      auto setting = ReadAll(backend_, request);
+      backend_.MakeOnce(setting.get());
+      setting_ = std::move(setting);
       spec_ = request.spec;
       parameters_ = request.parameters_json;
     }
@@ -69,12 +71,24 @@ class SparseBuilder final : public AttentionMetadataBuilder {
 // result in float32.
 constexpr int64_t kBranchCopies = 8;
 
+HalfKernel KernelOf(BandScores scores) {
+  return scores == BandScores::kInt8 ? HalfKernel::kInt8 : HalfKernel::kMmaSync;
+}
+
 std::string Text(const Axes& axes) {
   return std::to_string(axes[0]) + "x" + std::to_string(axes[1]) + "x" + std::to_string(axes[2]);
 }
 
-int64_t TokenAt(const std::vector<int32_t>& order, int64_t position) {
-  return order.empty() ? position : order[position];
+// Bytes of plans that are made on the host at once.
+constexpr int64_t kMostPlanBytes = int64_t{64} << 20;
+
+AttentionInputs OneHead(const AttentionInputs& inputs, int64_t head) {
+  const int64_t heads = inputs.query.size(2);
+  AttentionInputs one = inputs;
+  for (at::Tensor* tensor : {&one.query, &one.key, &one.value}) {
+    *tensor = tensor->narrow(0, head / heads, 1).narrow(2, head % heads, 1);
+  }
+  return one;
 }
 
 }  // namespace
@@ -133,7 +147,10 @@ std::unique_ptr<AttentionMetadataBuilder> SparseBackend::MakeBuilder() const {
 AttentionCost SparseBackend::Estimate(const AttentionSpec& spec, const std::string& parameters_json,
                                       int64_t rows) const {
   const auto setting = ReadAll(*this, {0, 1, spec, parameters_json});
-  AttentionCost cost = CostOfPlan(SizeOf(*setting, spec), spec, rows);
+  const PlanSize size = SizeOf(*setting, spec);
+  AttentionCost cost;
+  cost.bytes = KernelBytes(spec, rows) + denoised::PlanBytes(size, spec, rows);
+  cost.multiply_adds = MultiplyAddsOf(size, spec, rows);
   if (AddsBranch(*setting, spec)) cost.bytes += kBranchCopies * QueryBytes(spec, rows, 4);
   if (setting->dense_first_steps > 0 || !setting->dense_layers.empty()) {
     cost.multiply_adds = std::max(cost.multiply_adds, DenseMultiplyAdds(spec, rows));
@@ -185,16 +202,46 @@ at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
 }
 
 at::Tensor SparseBackend::Attend(const SparseCall& call) const {
-  if (const auto plan = PlanOnDevice(call)) return BlockSparseForwardCuda(call.inputs, *plan);
-  return BlockSparseForward(call.inputs, MakePlan(call), admission_);
+  if (!call.inputs.query.is_cuda()) {
+    return BandForward(call.inputs, *MakeBands(call), admission_, scores());
+  }
+  const auto plan = PlanOnDevice(call);
+  return plan ? BlockSparseForwardCuda(call.inputs, *plan, KernelOf(scores()))
+              : AttendByPlans(call);
+}
+
+at::Tensor SparseBackend::AttendByPlans(const SparseCall& call) const {
+  const auto bands = MakeBands(call);
+  const int64_t all = call.batch() * call.heads();
+  const auto attend = [&](const AttentionInputs& inputs, int64_t first, int64_t heads) {
+    const DevicePlan plan = UploadPlan(PlanOfBands(*bands, first, heads), inputs.query.device());
+    return BlockSparseForwardCuda(inputs, plan, KernelOf(scores()));
+  };
+  AttentionSpec spec;
+  spec.q_len = spec.kv_len = call.tokens();
+  const int64_t a_list = ListBytes(SizeOf(*call.setting, spec), spec);
+  const bool apart = bands->common() == SparseBands::Common::kNothing;
+  const bool alike = bands->common() == SparseBands::Common::kAll;
+  if (alike || (!apart && a_list * all <= kMostPlanBytes)) return attend(call.inputs, 0, all);
+  at::Tensor out = at::empty(call.inputs.query.sizes(), call.inputs.query.options());
+  for (int64_t head = 0; head < all; ++head) {
+    at::Tensor one = attend(OneHead(call.inputs, head), head, 1);
+    if (apart) {
+      const std::vector<int64_t> source = SourcesOfBands(*bands, head, call.tokens());
+      one = one.index_select(1,
+                             at::tensor(at::ArrayRef<int64_t>(source), at::kLong).to(one.device()));
+    }
+    out.narrow(0, head / call.heads(), 1).narrow(2, head % call.heads(), 1).copy_(one);
+  }
+  return out;
 }
 
 at::Tensor SparseBackend::AttendedPairs(const AttentionInputs& inputs,
                                         const AttentionMetadata* metadata) const {
   const SparseCall call = CallOf(inputs, metadata);
   if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) return {};
-  return PairsOfPlan(MakePlan(call), call.batch(), call.heads(), call.tokens(),
-                     call.inputs.key.size(1));
+  return PairsOfBands(*MakeBands(call), call.batch(), call.heads(), call.tokens(),
+                      call.inputs.key.size(1));
 }
 
 at::Tensor SparseBackend::AddedBranch(const AttentionInputs& inputs,
@@ -217,16 +264,11 @@ Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec) {
 }
 
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count) {
-  count = std::min(count, n);
-  std::vector<int32_t> indices(n);
-  std::iota(indices.begin(), indices.end(), 0);
-  std::nth_element(indices.begin(), indices.begin() + count, indices.end(),
-                   [&](int32_t a, int32_t b) {
-                     const float x = RankOf(scores[a]), y = RankOf(scores[b]);
-                     return x > y || (x == y && a < b);
-                   });
-  std::sort(indices.begin(), indices.begin() + count);
-  return {indices.begin(), indices.begin() + count};  // without the room of all n
+  kernels::ChoiceScratch scratch;
+  std::vector<int32_t> indices;
+  kernels::ChooseLargest(scores, n, count, &scratch, &indices);
+  std::sort(indices.begin(), indices.end());
+  return indices;
 }
 
 namespace {
@@ -272,50 +314,6 @@ std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::T
 bool FitsKernelBlocks(const Partition& partition) {
   return std::all_of(partition.lengths.begin(), partition.lengths.end(),
                      [](int32_t length) { return length <= kernels::kBlock; });
-}
-
-kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,
-                               const HeadRowsMaker& rows_of_head) {
-  std::vector<std::vector<std::vector<int32_t>>> rows(heads);
-  SharedStop stop;
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end && !stop.Asked(); ++head) rows[head] = rows_of_head(head);
-  });
-  stop.ThrowIfAsked();
-  PlanBuilder builder(queries, keys, heads);
-  for (const auto& head : rows) {
-    for (size_t block = 0; block < head.size(); ++block) {
-      builder.AddRow(static_cast<int64_t>(block), head[block]);
-    }
-  }
-  return builder.Take();
-}
-
-at::Tensor PairsOfPlan(const kernels::BlockPlan& plan, int64_t batch, int64_t heads, int64_t q_len,
-                       int64_t kv_len) {
-  if (plan.lists == 0) return at::ones({1, 1, 1, 1}, at::kBool);
-  at::Tensor pairs = at::zeros({batch * heads, q_len, kv_len}, at::kBool);
-  auto cell = pairs.accessor<bool, 3>();
-  const int64_t query_blocks = static_cast<int64_t>(plan.query_blocks.size());
-  const auto mark = [&](int64_t head, kernels::Span queries, kernels::Span keys, uint64_t rows) {
-    for (int64_t q = 0; q < queries.length; ++q) {
-      if (((rows >> q) & 1) == 0) continue;
-      const int64_t query = TokenAt(plan.query_order, queries.first + q);
-      for (int64_t k = 0; k < keys.length; ++k) {
-        cell[head][query][TokenAt(plan.key_order, keys.first + k)] = true;
-      }
-    }
-  };
-  for (int64_t head = 0; head < batch * heads; ++head) {
-    for (int64_t block = 0; block < query_blocks; ++block) {
-      const int64_t row = head % plan.lists * query_blocks + block;
-      for (int64_t entry = plan.row_begin[row]; entry < plan.row_begin[row + 1]; ++entry) {
-        mark(head, plan.query_blocks[block], plan.key_blocks[plan.columns[entry]],
-             plan.row_masks.empty() ? ~uint64_t{0} : plan.row_masks[entry]);
-      }
-    }
-  }
-  return pairs.view({batch, heads, q_len, kv_len});
 }
 
 }  // namespace denoised

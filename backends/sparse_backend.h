@@ -1,5 +1,5 @@
 // What the sparse backends share: parameters and geometry read once per step, dense first steps and
-// layers, a mask maker each, and the block-sparse kernel underneath.
+// layers, a choice of blocks each, and the block-sparse kernels underneath.
 #ifndef DENOISED_BACKENDS_SPARSE_BACKEND_H_
 #define DENOISED_BACKENDS_SPARSE_BACKEND_H_
 
@@ -13,10 +13,12 @@
 
 #include "backends/admission.h"
 #include "backends/attention_backend.h"
+#include "backends/block_sparse_forward.h"
 #include "backends/cuda/block_sparse_launch.h"
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/pool.h"
 #include "backends/parameters.h"
+#include "backends/sparse_bands.h"
 #include "backends/tiling.h"
 
 namespace denoised {
@@ -35,9 +37,9 @@ struct SparseMetadata final : AttentionMetadata {
   bool DenseAt(int64_t layer_index) const;
 };
 
-// One checked call. Masks are made on the host unless PlanOnDevice says otherwise. Of a CUDA call
-// only the means of blocks come there (MeansOfHeads), or queries and keys as a whole where a mask
-// maker looks at single tokens; both wait for the device.
+// One checked call. Blocks are chosen on the host unless PlanOnDevice says otherwise. Of a CUDA
+// call only the means of blocks come there (MeansOfHeads), or queries and keys as a whole where a
+// choice looks at single tokens; both wait for the device.
 struct SparseCall {
   AttentionInputs inputs;  // for the kernel, on the caller's device; float16 is float32 on the CPU
   at::Tensor host_query, host_key;  // OnHost of inputs'; undefined unless ReadsTokens
@@ -78,16 +80,24 @@ class SparseBackend : public AttentionBackend {
                                                      const MetadataRequest& request) const = 0;
   // How large a plan with it can become for calls of this spec; its lengths are known.
   virtual PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const = 0;
+  // What depends on the setting alone, made once a job, after its size has been checked.
+  virtual void MakeOnce(SparseSetting* setting) const {}
+  // Bytes of host memory that the choice of blocks takes in a CPU call of `rows` batch rows, and
+  // what it keeps between calls; known before anything is made.
+  int64_t PlanBytes(const AttentionSpec& spec, const SparseSetting& setting, int64_t rows) const {
+    return denoised::PlanBytes(SizeOf(setting, spec), spec, rows);
+  }
 
  protected:
   // Why the tokens of this spec cannot be cut; called with equal query and key lengths.
   virtual std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const;
-  // Whether MakePlan looks at single queries or keys (host_query, host_key), not at means alone.
+  // Whether the choice looks at single queries or keys (host_query, host_key), not at means alone.
   virtual bool ReadsTokens() const { return false; }
-  virtual kernels::BlockPlan MakePlan(const SparseCall& call) const = 0;
-  // The same plan, made where the inputs are; none where it has to be made on the host.
+  // The choice of blocks, made band by band while the kernel runs; refers to the call.
+  virtual std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const = 0;
+  // The same as a plan, made where the inputs are; none where it has to be made on the host.
   virtual std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const { return {}; }
-  virtual at::Tensor Attend(const SparseCall& call) const;
+  virtual BandScores scores() const { return BandScores::kExact; }
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
   // Whether MakeBranch gives one for calls of this spec.
@@ -102,18 +112,15 @@ class SparseBackend : public AttentionBackend {
 
  private:
   SparseCall CallOf(const AttentionInputs& inputs, const AttentionMetadata* metadata) const;
+  at::Tensor Attend(const SparseCall& call) const;
+  // Of CUDA inputs: plans made from the bands on the host, of as many heads at once as is bounded.
+  at::Tensor AttendByPlans(const SparseCall& call) const;
 
   const Admission admission_;
 };
 
 // "grid" of the parameters where the spec has none; refuses one that contradicts the spec.
 Axes ReadGrid(Parameters& parameters, const AttentionSpec& spec);
-
-// Where a score stands among others. NaN stands above all: what is not a number is attended, so
-// that it shows, and is never a reason to look away.
-inline float RankOf(float score) {
-  return std::isnan(score) ? std::numeric_limits<float>::infinity() : score;
-}
 
 // The `count` largest of scores[n] by rank, ties to the lowest index; ascending indices.
 std::vector<int32_t> LargestIndices(const float* scores, int64_t n, int64_t count);
@@ -125,17 +132,6 @@ std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::T
 
 // Whether no block of the partition is longer than the kernel's.
 bool FitsKernelBlocks(const Partition& partition);
-
-// Rows [query block] of key blocks for one head of batch * heads.
-using HeadRowsMaker = std::function<std::vector<std::vector<int32_t>>(int64_t head)>;
-
-// A plan with its own list for every head of every batch row; heads run on ATen's threads.
-kernels::BlockPlan PlanPerHead(const Partition& queries, const Partition& keys, int64_t heads,
-                               const HeadRowsMaker& rows_of_head);
-
-// [batch, heads, S_q, S_kv] bool: what a plan lets through.
-at::Tensor PairsOfPlan(const kernels::BlockPlan& plan, int64_t batch, int64_t heads, int64_t q_len,
-                       int64_t kv_len);
 
 }  // namespace denoised
 

@@ -23,7 +23,7 @@ class VideoSparseBackend final : public SparseBackend {
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
-  kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
   std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
   bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
@@ -39,10 +39,11 @@ class SlidingTileBackend final : public SparseBackend {
   std::shared_ptr<SparseSetting> ReadSetting(Parameters& parameters,
                                              const MetadataRequest& request) const override;
   PlanSize SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const override;
+  void MakeOnce(SparseSetting* setting) const override;
 
  protected:
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override;
-  kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
 };
 
 // VMOBA_ATTN (VMoBA, arXiv 2506.23858). Chunks of keys; each query attends its own chunk and those
@@ -61,7 +62,7 @@ class VmobaBackend final : public SparseBackend {
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
-  kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
 };
 
 // SLA_ATTN (SLA, arXiv 2509.24006). Top key blocks by means, plus a linear-attention branch through
@@ -78,7 +79,7 @@ class SlaBackend : public SparseBackend {
 
  protected:
   virtual double DefaultRatio() const { return 0.1; }
-  kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
   std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
   bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
@@ -100,9 +101,7 @@ class BsaBackend final : public SparseBackend {
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
-  // Of the kept queries; rows of dropped ones are empty.
-  kernels::BlockPlan MakePlan(const SparseCall& call) const override;
-  at::Tensor Attend(const SparseCall& call) const override;
+  std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
 };
 
 // NABLA_ATTN (arXiv 2507.13546). 8x8 tiles of a frame; key tiles are kept down to a share of the
@@ -120,7 +119,7 @@ class NablaBackend final : public SparseBackend {
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
-  kernels::BlockPlan MakePlan(const SparseCall& call) const override;
+  std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
 };
 
 }  // namespace denoised

@@ -68,39 +68,34 @@ Partition RunsOf(int64_t length, int64_t run) {
   return partition;
 }
 
-std::vector<PlanBuilder::Range> PlanBuilder::Cut(const Partition& partition,
-                                                 std::vector<kernels::Span>* spans) {
-  std::vector<Range> ranges;
+KeyBlocks::KeyBlocks(const Partition& partition) : first{0} {
+  cut.order = partition.order;
   int32_t position = 0;
   for (int32_t length : partition.lengths) {
-    Range range{static_cast<int32_t>(spans->size()), 0};
-    for (int32_t done = 0; done < length; done += kernels::kBlock, ++range.count) {
-      spans->push_back({position + done, std::min<int32_t>(kernels::kBlock, length - done)});
+    for (int32_t done = 0; done < length; done += kernels::kBlock) {
+      cut.blocks.push_back({position + done, std::min<int32_t>(kernels::kBlock, length - done)});
     }
     position += length;
-    ranges.push_back(range);
+    first.push_back(static_cast<int32_t>(cut.blocks.size()));
   }
-  return ranges;
 }
 
-PlanBuilder::PlanBuilder(const Partition& queries, const Partition& keys, int64_t lists) {
+PlanBuilder::PlanBuilder(const Partition& queries, const Partition& keys, int64_t lists)
+    : query_first_(KeyBlocks(queries).first), keys_(keys) {
   plan_.query_order = queries.order;
+  plan_.query_blocks = KeyBlocks(queries).cut.blocks;
   plan_.key_order = keys.order;
-  query_spans_ = Cut(queries, &plan_.query_blocks);
-  key_spans_ = Cut(keys, &plan_.key_blocks);
+  plan_.key_blocks = keys_.cut.blocks;
   plan_.lists = lists;
   plan_.row_begin = {0};
 }
 
 void PlanBuilder::AddRow(int64_t query_block, const std::vector<int32_t>& key_blocks,
                          const std::vector<uint64_t>& row_masks) {
-  for (int32_t span = 0; span < query_spans_[query_block].count; ++span) {
+  for (int32_t span = query_first_[query_block]; span < query_first_[query_block + 1]; ++span) {
     for (size_t block = 0; block < key_blocks.size(); ++block) {
-      const Range& keys = key_spans_[key_blocks[block]];
-      for (int32_t i = 0; i < keys.count; ++i) {
-        plan_.columns.push_back(keys.first + i);
-        if (!row_masks.empty()) plan_.row_masks.push_back(row_masks[block]);
-      }
+      keys_.Append(key_blocks[block], &plan_.columns);
+      if (!row_masks.empty()) plan_.row_masks.resize(plan_.columns.size(), row_masks[block]);
     }
     plan_.row_begin.push_back(static_cast<int64_t>(plan_.columns.size()));
   }

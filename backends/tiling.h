@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "backends/kernels/bands.h"
 #include "backends/kernels/block_sparse.h"
 
 namespace denoised {
@@ -35,6 +36,20 @@ Partition RunsOf(int64_t length, int64_t run);
 // Tiles along each axis: ceil(grid / tile).
 Axes TilesPerAxis(const Axes& grid, const Axes& tile);
 
+// A partition of keys whose blocks may be longer than the kernel's, cut to its length.
+struct KeyBlocks {
+  explicit KeyBlocks(const Partition& partition);
+
+  kernels::KeyCut cut;
+  std::vector<int32_t> first;  // [blocks + 1]: where in cut.blocks each block of the partition is
+
+  int64_t blocks() const { return static_cast<int64_t>(first.size()) - 1; }
+  // Adds the kernel's blocks of one of the partition.
+  void Append(int32_t block, std::vector<int32_t>* columns) const {
+    for (int32_t i = first[block]; i < first[block + 1]; ++i) columns->push_back(i);
+  }
+};
+
 // Builds a kernels::BlockPlan from partitions whose blocks may be longer than the kernel's, and
 // from rows that name blocks of the partitions.
 class PlanBuilder {
@@ -51,13 +66,9 @@ class PlanBuilder {
   kernels::BlockPlan Take() { return std::move(plan_); }
 
  private:
-  struct Range {
-    int32_t first, count;
-  };
-  static std::vector<Range> Cut(const Partition& partition, std::vector<kernels::Span>* spans);
-
   kernels::BlockPlan plan_;
-  std::vector<Range> query_spans_, key_spans_;  // spans of each block
+  const std::vector<int32_t> query_first_;  // KeyBlocks::first of the queries
+  const KeyBlocks keys_;
 };
 
 }  // namespace denoised

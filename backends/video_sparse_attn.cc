@@ -8,7 +8,8 @@ namespace denoised {
 namespace {
 
 struct VsaSetting final : SparseSetting {
-  Partition tiles;
+  std::shared_ptr<const RowGeometry> geometry;
+  const Partition& tiles() const { return geometry->queries; }
   int64_t top_k = 1;
   bool coarse = false;
 };
@@ -24,17 +25,44 @@ HeadMeans TileMeans(const SparseCall& call, const at::Tensor& tensor, const Part
   return means;
 }
 
-// [tiles][tiles]: mean queries times mean keys over sqrt(D); each operation rounds to the inputs'
+// [rows][tiles]: mean queries times mean keys over sqrt(D); each operation rounds to the inputs'
 // dtype, since rounding decides between tiles that are nearly level.
-std::vector<float> TileScores(const SparseCall& call, const std::vector<float>& queries,
+std::vector<float> TileScores(const SparseCall& call, const float* queries, int64_t rows,
                               const std::vector<float>& keys) {
-  auto scores = kernels::Products(queries, keys, call.head_size());
+  const int64_t size = call.head_size(), tiles = static_cast<int64_t>(keys.size()) / size;
+  std::vector<float> scores(rows * tiles);
+  kernels::Products(queries, rows, keys.data(), tiles, size, scores.data());
   if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
-  const float root = std::sqrt(static_cast<float>(call.head_size()));
+  const float root = std::sqrt(static_cast<float>(size));
   for (float& score : scores) score /= root;
   if (call.bfloat16()) kernels::RoundAllToBFloat16(&scores);
   return scores;
 }
+
+class VsaBands final : public RowBands {
+ public:
+  VsaBands(const SparseCall& call, const VsaSetting& setting)
+      : RowBands(setting.geometry),
+        call_(call),
+        top_k_(setting.top_k),
+        queries_(TileMeans(call, call.inputs.query, setting.tiles())),
+        keys_(TileMeans(call, call.inputs.key, setting.tiles())) {}
+
+ protected:
+  void ChooseRow(int64_t head, int64_t tile, kernels::ChoiceScratch* scratch,
+                 std::vector<int32_t>* chosen) const override {
+    const float* query = queries_[head].data() + tile * call_.head_size();
+    const std::vector<float> scores = TileScores(call_, query, 1, keys_[head]);
+    kernels::ChooseLargest(scores.data(), static_cast<int64_t>(scores.size()), top_k_, scratch,
+                           chosen);
+    std::sort(chosen->begin(), chosen->end());
+  }
+
+ private:
+  const SparseCall& call_;
+  const int64_t top_k_;
+  const HeadMeans queries_, keys_;
+};
 
 // TileMeans and TileScores on a CUDA device: [B * H, tiles, D] and [B * H, tiles, tiles].
 at::Tensor TileMeansOnDevice(const SparseCall& call, const at::Tensor& tensor,
@@ -63,7 +91,7 @@ at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles) {
   const HeadMeans values = TileMeans(call, call.inputs.value, tiles);
   at::Tensor coarse = at::empty({call.batch(), call.heads(), count, size}, at::kFloat);
   for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
-    std::vector<float> weights = TileScores(call, queries[head], keys[head]);
+    std::vector<float> weights = TileScores(call, queries[head].data(), count, keys[head]);
     kernels::SoftmaxRows(&weights, count);
     const auto sums = kernels::WeightedSums(weights, values[head], count, size);
     std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * count * size);
@@ -83,8 +111,9 @@ std::shared_ptr<SparseSetting> VideoSparseBackend::ReadSetting(
     Parameters& parameters, const MetadataRequest& request) const {
   auto setting = std::make_shared<VsaSetting>();
   const std::vector<int64_t> tile = parameters.Ints("tile", {4, 4, 4}, 3, 1);
-  setting->tiles = TileGrid(ReadGrid(parameters, request.spec), {tile[0], tile[1], tile[2]});
-  const int64_t tiles = setting->tiles.blocks();
+  const Partition cut = TileGrid(ReadGrid(parameters, request.spec), {tile[0], tile[1], tile[2]});
+  setting->geometry = std::make_shared<RowGeometry>(cut, cut);
+  const int64_t tiles = cut.blocks();
   const bool counted = parameters.Has("top_k");
   if (counted && parameters.Has("sparsity")) {
     Parameters::Refuse("top_k", "wanted one of top_k and sparsity; got both");
@@ -110,36 +139,27 @@ std::string VideoSparseBackend::Note(const AttentionSpec& spec,
 
 PlanSize VideoSparseBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&) const {
   const auto& vsa = static_cast<const VsaSetting&>(setting);
-  const int64_t tiles = vsa.tiles.blocks();
+  const int64_t tiles = vsa.tiles().blocks();
   return {.parameter = "tile",
           .query_blocks = tiles,
           .key_blocks = tiles,
           .scores = tiles * tiles,
-          .entries = tiles * vsa.top_k};
+          .entries = tiles * vsa.top_k,
+          .means = 2 * tiles,
+          .band_bytes = tiles * 32};
 }
 
 bool VideoSparseBackend::AddsBranch(const SparseSetting& setting, const AttentionSpec&) const {
   return static_cast<const VsaSetting&>(setting).coarse;
 }
 
-kernels::BlockPlan VideoSparseBackend::MakePlan(const SparseCall& call) const {
-  const auto& setting = static_cast<const VsaSetting&>(*call.setting);
-  const int64_t tiles = setting.tiles.blocks();
-  const HeadMeans queries = TileMeans(call, call.inputs.query, setting.tiles);
-  const HeadMeans keys = TileMeans(call, call.inputs.key, setting.tiles);
-  return PlanPerHead(setting.tiles, setting.tiles, call.batch() * call.heads(), [&](int64_t head) {
-    const std::vector<float> scores = TileScores(call, queries[head], keys[head]);
-    std::vector<std::vector<int32_t>> rows;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      rows.push_back(LargestIndices(scores.data() + tile * tiles, tiles, setting.top_k));
-    }
-    return rows;
-  });
+std::unique_ptr<SparseBands> VideoSparseBackend::MakeBands(const SparseCall& call) const {
+  return std::make_unique<VsaBands>(call, static_cast<const VsaSetting&>(*call.setting));
 }
 
 std::optional<DevicePlan> VideoSparseBackend::PlanOnDevice(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
-  const Partition& tiles = setting.tiles;
+  const Partition& tiles = setting.tiles();
   if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(tiles)) return std::nullopt;
   return LargestPlanCuda(TileScoresOnDevice(call, tiles), tiles, tiles, setting.top_k);
 }
@@ -148,9 +168,9 @@ at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   if (!setting.coarse) return {};
   const at::Device device = call.inputs.query.device();
-  const at::Tensor coarse =
-      device.is_cuda() ? CoarseOnDevice(call, setting.tiles) : CoarseOnHost(call, setting.tiles);
-  const std::vector<int32_t> tile_of = setting.tiles.BlockOfToken();
+  const at::Tensor coarse = device.is_cuda() ? CoarseOnDevice(call, setting.tiles())
+                                             : CoarseOnHost(call, setting.tiles());
+  const std::vector<int32_t> tile_of = setting.tiles().BlockOfToken();
   const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt).to(device);
   const at::Tensor spread = coarse.index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
   return call.inputs.gate.defined() ? spread * call.inputs.gate.to(at::kFloat) : spread;

@@ -1,32 +1,28 @@
 // VMOBA_ATTN.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "backends/chunk_choice.h"
 #include "backends/sparse_backends.h"
-#include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
 
-enum class SelectType { kQueryHead, kOverall, kHeadGlobal, kBlock };
-
 // The chunks of one entry of the layer cycle.
 struct Chunking {
   Partition chunks;
-  Partition queries;              // the same order, cut for the kernel
+  KeyBlocks keys;                 // the same, cut for the kernel
   std::vector<int32_t> chunk_of;  // [position]
   int64_t top_k = 1;
 };
 
 struct VmobaSetting final : SparseSetting {
   std::vector<Chunking> cycle;  // layer l uses entry l mod size
-  bool by_threshold = true;
-  SelectType type = SelectType::kQueryHead;
-  double threshold = 0.25;
+  ChunkRule rule;               // but for top_k
   bool own_chunk_only = false;  // instead of dense attention where nothing was chosen
+
+  const Chunking& OfLayer(int64_t layer) const { return cycle[layer % cycle.size()]; }
 };
 
 Axes ChunkShape(const nlohmann::json& chunk, const Axes& grid) {
@@ -64,23 +60,21 @@ nlohmann::json CanonicalChunk(const nlohmann::json& chunk) {
 Chunking MakeChunking(const nlohmann::json& chunk, const Axes& grid) {
   const bool temporal = chunk.is_number() || (chunk.is_array() && chunk.size() == 1);
   const Axes shape = ChunkShape(chunk, grid);
-  Chunking chunking;
+  Partition chunks;
   if (temporal) {
     const double frames = chunk.is_number() ? chunk.get<double>() : chunk[0].get<double>();
     const double run = frames * static_cast<double>(grid[1] * grid[2]);
-    chunking.chunks =
-        RunsOf(Product(grid),
-               std::clamp<int64_t>(static_cast<int64_t>(std::min(run, 2e9)), 1, Product(grid)));
+    chunks = RunsOf(Product(grid), std::clamp<int64_t>(static_cast<int64_t>(std::min(run, 2e9)), 1,
+                                                       Product(grid)));
   } else {
-    chunking.chunks = TileGrid(grid, shape);
+    chunks = TileGrid(grid, shape);
   }
-  chunking.queries = RunsOf(Product(grid), kernels::kBlock);
-  chunking.queries.order = chunking.chunks.order;
-  for (size_t c = 0; c < chunking.chunks.lengths.size(); ++c) {
-    chunking.chunk_of.insert(chunking.chunk_of.end(), chunking.chunks.lengths[c],
-                             static_cast<int32_t>(c));
+  std::vector<int32_t> chunk_of;
+  for (size_t c = 0; c < chunks.lengths.size(); ++c) {
+    chunk_of.insert(chunk_of.end(), chunks.lengths[c], static_cast<int32_t>(c));
   }
-  return chunking;
+  KeyBlocks keys(chunks);
+  return {std::move(chunks), std::move(keys), std::move(chunk_of)};
 }
 
 // True for a list of chunk shapes, one a layer of the cycle.
@@ -89,154 +83,78 @@ bool IsCycle(const nlohmann::json& chunk) {
          std::any_of(chunk.begin(), chunk.end(), [](const auto& x) { return x.is_array(); });
 }
 
-// Gates of one batch row, [chunk][head][position] as FastVideo lays them out, and what is chosen.
-struct Gates {
-  int64_t chunks, heads, positions;
-  std::vector<float> value;
-  std::vector<uint8_t> chosen;
-  int64_t At(int64_t chunk, int64_t head, int64_t position) const {
-    return (chunk * heads + head) * positions + position;
+// Queries of a band: as many as it may have, but enough bands for all threads.
+int64_t BandLength(const SparseCall& call) {
+  constexpr int64_t kBands = 64;
+  const int64_t share = call.batch() * call.heads() * call.tokens() / kBands;
+  return std::clamp<int64_t>(share / kernels::kBlock * kernels::kBlock, kernels::kBlock,
+                             kernels::kBandQueries);
+}
+
+class VmobaBands final : public SparseBands {
+ public:
+  VmobaBands(const SparseCall& call, const Chunking& chunking, const ChunkRule& rule,
+             bool own_chunk_only)
+      : chunking_(chunking),
+        choice_(call, chunking.chunks, chunking.chunk_of, rule),
+        heads_(call.heads()),
+        tokens_(call.tokens()),
+        length_(BandLength(call)) {
+    for (int64_t batch = 0; batch < call.batch(); ++batch) {
+      // FastVideo's kernel attends everything where no query chose a chunk beside its own.
+      dense_.push_back(!own_chunk_only && !choice_.AnyExtra(batch));
+    }
   }
+
+  const kernels::KeyCut& keys() const override { return chunking_.keys.cut; }
+  int64_t bands() const override { return (tokens_ + length_ - 1) / length_; }
+
+  void Make(int64_t head, int64_t band, kernels::Band* out) const override {
+    const int64_t first = band * length_, count = std::min(length_, tokens_ - first);
+    const auto order = chunking_.chunks.order.begin() + first;
+    out->queries.assign(order, order + count);
+    if (dense_[head / heads_]) {
+      out->columns.resize(chunking_.keys.cut.blocks.size());
+      std::iota(out->columns.begin(), out->columns.end(), 0);
+      return;
+    }
+    AddSteps(ChosenBy(head, first, count, out->words()), out);
+  }
+
+ private:
+  // [chunk][words]: which queries of the band chose it.
+  std::vector<uint64_t> ChosenBy(int64_t head, int64_t first, int64_t count, int64_t words) const {
+    std::vector<uint64_t> chosen_by(choice_.chunks() * words, 0);
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t run = std::min<int64_t>(64, count - word * 64);
+      choice_.ForQueries(head, first + word * 64, run,
+                         [&](int64_t i, const std::vector<int32_t>& chosen) {
+                           for (const int32_t chunk : chosen) {
+                             chosen_by[chunk * words + word] |= uint64_t{1} << i;
+                           }
+                         });
+    }
+    return chosen_by;
+  }
+
+  // A step for each chunk that somebody chose.
+  void AddSteps(const std::vector<uint64_t>& chosen_by, kernels::Band* out) const {
+    const int64_t words = out->words();
+    out->step_begin = {0};
+    for (int64_t chunk = 0; chunk < choice_.chunks(); ++chunk) {
+      const auto rows = chosen_by.begin() + chunk * words;
+      if (std::all_of(rows, rows + words, [](uint64_t bits) { return bits == 0; })) continue;
+      chunking_.keys.Append(static_cast<int32_t>(chunk), &out->columns);
+      out->step_begin.push_back(static_cast<int32_t>(out->columns.size()));
+      out->rows.insert(out->rows.end(), rows, rows + words);
+    }
+  }
+
+  const Chunking& chunking_;
+  const ChunkChoice choice_;
+  const int64_t heads_, tokens_, length_;
+  std::vector<bool> dense_;  // [batch]
 };
-
-Gates MakeGates(const SparseCall& call, const Chunking& chunking, int64_t batch) {
-  Gates gates{chunking.chunks.blocks(), call.heads(), call.tokens(), {}, {}};
-  gates.value.resize(gates.chunks * gates.heads * gates.positions);
-  gates.chosen.assign(gates.value.size(), 0);
-  const int64_t size = call.head_size();
-  SharedStop stop;
-  at::parallel_for(0, gates.heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> query(size);
-    for (int64_t head = begin; head < end; ++head) {
-      const int64_t row = batch * gates.heads + head;
-      const std::vector<float> means = kernels::BlockMeans(
-          call.Rows(call.host_key, row), chunking.chunks.order, chunking.chunks.lengths);
-      for (int64_t position = 0; position < gates.positions; ++position) {
-        if (position % kernels::kBlock == 0 && stop.Asked()) return;
-        kernels::LoadRow(call.Rows(call.host_query, row), chunking.chunks.order[position],
-                         query.data());
-        for (int64_t chunk = 0; chunk < gates.chunks; ++chunk) {
-          gates.value[gates.At(chunk, head, position)] =
-              kernels::Dot(query.data(), means.data() + chunk * size, size);
-        }
-      }
-    }
-  });
-  stop.ThrowIfAsked();
-  return gates;
-}
-
-// The entries that compete with each other, by their index into Gates::value.
-std::vector<std::vector<int64_t>> Groups(const Gates& gates, SelectType type) {
-  const int64_t columns = gates.heads * gates.positions, all = gates.chunks * columns;
-  const int64_t count = type == SelectType::kQueryHead    ? columns
-                        : type == SelectType::kHeadGlobal ? gates.heads
-                        : type == SelectType::kBlock      ? gates.chunks
-                                                          : 1;
-  std::vector<std::vector<int64_t>> groups(count);
-  for (auto& group : groups) group.reserve(all / count);
-  for (int64_t i = 0; i < all; ++i) {
-    const int64_t group = type == SelectType::kQueryHead    ? i % columns
-                          : type == SelectType::kHeadGlobal ? i / gates.positions % gates.heads
-                          : type == SelectType::kBlock      ? i / columns
-                                                            : 0;
-    groups[group].push_back(i);
-  }
-  return groups;
-}
-
-// Larger gate first, then lower index.
-auto ByGate(const Gates& gates) {
-  return [&gates](int64_t a, int64_t b) {
-    const float x = RankOf(gates.value[a]), y = RankOf(gates.value[b]);
-    return x > y || (x == y && a < b);
-  };
-}
-
-bool IsOwn(const Gates& gates, const Chunking& chunking, int64_t index) {
-  return chunking.chunk_of[index % gates.positions] == index / (gates.heads * gates.positions);
-}
-
-void ChooseTop(Gates* gates, const Chunking& chunking, SelectType type) {
-  constexpr float kOwnChunk = 1e9f;
-  for (size_t i = 0; i < gates->value.size(); ++i) {
-    if (IsOwn(*gates, chunking, static_cast<int64_t>(i))) gates->value[i] += kOwnChunk;
-  }
-  const int64_t k = std::min(chunking.top_k, gates->chunks);
-  for (std::vector<int64_t>& group : Groups(*gates, type)) {
-    const int64_t count = k * static_cast<int64_t>(group.size()) / gates->chunks;
-    std::nth_element(group.begin(), group.begin() + count, group.end(), ByGate(*gates));
-    for (int64_t i = 0; i < count; ++i) gates->chosen[group[i]] = 1;
-  }
-}
-
-// Stretches the group to [0, 1] and chooses, beside the own chunks, the largest gates until they
-// and the own chunks hold `threshold` of the group's sum; one at least.
-void ChooseToThreshold(Gates* gates, const Chunking& chunking, double threshold,
-                       std::vector<int64_t> group) {
-  const auto [least, most] =
-      std::minmax_element(group.begin(), group.end(),
-                          [&](int64_t a, int64_t b) { return gates->value[a] < gates->value[b]; });
-  const float low = gates->value[*least], spread = gates->value[*most] - low;
-  double total = 0, own = 0;
-  for (int64_t i : group) {
-    gates->value[i] = (gates->value[i] - low) / (spread <= 1e-6f ? 1.0f : spread);
-    total += gates->value[i];
-    if (IsOwn(*gates, chunking, i)) own += gates->value[i];
-  }
-  std::erase_if(group, [&](int64_t i) { return IsOwn(*gates, chunking, i); });
-  std::sort(group.begin(), group.end(), ByGate(*gates));
-  const double need = std::max(0.0, threshold - own / (total + 1e-6));
-  double sum = 0;
-  for (int64_t i : group) {
-    gates->chosen[i] = 1;
-    sum += gates->value[i];
-    if (sum / (total + 1e-6) >= need) break;
-  }
-}
-
-Gates Choose(const SparseCall& call, const VmobaSetting& setting, const Chunking& chunking,
-             int64_t batch) {
-  Gates gates = MakeGates(call, chunking, batch);
-  if (!setting.by_threshold) {
-    ChooseTop(&gates, chunking, setting.type);
-    return gates;
-  }
-  for (std::vector<int64_t>& group : Groups(gates, setting.type)) {
-    StopPoint();
-    ChooseToThreshold(&gates, chunking, setting.threshold, std::move(group));
-  }
-  return gates;
-}
-
-// True where some query of the batch row has a chunk beside its own.
-bool AnyExtra(const Gates& gates, const Chunking& chunking) {
-  for (size_t i = 0; i < gates.chosen.size(); ++i) {
-    if (gates.chosen[i] != 0 && !IsOwn(gates, chunking, static_cast<int64_t>(i))) return true;
-  }
-  return false;
-}
-
-// One block of up to 64 queries: the chunks that any of them attends, and which of them.
-void AddBlock(const Gates& gates, const Chunking& chunking, int64_t head, int64_t block, bool dense,
-              PlanBuilder* builder) {
-  const int64_t first = block * kernels::kBlock;
-  const int64_t last = std::min<int64_t>(first + kernels::kBlock, gates.positions);
-  std::vector<int32_t> chunks;
-  std::vector<uint64_t> masks;
-  for (int64_t chunk = 0; chunk < gates.chunks; ++chunk) {
-    uint64_t mask = 0;
-    for (int64_t position = first; position < last; ++position) {
-      const bool attends = dense || chunking.chunk_of[position] == chunk ||
-                           gates.chosen[gates.At(chunk, head, position)] != 0;
-      if (attends) mask |= uint64_t{1} << (position - first);
-    }
-    if (mask == 0) continue;
-    chunks.push_back(static_cast<int32_t>(chunk));
-    masks.push_back(mask);
-  }
-  builder->AddRow(block, chunks, masks);
-}
 
 }  // namespace
 
@@ -264,52 +182,45 @@ std::shared_ptr<SparseSetting> VmobaBackend::ReadSetting(Parameters& parameters,
   }
   parameters.Settle("chunk", chunks);
   parameters.Settle("topk", counts);
-  setting->by_threshold = parameters.Word("select_mode", {"threshold", "topk"}) == "threshold";
+  setting->rule.by_threshold = parameters.Word("select_mode", {"threshold", "topk"}) == "threshold";
   const std::vector<std::string> types = {"query_head", "overall", "head_global", "block"};
   const std::string type = parameters.Word("select_type", types);
-  setting->type =
+  setting->rule.type =
       static_cast<SelectType>(std::find(types.begin(), types.end(), type) - types.begin());
-  if (!setting->by_threshold && setting->type == SelectType::kBlock) {
+  if (!setting->rule.by_threshold && setting->rule.type == SelectType::kBlock) {
     Parameters::Refuse("select_type", "\"block\" goes with select_mode \"threshold\" only");
   }
-  setting->threshold = parameters.Real("threshold", 0.25, 0, 1);
+  setting->rule.threshold = parameters.Real("threshold", 0.25, 0, 1);
   setting->own_chunk_only = parameters.Flag("own_chunk_only", false);
   return setting;
 }
 
 PlanSize VmobaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec& spec) const {
+  const auto& vmoba = static_cast<const VmobaSetting&>(setting);
   int64_t most = 1;  // chunks of any entry of the cycle
-  int64_t blocks = 1;
-  for (const Chunking& chunking : static_cast<const VmobaSetting&>(setting).cycle) {
-    most = std::max(most, chunking.chunks.blocks());
-    blocks = chunking.queries.blocks();
-  }
-  // Each query scores each chunk, and competes with an index of 8 bytes beside gate and mark; a
-  // plan's entry has a mask of 8 bytes.
+  for (const Chunking& chunking : vmoba.cycle) most = std::max(most, chunking.chunks.blocks());
+  const int64_t runs = (spec.q_len + kernels::kBlock - 1) / kernels::kBlock;
+  const int64_t spans = spec.kv_len / kernels::kBlock + most;
+  const int64_t words = kernels::kBandQueries / 64;
   return {.parameter = "chunk",
-          .query_blocks = blocks,
+          .query_blocks = runs,
           .key_blocks = most,
           .scores = spec.q_len * most,
-          .score_bytes = 4 + 1 + 8 + 24 / most,
-          .entries = 3 * blocks * most,
-          .all_heads_at_once = true};
+          .entries = runs * most,
+          .means = most,
+          // Gates of 64 queries; bits and columns, which grow; the running softmax.
+          .band_bytes = 64 * (most * 4 + spec.head_size * 4) + most * (words * 8 * 4 + 16) +
+                        spans * 8 + kernels::kBandQueries * (spec.head_size + 16) * 4,
+          .kept_bytes = ChunkChoice::CutBytes(vmoba.rule, most, spec.num_heads),
+          .kept_parameter = "chunk"};
 }
 
-kernels::BlockPlan VmobaBackend::MakePlan(const SparseCall& call) const {
+std::unique_ptr<SparseBands> VmobaBackend::MakeBands(const SparseCall& call) const {
   const auto& setting = static_cast<const VmobaSetting&>(*call.setting);
-  const Chunking& chunking = setting.cycle[call.inputs.layer_index % setting.cycle.size()];
-  PlanBuilder builder(chunking.queries, chunking.chunks, call.batch() * call.heads());
-  for (int64_t batch = 0; batch < call.batch(); ++batch) {
-    const Gates gates = Choose(call, setting, chunking, batch);
-    // FastVideo's kernel attends everything where no query chose a chunk beside its own.
-    const bool dense = !setting.own_chunk_only && !AnyExtra(gates, chunking);
-    for (int64_t head = 0; head < call.heads(); ++head) {
-      for (int64_t block = 0; block < chunking.queries.blocks(); ++block) {
-        AddBlock(gates, chunking, head, block, dense, &builder);
-      }
-    }
-  }
-  return builder.Take();
+  const Chunking& chunking = setting.OfLayer(call.inputs.layer_index);
+  ChunkRule rule = setting.rule;
+  rule.top_k = chunking.top_k;
+  return std::make_unique<VmobaBands>(call, chunking, rule, setting.own_chunk_only);
 }
 
 }  // namespace denoised

@@ -145,6 +145,28 @@ void StoreQuantised(const UnitFormat& format, const uint32_t* bytes, bool key, u
   }
 }
 
+// Whether all exponents of `units` units are below the largest.
+bool AllFinite(const void* row, int units, bool pairs) {
+  const auto* unit = static_cast<const uint32_t*>(row);
+  const __m256i exponent = _mm256_set1_epi32(pairs ? 0x7f807f80 : 0x7f800000);
+  __m256i found = _mm256_setzero_si256();
+  int u = 0;
+  for (; u + 8 <= units; u += 8) {
+    const __m256i x =
+        _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + u)), exponent);
+    found = _mm256_or_si256(
+        found, pairs ? _mm256_cmpeq_epi16(x, exponent) : _mm256_cmpeq_epi32(x, exponent));
+  }
+  bool finite = _mm256_testz_si256(found, found) != 0;
+  for (; u < units; ++u) {
+    uint32_t bits;
+    std::memcpy(&bits, unit + u, 4);
+    const bool high = (bits & 0x7f800000u) != 0x7f800000u, low = (bits & 0x7f80u) != 0x7f80u;
+    finite = finite && high && (low || !pairs);
+  }
+  return finite;
+}
+
 // Row i of the values, with zeros for what is not finite; `*odd` then becomes true.
 const void* FiniteRow(const UnitFormat& format, const Rows& rows, int i, uint32_t* scratch,
                       bool* odd) {
@@ -152,15 +174,7 @@ const void* FiniteRow(const UnitFormat& format, const Rows& rows, int i, uint32_
   const uint32_t exponent = format.pairs ? 0x7f80u : 0x7f800000u;
   const auto finite = [&](uint32_t bits) { return (bits & exponent) != exponent; };
   const int units = format.units();
-  const auto* unit = static_cast<const uint32_t*>(row);
-  uint32_t found = 0;
-  for (int u = 0; u < units; ++u) {
-    uint32_t bits;
-    std::memcpy(&bits, unit + u, 4);
-    found |= static_cast<uint32_t>(!finite(bits));
-    if (format.pairs) found |= static_cast<uint32_t>(!finite(bits >> 16));
-  }
-  if (found == 0) return row;
+  if (AllFinite(row, units, format.pairs)) return row;
   *odd = true;
   if (row != scratch) std::memcpy(scratch, row, static_cast<size_t>(units) * 4);
   for (int u = 0; u < units; ++u) {

@@ -44,6 +44,51 @@ float Sum(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
+// Sums of four vectors, each in the order of Sum.
+__m128 Sums(__m256 (&x)[4]) {
+  __m128 four[4];
+  for (int i = 0; i < 4; ++i) {
+    four[i] = _mm_add_ps(_mm256_castps256_ps128(x[i]), _mm256_extractf128_ps(x[i], 1));
+  }
+  _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
+  return _mm_add_ps(_mm_add_ps(four[0], four[2]), _mm_add_ps(four[1], four[3]));
+}
+
+// kRows rows of a against four of b, with the bits of Dot.
+template <int kRows>
+void FourProducts(const float* a, const float* b, int64_t m, int64_t k, float* out) {
+  __m256 sum[kRows][4];
+  for (auto& row : sum) {
+    for (auto& x : row) x = _mm256_setzero_ps();
+  }
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    __m256 column[4];
+    for (int c = 0; c < 4; ++c) column[c] = _mm256_loadu_ps(b + c * k + i);
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 x = _mm256_loadu_ps(a + r * k + i);
+      for (int c = 0; c < 4; ++c) sum[r][c] = _mm256_fmadd_ps(x, column[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    alignas(16) float total[4];
+    _mm_store_ps(total, Sums(sum[r]));
+    for (int c = 0; c < 4; ++c) {
+      for (int64_t j = i; j < k; ++j) total[c] = std::fma(a[r * k + j], b[c * k + j], total[c]);
+      out[r * m + c] = total[c];
+    }
+  }
+}
+
+template <int kRows>
+void RowProducts(const float* a, const float* b, int64_t m, int64_t k, float* out) {
+  int64_t j = 0;
+  for (; j + 4 <= m; j += 4) FourProducts<kRows>(a, b + j * k, m, k, out + j);
+  for (; j < m; ++j) {
+    for (int r = 0; r < kRows; ++r) out[r * m + j] = Dot(a + r * k, b + j * k, k);
+  }
+}
+
 }  // namespace
 
 HeadRows HeadOf(const View& view, Element element, int64_t head_size, int64_t batch, int64_t head) {
@@ -90,14 +135,16 @@ float Dot(const float* a, const float* b, int64_t k) {
   return total;
 }
 
+void Products(const float* a, int64_t n, const float* b, int64_t m, int64_t k, float* out) {
+  int64_t i = 0;
+  for (; i + 2 <= n; i += 2) RowProducts<2>(a + i * k, b, m, k, out + i * m);
+  if (i < n) RowProducts<1>(a + i * k, b, m, k, out + i * m);
+}
+
 std::vector<float> Products(const std::vector<float>& a, const std::vector<float>& b, int64_t k) {
   const int64_t n = static_cast<int64_t>(a.size()) / k, m = static_cast<int64_t>(b.size()) / k;
   std::vector<float> products(n * m);
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < m; ++j) {
-      products[i * m + j] = Dot(a.data() + i * k, b.data() + j * k, k);
-    }
-  }
+  Products(a.data(), n, b.data(), m, k, products.data());
   return products;
 }
 

@@ -30,7 +30,8 @@ void BlockMean(const HeadRows& rows, const int32_t* tokens, int64_t count, float
 std::vector<float> BlockMeans(const HeadRows& rows, const std::vector<int32_t>& order,
                               const std::vector<int32_t>& lengths);
 
-// a [n][k] times b [m][k] transposed: [n][m].
+// a [n][k] times b [m][k] transposed: out [n][m], each the Dot of its rows.
+void Products(const float* a, int64_t n, const float* b, int64_t m, int64_t k, float* out);
 std::vector<float> Products(const std::vector<float>& a, const std::vector<float>& b, int64_t k);
 
 // weights [n][m] times values [m][k]: [n][k].

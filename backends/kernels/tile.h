@@ -58,8 +58,10 @@ struct TileJob {
   // where they are int8 each lane still lacks its query_scale.
   void (*edit)(const void* context, int block, float* scores, int width);
   const void* edit_context;
-  float* out;       // [padded_size][width]: the numerator
+  bool resume;      // go on from max, sums and out, as earlier jobs of these queries left them
+  float* max;       // [width]: the largest score
   float* sums;      // [width]: the denominator
+  float* out;       // [padded_size][width]: the numerator
   float* scores;    // scratch [kKeysPerPass][width]
   uint32_t* probs;  // scratch [kKeysPerPass][width]
 };

@@ -172,15 +172,21 @@ inline void AddValues(const TileJob& job, const int* pass, int count, const floa
   }
 }
 
-template <class S, int kV>
-inline void RunTile(const TileJob& job, int width) {
-  [[maybe_unused]] const typename S::Session session;
-  alignas(64) float max[kMaxWidth], shrink[kMaxWidth];
+// Queries that have attended nothing yet.
+template <class S>
+inline void Begin(const TileJob& job, int width) {
   for (int q = 0; q < width; q += S::kLanes) {
-    S::Store(max + q, S::Set1(-__builtin_inff()));
+    S::Store(job.max + q, S::Set1(-__builtin_inff()));
     S::Store(job.sums + q, S::Zero());
   }
   for (int i = 0; i < job.padded_size * width; i += S::kLanes) S::Store(job.out + i, S::Zero());
+}
+
+template <class S, int kV>
+inline void RunTile(const TileJob& job, int width) {
+  [[maybe_unused]] const typename S::Session session;
+  alignas(64) float shrink[kMaxWidth];
+  if (!job.resume) Begin<S>(job, width);
 
   int pass[kKeysPerPass / kGroup];
   for (int next = 0; next < job.num_blocks;) {
@@ -198,8 +204,8 @@ inline void RunTile(const TileJob& job, int width) {
     for (int q = 0; q < width; q += S::kLanes) {
       typename S::F scale = S::Set1(job.scale_log2);
       if constexpr (S::kInt8) scale = S::Mul(scale, S::Load(job.query_scale + q));
-      const typename S::F factor =
-          SoftmaxLanes<S>(job.scores + q, keys, width, scale, max + q, job.sums + q, job.probs + q);
+      const typename S::F factor = SoftmaxLanes<S>(job.scores + q, keys, width, scale, job.max + q,
+                                                   job.sums + q, job.probs + q);
       S::Store(shrink + q, factor);
     }
     AddValues<S, kV>(job, pass, count, shrink, width);

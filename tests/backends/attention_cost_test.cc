@@ -13,6 +13,7 @@
 #include "backends/attention_backend.h"
 #include "backends/error.h"
 #include "backends/registry.h"
+#include "backends/sparse_backend.h"
 #include "tests/peak_memory.h"
 
 namespace denoised {
@@ -75,6 +76,55 @@ INSTANTIATE_TEST_SUITE_P(
                     Parameters{AttnBackend::kSlidingTileAttn,
                                R"({"tile": [1, 1, 1], "strategy": {}})", "tile"}),
     NameOf);
+
+// Lists are made once for each window of a strategy: many windows over small tiles are too many.
+TEST(Strategies, ThatKeepTooManyListsAreRefusedByName) {
+  std::string table;
+  for (int window = 1; window <= 400; ++window) {
+    table += (window > 1 ? ", \"0_0_" : "\"0_0_") + std::to_string(window) + "\": [" +
+             std::to_string(window % 12 * 2 + 1) + ", " + std::to_string(window / 12 % 4 * 2 + 1) +
+             ", " + std::to_string(window / 48 * 2 + 1) + "]";
+  }
+  const AttentionSpec spec = SpecOf({36, 16, 16});
+  const AttentionBackend& sta = Backend(AttnBackend::kSlidingTileAttn);
+  const std::string parameters = R"({"tile": [2, 2, 2], "strategy": {)" + table + "}}";
+  const int64_t before = PeakMemory::Now();
+  try {
+    sta.MakeBuilder()->Build({0, 1, spec, parameters});
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(error.field(), "attention.parameters.strategy");
+    EXPECT_THAT(error.what(), HasSubstr("MiB"));
+  }
+  EXPECT_LT(PeakMemory::kMeasures ? PeakMemory::Now() - before : 0, int64_t{16} << 20);
+}
+
+TEST(Strategies, ListsAreMadeOnceForAllStepsOfAJob) {
+  const AttentionSpec spec = SpecOf({6, 16, 16});
+  const auto builder = Backend(AttnBackend::kSlidingTileAttn).MakeBuilder();
+  const std::string parameters = R"({"tile": [2, 4, 4], "strategy": {"1_0_0": [1, 1, 1]}})";
+  const auto first = builder->Build({0, 3, spec, parameters});
+  const auto second = builder->Build({1, 3, spec, parameters});
+  EXPECT_EQ(static_cast<const SparseMetadata&>(*first).setting,
+            static_cast<const SparseMetadata&>(*second).setting);
+}
+
+// VMoBA told and took 13 bytes for each query and chunk: now nothing grows with their product.
+TEST(PlanBytes, OfVmobaGrowWithTokensNotWithTheirProductByChunks) {
+  const auto& vmoba = static_cast<const SparseBackend&>(Backend(AttnBackend::kVmobaAttn));
+  const auto bytes = [&](const std::array<int64_t, 3>& grid) {
+    AttentionSpec spec = SpecOf(grid);
+    spec.num_heads = 40;
+    spec.head_size = 128;
+    denoised::Parameters parameters("");
+    const auto setting = vmoba.ReadSetting(parameters, {0, 1, spec, ""});
+    return vmoba.PlanBytes(spec, *setting, 1);
+  };
+  const int64_t hd = bytes({21, 45, 80}), quarter = bytes({21, 24, 40});
+  EXPECT_LT(hd, int64_t{160} << 20) << "75,600 tokens, 40 heads: 38 GB once";
+  EXPECT_LT(hd, 5 * quarter);
+}
 
 class Sensible : public testing::TestWithParam<Parameters> {};
 
@@ -145,20 +195,25 @@ TEST_P(Cost, CoversWhatACallTakes) {
 
 INSTANTIATE_TEST_SUITE_P(
     Parameters, Cost,
-    testing::Values(Parameters{AttnBackend::kReference, "", ""},
-                    Parameters{AttnBackend::kTorchSdpa, "", ""},
-                    Parameters{AttnBackend::kFlashAttn, "", ""},
-                    Parameters{AttnBackend::kSageAttn, "", ""},
-                    Parameters{AttnBackend::kSageAttnThree, "", ""},
-                    Parameters{AttnBackend::kVideoSparseAttn, "", ""},
-                    Parameters{AttnBackend::kVideoSparseAttn, R"({"tile": [2, 2, 2]})", ""},
-                    Parameters{AttnBackend::kVideoSparseAttn, R"({"coarse": true})", ""},
-                    Parameters{AttnBackend::kSlidingTileAttn, "", ""},
-                    Parameters{AttnBackend::kVmobaAttn, "", ""},
-                    Parameters{AttnBackend::kVmobaAttn, R"({"chunk": [2, 4, 4]})", ""},
-                    Parameters{AttnBackend::kSlaAttn, R"({"block_q": 16, "block_k": 4})", ""},
-                    Parameters{AttnBackend::kBsaAttn, "", ""},
-                    Parameters{AttnBackend::kNablaAttn, R"({"P": 1})", ""}),
+    testing::Values(
+        Parameters{AttnBackend::kReference, "", ""}, Parameters{AttnBackend::kTorchSdpa, "", ""},
+        Parameters{AttnBackend::kFlashAttn, "", ""}, Parameters{AttnBackend::kSageAttn, "", ""},
+        Parameters{AttnBackend::kSageAttnThree, "", ""},
+        Parameters{AttnBackend::kVideoSparseAttn, "", ""},
+        Parameters{AttnBackend::kVideoSparseAttn, R"({"tile": [2, 2, 2]})", ""},
+        Parameters{AttnBackend::kVideoSparseAttn, R"({"coarse": true})", ""},
+        Parameters{AttnBackend::kSlidingTileAttn, "", ""},
+        Parameters{AttnBackend::kVmobaAttn, "", ""},
+        Parameters{AttnBackend::kVmobaAttn, R"({"chunk": [2, 4, 4]})", ""},
+        Parameters{AttnBackend::kVmobaAttn, R"({"chunk": [2, 4, 3]})", ""},
+        Parameters{AttnBackend::kVmobaAttn, R"({"chunk": [2, 4, 4], "select_type": "block"})", ""},
+        Parameters{AttnBackend::kVmobaAttn, R"({"chunk": [2, 4, 4], "select_type": "overall"})",
+                   ""},
+        Parameters{AttnBackend::kSlidingTileAttn,
+                   R"({"tile": [2, 4, 4], "strategy": {"0_0_0": [1, 1, 1]}})", ""},
+        Parameters{AttnBackend::kSlaAttn, R"({"block_q": 16, "block_k": 4})", ""},
+        Parameters{AttnBackend::kBsaAttn, "", ""},
+        Parameters{AttnBackend::kNablaAttn, R"({"P": 1})", ""}),
     NameOf);
 
 }  // namespace

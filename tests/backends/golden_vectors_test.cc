@@ -180,6 +180,25 @@ TEST(GoldenBsa, DefaultsGiveTheOriginalsSums) {
   }
 }
 
+// By a float64 program of the rule (16 to 324 tiles dropped), which gives the sums above as well.
+TEST(GoldenBsa, SumsWhereTilesAreDropped) {
+  struct Row {
+    Axes grid;
+    const char* json;
+    double sum, abs;
+  };
+  const char* few = R"({"kv_cumulative_threshold": 0.5, "min_kv_blocks": 1})";
+  for (const Row& row : std::vector<Row>{{{4, 8, 8}, few, 78.076640458, 180.764341272},
+                                         {{8, 8, 12}, "", 8.929194692, 36.788766572},
+                                         {{8, 8, 12}, few, 19.992676390, 64.944539257},
+                                         {{7, 9, 10}, "", -14.741604517, 41.907751852},
+                                         {{7, 9, 10}, few, -87.613085432, 191.338117743}}) {
+    const Result got = Attend(AttnBackend::kBsaAttn, Waves(Product(row.grid)), row.grid, row.json);
+    EXPECT_NEAR(got.sum(), row.sum, 5e-4) << row.grid[0] << " " << row.json;
+    EXPECT_NEAR(got.abs(), row.abs, 5e-4) << row.grid[0] << " " << row.json;
+  }
+}
+
 TEST(GoldenNabla, KeepsBlocksByMass) {
   const AttentionInputs inputs = Waves(512);
   EXPECT_EQ(BlocksKept(Attend(AttnBackend::kNablaAttn, inputs, {8, 8, 8}, "").pairs, 0, 64),

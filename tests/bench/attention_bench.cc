@@ -124,27 +124,43 @@ void EmitA6c(const BenchOptions& options, const Emit& emit) {
   }
 }
 
-// Every backend of this machine at its default parameters, a line each. The slow ones run once.
-void EmitA0(const BenchOptions& options, const Emit& emit) {
+// VMoBA's layers take the shapes of its chunks in turn: each is measured.
+constexpr std::array<const char*, 3> kChunks = {"[2]", "[3, 4]", "[4, 6, 4]"};
+
+void EmitA0Layer(const BenchOptions& options, const Emit& emit, AttnBackend id, int layer,
+                 const std::string& chunk) {
   const std::set<AttnBackend> slow = {AttnBackend::kReference, AttnBackend::kSageAttnThree,
                                       AttnBackend::kAttnQatInfer};
   const at::ScalarType dtype = AutoDType();
+  Json seconds = Json::object();
+  for (const Axes& grid : {kWanGrids.front(), kLongGrid}) {
+    AttentionInputs inputs = RandomInputs(Product(grid), dtype);
+    inputs.layer_index = layer;
+    const Attention attend(id, BenchSpec(grid, dtype));
+    seconds[std::to_string(Product(grid))] =
+        MedianSeconds([&] { attend(inputs); }, slow.contains(id) ? 1 : options.pairs);
+  }
+  emit({{"row", "A0"},
+        {"name", std::string(AttnBackendName(id)) + ", default parameters" + chunk +
+                     ", 12 x 128, " + DTypeName(dtype)},
+        {"unit", "s"},
+        {"seconds", seconds}});
+}
+
+// Every backend of this machine at its default parameters, a line each, and one for each chunk
+// shape of VMoBA. The slow ones run once.
+void EmitA0(const BenchOptions& options, const Emit& emit) {
   for (const auto& entry : BackendRegistry::Default().entries()) {
-    if (BackendRegistry::Default().WhyNot(entry.id, BenchSpec(kLongGrid, dtype), QueryCpu())) {
+    const AttentionSpec spec = BenchSpec(kLongGrid, AutoDType());
+    if (BackendRegistry::Default().WhyNot(entry.id, spec, QueryCpu())) continue;
+    if (entry.id != AttnBackend::kVmobaAttn) {
+      EmitA0Layer(options, emit, entry.id, 0, "");
       continue;
     }
-    Json seconds = Json::object();
-    for (const Axes& grid : {kWanGrids.front(), kLongGrid}) {
-      const AttentionInputs inputs = RandomInputs(Product(grid), dtype);
-      const Attention attend(entry.id, BenchSpec(grid, dtype));
-      seconds[std::to_string(Product(grid))] =
-          MedianSeconds([&] { attend(inputs); }, slow.contains(entry.id) ? 1 : options.pairs);
+    for (size_t layer = 0; layer < kChunks.size(); ++layer) {
+      EmitA0Layer(options, emit, entry.id, static_cast<int>(layer),
+                  std::string(", chunk ") + kChunks[layer]);
     }
-    emit({{"row", "A0"},
-          {"name", std::string(AttnBackendName(entry.id)) + ", default parameters, 12 x 128, " +
-                       DTypeName(dtype)},
-          {"unit", "s"},
-          {"seconds", seconds}});
   }
 }
 
