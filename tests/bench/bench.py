@@ -106,7 +106,7 @@ def parse():
 
 def main():
     options = parse()
-    command = shlex.join(["make", "bench", *([f"ROWS={' '.join(options.rows)}"] if options.rows else [])])
+    command = shlex.join(["tests/bench/bench.py", *sys.argv[1:]])
     failed = []
     for rows, measure in GROUPS:
         wanted = [row for row in rows if not options.rows or row in options.rows]
