@@ -483,8 +483,8 @@ void EngineImpl::RunJob(const QueuedJob& job) {
 
 void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   Interlude(job);
-  auto run = job.pipeline->NewRun(
-      {job.request.prompt, job.id, job.parameters, job.request.latents, planner, observer_});
+  auto run = job.pipeline->NewRun({job.request.prompt, job.id, job.parameters, job.request.latents,
+                                   planner, observer_, job.estimate.decode_bands});
   Stage(job, JobStage::kTextEncode, [&] {
     run->Begin();
     planner->Complete();

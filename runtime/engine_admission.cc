@@ -34,17 +34,20 @@ std::string Described(const DenoiseRequest& request) {
 
 void EngineImpl::EstimateMemory(QueuedJob* job, Attention attention) const {
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
-  job->estimate = job->pipeline->EstimateRun(job->request, job->parameters,
-                                             attention == Attention::kLeftOut
-                                                 ? CostOfAttention(nothing)
-                                                 : CostNow(*job->pipeline, job->request.attention));
+  job->estimate = job->pipeline->EstimateRun(
+      job->request, job->parameters, memory_.Available(HeldLater()),
+      attention == Attention::kLeftOut ? CostOfAttention(nothing)
+                                       : CostNow(*job->pipeline, job->request.attention));
 }
 
 // A job that waits may count on what is left of older results then.
 void EngineImpl::RequireMemoryLater(const QueuedJob& job) const {
+  memory_.Require(Described(job.parameters), job.estimate, HeldLater());
+}
+
+int64_t EngineImpl::HeldLater() const {
   const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
-  memory_.Require(Described(job.parameters), job.estimate,
-                  static_cast<int64_t>(kept - std::min(kept, movable)) + HeldByRequests());
+  return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldByRequests();
 }
 
 void EngineImpl::RequireMemoryNow(const QueuedJob& job) const {

@@ -83,6 +83,7 @@ class EngineImpl : public Engine {
   void RequireMemory(const DenoiseCall& call) const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
+  int64_t HeldLater() const;
   int64_t HeldByRequests() const;  // by what waits and runs; takes mutex_
   void FinishJob(const QueuedJob& job, const std::optional<Error>& error, Receipt receipt);
   void RefreshQueuePositions();

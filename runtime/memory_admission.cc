@@ -3,6 +3,7 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "backends/error.h"
 
@@ -30,6 +31,11 @@ void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estim
                   " beside the " + BytesText(before) + " that are in use), and there are " +
                   text(limit->bytes) + ": " + limit->source,
               "", "MEMORY");
+}
+
+int64_t MemoryAdmission::Available(int64_t held) const {
+  const auto limit = budget_.Now();
+  return limit ? limit->bytes - loaded_ - held : std::numeric_limits<int64_t>::max();
 }
 
 int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) const {

@@ -22,6 +22,9 @@ class MemoryAdmission {
   // `held` = results, waiting requests and whatever else lies beside it.
   void Require(const std::string& what, const WorkEstimate& estimate, int64_t held) const;
 
+  // What work may take beside `held`; the largest number where nothing limits it.
+  int64_t Available(int64_t held) const;
+
   // Bytes by which it does not fit; 0 where it does.
   int64_t Lacking(const WorkEstimate& estimate, int64_t held) const;
 

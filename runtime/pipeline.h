@@ -53,6 +53,7 @@ struct RunRequest {
   std::optional<HostTensor> latents;
   AttentionPlanner* planner = nullptr;
   Observer* observer = nullptr;
+  int64_t decode_bands = 1;  // as the estimate says
 };
 
 // A loaded model.
@@ -72,9 +73,10 @@ class Pipeline {
                         const ResolvedParameters& parameters) const = 0;
   virtual void CheckDenoise(const DenoiseRequest& request) const = 0;
 
-  // What a checked request will take, `cost` of each of its attentions asked for; any thread.
+  // What a checked request will take, `cost` of each of its attentions asked for, with the fewest
+  // decode_bands that `available` bytes hold; any thread.
   virtual WorkEstimate EstimateRun(const GenerationRequest& request,
-                                   const ResolvedParameters& parameters,
+                                   const ResolvedParameters& parameters, int64_t available,
                                    const CostOfAttention& cost) const = 0;
   virtual WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                        const CostOfAttention& cost) const = 0;

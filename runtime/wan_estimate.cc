@@ -56,6 +56,17 @@ bool Wants(const std::vector<ArtifactFormat>& formats, ArtifactFormat format) {
   return std::find(formats.begin(), formats.end(), format) != formats.end();
 }
 
+int64_t DecodeAtOnce(const WanVaeDecoder& vae, const std::vector<int64_t>& latents,
+                     LinearNumerics linear, int64_t bands, const CostOfAttention& cost) {
+  const int64_t f = latents[2], h = latents[3], w = latents[4];
+  const bool packed = vae.Packs(linear);
+  const int64_t attended = packed ? 1 : WanVaeDecoder::ChunkFrames(f, h, w);
+  const DecodeSize size{f, h, w, static_cast<int64_t>(c10::elementSize(vae.dtype())),
+                        packed ? std::clamp<int64_t>(bands, 1, vae.MostBands(h)) : 0};
+  return vae.ConversionBytes(linear) +
+         DecodeBytes(vae.config(), size, cost(vae.Spec(h, w), attended).bytes);
+}
+
 int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedParameters& p,
                     int64_t latents) {
   int64_t files = 0, workspace = 0;
@@ -72,7 +83,7 @@ int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedPa
 
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& p, const std::vector<ArtifactFormat>& formats,
-                            const CostOfAttention& cost) {
+                            int64_t bands, const CostOfAttention& cost) {
   const int64_t branches = p.guidance_scale > 1 ? 2 : 1, length = p.max_sequence_length;
   const int64_t element = TextElement(parts), numbers = Numbers(latents);
   const int64_t text = branches * TextContextBytes(parts.transformer.config(), 1, length, element);
@@ -85,6 +96,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);
   const Forward forward = EstimateForward(parts, latents, length, p.linear, cost);
   WorkEstimate estimate;
+  estimate.decode_bands = bands;
   estimate.step_multiply_adds = static_cast<double>(branches) * forward.multiply_adds;
   if (!parts.on_cpu) {
     estimate.held_bytes = frames;
@@ -94,12 +106,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t encoder = TextEncoderBytes(parts.text_encoder.config(), length, element,
                                            cost(parts.text_encoder.Spec(length), 1).bytes);
   const int64_t decode =
-      decodes ? frames +
-                    DecodeBytes(parts.vae.config(), latents[2], latents[3], latents[4],
-                                cost(parts.vae.Spec(latents[3], latents[4]),
-                                     WanVaeDecoder::ChunkFrames(latents[2], latents[3], latents[4]))
-                                    .bytes)
-              : 0;
+      decodes ? frames + DecodeAtOnce(parts.vae, latents, p.linear, bands, cost) : 0;
   estimate.held_bytes = state + frames;
   estimate.peak_bytes =
       kLibraries +

@@ -19,10 +19,10 @@ struct WanParts {
   bool on_cpu;
 };
 
-// `latents` is the shape [1, C, f, h, w].
+// `latents` is the shape [1, C, f, h, w], `bands` what the decoder is asked for.
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& parameters,
-                            const std::vector<ArtifactFormat>& formats,
+                            const std::vector<ArtifactFormat>& formats, int64_t bands,
                             const CostOfAttention& cost);
 
 // `latents` has B rows, the prompt `length` tokens.

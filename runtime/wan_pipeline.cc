@@ -406,10 +406,17 @@ void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
 }
 
 WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
-                                      const ResolvedParameters& parameters,
+                                      const ResolvedParameters& parameters, int64_t available,
                                       const CostOfAttention& cost) const {
-  return EstimateWanRun({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
-                        LatentShape(parameters), parameters, request.formats, cost);
+  const WanParts parts{*text_encoder_, *transformer_, *vae_, device_.is_cpu()};
+  const std::vector<int64_t> latents = LatentShape(parameters);
+  WorkEstimate estimate;
+  const int64_t most = vae_->Packs(parameters.linear) ? vae_->MostBands(latents[3]) : 1;
+  for (int64_t bands = 1; bands <= most; bands += (bands + 1) / 2) {
+    estimate = EstimateWanRun(parts, latents, parameters, request.formats, bands, cost);
+    if (estimate.peak_bytes <= available) break;
+  }
+  return estimate;
 }
 
 WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,

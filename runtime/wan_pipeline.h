@@ -38,7 +38,7 @@ class WanPipeline : public Pipeline {
                 const ResolvedParameters& parameters) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
   WorkEstimate EstimateRun(const GenerationRequest& request, const ResolvedParameters& parameters,
-                           const CostOfAttention& cost) const override;
+                           int64_t available, const CostOfAttention& cost) const override;
   WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                const CostOfAttention& cost) const override;
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;

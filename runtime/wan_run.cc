@@ -2,14 +2,14 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
-#include <cstring>
+#include <algorithm>
 
 #include "runtime/tensor_convert.h"
 
 namespace denoised {
 namespace {
 
-// [1, 3, n, H, W] in [-1, 1] to [n, H, W, 3] float32 in [0, 1], on the CPU.
+// [1, 3, n, rows, W] in [-1, 1] to [n, rows, W, 3] float32 in [0, 1], on the CPU.
 at::Tensor ToUnitRange(const at::Tensor& frames) {
   return frames.to(at::kFloat)
       .mul(0.5)
@@ -21,15 +21,24 @@ at::Tensor ToUnitRange(const at::Tensor& frames) {
       .to(at::kCPU);
 }
 
-void Append(const at::Tensor& unit, bool keep_float, DecodedVideo* video) {
+// Where a part of the video goes: [n, rows, W, 3] of a whole [frames, H, W, 3].
+template <typename T>
+void CopyPart(const at::Tensor& part, const WanVaeDecoder::Part& place, int64_t height,
+              std::vector<T>* whole) {
+  const int64_t row = part.size(2) * part.size(3), block = part.size(1) * row;
+  const T* from = part.const_data_ptr<T>();
+  for (int64_t n = 0; n < part.size(0); ++n, from += block) {
+    T* to = whole->data() + ((place.first_frame + n) * height + place.first_row) * row;
+    std::copy(from, from + block, to);
+  }
+}
+
+void Store(const WanVaeDecoder::Part& part, bool keep_float, DecodedVideo* video) {
+  const at::Tensor unit = ToUnitRange(part.frames);
   // Half to even, as numpy's round does in diffusers' image path.
-  const at::Tensor bytes = unit.mul(255).round_().to(at::kByte);
-  const uint8_t* data = bytes.const_data_ptr<uint8_t>();
-  std::vector<uint8_t>& rgb = video->frames.rgb;
-  rgb.insert(rgb.end(), data, data + bytes.numel());
-  if (!keep_float) return;
-  const float* values = unit.const_data_ptr<float>();
-  video->values.insert(video->values.end(), values, values + unit.numel());
+  const int64_t height = video->frames.height;
+  CopyPart(unit.mul(255).round_().to(at::kByte), part, height, &video->frames.rgb);
+  if (keep_float) CopyPart(unit, part, height, &video->values);
 }
 
 }  // namespace
@@ -101,16 +110,16 @@ DecodedVideo WanRun::Finish(bool keep_float) {
   DecodedVideo video;
   video.frames = {p.num_frames, p.height, p.width, static_cast<int>(p.fps), {}};
   const auto numbers = static_cast<size_t>(p.num_frames * p.height * p.width * 3);
-  video.frames.rgb.reserve(numbers);
-  if (keep_float) video.values.reserve(numbers);
+  video.frames.rgb.resize(numbers);
+  if (keep_float) video.values.resize(numbers);
   {
     ForwardContext context;
     context.attn_metadata = &plan;
     const ScopedForwardContext scope(context);
-    pipeline_.vae().Decode(pipeline_.vae().Denormalize(latents_),
-                           [&](const at::Tensor& frames, int64_t) {
-                             Append(ToUnitRange(frames), keep_float, &video);
-                           });
+    pipeline_.vae().Decode(
+        pipeline_.vae().Denormalize(latents_),
+        [&](const WanVaeDecoder::Part& part) { Store(part, keep_float, &video); },
+        request_.decode_bands);
   }
   request_.planner->BookForward();
   return video;

@@ -11,6 +11,7 @@
 #include "backends/kernels/activations.h"
 #include "backends/kernels/gemm_kernels.h"
 #include "backends/kernels/gemm_pack.h"
+#include "backends/kernels/rounding.h"
 #include "backends/stop_point.h"
 
 namespace denoised::kernels {
@@ -29,20 +30,6 @@ constexpr int64_t kWantedTasks = 16;
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- results -----------------------------------------------------------------------------------
-
-void StoreEight(float* y, __m256 x) { _mm256_storeu_ps(y, x); }
-
-// Round to nearest even; NaN stays NaN.
-void StoreEight(uint16_t* y, __m256 x) {
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i words =
-      _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), _mm256_set1_epi32(0x7fc0), nan);
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_castsi256_si128(packed));
-}
 
 constexpr int64_t kLanes = 8;
 

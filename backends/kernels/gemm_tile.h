@@ -30,6 +30,10 @@ struct GemmTile {
   bool first;
   float* sums;
   int64_t sum_stride;
+  // A strip: `runs` times `units` of the panel in one chain, `rows` one row further on in each;
+  // units of rows are `row_stride` apart. 0: one run over [units][height]. Not in int8 nor on AMX.
+  int runs = 1;
+  int64_t row_stride = 0;
 };
 
 // `begin` and `end` frame any number of runs on one thread; null where there is nothing to do.

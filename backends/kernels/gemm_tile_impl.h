@@ -10,13 +10,16 @@ inline void TileColumns(const GemmTile& tile, int column) {
   for (auto& row : acc) {
     for (auto& x : row) x = S::Zero();
   }
-  const uint32_t* rows = tile.rows;
-  for (int64_t u = 0; u < tile.units; ++u, rows += tile.height) {
-    typename S::F panel[kV];
-    for (int v = 0; v < kV; ++v) panel[v] = S::LoadPanel(tile.panel, u, column + v * S::kLanes);
-    for (int r = 0; r < kHeight; ++r) {
-      const typename S::F unit = S::BroadcastUnit(rows + r);
-      for (int v = 0; v < kV; ++v) acc[r][v] = S::MulAdd(acc[r][v], panel[v], unit);
+  int64_t u = 0;
+  for (int run = 0; run < tile.runs; ++run) {
+    const uint32_t* rows = tile.rows + run;
+    for (const int64_t end = u + tile.units; u < end; ++u, rows += tile.row_stride) {
+      typename S::F panel[kV];
+      for (int v = 0; v < kV; ++v) panel[v] = S::LoadPanel(tile.panel, u, column + v * S::kLanes);
+      for (int r = 0; r < kHeight; ++r) {
+        const typename S::F unit = S::BroadcastUnit(rows + r);
+        for (int v = 0; v < kV; ++v) acc[r][v] = S::MulAdd(acc[r][v], panel[v], unit);
+      }
     }
   }
   for (int r = 0; r < kHeight; ++r) {
@@ -32,6 +35,7 @@ template <class S, int kMost>
 inline void RunGemmTile(const GemmTile& tile) {
   constexpr int kV = 2;
   GemmTile part = tile;
+  if (part.row_stride == 0) part.row_stride = tile.height;
   for (int row = 0; row < tile.height; row += kMost) {
     part.rows = tile.rows + row;
     part.sums = tile.sums + row * tile.sum_stride;

@@ -270,6 +270,10 @@ Convolution::Convolution(const at::Tensor& weight, const at::Tensor& bias,
   if (packed_) weight_ = PackConvolutionWeight(weight_, padding_, ones_);
 }
 
+at::Tensor Convolution::Weight(at::ScalarType dtype) const {
+  return (packed_ ? weight_.to_dense() : weight_).to(dtype).contiguous();
+}
+
 at::Tensor Convolution::operator()(const at::Tensor& x) const {
   StopPoint();
   if (packed_ && ConvolvesWidened(x.scalar_type())) {

@@ -8,6 +8,8 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +22,12 @@
 
 namespace denoised {
 
+// How the tensors of a component come back from the form that its layers keep them in.
+struct KeptTensors {
+  std::map<std::string, std::function<at::Tensor()>> by_name;
+  int64_t bytes = 0;
+};
+
 // Where and how the tensors of a component are taken from its files.
 struct LoadOptions {
   Weights* weights;
@@ -27,6 +35,8 @@ struct LoadOptions {
   at::Device device;
   LinearNumerics linear = LinearNumerics::kPacked;  // what most calls will ask for
   Admission admission = Admission::kMeasured;       // of our own product's instruction sets
+  KeptTensors* keeps = nullptr;                     // gets what Take gives and Keep is told
+  const KeptTensors* instead = nullptr;             // of the files
 
   // Our kernels are for CPUs, float32 and bfloat16; anything else is exact whatever is wanted.
   LinearNumerics kept() const { return CanPack(dtype, device) ? linear : LinearNumerics::kExact; }
@@ -35,7 +45,15 @@ struct LoadOptions {
   }
 
   at::Tensor Take(const std::string& name, at::IntArrayRef shape) const {
-    return weights->Take(name, shape, dtype, device);
+    if (instead != nullptr) return instead->by_name.at(name)();
+    const at::Tensor tensor = weights->Take(name, shape, dtype, device);
+    Keep(name, [tensor] { return tensor; });
+    if (keeps != nullptr) keeps->bytes += static_cast<int64_t>(tensor.nbytes());
+    return tensor;
+  }
+  // A layer that does not hold the tensor itself says how it comes back.
+  void Keep(const std::string& name, std::function<at::Tensor()> back) const {
+    if (keeps != nullptr) keeps->by_name[name] = std::move(back);
   }
   at::Tensor TakeFloat(const std::string& name, at::IntArrayRef shape) const {
     return weights->Take(name, shape, at::kFloat, device);
@@ -122,6 +140,8 @@ class Convolution {
   Convolution(const at::Tensor& weight, const at::Tensor& bias, std::vector<int64_t> padding);
 
   at::Tensor operator()(const at::Tensor& x) const;
+  // The weight that it was made from, in `dtype`.
+  at::Tensor Weight(at::ScalarType dtype) const;
 
  private:
   at::Tensor weight_;  // opaque where packed_

@@ -33,8 +33,14 @@ int64_t TextContextBytes(const WanTransformerConfig& config, int64_t rows, int64
 int64_t TextEncoderBytes(const Umt5Config& config, int64_t length, int64_t element,
                          int64_t attention);
 
-// Of a decode of f x h x w latents in float32, without the frames that leave it.
-int64_t DecodeBytes(const WanVaeConfig& config, int64_t f, int64_t h, int64_t w, int64_t attention);
+struct DecodeSize {
+  int64_t f = 1, h = 1, w = 1;  // of the latents
+  int64_t element = 4;          // bytes of the decoder's dtype
+  int64_t bands = 0;            // 0: exact numerics, float32
+};
+
+// Of a decode, without the frames that leave it.
+int64_t DecodeBytes(const WanVaeConfig& config, const DecodeSize& size, int64_t attention);
 
 }  // namespace denoised
 

@@ -34,6 +34,8 @@ CausalConv3d CausalConv3d::Take(const LoadOptions& from, const std::string& name
   const at::Tensor bias = from.Take(name + ".bias", {out});
   const std::vector<int64_t> padding = {0, kernel[1] / 2, kernel[2] / 2};
   conv.whole_ = Convolution(weight, bias, padding);
+  const auto back = [whole = conv.whole_, dtype = from.dtype] { return whole.Weight(dtype); };
+  from.Keep(name + ".weight", back);
   if (kernel[0] > 1) {
     conv.last_tap_ = Convolution(weight.narrow(2, kernel[0] - 1, 1), bias, padding);
     conv.slot_ = (*slots)++;
@@ -156,6 +158,15 @@ at::Tensor DuplicateUp(const at::Tensor& x, int64_t out_channels, bool temporal,
                             .permute({0, 4, 1, 5, 2, 6, 3})
                             .reshape({frames * ft, 2 * height, 2 * width, out_channels});
   return first_chunk ? up.narrow(0, ft - 1, up.size(0) - (ft - 1)) : up;
+}
+
+at::Tensor Unpatchify(const at::Tensor& x, int64_t patch_size) {
+  if (patch_size == 1) return x;
+  const int64_t p = patch_size, frames = x.size(0), height = x.size(1), width = x.size(2);
+  const int64_t channels = x.size(3) / (p * p);
+  return x.view({frames, height, width, channels, p, p})
+      .permute({0, 1, 5, 2, 4, 3})
+      .reshape({frames, height * p, width * p, channels});
 }
 
 }  // namespace denoised

@@ -98,6 +98,10 @@ class VaeUpsample {
 // Wan 2.2's parameter-free shortcut: channels become pixels and frames.
 at::Tensor DuplicateUp(const at::Tensor& x, int64_t out_channels, bool temporal, bool first_chunk);
 
+// Channels (c, x, y) of a position become its patch of pixels; the reference puts x before y. x
+// [T, H, W, C * patch_size^2].
+at::Tensor Unpatchify(const at::Tensor& x, int64_t patch_size);
+
 }  // namespace denoised
 
 #endif  // DENOISED_RUNTIME_MODELS_VAE_LAYERS_H_

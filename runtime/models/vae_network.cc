@@ -59,7 +59,7 @@ at::Tensor WanVaeNetwork::Run(const at::Tensor& latents, VaeState* state) const 
   for (const UpBlock& block : up_blocks_) x = RunUpBlock(block, x, state);
   const at::Tensor input = conv_out_.MakeInput(x.size(0), x.size(1), x.size(2), state, x.options());
   RmsNormInto(x, gamma_out_, /*silu=*/true, input.narrow(0, conv_out_.history(), x.size(0)));
-  at::Tensor frames = Unpatchify(conv_out_.RunFilled(input, state));
+  at::Tensor frames = Unpatchify(conv_out_.RunFilled(input, state), patch_size_);
   state->first_chunk = false;
   return frames;
 }
@@ -71,16 +71,6 @@ at::Tensor WanVaeNetwork::RunUpBlock(const UpBlock& block, const at::Tensor& x,
   if (block.upsample) y = block.upsample->Run(y, state);
   if (!block.shortcut) return y;
   return y.add_(DuplicateUp(x, block.out_channels, block.temporal, state->first_chunk));
-}
-
-// Channels (c, x, y) of a position become its patch of pixels; the reference puts x before y.
-at::Tensor WanVaeNetwork::Unpatchify(const at::Tensor& x) const {
-  if (patch_size_ == 1) return x;
-  const int64_t p = patch_size_, frames = x.size(0), height = x.size(1), width = x.size(2);
-  const int64_t channels = x.size(3) / (p * p);
-  return x.view({frames, height, width, channels, p, p})
-      .permute({0, 1, 5, 2, 4, 3})
-      .reshape({frames, height * p, width * p, channels});
 }
 
 }  // namespace denoised

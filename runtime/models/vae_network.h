@@ -1,4 +1,5 @@
-// The layers of the Wan VAE decoder, put together as a config says.
+// The layers of the Wan VAE decoder, put together as a config says: the reference's operators in
+// its order. Packed numerics have vae_packed.h.
 #ifndef DENOISED_RUNTIME_MODELS_VAE_NETWORK_H_
 #define DENOISED_RUNTIME_MODELS_VAE_NETWORK_H_
 
@@ -36,7 +37,6 @@ class WanVaeNetwork {
   UpBlock TakeUpBlock(const WanVaeConfig& config, const LoadOptions& from, int64_t index,
                       int64_t in, int64_t out);
   at::Tensor RunUpBlock(const UpBlock& block, const at::Tensor& x, VaeState* state) const;
-  at::Tensor Unpatchify(const at::Tensor& x) const;
 
   size_t slots_ = 0;
   int64_t patch_size_ = 1;

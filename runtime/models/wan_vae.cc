@@ -7,6 +7,7 @@
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
 #include "runtime/models/vae_network.h"
+#include "runtime/models/vae_packed.h"
 
 namespace denoised {
 namespace {
@@ -79,6 +80,17 @@ void CheckWidths(const ConfigReader& reader, const WanVaeConfig& c) {
   }
 }
 
+// f(chunk, whether it is the first) for the chunks of x [f, h, w, z_dim]; the first is one frame.
+template <typename F>
+void ForChunks(const at::Tensor& x, const F& f) {
+  const int64_t step = WanVaeDecoder::ChunkFrames(x.size(0), x.size(1), x.size(2));
+  for (int64_t begin = 0; begin < x.size(0);) {
+    const int64_t count = begin == 0 ? 1 : std::min(step, x.size(0) - begin);
+    f(x.narrow(0, begin, count), begin == 0);
+    begin += count;
+  }
+}
+
 }  // namespace
 
 WanVaeConfig WanVaeConfig::Read(const ConfigReader& reader) {
@@ -114,8 +126,14 @@ std::unique_ptr<WanVaeDecoder> WanVaeDecoder::Load(const ModelFolder& folder, at
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanVaeDecoder> vae(new WanVaeDecoder(config, dtype));
-  vae->network_ =
-      std::make_unique<WanVaeNetwork>(config, LoadOptions{&weights, dtype, device, linear});
+  vae->can_pack_ = LoadOptions::CanPack(dtype, device);
+  LoadOptions from{&weights, dtype, device, linear};
+  if (vae->can_pack_) from.keeps = &vae->tensors_;
+  if (vae->Packs(linear)) {
+    vae->packed_ = std::make_shared<PackedVaeNetwork>(config, from);
+  } else {
+    vae->exact_ = std::make_shared<WanVaeNetwork>(config, from);
+  }
   // Rounded to the dtype before the reciprocal, as the reference pipeline does.
   const auto statistic = [&](const std::vector<double>& values) {
     return at::tensor(at::ArrayRef<double>(values), at::kFloat)
@@ -179,26 +197,61 @@ void WanVaeDecoder::CheckFinite(const at::Tensor& frames, int64_t first_frame, i
               "", "NON_FINITE");
 }
 
-void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink) const {
+void WanVaeDecoder::Emit(const at::Tensor& frames, int64_t first_frame, int64_t first_row,
+                         int64_t total, const Sink& sink) const {
+  CheckFinite(frames, first_frame, total);
+  frames.clamp_(-1.0, 1.0);
+  sink({frames.permute({3, 0, 1, 2}).unsqueeze(0), first_frame, first_row});
+}
+
+// The network's own form, and one more of a layer at a time.
+int64_t WanVaeDecoder::ConversionBytes(LinearNumerics numerics) const {
+  const bool kept = Packs(numerics) == (packed_ != nullptr);
+  return kept ? 0 : tensors_.bytes * 5 / 4;
+}
+
+void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink, int64_t bands) const {
   c10::InferenceMode guard;
   RequireDim(latents, 5, "latents");
   RequireSize(latents, 0, 1, "latents");
   RequireSize(latents, 1, config_.z_dim, "latents");
   // [1, z, f, h, w] -> [f, h, w, z]
   const at::Tensor x = latents.to(mean_.options()).squeeze(0).permute({1, 2, 3, 0}).contiguous();
-  const int64_t total = x.size(0);
-  const int64_t step = ChunkFrames(total, x.size(1), x.size(2));
-  VaeState state = network_->MakeState();
-  int64_t first_frame = 0;
-  for (int64_t begin = 0; begin < total;) {
-    const int64_t count = begin == 0 ? 1 : std::min(step, total - begin);
-    const at::Tensor frames = network_->Run(x.narrow(0, begin, count), &state);
-    CheckFinite(frames, first_frame, FramesOf(total));
-    frames.clamp_(-1.0, 1.0);
-    sink(frames.permute({3, 0, 1, 2}).unsqueeze(0), first_frame);
-    first_frame += frames.size(0);
-    begin += count;
+  const LinearNumerics kept = packed_ ? LinearNumerics::kPacked : LinearNumerics::kExact;
+  const LoadOptions from{nullptr, dtype_,   mean_.device(), LinearNumerics::kPacked,
+                         nullptr, &tensors_};
+  if (!Packs(CurrentLinearNumerics(kept))) {
+    const auto exact = exact_ ? exact_ : std::make_shared<WanVaeNetwork>(config_, from);
+    return DecodeExact(*exact, x, sink);
   }
+  const auto packed = packed_ ? packed_ : std::make_shared<PackedVaeNetwork>(config_, from);
+  const int64_t parts = std::clamp<int64_t>(bands, 1, MostBands(x.size(1)));
+  const int64_t rows = x.size(1) * packed->scale();
+  for (int64_t band = 0; band < parts; ++band) {
+    DecodeBand(*packed, x, BandOf(rows, band, parts), sink);
+  }
+}
+
+void WanVaeDecoder::DecodeExact(const WanVaeNetwork& network, const at::Tensor& x,
+                                const Sink& sink) const {
+  VaeState state = network.MakeState();
+  int64_t first_frame = 0;
+  ForChunks(x, [&](const at::Tensor& chunk, bool) {
+    const at::Tensor frames = network.Run(chunk, &state);
+    Emit(frames, first_frame, 0, FramesOf(x.size(0)), sink);
+    first_frame += frames.size(0);
+  });
+}
+
+void WanVaeDecoder::DecodeBand(const PackedVaeNetwork& network, const at::Tensor& x, RowRange rows,
+                               const Sink& sink) const {
+  VaePast past = network.NewPast();
+  int64_t next = 0;
+  ForChunks(x, [&](const at::Tensor& chunk, bool first) {
+    network.Run(chunk, rows, first, &past, [&](const at::Tensor& frame) {
+      Emit(frame.unsqueeze(0), next++, rows.first * config_.patch_size, FramesOf(x.size(0)), sink);
+    });
+  });
 }
 
 }  // namespace denoised

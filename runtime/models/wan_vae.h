@@ -14,10 +14,12 @@
 
 #include "runtime/attention_layer.h"
 #include "runtime/models/layers.h"
+#include "runtime/models/vae_rows.h"
 
 namespace denoised {
 
 class ConfigReader;
+class PackedVaeNetwork;
 class WanVaeNetwork;
 
 struct WanVaeConfig {
@@ -42,9 +44,13 @@ struct WanVaeConfig {
 // backend for AttentionRole::kVae. A decode keeps its state on its own stack.
 class WanVaeDecoder {
  public:
-  // frames [1, 3, n, H, W] in [-1, 1], the VAE's dtype, laid out channels-last: permuted to
-  // [n, H, W, 3] they are contiguous. first_frame = index of the first of the n in the video.
-  using Sink = std::function<void(const at::Tensor& frames, int64_t first_frame)>;
+  // A part of the video: [1, 3, n, rows, W] in [-1, 1], the VAE's dtype, laid out channels-last:
+  // permuted to [n, rows, W, 3] it is contiguous.
+  struct Part {
+    at::Tensor frames;
+    int64_t first_frame, first_row;
+  };
+  using Sink = std::function<void(const Part& part)>;
 
   // Reads config.json and the decoder's part of diffusion_pytorch_model.safetensors in `folder`; an
   // encoder in the same file is passed over.
@@ -57,10 +63,20 @@ class WanVaeDecoder {
   // dtype, latents / (1 / std) + mean, with the reference's rounding.
   at::Tensor Denormalize(const at::Tensor& latents) const;
 
-  // latents [1, z_dim, f, h, w], denormalised. Calls `sink` in order until all FramesOf(f) frames
-  // are out. Throws INTERNAL, reason NON_FINITE, naming the frames where the network gives NaN or
-  // infinity.
-  void Decode(const at::Tensor& latents, const Sink& sink) const;
+  // latents [1, z_dim, f, h, w], denormalised. Calls `sink` as parts are made: in order of frames,
+  // of all FramesOf(f) before the next of `bands` bands of rows. Bands take less memory and change
+  // no bit; more than MostBands(h) are as many, and exact numerics have one. Throws INTERNAL,
+  // reason NON_FINITE, naming the frames where the network gives NaN or infinity.
+  //
+  // The weights are kept as Load is told; a decode inside of a ScopedLinearNumerics that says
+  // otherwise converts them for itself.
+  void Decode(const at::Tensor& latents, const Sink& sink, int64_t bands = 1) const;
+  static int64_t MostBands(int64_t latent_height) { return latent_height; }
+  // Whether a decode with these numerics is packed, and what converting the weights for it takes.
+  bool Packs(LinearNumerics numerics) const {
+    return can_pack_ && numerics != LinearNumerics::kExact;
+  }
+  int64_t ConversionBytes(LinearNumerics numerics) const;
 
   // Latent frames of the largest chunk of such a decode.
   static int64_t ChunkFrames(int64_t f, int64_t h, int64_t w);
@@ -77,6 +93,12 @@ class WanVaeDecoder {
   const std::vector<std::string>& unused_tensors() const { return unused_; }
 
  private:
+  // [n, rows, W, 3] as the network gives them.
+  void Emit(const at::Tensor& frames, int64_t first_frame, int64_t first_row, int64_t total,
+            const Sink& sink) const;
+  void DecodeExact(const WanVaeNetwork& network, const at::Tensor& x, const Sink& sink) const;
+  void DecodeBand(const PackedVaeNetwork& network, const at::Tensor& x, RowRange rows,
+                  const Sink& sink) const;
   static void CheckFinite(const at::Tensor& frames, int64_t first_frame, int64_t total);
 
   WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype);
@@ -84,7 +106,11 @@ class WanVaeDecoder {
   const WanVaeConfig config_;
   const at::ScalarType dtype_;
   at::Tensor mean_, inverse_std_;  // [1, z_dim, 1, 1, 1]
-  std::unique_ptr<const WanVaeNetwork> network_;
+  bool can_pack_ = false;
+  KeptTensors tensors_;  // of which a decode with other numerics makes a network for itself
+  // One of them, as most calls want it.
+  std::shared_ptr<const WanVaeNetwork> exact_;
+  std::shared_ptr<const PackedVaeNetwork> packed_;
   std::vector<std::string> unused_;
 };
 

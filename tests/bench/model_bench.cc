@@ -223,8 +223,8 @@ class Bench {
     const double seconds = Seconds(
         [&] {
           chunks.clear();
-          vae_->Decode(latents, [&](const at::Tensor& frames, int64_t) {
-            if (keep) chunks.push_back(frames);
+          vae_->Decode(latents, [&](const WanVaeDecoder::Part& part) {
+            if (keep) chunks.push_back(part.frames);
           });
         },
         request.at("repeat"));

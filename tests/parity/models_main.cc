@@ -132,22 +132,31 @@ class VaeSubject : public Subject {
                                    at::kCPU, LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
     const at::Tensor latents = model_->Denormalize(in.at("latents"));
-    std::vector<at::Tensor> parts;
-    int64_t expected = 0, asked = 0;
-    const auto sink = [&](const at::Tensor& frames, int64_t first) {
-      TORCH_CHECK(first == expected, "frames out of order");
-      expected += frames.size(2);
-      if (!in.contains("discard") || parts.empty()) parts.push_back(frames);
+    const int64_t bands = in.contains("bands") ? in.at("bands").item<int64_t>() : 1;
+    std::vector<std::vector<at::Tensor>> parts;  // of a band each
+    int64_t expected = 0, rows = 0, asked = 0;
+    const auto sink = [&](const WanVaeDecoder::Part& part) {
+      if (part.first_frame == 0) {
+        TORCH_CHECK(part.first_row == rows, "bands out of order");
+        rows += part.frames.size(3);
+        parts.emplace_back();
+        expected = 0;
+      }
+      TORCH_CHECK(part.first_frame == expected, "frames out of order");
+      expected += part.frames.size(2);
+      if (!in.contains("discard") || parts.back().empty()) parts.back().push_back(part.frames);
     };
     const ScopedStopCheck stop([&]() -> std::optional<Error> {
       const bool stops =
           in.contains("stop_after") && asked++ >= in.at("stop_after").item<int64_t>();
       return stops ? std::optional(Error(StatusCode::kCancelled, "stopped")) : std::nullopt;
     });
-    model_->Decode(latents, sink);
+    model_->Decode(latents, sink, bands);
     TORCH_CHECK(expected == model_->FramesOf(latents.size(2)), "FramesOf is wrong");
-    TORCH_CHECK(parts[0].size(4) == model_->PixelsOf(latents.size(4)), "PixelsOf is wrong");
-    return {{"denormalized", latents}, {"out", at::cat(parts, 2)}};
+    TORCH_CHECK(rows == model_->PixelsOf(latents.size(3)), "PixelsOf is wrong");
+    std::vector<at::Tensor> whole;
+    for (const auto& band : parts) whole.push_back(at::cat(band, 2));
+    return {{"denormalized", latents}, {"out", at::cat(whole, 3)}};
   }
   Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
 
@@ -228,6 +237,8 @@ Json RunSubject(Subject* subject, const Json& request) {
   ForwardContext context;
   context.attn_metadata = &plan;
   const ScopedForwardContext scope(context);
+  std::optional<ScopedLinearNumerics> numerics;  // else as the weights are kept
+  if (request.contains("linear")) numerics.emplace(LinearOf(request));
   Tensors out;
   std::vector<double> seconds, cpu_seconds;
   for (int i = 0; i < request.value("repeat", 1); ++i) {

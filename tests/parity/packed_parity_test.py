@@ -8,8 +8,9 @@ import subprocess
 import sys
 import unittest
 
-from models_parity_test import DTYPES, Driver, Parity, UMT5Config, UMT5EncoderModel, WanTransformer3DModel
-from models_parity_test import realign, shake, torch
+import models_parity_test
+from models_parity_test import AutoencoderKLWan, DTYPES, Driver, Parity, UMT5Config, UMT5EncoderModel
+from models_parity_test import WanTransformer3DModel, realign, shake, torch
 
 # FLASH_ATTN, since the bits of TORCH_SDPA may depend on who shares a call.
 BACKEND = dict(backend="FLASH_ATTN")
@@ -126,6 +127,85 @@ class PackedTextEncoder(Parity):
                 for row in range(len(lengths)):
                     alone = self.ours(ids[row : row + 1], mask[row : row + 1])
                     self.assertTrue(torch.equal(alone[0], got[row]), lengths[row])
+
+
+class PackedDecoder(Parity):
+    SHAPES = models_parity_test.VaeParity.SHAPES  # Wan 2.1 and 2.2
+    make = models_parity_test.VaeParity.make
+    LATENTS = [(1, 3, 5), (2, 4, 4), (5, 7, 3), (3, 13, 9)]
+
+    def latents(self, name, shape):
+        generator = torch.Generator().manual_seed(4)
+        return torch.randn(1, self.SHAPES[name]["z_dim"], *shape, generator=generator)
+
+    def theirs(self, name, latents, dtype):
+        model = realign(AutoencoderKLWan.from_pretrained(self.make(name), torch_dtype=dtype))
+        view = (1, -1, 1, 1, 1)
+        mean = torch.tensor(model.config.latents_mean).view(view)
+        std = 1.0 / torch.tensor(model.config.latents_std).view(view)
+        with torch.inference_mode():
+            x = latents.to(dtype) / std.to(dtype) + mean.to(dtype)
+            return model.decode(x, return_dict=False)[0].double()
+
+    def ours(self, latents, bands=1):
+        return self.driver.run("m", dict(latents=latents, bands=torch.tensor([bands])), **BACKEND)["out"]
+
+    def cases(self):
+        for name in self.SHAPES:
+            for shape in self.LATENTS:
+                yield name, shape, self.latents(name, shape)
+
+    def test_float32_frames_are_as_close_to_float64_as_those_of_diffusers(self):
+        for name, _, latents in self.cases():
+            self.load("vae", self.make(name), linear="packed")
+            truth, theirs = (self.theirs(name, latents, t) for t in (torch.float64, torch.float32))
+            self.assertLess(truth.abs().mean().item(), 0.99, "the frames are all clamped")
+            ours = self.ours(latents)
+            self.assertEqual(ours.shape, truth.shape)
+            self.assertLess(distance(ours, truth), 2 * distance(theirs, truth) + 1e-7)
+            self.assertLess(((ours - theirs) * 127.5).abs().max().item(), 0.01)
+
+    def test_bfloat16_frames_are_as_close_to_float64_as_those_of_diffusers(self):
+        for name, _, latents in self.cases():
+            self.load("vae", self.make(name), "bfloat16", linear="packed")
+            truth, theirs = (self.theirs(name, latents, t) for t in (torch.float64, torch.bfloat16))
+            self.assertLess(distance(self.ours(latents), truth), 1.02 * distance(theirs, truth))
+
+    def test_neither_bands_nor_threads_nor_chunks_change_a_bit(self):
+        for dtype in DTYPES:
+            for name, shape, latents in self.cases():
+                self.load("vae", self.make(name), dtype, linear="packed")
+                whole = self.ours(latents)
+                for bands in (2, 3, shape[1]):
+                    self.assertTrue(torch.equal(self.ours(latents, bands), whole), bands)
+                self.driver.ask(threads=1)
+                self.assertTrue(torch.equal(self.ours(latents, 2), whole))
+                self.driver.ask(threads=torch.get_num_threads())
+
+    def test_a_decode_may_ask_for_the_numerics_that_the_weights_are_not_kept_in(self):
+        for dtype in DTYPES:
+            for name, _, latents in self.cases():
+                frames = {}
+                for kept in ("packed", "exact"):
+                    self.load("vae", self.make(name), dtype, linear=kept)
+                    for linear in ("packed", "exact"):
+                        frames[kept, linear] = self.driver.run(
+                            "m", dict(latents=latents), linear=linear, **BACKEND)["out"]
+                for linear in ("packed", "exact"):
+                    self.assertTrue(torch.equal(frames["packed", linear], frames["exact", linear]), linear)
+                self.assertFalse(torch.equal(frames["packed", "packed"], frames["packed", "exact"]))
+
+    def test_a_video_is_the_beginning_of_a_longer_one(self):
+        # Chunks are as long as the video lets them be: 1, 2, 5 and 16 latent frames.
+        for dtype in DTYPES:
+            for name in self.SHAPES:
+                with self.subTest(dtype=dtype, name=name):
+                    self.load("vae", self.make(name), dtype, linear="packed")
+                    latents = self.latents(name, (19, 3, 4))
+                    whole = self.ours(latents)
+                    for frames in (1, 2, 3, 6):
+                        part = self.ours(latents[:, :, :frames])
+                        self.assertTrue(torch.equal(part, whole[:, :, : part.shape[2]]), frames)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,20 +61,21 @@ class Loaded {
     return work;
   }
 
-  WorkEstimate Estimate(const Work& work) const {
+  WorkEstimate Estimate(const Work& work,
+                        int64_t available = std::numeric_limits<int64_t>::max()) const {
     const PlannerSetting& setting = pipeline_->planner_setting();
     return pipeline_->EstimateRun(
-        work.request, work.parameters, [&](const AttentionSpec& spec, int64_t rows) {
+        work.request, work.parameters, available, [&](const AttentionSpec& spec, int64_t rows) {
           const Wish granted = ChooseNow(setting, work.request.attention, spec).granted;
           return setting.registry->Find(granted.backend)
               ->backend->Estimate(spec, granted.parameters, rows);
         });
   }
 
-  void Run(const Work& work) {
+  DecodedVideo Run(const Work& work, int64_t decode_bands = 1) {
     AttentionPlanner planner(pipeline_->planner_setting(), work.request.attention, &observer_);
-    const auto run =
-        pipeline_->NewRun({work.request.prompt, "job", work.parameters, {}, &planner, &observer_});
+    const auto run = pipeline_->NewRun(
+        {work.request.prompt, "job", work.parameters, {}, &planner, &observer_, decode_bands});
     run->Begin();
     run->Step(0);
     const auto wants = [&](ArtifactFormat format) {
@@ -86,6 +88,7 @@ class Loaded {
     for (ArtifactFormat format : work.request.formats) {
       files.push_back(EncodeArtifact(format, video, run->Latents()));
     }
+    return video;
   }
 
  private:
@@ -145,6 +148,26 @@ TEST(Estimates, CountAFormOfTheWeightsThatIsNotKeptUntilItIsThere) {
   EXPECT_GT(first, told(LinearNumerics::kExact) + kMiB);
   loaded.Run(of(LinearNumerics::kInt8));
   EXPECT_LT(told(LinearNumerics::kInt8), first - kMiB);
+}
+
+TEST(Estimates, ADecodeTakesTheBandsThatMemoryAsksForAndGivesTheSameVideo) {
+  if (!PeakMemory::kMeasures) GTEST_SKIP() << "a sanitizer's memory is not the program's";
+  Loaded loaded("float32");
+  const auto work =
+      loaded.WorkOf({512, 512, 1, "float32", AttnBackend::kFlashAttn, {ArtifactFormat::kPng}});
+  const WorkEstimate whole = loaded.Estimate(work);
+  EXPECT_EQ(whole.decode_bands, 1);
+  const int64_t available = whole.peak_bytes - whole.peak_bytes / 8;
+  const WorkEstimate spare = loaded.Estimate(work, available);
+  EXPECT_GT(spare.decode_bands, 1);
+  EXPECT_LE(spare.peak_bytes, available);
+  DecodedVideo banded;
+  {
+    PeakMemory peak;
+    banded = loaded.Run(work, spare.decode_bands);
+    EXPECT_LE(peak.Bytes(), spare.peak_bytes + spare.peak_bytes / 20);
+  }
+  EXPECT_EQ(banded.frames.rgb, loaded.Run(work).frames.rgb);
 }
 
 TEST(Estimates, OfAVideoThatNoSmallMachineHoldsAreLarge) {

@@ -190,7 +190,7 @@ class FakePipeline : public Pipeline {
   }
   void CheckRun(const GenerationRequest& request, const ResolvedParameters&) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
-  WorkEstimate EstimateRun(const GenerationRequest&, const ResolvedParameters&,
+  WorkEstimate EstimateRun(const GenerationRequest&, const ResolvedParameters&, int64_t,
                            const CostOfAttention&) const override {
     return model_->estimate;
   }

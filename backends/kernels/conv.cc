@@ -1,0 +1,330 @@
+#include "backends/kernels/conv.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "backends/kernels/activations.h"
+#include "backends/kernels/gemm_kernels.h"
+#include "backends/kernels/rounding.h"
+#include "backends/stop_point.h"
+
+namespace denoised::kernels {
+namespace {
+
+// Positions of a strip: those that a tile of rows sees through one row of taps.
+constexpr int kStrip = 16;
+static_assert(kTileRows + kMostColumnTaps - 1 <= kStrip);
+// Units of one chain: all columns of a row of taps where they fit, else a part of one tap.
+constexpr int64_t kMostChainUnits = 288;
+// Tiles of a task: their strips and sums stay in a core's cache, and each reads all weights once.
+constexpr int64_t kMostTaskTiles = 8;
+constexpr int64_t kWantedTasks = 8;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- strips ------------------------------------------------------------------------------------
+
+// What one position's channels are as units.
+struct Channels {
+  int64_t count;
+  int64_t units;
+  Element element;
+  bool pairs;
+
+  uint32_t Unit(const void* position, int64_t u) const {
+    if (element == Element::kFloat32) {
+      uint32_t bits;
+      std::memcpy(&bits, static_cast<const float*>(position) + u, 4);
+      return bits;
+    }
+    const uint16_t* x = static_cast<const uint16_t*>(position);
+    if (!pairs) return static_cast<uint32_t>(x[u]) << 16;
+    const uint32_t second = 2 * u + 1 < count ? x[2 * u + 1] : 0;
+    return x[2 * u] | second << 16;
+  }
+
+  // Units from the first on that a load of four may take.
+  int64_t in_fours() const { return (pairs ? count / 2 : units) / 4 * 4; }
+
+  __m128 Four(const void* position, int64_t u) const {
+    if (element == Element::kFloat32) {
+      return _mm_loadu_ps(static_cast<const float*>(position) + u);
+    }
+    const uint16_t* x = static_cast<const uint16_t*>(position);
+    if (pairs) return _mm_loadu_ps(reinterpret_cast<const float*>(x + 2 * u));
+    const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + u));
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+  }
+};
+
+// `count` positions to [units][kStrip]; what is past them stays as it was.
+void PackStrip(const Channels& channels, const void* const* positions, int count, uint32_t* out) {
+  const int64_t fours = channels.in_fours();
+  for (int p = 0; p < count; p += 4) {
+    const void* const* at = positions + p;
+    for (int64_t u = 0; u < fours; u += 4) {
+      __m128 a = channels.Four(at[0], u), b = channels.Four(at[1], u);
+      __m128 c = channels.Four(at[2], u), d = channels.Four(at[3], u);
+      _MM_TRANSPOSE4_PS(a, b, c, d);
+      float* to = reinterpret_cast<float*>(out + u * kStrip + p);
+      _mm_store_ps(to, a);
+      _mm_store_ps(to + kStrip, b);
+      _mm_store_ps(to + 2 * kStrip, c);
+      _mm_store_ps(to + 3 * kStrip, d);
+    }
+    for (int64_t u = fours; u < channels.units; ++u) {
+      for (int i = 0; i < 4; ++i) out[u * kStrip + p + i] = channels.Unit(at[i], u);
+    }
+  }
+}
+
+// ---- results -----------------------------------------------------------------------------------
+
+// One position: its sums [N, rounded up to 8] become what is stored.
+template <typename T>
+class Finisher {
+ public:
+  Finisher(const ConvolutionCall& call, int64_t n) : call_(call), n_(n) {
+    root_ = static_cast<float>(std::sqrt(static_cast<double>(n)));
+  }
+
+  void Run(float* sums, int64_t frame, int64_t offset) const {
+    const T* added = call_.added != nullptr ? static_cast<const T*>(call_.added[frame]) : nullptr;
+    __m256 squares = _mm256_setzero_ps();
+    for (int64_t c = 0; c < n_; c += kLanes) {
+      __m256 x = _mm256_loadu_ps(sums + c);
+      if (call_.bias != nullptr) x = _mm256_add_ps(x, _mm256_loadu_ps(call_.bias + c));
+      if (added != nullptr) x = _mm256_add_ps(x, LoadSome(added + offset + c, n_ - c));
+      _mm256_storeu_ps(sums + c, x);
+      squares = _mm256_fmadd_ps(x, x, squares);
+    }
+    if (call_.out != nullptr) {
+      T* out = static_cast<T*>(call_.out[frame]) + offset;
+      for (int64_t c = 0; c < n_; c += kLanes) {
+        StoreSome(out + c, _mm256_loadu_ps(sums + c), n_ - c);
+      }
+    }
+    if (call_.normed != nullptr) {
+      Norm(sums, squares, static_cast<T*>(call_.normed[frame]) + offset);
+    }
+  }
+
+ private:
+  static constexpr int64_t kLanes = 8;
+
+  static __m256 LoadSome(const T* x, int64_t count) {
+    if (count >= kLanes) return LoadEight(x);
+    T some[kLanes] = {};
+    std::memcpy(some, x, static_cast<size_t>(count) * sizeof(T));
+    return LoadEight(some);
+  }
+
+  static void StoreSome(T* y, __m256 x, int64_t count) {
+    if (count >= kLanes) return StoreEight(y, x);
+    T some[kLanes];
+    StoreEight(some, x);
+    std::memcpy(y, some, static_cast<size_t>(count) * sizeof(T));
+  }
+
+  void Norm(const float* sums, __m256 squares, T* out) const {
+    constexpr float kSmallestLength = 1e-12f;
+    alignas(32) float lanes[kLanes];
+    _mm256_store_ps(lanes, squares);
+    float total = 0;
+    for (const float lane : lanes) total += lane;
+    const float length = std::max(std::sqrt(total), kSmallestLength);
+    const __m256 scale = _mm256_set1_ps(root_ / length);
+    for (int64_t c = 0; c < n_; c += kLanes) {
+      __m256 x = _mm256_mul_ps(_mm256_loadu_ps(sums + c), scale);
+      x = _mm256_mul_ps(x, _mm256_loadu_ps(call_.gamma + c));
+      StoreSome(out + c, call_.silu ? Silu8(x) : x, n_ - c);
+    }
+  }
+
+  const ConvolutionCall& call_;
+  const int64_t n_;
+  float root_;
+};
+
+// ---- one call ----------------------------------------------------------------------------------
+
+class Convolver {
+ public:
+  Convolver(const ConvolutionCall& call, const WeightPanels& weight)
+      : call_(call),
+        weight_(weight),
+        run_(GemmKernelOf(weight).run),
+        channels_{call.channels, weight.units() / call.taps.count(), weight.element(),
+                  weight.kernel().units == GemmUnits::kPairs},
+        element_size_(weight.element() == Element::kFloat32 ? 4 : 2),
+        tiles_a_row_(CeilDiv(call.columns, kTileRows)),
+        tiles_a_frame_(tiles_a_row_ * call.rows),
+        sum_stride_(weight.panels() * kPanelColumns),
+        zeros_(static_cast<size_t>(call.channels * element_size_ + 16)) {
+    FindChains();
+  }
+
+  void Run(const RunWorkers& run_workers) {
+    const int64_t task_tiles =
+        std::clamp<int64_t>(CeilDiv(tiles_a_frame_ * call_.frames, kWantedTasks), 1,
+                            std::min(kMostTaskTiles, tiles_a_frame_));
+    const int64_t tasks_a_frame = CeilDiv(tiles_a_frame_, task_tiles);
+    const int64_t tasks = tasks_a_frame * call_.frames;
+    std::atomic<int64_t> next{0};
+    run_workers(tasks, [&] {
+      const Scratch scratch(task_tiles * kTileRows * sum_stride_,
+                            task_tiles * channels_.units * kStrip);
+      for (int64_t i; (i = next.fetch_add(1)) < tasks && !stop_.Asked();) {
+        const int64_t first = i % tasks_a_frame * task_tiles;
+        const int64_t count = std::min(task_tiles, tiles_a_frame_ - first);
+        RunTask(i / tasks_a_frame, first, count, scratch);
+      }
+    });
+    stop_.ThrowIfAsked();
+  }
+
+ private:
+  struct Scratch {
+    Scratch(int64_t sums, int64_t strips)
+        : sums(Allocate<float>(sums)), strips(Allocate<uint32_t>(strips)) {}
+    Buffer<float> sums;
+    Buffer<uint32_t> strips;
+  };
+  // Part of a row of taps: `runs` columns of `units` each, from a column and a unit on.
+  struct Chain {
+    int64_t column, unit, units;
+    int runs;
+  };
+  struct Tile {
+    int64_t row, column;
+    int height;    // rows of the register tile
+    int64_t real;  // of those, positions that there are
+  };
+
+  void FindChains() {
+    const int64_t columns = call_.taps.columns, units = channels_.units;
+    if (columns * units <= kMostChainUnits) {
+      chains_ = {{0, 0, units, static_cast<int>(columns)}};
+      return;
+    }
+    const int64_t part = CeilDiv(units, CeilDiv(units, kMostChainUnits));
+    for (int64_t column = 0; column < columns; ++column) {
+      for (int64_t u = 0; u < units; u += part) {
+        chains_.push_back({column, u, std::min(part, units - u), 1});
+      }
+    }
+  }
+
+  Tile TileAt(int64_t index) const {
+    const int64_t column = index % tiles_a_row_ * kTileRows;
+    const int64_t real = std::min<int64_t>(kTileRows, call_.columns - column);
+    return {index / tiles_a_row_, column, static_cast<int>(CeilDiv(real, 4) * 4), real};
+  }
+
+  void RunTask(int64_t frame, int64_t first, int64_t count, const Scratch& scratch) const {
+    bool begun[kMostTaskTiles] = {};
+    for (int64_t f = 0; f < call_.taps.frames; ++f) {
+      const char* in = static_cast<const char*>(call_.in[frame + f]);
+      if (in == nullptr) continue;
+      for (int64_t r = 0; r < call_.taps.rows; ++r) {
+        RunRowOfTaps(in, f, r, first, count, scratch, begun);
+      }
+    }
+    Finish(frame, first, count, scratch.sums.get());
+  }
+
+  void RunRowOfTaps(const char* in, int64_t tap_frame, int64_t tap_row, int64_t first,
+                    int64_t count, const Scratch& scratch, bool* begun) const {
+    bool inside[kMostTaskTiles];
+    for (int64_t i = 0; i < count; ++i) {
+      const Tile tile = TileAt(first + i);
+      const int64_t row = tile.row + call_.first_row + tap_row;
+      inside[i] = row >= 0 && row < call_.in_rows;
+      if (inside[i]) Pack(in, row, tile, StripOf(scratch, i));
+    }
+    const int64_t taps = (tap_frame * call_.taps.rows + tap_row) * call_.taps.columns;
+    for (const Chain& chain : chains_) {
+      const int64_t unit = (taps + chain.column) * channels_.units + chain.unit;
+      for (int64_t p = 0; p < weight_.panels(); ++p) {
+        for (int64_t i = 0; i < count; ++i) {
+          if (!inside[i]) continue;
+          GemmTile tile{};
+          tile.rows = StripOf(scratch, i) + chain.unit * kStrip + chain.column;
+          tile.panel = weight_.Panel(p, unit);
+          tile.units = chain.units;
+          tile.height = TileAt(first + i).height;
+          tile.first = !begun[i];
+          tile.sums = scratch.sums.get() + i * kTileRows * sum_stride_ + p * kPanelColumns;
+          tile.sum_stride = sum_stride_;
+          tile.runs = chain.runs;
+          tile.row_stride = kStrip;
+          run_(tile);
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) begun[i] = begun[i] || inside[i];
+    }
+  }
+
+  uint32_t* StripOf(const Scratch& scratch, int64_t i) const {
+    return scratch.strips.get() + i * channels_.units * kStrip;
+  }
+
+  void Pack(const char* in, int64_t row, const Tile& tile, uint32_t* strip) const {
+    const int count = tile.height + static_cast<int>(call_.taps.columns) - 1;
+    const void* positions[kStrip];
+    for (int i = 0; i < kStrip; ++i) {
+      const int64_t column = tile.column + call_.first_column + i;
+      const bool there = i < count && column >= 0 && column < call_.in_columns;
+      positions[i] = there ? in + (row * call_.in_columns + column) * call_.in_step * element_size_
+                           : zeros_.data();
+    }
+    PackStrip(channels_, positions, count, strip);
+  }
+
+  void Finish(int64_t frame, int64_t first, int64_t count, float* sums) const {
+    if (weight_.element() == Element::kFloat32) {
+      FinishTiles(Finisher<float>(call_, weight_.n()), frame, first, count, sums);
+    } else {
+      FinishTiles(Finisher<uint16_t>(call_, weight_.n()), frame, first, count, sums);
+    }
+  }
+
+  template <typename T>
+  void FinishTiles(const Finisher<T>& finisher, int64_t frame, int64_t first, int64_t count,
+                   float* sums) const {
+    for (int64_t i = 0; i < count; ++i, sums += kTileRows * sum_stride_) {
+      const Tile tile = TileAt(first + i);
+      for (int64_t c = 0; c < tile.real; ++c) {
+        finisher.Run(sums + c * sum_stride_, frame,
+                     tile.row * call_.out_row_step + (tile.column + c) * call_.out_step);
+      }
+    }
+  }
+
+  const ConvolutionCall& call_;
+  const WeightPanels& weight_;
+  void (*const run_)(const GemmTile& tile);
+  const Channels channels_;
+  const int64_t element_size_, tiles_a_row_, tiles_a_frame_, sum_stride_;
+  const std::vector<char> zeros_;  // a position outside
+  std::vector<Chain> chains_;
+  SharedStop stop_;
+};
+
+}  // namespace
+
+int64_t TapChannels(int64_t channels, GemmIsa isa) {
+  return KernelOf(isa).units == GemmUnits::kPairs ? (channels + 1) / 2 * 2 : channels;
+}
+
+void Convolve(const ConvolutionCall& call, const WeightPanels& weight,
+              const RunWorkers& run_workers) {
+  if (call.frames * call.rows * call.columns > 0) Convolver(call, weight).Run(run_workers);
+}
+
+}  // namespace denoised::kernels

@@ -1,0 +1,243 @@
+// Implicit convolutions on the packed product: close to float64, and the same bits whichever part
+// of a volume a call computes, alone or with other frames, on any number of threads.
+#include "backends/kernels/conv.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace denoised::kernels {
+namespace {
+
+RunWorkers OnThreads(int threads) {
+  return [threads](int64_t tasks, const std::function<void()>& worker) {
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < std::min<int64_t>(tasks, threads); ++i) others.emplace_back(worker);
+    worker();
+    for (std::thread& thread : others) thread.join();
+  };
+}
+
+at::ScalarType TypeOf(Element element) {
+  return element == Element::kFloat32 ? at::kFloat : at::kBFloat16;
+}
+
+at::Tensor WholePanels(const at::Tensor& x) {
+  at::Tensor padded = at::zeros({(x.numel() + 31) / 32 * 32});
+  padded.narrow(0, 0, x.numel()).copy_(x);
+  return padded;
+}
+
+// A convolution [N, C, kt, kh, kw] whose time axis sees only the past, zeros around in space.
+struct Layer {
+  at::Tensor weight;       // of the element's dtype
+  at::Tensor bias, gamma;  // float32 [N]
+};
+
+// What must not change a bit.
+struct How {
+  int threads = 1;
+  int64_t first_row = 0, rows = 0;  // of the output; 0 rows: all of them
+  int64_t gap = 0;                  // elements between positions, of input and output
+  bool added = false, normed = false;
+};
+
+struct Case {
+  GemmIsa isa;
+  Element element;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << GemmIsaName(c.isa) << (c.element == Element::kFloat32 ? "_float32" : "_bfloat16");
+}
+
+class ConvTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (!HasGemmIsa(isa(), QueryCpu())) GTEST_SKIP() << "this CPU has no " << GemmIsaName(isa());
+    at::manual_seed(11);
+  }
+  GemmIsa isa() const { return GetParam().isa; }
+  Element element() const { return GetParam().element; }
+  at::Tensor Random(at::IntArrayRef shape) const { return at::randn(shape).to(TypeOf(element())); }
+
+  Layer MakeLayer(int64_t n, int64_t c, at::IntArrayRef kernel) const {
+    const double size = std::sqrt(static_cast<double>(c * c10::multiply_integers(kernel)));
+    return {Random({n, c, kernel[0], kernel[1], kernel[2]}).div(size), at::randn({n}),
+            at::rand({n}) + 0.5};
+  }
+
+  WeightPanels Pack(const at::Tensor& weight) const {
+    const int64_t c = weight.size(1), padded = TapChannels(c, isa());
+    at::Tensor taps = at::zeros({weight.size(0), weight[0][0].numel(), padded}, weight.options());
+    taps.narrow(2, 0, c).copy_(weight.flatten(2).transpose(1, 2));
+    return WeightPanels(taps.const_data_ptr(), element(), taps.size(0), taps[0].numel(), isa());
+  }
+
+  // x [T, H, W, C], the first kt - 1 frames of which are the past. Gives [T - kt + 1, rows, W, N].
+  at::Tensor Convolved(const at::Tensor& x, const Layer& layer, const How& how = {}) const {
+    const at::Tensor& w = layer.weight;
+    const int64_t n = w.size(0), c = w.size(1), rows = how.rows > 0 ? how.rows : x.size(1);
+    at::Tensor in = at::full({x.size(0), x.size(1), x.size(2), c + how.gap}, NAN, x.options());
+    in.narrow(3, 0, c).copy_(x);
+    const double untouched = 7;
+    const int64_t frames = x.size(0) - w.size(2) + 1;
+    at::Tensor out = at::full({frames, rows, x.size(2), n + how.gap}, untouched, x.options());
+    if (how.added) out.narrow(3, 0, n).copy_(Residual(frames, x, n, how.first_row, rows));
+    std::vector<const void*> inputs, added;
+    std::vector<void*> outputs;
+    for (int64_t t = 0; t < x.size(0); ++t) {
+      inputs.push_back(x[t].abs().max().item<double>() == 0 ? nullptr : in[t].const_data_ptr());
+    }
+    for (int64_t t = 0; t < frames; ++t) outputs.push_back(out[t].mutable_data_ptr());
+    added.assign(outputs.begin(), outputs.end());
+    const at::Tensor bias = WholePanels(layer.bias), gamma = WholePanels(layer.gamma);
+    ConvolutionCall call;
+    call.taps = {w.size(2), w.size(3), w.size(4)};
+    call.channels = c;
+    call.in = inputs.data();
+    call.in_rows = x.size(1);
+    call.in_columns = x.size(2);
+    call.in_step = c + how.gap;
+    call.first_row = how.first_row - w.size(3) / 2;
+    call.first_column = -w.size(4) / 2;
+    call.frames = frames;
+    call.rows = rows;
+    call.columns = x.size(2);
+    call.bias = bias.const_data_ptr<float>();
+    if (how.added) call.added = added.data();
+    call.out_row_step = out.stride(1);
+    call.out_step = out.stride(2);
+    if (how.normed) {
+      call.gamma = gamma.const_data_ptr<float>();
+      call.silu = true;
+      call.normed = outputs.data();
+    } else {
+      call.out = outputs.data();
+    }
+    Convolve(call, Pack(w), OnThreads(how.threads));
+    EXPECT_TRUE(out.narrow(3, n, how.gap).eq(untouched).all().item<bool>());
+    return out.narrow(3, 0, n).contiguous();
+  }
+
+  // Numbers that follow from their position, so that a part has those of the whole.
+  static at::Tensor Residual(int64_t frames, const at::Tensor& x, int64_t n, int64_t first_row,
+                             int64_t rows) {
+    return at::linspace(-2, 3, frames * x.size(1) * x.size(2) * n, at::kFloat)
+        .view({frames, x.size(1), x.size(2), n})
+        .narrow(1, first_row, rows)
+        .to(x.scalar_type());
+  }
+
+  static at::Tensor InFloat64(const at::Tensor& x, const at::Tensor& weight,
+                              const at::Tensor& bias) {
+    return at::conv3d(x.to(at::kDouble).permute({3, 0, 1, 2}).unsqueeze(0), weight.to(at::kDouble),
+                      bias.to(at::kDouble), /*stride=*/1,
+                      {0, weight.size(3) / 2, weight.size(4) / 2})
+        .squeeze(0)
+        .permute({1, 2, 3, 0});
+  }
+};
+
+double ErrorShare(const at::Tensor& y, const at::Tensor& wanted, const at::Tensor& magnitudes) {
+  const double half_step = y.scalar_type() == at::kFloat ? 0x1p-24 : 0x1p-8;
+  const at::Tensor allowed = wanted.abs() * half_step + magnitudes * 4e-7;
+  return ((y.to(at::kDouble) - wanted).abs() / allowed).max().item<double>();
+}
+
+TEST_P(ConvTest, IsCloseToFloat64AtEveryRaggedSize) {
+  const std::vector<std::vector<int64_t>> kernels = {
+      {3, 3, 3}, {1, 3, 3}, {3, 1, 1}, {1, 1, 1}, {2, 5, 5}};
+  for (const auto& kernel : kernels) {
+    for (const int64_t c : {1, 3, 16, 97, 300}) {
+      for (const int64_t n : {3, 33, 96}) {
+        for (const int64_t width : {1, 5, 12, 27}) {
+          const Layer layer = MakeLayer(n, c, kernel);
+          const at::Tensor x = Random({kernel[0] + 1, 4, width, c});
+          EXPECT_LE(ErrorShare(Convolved(x, layer), InFloat64(x, layer.weight, layer.bias),
+                               InFloat64(x.abs(), layer.weight.abs(), layer.bias.abs())),
+                    1)
+              << kernel[0] << kernel[1] << kernel[2] << " of " << c << " to " << n << ", " << width;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ConvTest, APartHasTheBitsOfTheWhole) {
+  for (const auto& [c, n] : std::vector<std::pair<int64_t, int64_t>>{{5, 7}, {96, 40}, {300, 70}}) {
+    const Layer layer = MakeLayer(n, c, {3, 3, 3});
+    const at::Tensor x = Random({6, 11, 29, c});
+    for (const bool normed : {false, true}) {
+      How how;
+      how.added = true;
+      how.normed = normed;
+      const at::Tensor whole = Convolved(x, layer, how);
+      How other = how;
+      for (const int threads : {2, 3}) {
+        other.threads = threads;
+        EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole)) << threads;
+      }
+      other.gap = 3;
+      EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole));
+      for (const auto& [first, rows] :
+           std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {3, 5}, {10, 1}}) {
+        other.first_row = first;
+        other.rows = rows;
+        EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole.narrow(1, first, rows)));
+      }
+    }
+    const at::Tensor whole = Convolved(x, layer);
+    for (int64_t t = 0; t < 4; ++t) {
+      EXPECT_TRUE(at::equal(Convolved(x.narrow(0, t, 3), layer), whole.narrow(0, t, 1))) << t;
+    }
+  }
+}
+
+TEST_P(ConvTest, FramesOfZerosMayBeLeftOut) {
+  const Layer layer = MakeLayer(33, 20, {3, 3, 3});
+  at::Tensor x = Random({4, 5, 9, 20});
+  x.narrow(0, 0, 2).zero_();  // Convolved passes null for those
+  EXPECT_LE(ErrorShare(Convolved(x, layer), InFloat64(x, layer.weight, layer.bias),
+                       InFloat64(x.abs(), layer.weight.abs(), layer.bias.abs())),
+            1);
+}
+
+TEST_P(ConvTest, TheNormIsThatOfTheUnroundedSum) {
+  for (const int64_t n : {3, 32, 100}) {
+    const Layer layer = MakeLayer(n, 24, {3, 3, 3});
+    const at::Tensor x = Random({3, 6, 14, 24});
+    How how;
+    how.normed = how.added = true;
+    const at::Tensor y =
+        InFloat64(x, layer.weight, layer.bias) + Residual(1, x, n, 0, x.size(1)).to(at::kDouble);
+    const at::Tensor scaled = y / at::linalg_vector_norm(y, 2, {-1}, /*keepdim=*/true) *
+                              std::sqrt(static_cast<double>(n)) * layer.gamma.to(at::kDouble);
+    const at::Tensor wanted = at::silu(scaled);
+    EXPECT_LE(ErrorShare(Convolved(x, layer, how), wanted, at::full_like(wanted, 10)), 1) << n;
+  }
+}
+
+TEST_P(ConvTest, WhatIsNotFiniteReachesItsNeighboursOnly) {
+  const Layer layer = MakeLayer(10, 8, {1, 3, 3});
+  at::Tensor x = Random({1, 9, 30, 8});
+  x[0][4][13][2] = NAN;
+  const at::Tensor bad = Convolved(x, layer).isnan().any(3).squeeze(0);  // [9, 30]
+  EXPECT_EQ(bad.sum().item<int64_t>(), 9);
+  EXPECT_TRUE(bad.narrow(0, 3, 3).narrow(1, 12, 3).all().item<bool>());
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ConvTest,
+                         testing::Values(Case{GemmIsa::kAvx2, Element::kFloat32},
+                                         Case{GemmIsa::kAvx2, Element::kBFloat16},
+                                         Case{GemmIsa::kAvx512, Element::kFloat32},
+                                         Case{GemmIsa::kAvx512, Element::kBFloat16},
+                                         Case{GemmIsa::kAvx512Bf16, Element::kBFloat16}),
+                         testing::PrintToStringParamName());
+
+}  // namespace
+}  // namespace denoised::kernels
