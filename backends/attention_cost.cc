@@ -39,7 +39,7 @@ int64_t KernelBytes(const AttentionSpec& spec, int64_t rows) {
   const int64_t keys = rows * spec.kv_len * spec.num_heads * spec.head_size * 4;
   const int64_t wide = widens ? 2 * (QueryBytes(spec, rows, 4) + keys) : 0;
   const int64_t mask = spec.has_mask ? rows * spec.num_heads * spec.q_len * spec.kv_len * 4 : 0;
-  return packed + wide + mask + Threads() * (int64_t{256} << 10);
+  return packed + wide + mask + Threads() * ((int64_t{128} << 10) + padded * kernels::kBlock * 8);
 }
 
 int64_t PlanBytes(const PlanSize& size, const AttentionSpec& spec, int64_t rows) {

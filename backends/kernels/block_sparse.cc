@@ -1,5 +1,7 @@
 #include "backends/kernels/block_sparse.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -33,26 +35,83 @@ int TokenAt(const std::vector<int32_t>& order, int position) {
   return order.empty() ? position : order[position];
 }
 
+constexpr int kLanes = 8;
+
+void Transpose8(__m256 (&rows)[kLanes]) {
+  __m256 pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) {
+    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int i = 0; i < kLanes / 2; ++i) {
+    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
+}
+
+// What EditOne does to up to eight keys from `key` on, `scores` being theirs, and eight queries,
+// some of which may lie past the block's last. Their bias lies by rows of queries, scores by rows
+// of keys.
+void AddBias8(const ScoreEdit& edit, Span keys, int key, int query, float* scores, int width) {
+  const int count = std::min(kLanes, keys.length - key);
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i some = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+  __m256 bias[kLanes];
+  for (int q = 0; q < kLanes; ++q) {
+    const int64_t row = edit.queries.first + std::min(query + q, edit.queries.length - 1);
+    const float* from = edit.bias + row * edit.call->bias_strides[2] + keys.first + key;
+    bias[q] = _mm256_maskload_ps(from, some);
+  }
+  Transpose8(bias);
+  const __m256 hidden = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+  const __m256 per_scale = _mm256_set1_ps(1.0f / edit.call->scale);  // scores are not scaled yet
+  const __m256 per_query = edit.query_scale != nullptr ? _mm256_loadu_ps(edit.query_scale + query)
+                                                       : _mm256_set1_ps(1.0f);
+  for (int k = 0; k < count; ++k) {
+    float* at = scores + k * width + query;
+    const __m256 shift = _mm256_div_ps(_mm256_mul_ps(bias[k], per_scale), per_query);
+    const __m256 shifted = _mm256_add_ps(_mm256_loadu_ps(at), shift);
+    const __m256 hides = _mm256_cmp_ps(bias[k], hidden, _CMP_EQ_OQ);
+    _mm256_storeu_ps(at, _mm256_blendv_ps(shifted, hidden, hides));
+  }
+}
+
+void EditOne(const ScoreEdit& edit, int64_t query, int64_t key, int lane, float* score) {
+  if (edit.Hides(query, key)) {
+    *score = -std::numeric_limits<float>::infinity();  // also where it is not a number
+  } else if (edit.bias != nullptr) {
+    const float per_scale = 1.0f / edit.call->scale;
+    const float per_query = edit.query_scale != nullptr ? edit.query_scale[lane] : 1.0f;
+    *score += edit.Bias(query, key) * per_scale / per_query;
+  }
+}
+
 void EditScores(const void* context, int block, float* scores, int width) {
   const ScoreEdit& edit = *static_cast<const ScoreEdit*>(context);
   const Span keys = edit.plan->key_blocks[block];
-  if (edit.bias == nullptr && keys.first + keys.length - 1 <= edit.queries.first &&
-      edit.plan->key_order.empty() && edit.plan->query_order.empty()) {
-    return;  // below the diagonal
+  const bool in_order = edit.plan->key_order.empty() && edit.plan->query_order.empty();
+  const bool below = keys.first + keys.length - 1 <= edit.queries.first;  // the diagonal
+  if (edit.bias == nullptr && below && in_order) return;
+  if (in_order && edit.bias != nullptr && edit.call->bias_strides[3] == 1 &&
+      (below || !edit.call->causal)) {
+    for (int k = 0; k < keys.length; k += kLanes) {
+      for (int q = 0; q < edit.queries.length; q += kLanes) {
+        AddBias8(edit, keys, k, q, scores + k * width, width);
+      }
+    }
+    return;
   }
-  const float hidden = -std::numeric_limits<float>::infinity();
-  const float per_scale = 1.0f / edit.call->scale;  // scores are not scaled yet
   for (int k = 0; k < keys.length; ++k) {
     const int64_t key = TokenAt(edit.plan->key_order, keys.first + k);
     for (int q = 0; q < edit.queries.length; ++q) {
       const int64_t query = TokenAt(edit.plan->query_order, edit.queries.first + q);
-      float& score = scores[k * width + q];
-      if (edit.Hides(query, key)) {
-        score = hidden;  // also where it is not a number
-      } else if (edit.bias != nullptr) {
-        const float per_query = edit.query_scale != nullptr ? edit.query_scale[q] : 1.0f;
-        score += edit.Bias(query, key) * per_scale / per_query;
-      }
+      EditOne(edit, query, key, q, scores + k * width + q);
     }
   }
 }

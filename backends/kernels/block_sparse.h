@@ -11,7 +11,7 @@
 // mean, so there a key that is not finite makes its whole head NaN, and a query its row.
 //
 // Torch-free. A row's bits depend on its own query, its keys and its list, never on the batch, the
-// number of threads or the other rows of its block. Limits: head size 1..256.
+// number of threads or the other rows of its block. Limits: head size 1..1024.
 #ifndef DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_
 #define DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_
 
@@ -24,7 +24,7 @@
 namespace denoised::kernels {
 
 inline constexpr int kBlock = 64;  // most queries or keys in a block
-inline constexpr int kMaxHeadSize = 256;
+inline constexpr int kMaxHeadSize = 1024;
 // Packed keys and values held at once, in units of four bytes; more heads than fit are taken in
 // turns, one at least. What is written is read soon after, so it should still be in a shared cache.
 inline constexpr int64_t kMaxPackedUnits = int64_t{4} << 20;

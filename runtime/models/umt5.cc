@@ -13,7 +13,7 @@
 namespace denoised {
 namespace {
 
-constexpr int64_t kRowGranularity = 32;
+constexpr int64_t kExactRows = 32;
 
 double LowestOf(at::ScalarType dtype) {
   switch (dtype) {
@@ -26,12 +26,12 @@ double LowestOf(at::ScalarType dtype) {
   }
 }
 
-// Rows that hold a real token, rounded up.
-int64_t RowsToCompute(const at::Tensor& mask) {
+// Rows that hold a real token, rounded up to `granularity`.
+int64_t RowsToCompute(const at::Tensor& mask, int64_t granularity) {
   const int64_t length = mask.size(1);
   const at::Tensor last = mask.to(at::kLong) * at::arange(1, length + 1, mask.device());
   const int64_t used = std::max<int64_t>(1, last.max().item<int64_t>());
-  const int64_t rounded = (used + kRowGranularity - 1) / kRowGranularity * kRowGranularity;
+  const int64_t rounded = (used + granularity - 1) / granularity * granularity;
   return std::min(length, rounded);
 }
 
@@ -149,8 +149,8 @@ AttentionSpec Umt5Encoder::Spec(int64_t length) const {
 struct Umt5Encoder::Scratch {
   at::Tensor buckets;  // [R, R] int64
   at::Tensor real;     // [B, 1, 1, R] bool: the key is a real token
-  at::Tensor mask;     // [B, H, R, L] additive; columns from R on stay at the dtype's lowest
-  at::Tensor key;      // [B, L, H, d_kv]; rows from R on stay zero
+  at::Tensor mask;     // [B, H, R, K] additive; columns from R on stay at the dtype's lowest
+  at::Tensor key;      // [B, K, H, d_kv]; rows from R on stay zero
   at::Tensor value;    // like key
 };
 
@@ -163,14 +163,16 @@ at::Tensor Umt5Encoder::Forward(const at::Tensor& ids, const at::Tensor& mask) c
     throw InvalidField("token ids", "wanted 0 to " + std::to_string(config_.vocab_size - 1) +
                                         ", the text encoder's vocabulary");
   }
-  const int64_t batch = ids.size(0), length = ids.size(1), rows = RowsToCompute(mask);
+  const int64_t batch = ids.size(0), length = ids.size(1);
+  const int64_t rows = RowsToCompute(mask, Packed() ? 1 : kExactRows);
+  const int64_t keys = Packed() ? rows : length;
   const at::TensorOptions options = embedding_.options();
   Scratch scratch;
   scratch.buckets = RelativeBuckets(rows, config_, embedding_.device());
   const at::Tensor real = mask.to(embedding_.device()).ne(0);
   scratch.real = real.narrow(1, 0, rows).view({batch, 1, 1, rows});
-  scratch.mask = at::full({batch, config_.num_heads, rows, length}, LowestOf(dtype_), options);
-  scratch.key = at::zeros({batch, length, config_.num_heads, config_.d_kv}, options);
+  scratch.mask = at::full({batch, config_.num_heads, rows, keys}, LowestOf(dtype_), options);
+  scratch.key = at::zeros({batch, keys, config_.num_heads, config_.d_kv}, options);
   scratch.value = at::zeros_like(scratch.key);
 
   at::Tensor x = at::embedding(embedding_, ids.to(embedding_.device()).narrow(1, 0, rows));

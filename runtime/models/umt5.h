@@ -48,9 +48,10 @@ class Umt5Encoder {
   // Returns [B, L, d_model] in the model's dtype; rows of padding are zeros.
   // INVALID_ARGUMENT for an id outside of the vocabulary.
   //
-  // Rows after the last real token of the batch are not computed (rounded up to 32): the kept rows
-  // have the bits of the full-length computation, because a GEMM's rows do not depend on each other
-  // from 12 rows on and keys and values of padding weigh exactly zero.
+  // Rows after the last real token of the batch are not computed. Packed numerics leave out their
+  // keys as well, and a prompt has its bits in any company. Exact ones round the rows up to 32 and
+  // keep the keys of padding, which weigh exactly zero: the kept rows have the bits of the
+  // full-length computation wherever LibTorch's products give a row the same bits in any company.
   at::Tensor Forward(const at::Tensor& ids, const at::Tensor& mask) const;
 
   // What the encoder's attention needs, for Select().

@@ -218,8 +218,8 @@ void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink, int64_t 
   // [1, z, f, h, w] -> [f, h, w, z]
   const at::Tensor x = latents.to(mean_.options()).squeeze(0).permute({1, 2, 3, 0}).contiguous();
   const LinearNumerics kept = packed_ ? LinearNumerics::kPacked : LinearNumerics::kExact;
-  const LoadOptions from{nullptr, dtype_,   mean_.device(), LinearNumerics::kPacked,
-                         nullptr, &tensors_};
+  LoadOptions from{nullptr, dtype_, mean_.device()};
+  from.instead = &tensors_;
   if (!Packs(CurrentLinearNumerics(kept))) {
     const auto exact = exact_ ? exact_ : std::make_shared<WanVaeNetwork>(config_, from);
     return DecodeExact(*exact, x, sink);

@@ -188,7 +188,9 @@ TEST_P(BlockSparse, DenseEqualsFloat64ForEveryWidthAndHeadSize) {
                                                {1, 64, 300, 2, 80},
                                                {1, 130, 513, 2, 128},
                                                {1, 70, 100, 1, 255},
-                                               {1, 70, 100, 1, 256}}) {
+                                               {1, 70, 100, 1, 256},
+                                               {1, 20, 100, 1, 384},
+                                               {1, 20, 100, 1, 1024}}) {
     const AttentionInputs inputs = Draw(shape, GetParam().element);
     const at::Tensor got = Attend(inputs, DensePlan(shape.q_len, shape.kv_len), GetParam());
     EXPECT_LE(RelativeL2(got, OracleAttention(inputs)), Tolerance(GetParam().element))
