@@ -123,6 +123,12 @@ std::optional<LinearNumerics> ReadLinear(const ModelFolder& folder) {
               own.path());
 }
 
+// A forward that does not run takes no time.
+AttentionTally WithoutSeconds(AttentionTally tally) {
+  for (AttentionCount& count : tally.counts) count.seconds = 0;
+  return tally;
+}
+
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
 void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
   const auto check = [&](const std::string& key, int64_t said, int64_t real) {
@@ -414,6 +420,7 @@ WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
   const int64_t most = vae_->Packs(parameters.linear) ? vae_->MostBands(latents[3]) : 1;
   for (int64_t bands = 1; bands <= most; bands += (bands + 1) / 2) {
     estimate = EstimateWanRun(parts, latents, parameters, request.formats, bands, cost);
+    estimate.peak_bytes += prompts_.bytes();
     if (estimate.peak_bytes <= available) break;
   }
   return estimate;
@@ -421,9 +428,12 @@ WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
 
 WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
                                           const CostOfAttention& cost) const {
-  return EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
-                         request.latents.shape, request.encoder_hidden_states.shape[1],
-                         request.guidance_scale > 1, LinearOf(request, *this), cost);
+  WorkEstimate estimate =
+      EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                      request.latents.shape, request.encoder_hidden_states.shape[1],
+                      request.guidance_scale > 1, LinearOf(request, *this), cost);
+  estimate.peak_bytes += prompts_.bytes();
+  return estimate;
 }
 
 // ---- forwards ----------------------------------------------------------------------------------
@@ -467,18 +477,36 @@ TextContext WanPipeline::EncodePrompt(const std::string& field, const std::strin
                      std::to_string(encoding.wanted) + " tokens (max_sequence_length)");
   }
   const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
-  const at::Tensor ids = at::tensor(encoding.ids, at::kLong).unsqueeze(0).to(device_);
-  const at::Tensor mask = at::arange(max_length, ids.options()).lt(length).to(at::kLong);
-  at::Tensor embeds;
-  {
-    ForwardContext context;
-    context.attn_metadata = &plan;
-    ScopedForwardContext scope(context);
-    embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
+  const AttentionSlot& slot = plan[static_cast<size_t>(AttentionRole::kTextEncoder)];
+  const PromptCache::Key key{{encoding.ids.begin(), encoding.ids.begin() + length},
+                             max_length,
+                             CurrentLinearNumerics(info_.defaults.linear),
+                             slot.id};
+  const PromptCache::Entry* kept = prompts_.Find(key);
+  const at::Tensor embeds =
+      kept != nullptr ? kept->embeds : RunTextEncoder(encoding.ids, length, plan);
+  if (kept != nullptr) {
+    *slot.tally = kept->tally;  // of a forward that need not run again
+  } else {
+    RequireFinite(embeds, "the text encoder gave numbers that are not finite for the " + field);
+    prompts_.Put(key, {embeds, WithoutSeconds(*slot.tally)});
   }
   planner->BookForward();
-  RequireFinite(embeds, "the text encoder gave numbers that are not finite for the " + field);
-  return transformer_->EncodeText(embeds);
+  at::Tensor padded = at::zeros({1, max_length, embeds.size(2)}, embeds.options());
+  padded.narrow(1, 0, length).copy_(embeds);
+  return transformer_->EncodeText(padded.to(device_));
+}
+
+// Rows of the `length` real tokens, on the CPU.
+at::Tensor WanPipeline::RunTextEncoder(const std::vector<int64_t>& padded_ids, int64_t length,
+                                       const AttentionPlan& plan) const {
+  const at::Tensor ids = at::tensor(padded_ids, at::kLong).unsqueeze(0).to(device_);
+  const at::Tensor mask = at::arange(ids.size(1), ids.options()).lt(length).to(at::kLong);
+  ForwardContext context;
+  context.attn_metadata = &plan;
+  const ScopedForwardContext scope(context);
+  const at::Tensor embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
+  return embeds.narrow(1, 0, length).to(at::kCPU).clone();
 }
 
 std::unique_ptr<GenerationRun> WanPipeline::NewRun(RunRequest request) {

@@ -18,6 +18,7 @@
 #include "runtime/models/wan_transformer.h"
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipeline.h"
+#include "runtime/prompt_cache.h"
 #include "runtime/schedulers/scheduler.h"
 #include "runtime/tokenizer/tokenizer.h"
 
@@ -61,7 +62,7 @@ class WanPipeline : public Pipeline {
   at::Tensor Forward(const ForwardCall& call, const AttentionPlan& plan, AttentionPlanner* planner,
                      Observer* observer) const;
   // `field` names the prompt in errors, and in the note where it was cut; NON_FINITE where the
-  // encoder gives NaN or infinity.
+  // encoder gives NaN or infinity. The encoder runs once for a prompt that prompts_ still knows.
   TextContext EncodePrompt(const std::string& field, const std::string& prompt, int64_t max_length,
                            AttentionPlanner* planner) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
@@ -74,6 +75,8 @@ class WanPipeline : public Pipeline {
 
  private:
   explicit WanPipeline(at::Device device) : device_(device) {}
+  at::Tensor RunTextEncoder(const std::vector<int64_t>& padded_ids, int64_t length,
+                            const AttentionPlan& plan) const;
   void LoadScheduler(const ModelFolder& folder, const ModelIndex& index);
   void LoadComponents(const ModelFolder& folder, const ModelIndex& index,
                       const RepositoryOptions& options, LinearNumerics linear);
@@ -92,6 +95,8 @@ class WanPipeline : public Pipeline {
   std::unique_ptr<Umt5Encoder> text_encoder_;
   std::unique_ptr<WanTransformer> transformer_;
   std::unique_ptr<WanVaeDecoder> vae_;
+  // Of some hundred prompts; a part of every estimate.
+  mutable PromptCache prompts_{int64_t{64} << 20};
   ModelInfo info_;
   GeometryRules rules_;
   PlannerSetting setting_;
