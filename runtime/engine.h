@@ -42,8 +42,8 @@ struct EngineOptions {
   std::string max_memory = "auto";
   int threads = 0;                // intra-op threads; 0 = one a physical core
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
-  // Of jobs that ask for none, where denoised.json does not say.
-  LinearNumerics linear = LinearNumerics::kPacked;
+  // Of jobs that ask for none. Unset: what a model's denoised.json says, else packed.
+  std::optional<LinearNumerics> linear;
 };
 
 struct ModelInfo {

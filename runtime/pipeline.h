@@ -99,7 +99,7 @@ struct RepositoryOptions {
   std::string variant;            // as EngineOptions has them
   bool strict = false;
   std::string state_dir;
-  LinearNumerics linear = LinearNumerics::kPacked;
+  std::optional<LinearNumerics> linear;
 };
 
 // By name. Exactly one pipeline is the default.

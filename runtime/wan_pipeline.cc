@@ -159,11 +159,13 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->info_.name = name;
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);
-  const LinearNumerics linear = ReadLinear(folder).value_or(options.linear);
-  pipeline->LoadComponents(folder, index, options, linear);
+  const std::optional<LinearNumerics> own = ReadLinear(folder);
+  const std::optional<LinearNumerics> wanted = options.linear ? options.linear : own;
+  pipeline->LoadComponents(folder, index, options, wanted.value_or(LinearNumerics::kPacked));
   pipeline->ReadDefaults(folder);
   pipeline->Describe(folder.Seal());
   pipeline->WarnUnused(logger);
+  if (wanted) pipeline->WarnOtherNumerics(*wanted, logger);
   return pipeline;
 }
 
@@ -321,6 +323,15 @@ void WanPipeline::Describe(const Manifest& manifest) {
   info_.num_heads = config.num_heads;
   info_.head_size = config.head_dim;
   info_.has_gate = transformer_->has_gate();
+}
+
+void WanPipeline::WarnOtherNumerics(LinearNumerics wanted, Logger* logger) const {
+  if (info_.defaults.linear == wanted) return;
+  logger->Warning("numerics", {{"model", info_.name},
+                               {"linear", std::string(LinearNumericsName(wanted))},
+                               {"taken", std::string(LinearNumericsName(info_.defaults.linear))},
+                               {"device", info_.device},
+                               {"dtype", info_.dtype}});
 }
 
 void WanPipeline::WarnUnused(Logger* logger) const {

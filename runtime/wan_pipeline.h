@@ -87,6 +87,7 @@ class WanPipeline : public Pipeline {
   void ReadRequestDefaults(const ConfigReader& given);
   void Describe(const Manifest& manifest);
   void CheckDefaultAttention(const std::string& own_file) const;
+  void WarnOtherNumerics(LinearNumerics wanted, Logger* logger) const;
   void WarnUnused(Logger* logger) const;
 
   const at::Device device_;

@@ -352,14 +352,14 @@ std::vector<std::string> LinearChoices() {
   return names;
 }
 
-Flag LinearFlag(LinearNumerics* target) {
+Flag LinearFlag(std::optional<LinearNumerics>* target) {
   return {
-      "linear", "HOW", "packed",
+      "linear", "HOW", "",
       "How linear layers and norms compute on a CPU for jobs that do not say (numerics.linear), "
       "and how weights are kept: packed is our own matrix product, whose results depend on "
       "neither company nor threads; exact has diffusers' bits; int8 is packed with most weights, "
       "and what they multiply, in 8 bits: the fastest and smallest, and coarser, and then jobs get "
-      "nothing else. A model's denoised.json may say otherwise.",
+      "nothing else. Unset: what a model's denoised.json says, else packed.",
       [target](const std::string& text) {
         std::string name;
         SetChoice("linear", LinearChoices(), &name)(text);

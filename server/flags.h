@@ -78,7 +78,7 @@ void PinFromFlag(CpuIsa isa);
 Flag MaxMemoryFlag(std::string* target);
 
 // --linear of the server.
-Flag LinearFlag(LinearNumerics* target);
+Flag LinearFlag(std::optional<LinearNumerics>* target);
 // What it, and the flag of a request, may be.
 std::vector<std::string> LinearChoices();
 

@@ -24,10 +24,13 @@ inline __m256 Exp8(__m256 x) {
   return _mm256_mul_ps(y, _mm256_castsi256_ps(exponent));
 }
 
-// x / (1 + e^y); NaN in either stays NaN.
+// x / (1 + e^y); NaN in either stays NaN. Where e^y would be infinite, a zero of x's sign.
 inline __m256 OverOnePlusExp8(__m256 x, __m256 y) {
-  y = _mm256_min_ps(_mm256_set1_ps(87.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), y));
-  return _mm256_div_ps(x, _mm256_add_ps(Exp8(y), _mm256_set1_ps(1.0f)));
+  const __m256 most = _mm256_set1_ps(87.0f);
+  const __m256 vanishes = _mm256_cmp_ps(y, most, _CMP_GT_OQ);
+  y = _mm256_min_ps(most, _mm256_max_ps(_mm256_set1_ps(-87.0f), y));
+  const __m256 ratio = _mm256_div_ps(x, _mm256_add_ps(Exp8(y), _mm256_set1_ps(1.0f)));
+  return _mm256_blendv_ps(ratio, _mm256_and_ps(x, _mm256_set1_ps(-0.0f)), vanishes);
 }
 
 inline __m256 Silu8(__m256 x) { return OverOnePlusExp8(x, _mm256_sub_ps(_mm256_setzero_ps(), x)); }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "backends/kernels/activations.h"
@@ -25,7 +26,12 @@ constexpr int64_t kTaskRows = 96;
 constexpr int64_t kMostTaskPanels = 8;
 // Rows that are packed before they are multiplied, in units.
 constexpr int64_t kMostPackedUnits = int64_t{8} << 20;
-constexpr int64_t kWantedTasks = 16;
+
+// Of a short call: enough for every core to have some. How columns are shared out changes no bit.
+int64_t WantedTasks() {
+  static const int64_t cores = std::thread::hardware_concurrency();
+  return std::max<int64_t>(16, 2 * cores);
+}
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -122,7 +128,7 @@ class GemmRunner {
     int64_t panels = 0, tasks = 0;
     for (const GemmProduct& product : products_) panels += product.weight->panels();
     const int64_t width =
-        std::clamp<int64_t>(panels * row_blocks / kWantedTasks, 1, kMostTaskPanels);
+        std::clamp<int64_t>(panels * row_blocks / WantedTasks(), 1, kMostTaskPanels);
     for (const GemmProduct& product : products_) {
       tasks += row_blocks * CeilDiv(product.weight->panels(), width);
     }

@@ -10,7 +10,7 @@
 // In int8 (W8A8) every output column of W has a scale, made once, and every row of x one, made in
 // the call: the largest magnitude at 127, elements rounded to nearest, ties to even (int8_rule.h).
 // Sums are whole numbers, and exact, so that here all instruction sets give the same bits:
-// float(sum) * scale of the row * scale of the column, then bias and activation as without.
+// float(sum) * (scale of the row * scale of the column), then bias and activation as without.
 #ifndef DENOISED_BACKENDS_KERNELS_GEMM_H_
 #define DENOISED_BACKENDS_KERNELS_GEMM_H_
 

@@ -307,8 +307,9 @@ void ScaleSums(float* sums, float row_scale, const float* scales, const int32_t*
     const __m256i lacking = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + n));
     const __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + n));
     const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(sum, lacking));
+    // The scales first: neither a large row's nor a large column's overflows with the sum alone.
     _mm256_storeu_ps(sums + n,
-                     _mm256_mul_ps(_mm256_mul_ps(whole, row), _mm256_loadu_ps(scales + n)));
+                     _mm256_mul_ps(whole, _mm256_mul_ps(row, _mm256_loadu_ps(scales + n))));
   }
 }
 

@@ -12,7 +12,7 @@ namespace denoised {
 
 // A block's hidden states, kept twice: in the model's dtype, and widened for the next norm.
 struct Hidden {
-  at::Tensor value;  // [B, S, D] in the model's dtype
+  at::Tensor value;  // [B, S, D] in the model's dtype; undefined where only norms read it
   at::Tensor wide;   // the same numbers in float32; `value` itself where that is float32
 
   static Hidden From(const at::Tensor& value) { return {value, value.to(at::kFloat)}; }

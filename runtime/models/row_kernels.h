@@ -1,5 +1,5 @@
 // Norms of a DiT block whose rows have their bits alone: float32 inside, sums in eight lanes in a
-// fixed order, one rounding at the end. CPU, float32 and bfloat16; engine thread; parallel over
+// fixed order, one rounding at the end (NormRmsRotate: one more between its two parts). CPU, float32 and bfloat16; engine thread; parallel over
 // rows. Used with packed numerics (runtime/numerics.h); ATen's norms may sum in another order where
 // few rows share many threads.
 #ifndef DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_

@@ -185,7 +185,7 @@ Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const
     return gate.defined() ? AddGated(hidden, last(x), gate) : Add(hidden, last(x));
   }
   last.AddTo(hidden.wide, x, gate);
-  return {config_.cross_attn_norm ? hidden.wide : hidden.wide.to(dtype_), hidden.wide};
+  return {config_.cross_attn_norm ? at::Tensor() : hidden.wide.to(dtype_), hidden.wide};
 }
 
 at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
@@ -221,7 +221,7 @@ at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& tim
   const at::Tensor m = out_modulation_.unsqueeze(1) + time.embedding.unsqueeze(2);
   const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1) + 1, Part(m, 0));
   const auto& p = config_.patch_size;
-  const int64_t batch = hidden.value.size(0);
+  const int64_t batch = hidden.wide.size(0);
   return proj_out_(n)
       .view({batch, grid[0], grid[1], grid[2], p[0], p[1], p[2], config_.out_channels})
       .permute({0, 7, 1, 4, 2, 5, 3, 6})

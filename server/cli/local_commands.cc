@@ -110,8 +110,7 @@ int Run(const Invocation& call) {
   options.request.set_prompt(ReadPrompt(*rest, options.prompt_file));
   RequireUtf8(options.request);
   options.engine.environment_backend = EnvironmentBackend();
-  const auto linear = LinearNumericsFromName(options.request.numerics().linear());
-  if (linear) options.engine.linear = *linear;
+  options.engine.linear = LinearNumericsFromName(options.request.numerics().linear());
   if (!options.model_repository_given) options.engine.model_repository = FindModelRepository();
   PinFromFlag(options.cpu_isa);
   OutputFile file(options.output.path, call.interrupts);

@@ -120,13 +120,17 @@ TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
 }
 
 TEST_P(GemmTest, TurnsOfPackedRowsChangeNothing) {
-  // More rows than are packed at once.
-  const int64_t k = 8960, rows = 1200;
-  const at::Tensor x = Random(rows, k);
+  // More rows than are packed at once, whatever a unit holds.
+  const int64_t k = 8960;
   const WeightPanels weight = Pack(Random(33, k));
+  const int64_t at_once = (int64_t{8} << 20) / weight.units(), rows = at_once + 150;
+  const at::Tensor x = Random(rows, k);
   const at::Tensor whole = Multiply(x, weight, {}, {2});
-  EXPECT_TRUE(at::equal(Multiply(x.narrow(0, 1100, 100).contiguous(), weight, {}),
-                        whole.narrow(0, 1100, 100)));
+  for (const int64_t first : {int64_t{0}, at_once - 50, at_once + 50}) {
+    EXPECT_TRUE(at::equal(Multiply(x.narrow(0, first, 100).contiguous(), weight, {}),
+                          whole.narrow(0, first, 100)))
+        << first;
+  }
 }
 
 TEST_P(ExactGemmTest, PanelsGiveTheirWeightsBack) {
@@ -165,13 +169,14 @@ TEST_P(ExactGemmTest, ActivationsAreThoseOfTheUnroundedSum) {
             1);
   how.activation = Activation::kGeluTanh;
   // Far out on both sides, and what is no number.
-  const at::Tensor far = at::tensor({-1e30f, -90.0f, -12.0f, 0.0f, 90.0f, 1e30f, NAN}).unsqueeze(1);
+  const at::Tensor far =
+      at::tensor({-3e38f, -1e30f, -90.0f, -12.0f, 0.0f, 90.0f, 1e30f, NAN}).unsqueeze(1);
   const at::Tensor one = at::ones({1, 1}).to(TypeOf(element()));
   const at::Tensor z = Multiply(far.to(one.scalar_type()), Pack(one), {}, how).to(at::kFloat);
-  for (int i = 0; i < 4; ++i) EXPECT_NEAR(z[i][0].item<float>(), 0, 1e-6) << i;
+  for (int i = 0; i < 5; ++i) EXPECT_NEAR(z[i][0].item<float>(), 0, 1e-6) << i;
   EXPECT_TRUE(
-      at::equal(z.narrow(0, 4, 2), far.to(one.scalar_type()).narrow(0, 4, 2).to(at::kFloat)));
-  EXPECT_TRUE(std::isnan(z[6][0].item<float>()));
+      at::equal(z.narrow(0, 5, 2), far.to(one.scalar_type()).narrow(0, 5, 2).to(at::kFloat)));
+  EXPECT_TRUE(std::isnan(z[7][0].item<float>()));
 }
 
 std::vector<GemmCase> Cases(bool int8_too) {

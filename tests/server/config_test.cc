@@ -68,7 +68,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
       "max_queued_denoise_calls: 4 max_finished_jobs: 5 max_artifact_mib: 6 max_message_mib: 7 "
       "drain_grace: '1500ms' log_level: 'error' insecure_public: true "
       "admit_unmeasured: true cpu_isa: 'avx512_vnni' max_memory: '8GiB' "
-      "linear: 'packed'")});
+      "linear: 'int8'")});
   EXPECT_EQ(config.engine.model_repository, "m");
   EXPECT_EQ(config.listen.port, 1);
   EXPECT_EQ(config.admin_listen.ToString(), "[::1]:2");
@@ -78,7 +78,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_EQ(config.engine.threads, 2);
   EXPECT_TRUE(config.engine.admit_unmeasured);
   EXPECT_EQ(config.cpu_isa, CpuIsa::kAvx512Vnni);
-  EXPECT_EQ(config.engine.linear, LinearNumerics::kPacked);
+  EXPECT_EQ(config.engine.linear, LinearNumerics::kInt8);
   EXPECT_EQ(config.engine.max_queued_jobs, 3);
   EXPECT_EQ(config.engine.max_queued_denoise_calls, 4);
   EXPECT_EQ(config.engine.max_finished_jobs, 5);

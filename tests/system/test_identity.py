@@ -239,6 +239,8 @@ def test_a_jobs_numerics_do_not_depend_on_how_the_model_keeps_its_weights(server
         assert run(other, pb) == drawn["exact"]
         defaults = defaults_of(other, pb)
         assert defaults == {"base": "exact", "exact": "exact"}
+    with Server("--linear=packed", repository=repository) as flagged:
+        assert defaults_of(flagged, pb) == {"base": "packed", "exact": "packed"}
     with Server(repository=repository) as third:
         assert defaults_of(third, pb) == {"base": "packed", "exact": "exact"}
         job = third.wait_for_end(third.submit(model="exact", num_inference_steps=1, formats=[pb.NPY]).id)
