@@ -47,18 +47,18 @@ void EngineImpl::RequireMemoryLater(const QueuedJob& job) const {
 
 int64_t EngineImpl::HeldLater() const {
   const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
-  return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldByRequests();
+  return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults();
 }
 
 void EngineImpl::RequireMemoryNow(const QueuedJob& job) const {
-  RequireBesideResults(Described(job.parameters), job.estimate, HeldByRequests());
+  RequireBesideResults(Described(job.parameters), job.estimate, HeldBesideResults());
 }
 
 // Denoise calls run between a job's steps, beside what it keeps.
 void EngineImpl::RequireMemory(const DenoiseCall& call) const {
   const WorkEstimate estimate =
       call.pipeline->EstimateDenoise(call.request, CostNow(*call.pipeline, call.request.attention));
-  int64_t held = HeldByRequests() + BytesOf(call.request);
+  int64_t held = HeldBesideResults() + BytesOf(call.request);
   {
     const std::lock_guard lock(mutex_);
     held += running_ ? running_->estimate.held_bytes : 0;
@@ -77,9 +77,10 @@ void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimat
   memory_.Require(what, estimate, held + kept());
 }
 
-int64_t EngineImpl::HeldByRequests() const {
+int64_t EngineImpl::HeldBesideResults() const {
   const std::lock_guard lock(mutex_);
   int64_t bytes = running_ ? BytesOf(running_->request) : 0;
+  for (const auto& pipeline : pipelines_) bytes += pipeline->MadeBytes();
   for (const QueuedJob& job : jobs_) bytes += BytesOf(job.request);
   for (const DenoiseCall& call : calls_) bytes += BytesOf(call.request);
   return bytes;

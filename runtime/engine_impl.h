@@ -84,7 +84,8 @@ class EngineImpl : public Engine {
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
   int64_t HeldLater() const;
-  int64_t HeldByRequests() const;  // by what waits and runs; takes mutex_
+  // By what waits and runs, and by what models have made since loading; takes mutex_.
+  int64_t HeldBesideResults() const;
   void FinishJob(const QueuedJob& job, const std::optional<Error>& error, Receipt receipt);
   void RefreshQueuePositions();
   bool Idle() const;  // under mutex_

@@ -81,6 +81,10 @@ class Pipeline {
   virtual WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                        const CostOfAttention& cost) const = 0;
 
+  // What calls have made since loading that stays, such as a second form of the weights; any
+  // thread.
+  virtual int64_t MadeBytes() const = 0;
+
   virtual std::unique_ptr<GenerationRun> NewRun(RunRequest request) = 0;
   virtual DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                                 Observer* observer) = 0;

@@ -103,7 +103,8 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
     estimate.peak_bytes = kLibraries + encode;
     return estimate;
   }
-  const int64_t encoder = TextEncoderBytes(parts.text_encoder.config(), length, element,
+  const int64_t encoder = parts.text_encoder.FormBytes(p.linear) +
+                          TextEncoderBytes(parts.text_encoder.config(), length, element,
                                            cost(parts.text_encoder.Spec(length), 1).bytes);
   const int64_t decode =
       decodes ? frames + DecodeAtOnce(parts.vae, latents, p.linear, bands, cost) : 0;

@@ -26,7 +26,9 @@ Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& 
   const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  return Linear(weight, bias, from.kept(), tolerant, from.admission);
+  Linear layer(weight, bias, from.kept(), tolerant, from.admission);
+  layer.CountMadeBytes(from.made_bytes);
+  return layer;
 }
 
 // LibTorch registers these for its compiler and declares them in no header.
@@ -224,7 +226,9 @@ Linear::SharedPanels Linear::Panels() const {
 }
 
 Linear::SharedPanels Linear::Int8Panels() const {
-  if (!int8_) int8_ = Pack(Weight(), LinearNumerics::kInt8);
+  if (int8_) return int8_;
+  int8_ = Pack(Weight(), LinearNumerics::kInt8);
+  if (made_bytes_ != nullptr) *made_bytes_ += int8_->bytes();
   return int8_;
 }
 

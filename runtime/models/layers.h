@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -37,6 +38,9 @@ struct LoadOptions {
   Admission admission = Admission::kMeasured;       // of our own product's instruction sets
   KeptTensors* keeps = nullptr;                     // gets what Take gives and Keep is told
   const KeptTensors* instead = nullptr;             // of the files
+  // Grows by the bytes of every form of weights that a call makes and that stays; outlives the
+  // layers. Null: nobody counts.
+  std::atomic<int64_t>* made_bytes = nullptr;
 
   // Our kernels are for CPUs, float32 and bfloat16; anything else is exact whatever is wanted.
   LinearNumerics kept() const { return CanPack(dtype, device) ? linear : LinearNumerics::kExact; }
@@ -96,6 +100,9 @@ class Linear {
   static Linear TakeFloat(const LoadOptions& from, const std::string& name, int64_t in,
                           int64_t out);
 
+  // Where the bytes of forms that calls make are added (LoadOptions::made_bytes).
+  void CountMadeBytes(std::atomic<int64_t>* bytes) { made_bytes_ = bytes; }
+
   bool defined() const { return weight_.defined() || panels_ != nullptr || int8_ != nullptr; }
   at::ScalarType dtype() const { return dtype_; }
   at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone) const;
@@ -121,6 +128,7 @@ class Linear {
 
   SharedPanels panels_;
   mutable SharedPanels int8_;
+  std::atomic<int64_t>* made_bytes_ = nullptr;
   at::Tensor weight_;  // undefined where there are panels; opaque where blocked_
   at::Tensor bias_, float_bias_;
   at::ScalarType dtype_ = at::kFloat;

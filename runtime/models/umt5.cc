@@ -212,6 +212,14 @@ at::Tensor Umt5Encoder::FeedForward(const Block& block, const at::Tensor& x) con
   return block.wo(h.to(block.wo.dtype()));
 }
 
+int64_t Umt5Encoder::FormBytes(LinearNumerics linear) const {
+  const bool exact = linear == LinearNumerics::kExact;
+  if (!can_pack_ || exact == (kept_ == LinearNumerics::kExact)) return 0;
+  const int64_t inner = config_.num_heads * config_.d_kv;
+  const int64_t largest = config_.d_model * std::max(config_.d_ff, inner);
+  return 2 * largest * static_cast<int64_t>(c10::elementSize(dtype_));
+}
+
 bool Umt5Encoder::Packed() const {
   return can_pack_ && CurrentLinearNumerics(kept_) != LinearNumerics::kExact;
 }

@@ -57,6 +57,9 @@ class Umt5Encoder {
   // What the encoder's attention needs, for Select().
   AttentionSpec Spec(int64_t length) const;
 
+  // Of weights in a form that is not kept, which calls with `linear` numerics make for themselves.
+  int64_t FormBytes(LinearNumerics linear) const;
+
   const Umt5Config& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }

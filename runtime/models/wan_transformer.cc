@@ -93,7 +93,6 @@ at::Tensor WanTransformer::Forward(const at::Tensor& latents, const at::Tensor& 
   for (size_t i = 0; i < blocks_.size(); ++i) {
     hidden = RunBlock(static_cast<int>(i), hidden, time, rope, text.blocks[i]);
   }
-  if (CurrentLinearNumerics(kept_) == LinearNumerics::kInt8) int8_made_ = true;
   return Project(hidden, time, grid);
 }
 
@@ -102,8 +101,9 @@ int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
   const int64_t d = config_.width(), ffn = config_.ffn_dim;
   const int64_t largest = d * std::max(ffn, 6 * d);
   const int64_t converted = 2 * largest * static_cast<int64_t>(c10::elementSize(dtype_));
-  if (linear != LinearNumerics::kInt8 || int8_made_) return converted;
-  return config_.num_layers * (8 * d * d + 2 * d * ffn) + converted;
+  if (linear != LinearNumerics::kInt8) return converted;
+  const int64_t int8 = config_.num_layers * (8 * d * d + 2 * d * ffn);
+  return converted + std::max<int64_t>(0, int8 - made_bytes_);
 }
 
 void WanTransformer::CheckInputs(const at::Tensor& latents, const at::Tensor& timestep,

@@ -94,6 +94,8 @@ class WanTransformer {
   // Weights in a form that is not kept, which calls with `linear` numerics make: the int8 form of
   // the blocks' layers at the first call, to stay; any other a layer at a time. Any thread.
   int64_t FormBytes(LinearNumerics linear) const;
+  // Of those, what is there by now and stays. Any thread.
+  int64_t MadeBytes() const { return made_bytes_; }
   const WanTransformerConfig& config() const { return config_; }
   at::ScalarType dtype() const { return dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
@@ -150,7 +152,7 @@ class WanTransformer {
   const RopeCache rope_;
   bool can_pack_ = false;  // our own linear layers, norms and activations take device and dtype
   LinearNumerics kept_ = LinearNumerics::kExact;
-  mutable std::atomic<bool> int8_made_ = false;
+  std::atomic<int64_t> made_bytes_ = 0;
   at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
   at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
   Linear patch_linear_;                   // the same numbers, a patch a row

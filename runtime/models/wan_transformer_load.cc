@@ -77,7 +77,7 @@ std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanTransformer> model(new WanTransformer(config, dtype, device));
-  model->TakeTensors(LoadOptions{&weights, dtype, device, linear, admission});
+  model->TakeTensors(LoadOptions{&weights, dtype, device, linear, admission, &model->made_bytes_});
   for (const std::string& name : weights.Unused()) {
     // diffusers ignores these too.
     if (name.find("norm_added_q") == std::string::npos) model->unused_.push_back(name);

@@ -63,6 +63,14 @@ TEST(EngineMemory, WhatFitsIsTaken) {
   EXPECT_TRUE(Fits(fake, 900 * kMiB)) << "as before";
 }
 
+TEST(EngineMemory, WhatAModelHasMadeSinceLoadingCounts) {
+  FakeEngine fake(WithRoom(1024 * kMiB));
+  EXPECT_TRUE(Fits(fake, 900 * kMiB));
+  fake.model.made_bytes = 400 * kMiB;
+  EXPECT_FALSE(Fits(fake, 900 * kMiB));
+  EXPECT_TRUE(Fits(fake, 500 * kMiB));
+}
+
 TEST(EngineMemory, NoneIsNoLimit) {
   EngineOptions options;
   options.max_memory = "none";

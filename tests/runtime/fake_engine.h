@@ -168,6 +168,7 @@ struct FakeModel {
   std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
   InventedBackends backends;
   WorkEstimate estimate;  // of every job and call
+  std::atomic<int64_t> made_bytes = 0;
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order
@@ -197,6 +198,7 @@ class FakePipeline : public Pipeline {
   WorkEstimate EstimateDenoise(const DenoiseRequest&, const CostOfAttention&) const override {
     return model_->estimate;
   }
+  int64_t MadeBytes() const override { return model_->made_bytes; }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                         Observer* observer) override;
