@@ -77,7 +77,9 @@ std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanTransformer> model(new WanTransformer(config, dtype, device));
-  model->TakeTensors(LoadOptions{&weights, dtype, device, linear, admission, &model->made_bytes_});
+  LoadOptions from{&weights, dtype, device, linear, admission};
+  from.made_bytes = &model->made_bytes_;
+  model->TakeTensors(from);
   for (const std::string& name : weights.Unused()) {
     // diffusers ignores these too.
     if (name.find("norm_added_q") == std::string::npos) model->unused_.push_back(name);
