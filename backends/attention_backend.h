@@ -80,6 +80,13 @@ class AttentionBackend {
   virtual std::optional<std::string> Supports(const AttentionSpec& spec,
                                               const DeviceInfo& device) const = 0;
 
+  // Where it supports the spec but automatic selection had better take a backend further down the
+  // table: the sentence that says why. Wishes by name do not ask this.
+  virtual std::optional<std::string> Yields(const AttentionSpec& spec,
+                                            const DeviceInfo& device) const {
+    return std::nullopt;
+  }
+
   // A builder for one job (it may cache geometry between steps). Null: no metadata.
   virtual std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const { return nullptr; }
 

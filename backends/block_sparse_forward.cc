@@ -90,12 +90,11 @@ Element ElementOf(const at::Tensor& query) {
 
 std::optional<std::string> CudaInt8Limits(const AttentionSpec& spec, const DeviceInfo& device,
                                           Admission admission) {
-  // The limits of the kernel that it is made from; whether this one has run is said below.
-  if (auto reason = CudaKernelLimits(spec, device, Admission::kUnmeasured)) return reason;
+  if (auto reason = CudaKernelLimits(spec, device, admission)) return reason;
   if (spec.dtype == DType::kFloat32) {
     return "its int8 CUDA kernel takes bfloat16 and float16; got float32";
   }
-  return RefuseUnmeasured(admission, "its int8 CUDA kernel");
+  return std::nullopt;
 }
 
 }  // namespace
@@ -129,34 +128,30 @@ std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const Dev
 }
 
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                              Admission admission, std::optional<kernels::Isa> isa) {
+                              std::optional<kernels::Isa> isa) {
   if (inputs.query.is_cuda()) {
     return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
   }
   const at::Tensor bias = AdditiveMask(inputs);
-  const kernels::Isa chosen = isa.value_or(
-      kernels::BestIsa(ElementOf(inputs.query), ThisCpu(), admission == Admission::kUnmeasured));
+  const kernels::Isa chosen = isa.value_or(kernels::BestIsa(ElementOf(inputs.query), ThisCpu()));
   if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, chosen);
   return InKernelDtype(Widened(inputs), bias, plan, chosen).to(at::kHalf);
 }
 
-at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                                  Admission admission) {
+at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan) {
   if (inputs.query.is_cuda()) {
     return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()),
                                   HalfKernel::kInt8);
   }
-  const bool unmeasured = admission == Admission::kUnmeasured;
-  return BlockSparseForward(inputs, plan, admission, kernels::Int8Isa(ThisCpu(), unmeasured));
+  return BlockSparseForward(inputs, plan, kernels::Int8Isa(ThisCpu()));
 }
 
 at::Tensor BandForward(const AttentionInputs& inputs, const kernels::BandMaker& bands,
-                       Admission admission, BandScores scores) {
-  const bool unmeasured = admission == Admission::kUnmeasured;
+                       BandScores scores) {
   const bool half = inputs.query.scalar_type() == at::kHalf;
   const kernels::Isa isa = scores == BandScores::kInt8
-                               ? kernels::Int8Isa(ThisCpu(), unmeasured)
-                               : kernels::BestIsa(ElementOf(inputs.query), ThisCpu(), unmeasured);
+                               ? kernels::Int8Isa(ThisCpu())
+                               : kernels::BestIsa(ElementOf(inputs.query), ThisCpu());
   KernelInputs kernel(half ? Widened(inputs) : inputs);
   at::Tensor out = at::empty(kernel.q.sizes(), kernel.q.options());
   kernel.call.out = out.mutable_data_ptr();

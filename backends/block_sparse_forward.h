@@ -29,22 +29,19 @@ std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const Dev
 // Attention of checked inputs over the plan's blocks, by the kernel of their device. On the CPU it
 // honours mask and causal of `inputs`; the CUDA kernel has neither, see CudaKernelLimits.
 // Fresh contiguous [B, S_q, H, D] of the inputs' dtype. `isa`: empty = the best exact one of this
-// CPU, of those that have not been measured only where admitted; CUDA has no choice.
+// CPU; CUDA has no choice.
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                              Admission admission = Admission::kMeasured,
                               std::optional<kernels::Isa> isa = std::nullopt);
 
 // The same with q k^T in int8 (SageAttention, arXiv 2410.02367): on the CPU by the widest
-// instructions that it has (AMX's where admitted), on CUDA by cuda/block_sparse_int8_cuda.h. See
-// Int8KernelLimits.
-at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                                  Admission admission);
+// instructions that it has, on CUDA by cuda/block_sparse_int8_cuda.h. See Int8KernelLimits.
+at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan);
 
 // Attention of checked CPU inputs without mask, not causal, over bands that are made while it runs;
 // with q k^T in int8 where asked.
 enum class BandScores : uint8_t { kExact, kInt8 };
 at::Tensor BandForward(const AttentionInputs& inputs, const kernels::BandMaker& bands,
-                       Admission admission, BandScores scores = BandScores::kExact);
+                       BandScores scores = BandScores::kExact);
 
 }  // namespace denoised
 

@@ -128,6 +128,9 @@ void PinCpuIsa(CpuIsa isa) {
   setenv("ATEN_CPU_CAPABILITY", level.aten, /*overwrite=*/1);
   setenv("ONEDNN_MAX_CPU_ISA", level.onednn, 1);
   setenv("MKL_ENABLE_INSTRUCTIONS", level.mkl, 1);
+  // With AVX2 alone MKL's sums depend on where in memory its operands lie, unless it is told not
+  // to.
+  if (isa == CpuIsa::kAvx2 && IsIntel()) setenv("MKL_CBWR", "AVX2,STRICT", 1);
   if (LibTorchCapability() != level.aten) {
     throw Error(StatusCode::kFailedPrecondition,
                 "cpu_isa: wanted " + std::string(level.aten) + " of LibTorch, which runs " +
@@ -141,12 +144,10 @@ CpuIsa CurrentCpuIsa() {
   return pinned != CpuIsa::kAuto ? pinned : BestCpuIsa(QueryMachine());
 }
 
-std::string KernelIdentity(Admission admission) {
+std::string KernelIdentity() {
   const Level& level = LevelOf(CurrentCpuIsa());
-  const bool tiles_wait = level.isa == CpuIsa::kAmx && admission == Admission::kMeasured;
-  const Level& own = tiles_wait ? LevelOf(CpuIsa::kAvx512Bf16) : level;
   const std::string mkl = IsIntel() ? Lower(level.mkl) : "not_intel";
-  return "own=" + std::string(own.name) + " libtorch=" TORCH_VERSION "/" + LibTorchCapability() +
+  return "own=" + std::string(level.name) + " libtorch=" TORCH_VERSION "/" + LibTorchCapability() +
          " onednn=" + level.onednn + " mkl=" + mkl;
 }
 

@@ -11,7 +11,6 @@
 #include <string_view>
 #include <vector>
 
-#include "backends/admission.h"
 #include "backends/attention_spec.h"
 
 namespace denoised {
@@ -43,7 +42,8 @@ DeviceInfo QueryMachine();
 // Holds for the whole process and cannot be taken back. Called by main() before the first thread
 // and the first LibTorch call: the libraries read their limits once, from the environment, which
 // this sets: ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS from outside count
-// for nothing, and MKL_CBWR and oneDNN's math modes are taken away. kAuto pins the machine's best.
+// for nothing, and MKL_CBWR and oneDNN's math modes are taken away (on Intel kAvx2 sets MKL_CBWR to
+// its strict mode). kAuto pins the machine's best.
 //
 // Throws INVALID_ARGUMENT where the machine lacks `isa`, naming its best; FAILED_PRECONDITION where
 // LibTorch has made its choice already, or another level is pinned.
@@ -54,9 +54,8 @@ CpuIsa CurrentCpuIsa();
 
 // Which kernels this process runs on the CPU, for receipts and fingerprints: our own level,
 // LibTorch's version and capability, oneDNN's and MKL's limits. Equal texts mean equal code paths.
-// `admission`: whether kernels that are not measured yet may be chosen (AMX). Makes LibTorch
-// choose.
-std::string KernelIdentity(Admission admission = Admission::kMeasured);
+// Makes LibTorch choose.
+std::string KernelIdentity();
 
 }  // namespace denoised
 

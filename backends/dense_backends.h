@@ -37,12 +37,11 @@ class TorchSdpaBackend final : public AttentionBackend {
 };
 
 // FLASH_ATTN: the CPU kernel of kernels/block_sparse.h; on CUDA LibTorch's FlashAttention-2, or
-// where admitted, installed and fit (cuda/flash3.h) FlashAttention-3. No mask on CUDA; a causal
+// where installed and fit (cuda/flash3.h) FlashAttention-3. No mask on CUDA; a causal
 // call wants as many queries as keys there, since the kernels count from the last key and LibTorch
 // from the first.
 class FlashAttnBackend final : public AttentionBackend {
  public:
-  explicit FlashAttnBackend(Admission admission = Admission::kMeasured) : admission_(admission) {}
   AttnBackend id() const override { return AttnBackend::kFlashAttn; }
   std::string_view summary() const override;  // says which kernel a CUDA device would get
   std::optional<std::string> Supports(const AttentionSpec& spec,
@@ -51,9 +50,6 @@ class FlashAttnBackend final : public AttentionBackend {
                          int64_t rows) const override;
   at::Tensor Forward(const AttentionInputs& inputs,
                      const AttentionMetadata* metadata) const override;
-
- private:
-  const Admission admission_;
 };
 
 // NO_ATTENTION: FastVideo declares the name and no platform accepts it. Always refuses.

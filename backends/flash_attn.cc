@@ -36,14 +36,13 @@ at::Tensor KernelView(const at::Tensor& tensor) {
   return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
 }
 
-at::Tensor OnCpu(const AttentionInputs& inputs, Admission admission) {
+at::Tensor OnCpu(const AttentionInputs& inputs) {
   return BlockSparseForward(
-      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal),
-      admission);
+      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal));
 }
 
-at::Tensor OnCuda(const AttentionInputs& inputs, Admission admission) {
-  if (admission == Admission::kUnmeasured && Flash3Serves(inputs)) return Flash3Forward(inputs);
+at::Tensor OnCuda(const AttentionInputs& inputs) {
+  if (Flash3Serves(inputs)) return Flash3Forward(inputs);
   const at::Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention(
       KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
       inputs.causal, /*return_debug_mask=*/false, SoftmaxScale(inputs)));
@@ -54,13 +53,8 @@ at::Tensor OnCuda(const AttentionInputs& inputs, Admission admission) {
 
 std::string_view FlashAttnBackend::summary() const {
   if (!Flash3Installed()) return "flash attention: own kernel on the CPU, LibTorch's FA2 on CUDA";
-  if (admission_ == Admission::kMeasured) {
-    return "flash attention: own kernel on the CPU, LibTorch's FA2 on CUDA (FA3 has not run on a "
-           "device yet; --admit_unmeasured admits it)";
-  }
   return "flash attention: own kernel on the CPU; on CUDA FA3 for bfloat16 of head size 128 on "
-         "9.0, "
-         "else LibTorch's FA2";
+         "9.0, else LibTorch's FA2";
 }
 
 std::optional<std::string> FlashAttnBackend::Supports(const AttentionSpec& spec,
@@ -77,7 +71,7 @@ AttentionCost FlashAttnBackend::Estimate(const AttentionSpec& spec, const std::s
 at::Tensor FlashAttnBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
-  return inputs.query.is_cuda() ? OnCuda(inputs, admission_) : OnCpu(inputs, admission_);
+  return inputs.query.is_cuda() ? OnCuda(inputs) : OnCpu(inputs);
 }
 
 }  // namespace denoised

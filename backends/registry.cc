@@ -17,7 +17,6 @@ constexpr char kNoCuda[] =
 struct Backends {
   explicit Backends(Admission admission)
       : cudnn(MakeCudnnBackend(admission)),
-        flash_attn(admission),
         sage(admission),
         sage_sla(admission),
         video_sparse(admission),
@@ -103,6 +102,11 @@ std::optional<std::string> BackendRegistry::WhyNot(AttnBackend id, const Attenti
   if (entry == nullptr) return "not registered";
   if (entry->backend == nullptr) return entry->absent_reason;
   return entry->backend->Supports(spec, device);
+}
+
+std::optional<std::string> BackendRegistry::WhyYields(AttnBackend id, const AttentionSpec& spec,
+                                                      const DeviceInfo& device) const {
+  return Find(id)->backend->Yields(spec, device);
 }
 
 std::string BackendRegistry::CanonicalParameters(AttnBackend id, const AttentionSpec& spec,

@@ -37,6 +37,9 @@ class BackendRegistry {
   // Why `id` cannot serve the spec: not in this build, or the backend's own sentence.
   std::optional<std::string> WhyNot(AttnBackend id, const AttentionSpec& spec,
                                     const DeviceInfo& device) const;
+  // Why automatic selection had better pass over a backend that is here and supports the spec.
+  std::optional<std::string> WhyYields(AttnBackend id, const AttentionSpec& spec,
+                                       const DeviceInfo& device) const;
 
   // Parameters of `id` as its builder reads them for the spec (AttentionMetadataBuilder), with
   // every default filled in; "" where the backend takes none. Throws INVALID_ARGUMENT naming

@@ -82,6 +82,7 @@ bool SelectAutomatic(const AttentionSpec& spec, const BackendRegistry& registry,
     if (!entry.automatic || !Lists(spec, entry.id)) continue;
     const Wish wish{SelectionSource::kAutomatic, entry.id, "", ""};
     auto reason = WhyNotGranted(wish, spec, registry, device, &selection->granted);
+    if (!reason) reason = registry.WhyYields(entry.id, spec, device);
     if (!reason) return true;
     Refuse(wish, std::move(*reason), selection);
   }

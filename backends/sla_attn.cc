@@ -1,5 +1,6 @@
 // SLA_ATTN.
 #include <algorithm>
+#include <numeric>
 
 #include "backends/error.h"
 #include "backends/sparse_backends.h"
@@ -7,15 +8,26 @@
 namespace denoised {
 namespace {
 
+struct Cut {
+  Partition queries, keys;
+  int64_t kept;  // key blocks that a query block attends
+};
+
+// The cut in a device's memory.
+struct DeviceCut {
+  DeviceCut(const Cut& cut, const at::Device& device)
+      : geometry(cut.queries, cut.keys, device), means(AllOf(cut.keys.blocks()), device) {}
+  static Partition AllOf(int64_t length) { return RunsOf(length, length); }
+
+  DeviceGeometry geometry;
+  DevicePartition means;  // of the key blocks, as one block
+};
+
 struct SlaSetting final : SparseSetting {
   double ratio = 0.1;
   int64_t block_q = 128, block_k = 64;
   std::string feature_map;
-};
-
-struct Cut {
-  Partition queries, keys, everything;
-  int64_t kept;  // key blocks that a query block attends
+  PerDevice<DeviceCut> cut_on;
 };
 
 int64_t KeptBlocks(double ratio, int64_t blocks) {
@@ -24,10 +36,21 @@ int64_t KeptBlocks(double ratio, int64_t blocks) {
 
 Cut CutOf(const SparseCall& call) {
   const auto& setting = static_cast<const SlaSetting&>(*call.setting);
-  Cut cut{RunsOf(call.tokens(), setting.block_q), RunsOf(call.tokens(), setting.block_k),
-          RunsOf(call.tokens(), call.tokens()), 1};
+  Cut cut{RunsOf(call.tokens(), setting.block_q), RunsOf(call.tokens(), setting.block_k), 1};
   cut.kept = KeptBlocks(setting.ratio, cut.keys.blocks());
   return cut;
+}
+
+// Mean keys of the blocks of one head less their own mean. (The paper takes off the mean of all
+// keys; what all keys share moves a row's scores alike and changes no choice.)
+std::vector<float> SmoothMeans(std::vector<float> means, int64_t head_size) {
+  std::vector<float> overall(head_size);
+  std::vector<int32_t> all(means.size() / head_size);
+  std::iota(all.begin(), all.end(), 0);
+  kernels::BlockMean({means.data(), head_size, kernels::Element::kFloat32, head_size}, all.data(),
+                     static_cast<int64_t>(all.size()), overall.data());
+  for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[i % overall.size()];
+  return means;
 }
 
 class SlaBands final : public RowBands {
@@ -38,12 +61,7 @@ class SlaBands final : public RowBands {
         kept_(cut.kept),
         queries_(MeansOfHeads(call, call.inputs.query, cut.queries)),
         keys_(MeansOfHeads(call, call.inputs.key, cut.keys)) {
-    // Mean keys of the blocks less the mean of all keys.
-    const auto overall = MeansOfHeads(call, call.inputs.key, cut.everything);
-    for (size_t head = 0; head < keys_.size(); ++head) {
-      std::vector<float>& means = keys_[head];
-      for (size_t i = 0; i < means.size(); ++i) means[i] -= overall[head][i % head_size_];
-    }
+    for (std::vector<float>& means : keys_) means = SmoothMeans(std::move(means), head_size_);
   }
 
  protected:
@@ -120,13 +138,16 @@ std::unique_ptr<SparseBands> SlaBackend::MakeBands(const SparseCall& call) const
 
 std::optional<DevicePlan> SlaBackend::PlanOnDevice(const SparseCall& call) const {
   if (!call.inputs.query.is_cuda()) return std::nullopt;
-  const Cut cut = CutOf(call);
-  if (!FitsKernelBlocks(cut.keys)) return std::nullopt;
-  const at::Tensor keys =
-      BlockMeansCuda(call.inputs.key, cut.keys) - BlockMeansCuda(call.inputs.key, cut.everything);
-  const at::Tensor scores =
-      BlockScoresCuda(BlockMeansCuda(call.inputs.query, cut.queries), keys, 1, false);
-  return LargestPlanCuda(scores, cut.queries, cut.keys, cut.kept);
+  const auto& setting = static_cast<const SlaSetting&>(*call.setting);
+  if (setting.block_k > kernels::kBlock) return std::nullopt;
+  const at::Device device = call.inputs.query.device();
+  const auto cut = setting.cut_on.Of(device, [&] { return DeviceCut(CutOf(call), device); });
+  const DeviceGeometry& geometry = cut->geometry;
+  const at::Tensor means = BlockMeansCuda(call.inputs.key, geometry.keys);  // [B * H, blocks, D]
+  const at::Tensor overall = BlockMeansCuda(means.transpose(0, 1).unsqueeze(0), cut->means);
+  const at::Tensor scores = BlockScoresCuda(BlockMeansCuda(call.inputs.query, geometry.queries),
+                                            means - overall, 1, false);
+  return LargestPlanCuda(scores, geometry, KeptBlocks(setting.ratio, geometry.keys.blocks));
 }
 
 at::Tensor SlaBackend::MakeBranch(const SparseCall& call) const {

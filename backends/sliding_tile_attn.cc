@@ -27,6 +27,7 @@ struct StaSetting final : SparseSetting {
   bool by_strategy = false;
   // Made once with the setting: what the tiles of the grid attend, for each window in use.
   std::map<Axes, std::shared_ptr<const Rows>> rows;
+  PerDevice<DevicePlan> plan_on;  // without a strategy all calls have one
 };
 
 // Tiles from..to of one axis that tile x attends. An even window counts as the next odd one.
@@ -256,6 +257,15 @@ void SlidingTileBackend::MakeOnce(SparseSetting* setting) const {
 
 std::unique_ptr<SparseBands> SlidingTileBackend::MakeBands(const SparseCall& call) const {
   return std::make_unique<StaBands>(call, static_cast<const StaSetting&>(*call.setting));
+}
+
+std::optional<DevicePlan> SlidingTileBackend::PlanOnDevice(const SparseCall& call) const {
+  const auto& setting = static_cast<const StaSetting&>(*call.setting);
+  const at::Device device = call.inputs.query.device();
+  if (!device.is_cuda() || setting.by_strategy) return std::nullopt;
+  return *setting.plan_on.Of(device, [&] {
+    return UploadPlan(PlanOfBands(*MakeBands(call), 0, call.batch() * call.heads()), device);
+  });
 }
 
 }  // namespace denoised

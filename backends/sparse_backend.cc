@@ -11,6 +11,7 @@
 #include "backends/attention_call.h"
 #include "backends/block_sparse_forward.h"
 #include "backends/cuda/block_sparse_launch.h"
+#include "backends/dense_backends.h"
 #include "backends/error.h"
 #include "backends/stop_point.h"
 
@@ -71,8 +72,15 @@ class SparseBuilder final : public AttentionMetadataBuilder {
 // result in float32.
 constexpr int64_t kBranchCopies = 8;
 
-HalfKernel KernelOf(BandScores scores) {
-  return scores == BandScores::kInt8 ? HalfKernel::kInt8 : HalfKernel::kMmaSync;
+// Empty: the fastest exact one.
+std::optional<HalfKernel> KernelOf(BandScores scores) {
+  return scores == BandScores::kInt8 ? std::optional(HalfKernel::kInt8) : std::nullopt;
+}
+
+// Whether a dense step is FLASH_ATTN's.
+bool IsFlash(const AttentionInputs& inputs) {
+  const at::Tensor& query = inputs.query;
+  return query.is_cpu() || (query.scalar_type() != at::kFloat && query.size(3) % 8 == 0);
 }
 
 std::string Text(const Axes& axes) {
@@ -116,6 +124,11 @@ kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const
 std::optional<std::string> SparseBackend::Supports(const AttentionSpec& spec,
                                                    const DeviceInfo& device) const {
   if (auto reason = KernelLimits(spec, device, admission_)) return reason;
+  if (device.type == DeviceInfo::Type::kCuda && MasksOnHost() &&
+      admission_ == Admission::kMeasured) {
+    return "on CUDA its masks are made on the host, which takes longer than dense attention; "
+           "--admit_unmeasured admits it";
+  }
   if (spec.has_mask) return "it takes no attention mask";
   if (spec.causal) return "it is not causal";
   if (spec.q_len != spec.kv_len) {
@@ -185,25 +198,28 @@ AttnBackend SparseBackend::Runs(const AttentionInputs& inputs,
                                 const AttentionMetadata* metadata) const {
   const auto* sparse = dynamic_cast<const SparseMetadata*>(metadata);
   const bool dense = sparse != nullptr && sparse->DenseAt(inputs.layer_index);
-  return dense && inputs.query.is_cpu() ? AttnBackend::kFlashAttn : id();
+  return dense && IsFlash(inputs) ? AttnBackend::kFlashAttn : id();
 }
 
 at::Tensor SparseBackend::Forward(const AttentionInputs& inputs,
                                   const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
   const SparseCall call = CallOf(inputs, metadata);
-  if (static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index)) {
-    return BlockSparseForward(inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1)),
-                              admission_);
-  }
+  const bool dense = static_cast<const SparseMetadata*>(metadata)->DenseAt(inputs.layer_index);
+  if (!dense) return Compute(call).to(inputs.query.scalar_type());
+  if (IsFlash(inputs)) return FlashAttnBackend().Forward(inputs, nullptr);
+  const int64_t tokens = inputs.query.size(1);
+  return BlockSparseForwardCuda(inputs, DensePlanOnDevice(tokens, tokens, inputs.query.device()));
+}
+
+at::Tensor SparseBackend::Compute(const SparseCall& call) const {
   const at::Tensor out = Attend(call), branch = MakeBranch(call);
-  if (!branch.defined()) return out.to(inputs.query.scalar_type());
-  return out.to(at::kFloat).add_(branch).to(inputs.query.scalar_type());
+  return branch.defined() ? out.to(at::kFloat).add_(branch) : out;
 }
 
 at::Tensor SparseBackend::Attend(const SparseCall& call) const {
   if (!call.inputs.query.is_cuda()) {
-    return BandForward(call.inputs, *MakeBands(call), admission_, scores());
+    return BandForward(call.inputs, *MakeBands(call), scores());
   }
   const auto plan = PlanOnDevice(call);
   return plan ? BlockSparseForwardCuda(call.inputs, *plan, KernelOf(scores()))
@@ -275,7 +291,7 @@ namespace {
 
 std::vector<std::vector<float>> MeansOfCudaHeads(const at::Tensor& tensor,
                                                  const Partition& blocks) {
-  const at::Tensor means = BlockMeansCuda(tensor, blocks).cpu();
+  const at::Tensor means = BlockMeansCuda(tensor, DevicePartition(blocks, tensor.device())).cpu();
   const int64_t count = means.size(1) * means.size(2);
   const float* first = means.const_data_ptr<float>();
   std::vector<std::vector<float>> heads;

@@ -18,6 +18,7 @@
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/pool.h"
 #include "backends/parameters.h"
+#include "backends/per_device.h"
 #include "backends/sparse_bands.h"
 #include "backends/tiling.h"
 
@@ -95,9 +96,13 @@ class SparseBackend : public AttentionBackend {
   virtual bool ReadsTokens() const { return false; }
   // The choice of blocks, made band by band while the kernel runs; refers to the call.
   virtual std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const = 0;
+  // Whether MakeBands needs the numbers of a CUDA call on the host.
+  virtual bool MasksOnHost() const { return false; }
   // The same as a plan, made where the inputs are; none where it has to be made on the host.
   virtual std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const { return {}; }
   virtual BandScores scores() const { return BandScores::kExact; }
+  // Attend and MakeBranch, added: float32 or the inputs' dtype.
+  virtual at::Tensor Compute(const SparseCall& call) const;
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
   // Whether MakeBranch gives one for calls of this spec.

@@ -24,7 +24,7 @@ class VideoSparseBackend final : public SparseBackend {
     return NeedsGrid(spec);
   }
   std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
-  std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
+  at::Tensor Compute(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
   bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
 };
@@ -44,6 +44,7 @@ class SlidingTileBackend final : public SparseBackend {
  protected:
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override;
   std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
+  std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
 };
 
 // VMOBA_ATTN (VMoBA, arXiv 2506.23858). Chunks of keys; each query attends its own chunk and those
@@ -59,6 +60,7 @@ class VmobaBackend final : public SparseBackend {
 
  protected:
   bool ReadsTokens() const override { return true; }
+  bool MasksOnHost() const override { return true; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
@@ -98,6 +100,7 @@ class BsaBackend final : public SparseBackend {
 
  protected:
   bool ReadsTokens() const override { return true; }
+  bool MasksOnHost() const override { return true; }
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
@@ -119,6 +122,7 @@ class NablaBackend final : public SparseBackend {
   std::optional<std::string> GeometryLimits(const AttentionSpec& spec) const override {
     return NeedsGrid(spec);
   }
+  bool MasksOnHost() const override { return true; }
   std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
 };
 

@@ -7,9 +7,20 @@
 namespace denoised {
 namespace {
 
+// The tiles in a device's memory.
+struct DeviceTiles {
+  DeviceTiles(const Partition& tiles, const at::Device& device)
+      : geometry(tiles, tiles, device),
+        tile_of(at::tensor(at::ArrayRef<int32_t>(tiles.BlockOfToken()), at::kInt).to(device)) {}
+
+  DeviceGeometry geometry;
+  at::Tensor tile_of;  // [tokens]
+};
+
 struct VsaSetting final : SparseSetting {
   std::shared_ptr<const RowGeometry> geometry;
   const Partition& tiles() const { return geometry->queries; }
+  PerDevice<DeviceTiles> tiles_on;
   int64_t top_k = 1;
   bool coarse = false;
 };
@@ -64,24 +75,29 @@ class VsaBands final : public RowBands {
   const HeadMeans queries_, keys_;
 };
 
+std::shared_ptr<const DeviceTiles> TilesOnDevice(const SparseCall& call) {
+  const auto& setting = static_cast<const VsaSetting&>(*call.setting);
+  const at::Device device = call.inputs.query.device();
+  return setting.tiles_on.Of(device, [&] { return DeviceTiles(setting.tiles(), device); });
+}
+
 // TileMeans and TileScores on a CUDA device: [B * H, tiles, D] and [B * H, tiles, tiles].
 at::Tensor TileMeansOnDevice(const SparseCall& call, const at::Tensor& tensor,
-                             const Partition& tiles) {
+                             const DevicePartition& tiles) {
   const at::Tensor means = BlockMeansCuda(tensor, tiles);
   return call.bfloat16() ? means.to(at::kBFloat16).to(at::kFloat) : means;
 }
 
-at::Tensor TileScoresOnDevice(const SparseCall& call, const Partition& tiles) {
+at::Tensor TileScoresOnDevice(const SparseCall& call, const DevicePartition& tiles) {
   return BlockScoresCuda(TileMeansOnDevice(call, call.inputs.query, tiles),
                          TileMeansOnDevice(call, call.inputs.key, tiles),
                          std::sqrt(static_cast<float>(call.head_size())), call.bfloat16());
 }
 
-// The coarse branch before it is spread over the tokens, [B, H, tiles, D] on the inputs' device.
-at::Tensor CoarseOnDevice(const SparseCall& call, const Partition& tiles) {
-  const at::Tensor weights = at::softmax(TileScoresOnDevice(call, tiles), -1);
-  const at::Tensor coarse = at::bmm(weights, TileMeansOnDevice(call, call.inputs.value, tiles));
-  return coarse.view({call.batch(), call.heads(), tiles.blocks(), call.head_size()});
+// The coarse branch before it is spread over the tokens, float32 [B * H, tiles, D].
+at::Tensor CoarseOnDevice(const SparseCall& call, const at::Tensor& scores,
+                          const DevicePartition& tiles) {
+  return at::bmm(at::softmax(scores, -1), TileMeansOnDevice(call, call.inputs.value, tiles));
 }
 
 at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles) {
@@ -89,7 +105,7 @@ at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles) {
   const HeadMeans queries = TileMeans(call, call.inputs.query, tiles);
   const HeadMeans keys = TileMeans(call, call.inputs.key, tiles);
   const HeadMeans values = TileMeans(call, call.inputs.value, tiles);
-  at::Tensor coarse = at::empty({call.batch(), call.heads(), count, size}, at::kFloat);
+  at::Tensor coarse = at::empty({call.batch() * call.heads(), count, size}, at::kFloat);
   for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
     std::vector<float> weights = TileScores(call, queries[head].data(), count, keys[head]);
     kernels::SoftmaxRows(&weights, count);
@@ -157,22 +173,36 @@ std::unique_ptr<SparseBands> VideoSparseBackend::MakeBands(const SparseCall& cal
   return std::make_unique<VsaBands>(call, static_cast<const VsaSetting&>(*call.setting));
 }
 
-std::optional<DevicePlan> VideoSparseBackend::PlanOnDevice(const SparseCall& call) const {
+// On CUDA the scores that choose the tiles weigh their means too.
+at::Tensor VideoSparseBackend::Compute(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
-  const Partition& tiles = setting.tiles();
-  if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(tiles)) return std::nullopt;
-  return LargestPlanCuda(TileScoresOnDevice(call, tiles), tiles, tiles, setting.top_k);
+  if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(setting.tiles())) {
+    return SparseBackend::Compute(call);
+  }
+  const auto tiles = TilesOnDevice(call);
+  const at::Tensor scores = TileScoresOnDevice(call, tiles->geometry.keys);
+  const at::Tensor fine =
+      BlockSparseForwardCuda(call.inputs, LargestPlanCuda(scores, tiles->geometry, setting.top_k));
+  if (!setting.coarse) return fine;
+  return AddCoarseCuda(fine, CoarseOnDevice(call, scores, tiles->geometry.keys), call.inputs.gate,
+                       tiles->tile_of);
 }
 
 at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   if (!setting.coarse) return {};
-  const at::Device device = call.inputs.query.device();
-  const at::Tensor coarse = device.is_cuda() ? CoarseOnDevice(call, setting.tiles())
-                                             : CoarseOnHost(call, setting.tiles());
-  const std::vector<int32_t> tile_of = setting.tiles().BlockOfToken();
-  const at::Tensor index = at::tensor(at::ArrayRef<int32_t>(tile_of), at::kInt).to(device);
-  const at::Tensor spread = coarse.index_select(2, index).permute({0, 2, 1, 3});  // [B, S, H, D]
+  at::Tensor coarse, tile_of;
+  if (call.inputs.query.is_cuda()) {
+    const auto tiles = TilesOnDevice(call);
+    const at::Tensor scores = TileScoresOnDevice(call, tiles->geometry.keys);
+    coarse = CoarseOnDevice(call, scores, tiles->geometry.keys);
+    tile_of = tiles->tile_of;
+  } else {
+    coarse = CoarseOnHost(call, setting.tiles());
+    tile_of = at::tensor(at::ArrayRef<int32_t>(setting.tiles().BlockOfToken()), at::kInt);
+  }
+  const at::Tensor spread =  // [B, S, H, D]
+      coarse.unflatten(0, {call.batch(), call.heads()}).index_select(2, tile_of).transpose(1, 2);
   return call.inputs.gate.defined() ? spread * call.inputs.gate.to(at::kFloat) : spread;
 }
 

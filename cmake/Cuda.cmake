@@ -46,3 +46,12 @@ if(NOT DENOISED_FLASH3)
 else()
   set(DENOISED_FLASH3_PATH "${DENOISED_FLASH3}")
 endif()
+
+# Kernels in a library of their own: nvcc knows neither the precompiled header nor the host compiler's
+# options.
+function(denoised_cuda_library name)
+  add_library(${name} STATIC ${ARGN})
+  target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}")
+  target_compile_options(${name} PRIVATE
+    --expt-relaxed-constexpr "-Xcompiler=-Wall,-Werror" "-Werror=all-warnings")
+endfunction()

@@ -9,6 +9,8 @@ namespace {
 
 at::Device CudaDevice(int index) {
   QueryCuda(index);  // throws with the reason where there is none
+  // LibTorch would let cuDNN convolve float32 with ten bits of its mantissa.
+  at::globalContext().setAllowTF32CuDNN(false);
   return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
 }
 
@@ -18,6 +20,18 @@ at::Device AutomaticDevice() {
   } catch (const Error&) {
     return at::kCPU;
   }
+}
+
+bool MultipliesBFloat16(const DeviceInfo& device) {
+  if (device.type == DeviceInfo::Type::kCuda) return device.major >= 8;
+  return device.avx512_bf16 || device.amx_bf16;
+}
+
+at::ScalarType NamedDType(const std::string& field, const std::string& name, bool auto_is_half) {
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name == "auto") return auto_is_half ? at::kBFloat16 : at::kFloat;
+  throw InvalidField(field, "must be auto, float32 or bfloat16, got \"" + name + "\"");
 }
 
 }  // namespace
@@ -41,15 +55,13 @@ DeviceInfo QueryDevice(const at::Device& device) {
   return device.is_cpu() ? QueryCpu() : QueryCuda(device.index());
 }
 
-at::ScalarType ParseDType(const std::string& name, at::ScalarType stored,
-                          const DeviceInfo& device) {
-  if (name == "float32") return at::kFloat;
-  if (name == "bfloat16") return at::kBFloat16;
-  if (name != "auto") {
-    throw InvalidField("dtype", "must be auto, float32 or bfloat16, got \"" + name + "\"");
-  }
-  const bool fast = device.type == DeviceInfo::Type::kCuda || device.avx512_bf16 || device.amx_bf16;
-  return fast && stored != at::kFloat ? at::kBFloat16 : at::kFloat;
+at::ScalarType ParseDType(const std::string& name, const DeviceInfo& device) {
+  return NamedDType("dtype", name, MultipliesBFloat16(device));
+}
+
+at::ScalarType ParseVaeDType(const std::string& name, const DeviceInfo& device) {
+  const bool cuda = device.type == DeviceInfo::Type::kCuda;
+  return NamedDType("vae_dtype", name, cuda && MultipliesBFloat16(device));
 }
 
 }  // namespace denoised

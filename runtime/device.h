@@ -17,10 +17,13 @@ at::Device ParseDevice(const std::string& name);
 
 DeviceInfo QueryDevice(const at::Device& device);
 
-// "float32", "bfloat16", or "auto": `stored`, the dtype of the weights file, as Transformers'
-// torch_dtype="auto" takes it; float32 instead of bfloat16 or float16 on a CPU without fast
-// bfloat16. INVALID_ARGUMENT (field "dtype") for another name.
-at::ScalarType ParseDType(const std::string& name, at::ScalarType stored, const DeviceInfo& device);
+// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it, whatever the files
+// hold, else float32. INVALID_ARGUMENT (field "dtype") for another name.
+at::ScalarType ParseDType(const std::string& name, const DeviceInfo& device);
+
+// The decoder's: "auto" is float32 on a CPU, where frames in bfloat16 would gain little and show
+// it, and bfloat16 on a CUDA device. INVALID_ARGUMENT (field "vae_dtype") for another name.
+at::ScalarType ParseVaeDType(const std::string& name, const DeviceInfo& device);
 
 }  // namespace denoised
 

@@ -663,10 +663,10 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
                                        Logger* logger) {
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   SetIntraOpThreads(options.threads);
-  auto loaded = LoadPipelines(
-      {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
-       options.variant, options.strict_repository, options.state_dir, options.linear},
-      policy.get(), observer, logger);
+  auto loaded = LoadPipelines({options.model_repository, options.device, options.dtype,
+                               options.admit_unmeasured, options.variant, options.strict_repository,
+                               options.state_dir, options.linear, options.vae_dtype},
+                              policy.get(), observer, logger);
   auto store = MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                   static_cast<size_t>(options.max_artifact_bytes));
   return std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded.pipelines),

@@ -27,8 +27,9 @@ namespace denoised {
 
 struct EngineOptions {
   std::string model_repository = "model_repository";
-  std::string device = "auto";  // auto | cpu | cuda:N
-  std::string dtype = "auto";   // auto | float32 | bfloat16: of the transformer and text encoder
+  std::string device = "auto";     // auto | cpu | cuda:N
+  std::string dtype = "auto";      // auto | float32 | bfloat16: of the transformer and text encoder
+  std::string vae_dtype = "auto";  // the same names: of the decoder
   std::string variant;  // of the weight files ("fp16"); "" = the plain ones, else the only one
   bool strict_repository = false;  // one folder that cannot be loaded fails Create
   std::string state_dir;           // keeps digests of files between starts; "" = nothing is kept
@@ -50,7 +51,7 @@ struct ModelInfo {
   std::string name;      // folder name in the repository, or org/name of the Hugging Face cache
   std::string pipeline;  // "WanPipeline"
   std::string description;
-  std::string device, dtype;
+  std::string device, dtype, vae_dtype;
   std::vector<LinearNumerics> linear;  // what a request may ask for; defaults.linear is one
   // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
   std::string weights_digest, model_digest;

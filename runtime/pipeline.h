@@ -104,6 +104,7 @@ struct RepositoryOptions {
   bool strict = false;
   std::string state_dir;
   std::optional<LinearNumerics> linear;
+  std::string vae_dtype = "auto";
 };
 
 // By name. Exactly one pipeline is the default.

@@ -89,15 +89,16 @@ Fields FieldsOf(const Receipt& receipt) {
 
 // On CUDA the card decides which of a library's kernels runs; on the CPU instruction sets do, and
 // its name says nothing.
-std::string KernelsOf(const PlannerSetting& setting) {
+std::string KernelsOf(const ModelInfo& model, const PlannerSetting& setting) {
   const bool unmeasured = setting.registry == &BackendRegistry::WithUnmeasured();
   const DeviceInfo& device = setting.device;
   if (device.type == DeviceInfo::Type::kCpu) {
-    return KernelIdentity(unmeasured ? Admission::kUnmeasured : Admission::kMeasured) +
+    return KernelIdentity() + " vae=" + model.vae_dtype +
            " threads=" + std::to_string(IntraOpThreads());
   }
   return "cuda " + device.name + " " + std::to_string(device.major) + "." +
-         std::to_string(device.minor) + (unmeasured ? " unmeasured" : "");
+         std::to_string(device.minor) + " vae=" + model.vae_dtype +
+         (unmeasured ? " unmeasured" : "");
 }
 
 }  // namespace
@@ -110,7 +111,7 @@ void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearN
   receipt->dtype = model.dtype;
   receipt->version = Version();
   receipt->torch_version = LibTorchVersion();
-  receipt->kernels = KernelsOf(setting);
+  receipt->kernels = KernelsOf(model, setting);
   receipt->linear = LinearNumericsName(linear);
 }
 

@@ -187,16 +187,12 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
                                  const RepositoryOptions& options, LinearNumerics linear) {
   tokenizer_ =
       Tokenizer::Load(folder.Sub("tokenizer"), index.components.at("tokenizer").class_name);
-  const at::ScalarType stored = Weights::Open(folder.Sub("transformer"), "diffusion_pytorch_model")
-                                    .StoredDtype("patch_embedding.weight");
-  const at::ScalarType dtype = ParseDType(options.dtype, stored, setting_.device);
-  const Admission admission =
-      options.admit_unmeasured ? Admission::kUnmeasured : Admission::kMeasured;
-  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear, admission);
-  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear, admission);
-  // The decoder stays in float32, as diffusers' examples load it: bfloat16 frames are visibly
-  // coarser.
-  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), at::kFloat, device_, linear);
+  const at::ScalarType dtype = ParseDType(options.dtype, setting_.device);
+  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
+  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);
+  const at::ScalarType vae_dtype = ParseVaeDType(options.vae_dtype, setting_.device);
+  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), vae_dtype, device_, linear);
+  info_.vae_dtype = DTypeName(FromScalarType(vae_dtype));
   SetNumerics(linear);
   CheckComponents(folder);
   const WanTransformerConfig& config = transformer_->config();

@@ -87,10 +87,11 @@ std::vector<Flag> ComputeFlags(Config* config) {
       {"device", "DEVICE", "auto", "auto, cpu or cuda:N; auto takes cuda:0 where there is one.",
        SetDevice("device", &engine->device)},
       {"dtype", "DTYPE", "auto",
-       "auto, float32 or bfloat16: of the transformer and the text encoder. auto is the dtype of "
-       "the checkpoint's files, or float32 on a CPU without fast bfloat16. The decoder is always "
-       "float32.",
+       "auto, float32 or bfloat16: of the transformer and the text encoder. auto is bfloat16 where "
+       "the device multiplies it (CUDA; a CPU with AVX-512 BF16 or AMX), else float32, whatever "
+       "the checkpoint's files hold.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
+      VaeDtypeFlag(&engine->vae_dtype),
       {"admit_unmeasured", "", "false",
        "Let attention kernels serve that compile but have not run on a device yet. Refused "
        "otherwise; "

@@ -367,6 +367,12 @@ Flag LinearFlag(std::optional<LinearNumerics>* target) {
       }};
 }
 
+Flag VaeDtypeFlag(std::string* target) {
+  return {"vae_dtype", "DTYPE", "auto",
+          "auto, float32 or bfloat16: of the decoder. auto is float32 on a CPU, bfloat16 on CUDA.",
+          SetChoice("vae_dtype", {"auto", "float32", "bfloat16"}, target)};
+}
+
 std::string FlagsHelp(const std::vector<Flag>& flags) {
   std::string out;
   for (const Flag& flag : flags) {

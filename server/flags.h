@@ -82,6 +82,9 @@ Flag LinearFlag(std::optional<LinearNumerics>* target);
 // What it, and the flag of a request, may be.
 std::vector<std::string> LinearChoices();
 
+// --vae_dtype, likewise.
+Flag VaeDtypeFlag(std::string* target);
+
 // The table as text, wrapped at 100 columns.
 std::string FlagsHelp(const std::vector<Flag>& flags);
 

@@ -29,7 +29,7 @@ struct LargestArgs {
   int32_t* chosen = nullptr;  // [heads][rows][count], ascending
 };
 
-// The `count` largest, ties to the lowest index, NaN as -inf.
+// The `count` largest, ties to the lowest index, NaN as +inf.
 cudaError_t LaunchLargest(const LargestArgs& args, cudaStream_t stream);
 
 }  // namespace denoised::cuda

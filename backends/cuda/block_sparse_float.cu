@@ -23,15 +23,28 @@ struct SharedTiles {
   float values[kTile][kMaxHeadSize];
 };
 
-// Rows of one block of tokens; rows past its end become zeros.
+struct Float32 {
+  using Stored = float;
+  static __device__ float Widen(float x) { return x; }
+  static __device__ float Narrow(float x) { return x; }
+};
+
+// Rows of one block of tokens; rows past its end become zeros, and where `take_out_odd` what is not
+// finite does too: in a product with the weight 0 of a hidden pair it would be NaN. Whether any
+// did.
 template <int kStride>
-__device__ void CopyRows(float (&target)[kTile][kStride], const DeviceView& view, int64_t offset,
-                         const int32_t* tokens, int head_size) {
+__device__ bool CopyRows(float (&target)[kTile][kStride], const DeviceView& view, int64_t offset,
+                         const int32_t* tokens, int head_size, bool take_out_odd = false) {
   const float* base = static_cast<const float*>(view.data) + offset;
+  bool odd = false;
   for (int i = static_cast<int>(threadIdx.x); i < kTile * head_size; i += kThreads) {
     const int row = i / head_size, column = i % head_size, token = __ldg(tokens + row);
-    target[row][column] = token < 0 ? 0.0f : base[token * view.token_stride + column];
+    const float x = token < 0 ? 0.0f : base[token * view.token_stride + column];
+    const bool out = take_out_odd && !IsFinite(x);
+    target[row][column] = out ? 0.0f : x;
+    odd = odd || out;
   }
+  return odd;
 }
 
 struct RowState {
@@ -70,15 +83,17 @@ __device__ void AttendRow(const SharedTiles& tiles, int row, int length, bool on
     probs[i] = key < length ? score : -std::numeric_limits<float>::infinity();
     top = fmaxf(top, probs[i]);
   }
-  top = WarpMax(top);  // a block has a key, so that this is finite
-  const float shrink = exp2f((state->top - top) * scale * kLog2E);
+  top = WarpMax(top);
+  // All scores are -inf, or get lost in a maximum because they are NaN: any finite number will do.
+  const float base = top == -std::numeric_limits<float>::infinity() ? 0.0f : top;
+  const float shrink = exp2f((state->top - base) * scale * kLog2E);
   state->top = top;
   state->sum *= shrink;
 #pragma unroll
   for (float& x : state->out) x *= shrink;
 #pragma unroll
   for (int i = 0; i < kLaneKeys; ++i) {
-    probs[i] = exp2f((probs[i] - top) * scale * kLog2E);
+    probs[i] = exp2f((probs[i] - base) * scale * kLog2E);
     state->sum += probs[i];
   }
 #pragma unroll
@@ -94,19 +109,25 @@ __device__ void AttendRow(const SharedTiles& tiles, int row, int length, bool on
   }
 }
 
-__device__ void StoreRow(const BlockSparseArgs& args, const Walk& walk, int token, int lane,
-                         const RowState& state) {
-  const float sum = WarpSum(state.sum);
+// `row` is the query's place in its block.
+__device__ void StoreRow(const BlockSparseArgs& args, const Walk& walk, int row, int lane,
+                         const RowState& state, bool odd) {
+  const float sum = WarpSum(state.sum), factor = FactorOf(sum, walk.MayBeEmpty(args.plan));
+  const int token = args.plan.query_tokens[int64_t{walk.query_block} * kTile + row];
   if (token < 0) return;
   float* out = static_cast<float*>(args.out) + walk.OutOffset(args, token);
 #pragma unroll
   for (int e = 0; e < kLaneElements; ++e) {
     const int d = lane + 32 * e;
-    if (d < args.head_size) out[d] = sum > 0 ? state.out[e] / sum : 0.0f;
+    if (d >= args.head_size) continue;
+    out[d] = factor > 0 ? state.out[e] / sum : factor;
+    const bool lost = odd || !IsFinite(state.out[e]);
+    if (lost && factor > 0) AddOddValues<Float32>(args, walk, row, d, out);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) BlockSparseFloat(const BlockSparseArgs args) {
+__global__ void __launch_bounds__(kThreads)
+    BlockSparseFloat(const __grid_constant__ BlockSparseArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
   SharedTiles& tiles = *reinterpret_cast<SharedTiles*>(memory);
   const Walk walk(args);
@@ -114,23 +135,26 @@ __global__ void __launch_bounds__(kThreads) BlockSparseFloat(const BlockSparseAr
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int32_t* queries = args.plan.query_tokens + int64_t{walk.query_block} * kTile;
   RowState states[kWarpRows];
+  bool odd = false;
   CopyRows(tiles.query, args.query, walk.OffsetIn(args.query), queries, args.head_size);
   for (int64_t entry = 0; entry < walk.count; ++entry) {
     const int block = walk.KeyBlock(args.plan, entry);
     const int32_t* tokens = args.plan.key_tokens + int64_t{block} * kTile;
     __syncthreads();  // the last turn has read its keys and values
     CopyRows(tiles.keys, args.key, walk.OffsetIn(args.key), tokens, args.head_size);
-    CopyRows(tiles.values, args.value, walk.OffsetIn(args.value), tokens, args.head_size);
-    __syncthreads();
     const uint64_t rows = walk.RowMask(args.plan, entry);
+    odd |= CopyRows(tiles.values, args.value, walk.OffsetIn(args.value), tokens, args.head_size,
+                    rows != ~uint64_t{0});
+    __syncthreads();
 #pragma unroll
     for (int i = 0; i < kWarpRows; ++i) {
       AttendRow(tiles, first + i, __ldg(args.plan.key_lengths + block),
                 ((rows >> (first + i)) & 1) != 0, args.head_size, args.scale, lane, &states[i]);
     }
   }
+  const bool any_odd = __syncthreads_or(odd);
 #pragma unroll
-  for (int i = 0; i < kWarpRows; ++i) StoreRow(args, walk, queries[first + i], lane, states[i]);
+  for (int i = 0; i < kWarpRows; ++i) StoreRow(args, walk, first + i, lane, states[i], any_odd);
 }
 
 }  // namespace

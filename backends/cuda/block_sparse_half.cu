@@ -26,7 +26,8 @@ __device__ void MultiplyKeys(float (&scores)[kKeyGroups][4], const WarpState<kHe
 }
 
 template <class T, int kHead>
-__global__ void __launch_bounds__(kThreads, 2) BlockSparseHalf(const BlockSparseArgs args) {
+__global__ void __launch_bounds__(kThreads, 2)
+    BlockSparseHalf(const __grid_constant__ BlockSparseArgs args) {
   extern __shared__ __align__(128) unsigned char memory[];
   const SharedTiles<kHead> tiles(memory);
   const Walk walk(args);
@@ -38,21 +39,25 @@ __global__ void __launch_bounds__(kThreads, 2) BlockSparseHalf(const BlockSparse
   CopyEntry<kHead>(args, walk, tiles, 0);  // one group with the queries
   WarpState<kHead> state;
   state.Clear();
+  bool odd = false;
   for (int64_t entry = 0; entry < walk.count; ++entry) {
     const Visible visible(args, walk, entry);
     CopyEntry<kHead>(args, walk, tiles, entry + 1);
     WaitForCopies<1>();
+    if (visible.HidesRows()) odd |= TakeOutOddValues<T, kHead>(tiles.Values(entry));
     __syncthreads();
     if (entry == 0) state.LoadQuery(tiles.query, warp, lane);
     float scores[kKeyGroups][4];
     MultiplyKeys<T, kHead>(scores, state, tiles.Keys(entry), lane);
     visible.Apply(scores, row, lane);
-    UpdateSoftmax<kHead>(scores, &state, scale_log2);
+    float shrink[2];
+    UpdateSoftmax<kHead>(scores, &state, scale_log2, shrink);
+    ShrinkOut(&state, shrink);
     MultiplyValues<T, kHead>(scores, &state, tiles.Values(entry), lane);
     __syncthreads();  // the next turn copies over these keys and values
   }
   WaitForCopies<0>();
-  StoreRows<T, kHead>(args, walk, &state, row, lane);
+  StoreRows<T, kHead>(args, walk, &state, row, lane, __syncthreads_or(odd));
 }
 
 template <class T, int kHead>

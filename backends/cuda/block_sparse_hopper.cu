@@ -64,25 +64,27 @@ __device__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;\n" :::
 
 __device__ void EndProducts() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 
+// All but the newest `kPending` groups are done.
+template <int kPending>
 __device__ void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
 
 // The compiler may neither move writes of these registers behind this point nor reads before it; it
 // does not know that products work on them between BeginProducts and WaitForProducts.
 template <int kGroups>
-__device__ void Settle(float (&d)[kGroups][4]) {
+__forceinline__ __device__ void Settle(float (&d)[kGroups][4]) {
 #pragma unroll
-  for (auto& group : d) {
-    asm volatile("" : "+f"(group[0]), "+f"(group[1]), "+f"(group[2]), "+f"(group[3])::"memory");
+  for (int i = 0; i < kGroups; ++i) {
+    asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
   }
 }
 
 template <int kSteps>
-__device__ void Settle(uint32_t (&a)[kSteps][4]) {
+__forceinline__ __device__ void Settle(uint32_t (&a)[kSteps][4]) {
 #pragma unroll
-  for (auto& step : a) {
-    asm volatile("" : "+r"(step[0]), "+r"(step[1]), "+r"(step[2]), "+r"(step[3])::"memory");
+  for (int i = 0; i < kSteps; ++i) {
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
   }
 }
 
@@ -91,10 +93,10 @@ __device__ void PublishCopies() { asm volatile("fence.proxy.async.shared::cta;\n
 
 // Until WaitForProducts neither scores nor the query may be touched.
 template <class T>
-__device__ void BeginKeys(float (&scores)[kKeyGroups][4], const WarpState<kHead>& state,
-                          uint32_t keys) {
+__forceinline__ __device__ void BeginKeys(float (&scores)[kKeyGroups][4],
+                                          const WarpState<kHead>& state, uint32_t keys) {
 #pragma unroll
-  for (auto& group : scores) group[0] = group[1] = group[2] = group[3] = 0;
+  for (int i = 0; i < 4 * kKeyGroups; ++i) scores[i / 4][i % 4] = 0;
   BeginProducts();
   // The first does not read the sums, so that nothing hangs on when the zeros above are written.
   MultiplyAdd<0, 0>(T(), scores, state.query[0], Descriptor(keys, kNoLeading));
@@ -106,64 +108,138 @@ __device__ void BeginKeys(float (&scores)[kKeyGroups][4], const WarpState<kHead>
   EndProducts();
 }
 
+using Probs = uint32_t[kTile / 16][4];
+
+// Until WaitForProducts neither probs nor state->out may be touched.
 template <class T>
-__device__ void MultiplyValues(const float (&probs)[kKeyGroups][4], WarpState<kHead>* state,
-                               uint32_t values) {
-  uint32_t a[kTile / 16][4];
-#pragma unroll
-  for (int step = 0; step < kTile / 16; ++step) PackProbs<T>(a[step], probs, step);
-  Settle(a);
-  Settle(state->out);
+__forceinline__ __device__ void BeginValues(const Probs& probs, WarpState<kHead>* state,
+                                            uint32_t values) {
   BeginProducts();
 #pragma unroll
   for (int step = 0; step < kTile / 16; ++step) {
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
-      MultiplyAdd<1, 1>(T(), state->out + 8 * panel, a[step],
+      MultiplyAdd<1, 1>(T(), state->out + 8 * panel, probs[step],
                         Descriptor(values + panel * kPanelBytes + step * 2048, kPanelBytes / 16));
     }
   }
   EndProducts();
-  WaitForProducts();
-  Settle(state->out);
+}
+
+// Where the tiles lie: the queries, which leave for registers at once, in the room of the second
+// values.
+struct HopperTiles {
+  static constexpr int kBytes = Tile<kHead>::kBytes * 2 * kStages + kTileAlignment;
+  uint32_t first;
+  __device__ explicit HopperTiles(const void* memory) {
+    const uint32_t start = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+    first = (start + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
+  }
+  __device__ uint32_t Keys(int64_t entry) const {
+    return first + static_cast<uint32_t>(entry % kStages) * Tile<kHead>::kBytes;
+  }
+  __device__ uint32_t Values(int64_t entry) const {
+    return Keys(entry) + kStages * Tile<kHead>::kBytes;
+  }
+  __device__ uint32_t Query() const { return Values(1); }
+};
+
+// Starts copying the rows of an entry's keys or values; past the last entry nothing.
+__forceinline__ __device__ void CopyBlock(const BlockSparseArgs& args, const Walk& walk,
+                                          const DeviceView& view, int64_t entry, uint32_t target) {
+  if (entry >= walk.count) return;
+  const int block = walk.KeyBlock(args.plan, entry);
+  CopyRows<kHead>(target, view, walk.OffsetIn(view),
+                  CopyShare<kHead>(args.plan.key_tokens + int64_t{block} * kTile), args.head_size);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) BlockSparseHopper(const BlockSparseArgs args) {
+__forceinline__ __device__ void Pack(const float (&scores)[kKeyGroups][4], Probs& probs) {
+#pragma unroll
+  for (int step = 0; step < kTile / 16; ++step) PackProbs<T>(probs[step], scores, step);
+  Settle(probs);
+}
+
+// Waits until an entry's values, and the keys of the next one, have arrived for all threads; the
+// tiles before them are free then. Whether values were not finite and have been taken out.
+template <class T>
+__forceinline__ __device__ bool Arrive(const BlockSparseArgs& args, const Walk& walk,
+                                       const HopperTiles& tiles, int64_t entry) {
+  bool odd = false;
+  WaitForCopies<0>();
+  if (walk.RowMask(args.plan, entry) != ~uint64_t{0}) {
+    odd = TakeOutOddValues<T, kHead>(tiles.Values(entry));
+  }
+  PublishCopies();
+  __syncthreads();
+  return odd;
+}
+
+// A stage ahead of itself: while the tensor cores multiply the values of an entry, its threads
+// compute the softmax of the next one.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    BlockSparseHopper(const __grid_constant__ BlockSparseArgs args) {
   extern __shared__ __align__(128) unsigned char memory[];
-  const SharedTiles<kHead> tiles(memory);
+  const HopperTiles tiles(memory);
   const Walk walk(args);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * kWarpRows + lane / 4;
   const float scale_log2 = args.scale * kLog2E;
-
-  CopyQuery<kHead>(args, walk, tiles);
-  CopyEntry<kHead>(args, walk, tiles, 0);  // one group with the queries
   WarpState<kHead> state;
   state.Clear();
-  for (int64_t entry = 0; entry < walk.count; ++entry) {
-    const Visible visible(args, walk, entry);
-    WaitForCopies<0>();
+  bool odd = false;
+  if (walk.count > 0) {
+    CopyRows<kHead>(tiles.Query(), args.query, walk.OffsetIn(args.query),
+                    CopyShare<kHead>(args.plan.query_tokens + int64_t{walk.query_block} * kTile),
+                    args.head_size);
+    CopyBlock(args, walk, args.key, 0, tiles.Keys(0));
+    CommitCopies();
+    CopyBlock(args, walk, args.value, 0, tiles.Values(0));
+    CopyBlock(args, walk, args.key, 1, tiles.Keys(1));
+    CommitCopies();
+    float scores[kKeyGroups][4], shrink[2];
+    Probs probs;
+    WaitForCopies<1>();
     PublishCopies();
     __syncthreads();
-    if (entry == 0) state.LoadQuery(tiles.query, warp, lane);
-    float scores[kKeyGroups][4];
-    BeginKeys<T>(scores, state, tiles.Keys(entry));
-    CopyEntry<kHead>(args, walk, tiles, entry + 1);  // while the tensor cores work
-    WaitForProducts();
+    state.LoadQuery(tiles.Query(), warp, lane);
+    BeginKeys<T>(scores, state, tiles.Keys(0));
+    WaitForProducts<0>();
     Settle(scores);
-    visible.Apply(scores, row, lane);
-    UpdateSoftmax<kHead>(scores, &state, scale_log2);
-    MultiplyValues<T>(scores, &state, tiles.Values(entry));
-    __syncthreads();  // the next turn copies over these keys and values
+    Visible(args, walk, 0).Apply(scores, row, lane);
+    UpdateSoftmax<kHead>(scores, &state, scale_log2, shrink);
+    Pack<T>(scores, probs);
+    for (int64_t entry = 0; entry + 1 < walk.count; ++entry) {
+      const Visible next(args, walk, entry + 1);
+      odd |= Arrive<T>(args, walk, tiles, entry);
+      CopyBlock(args, walk, args.value, entry + 1, tiles.Values(entry + 1));
+      CopyBlock(args, walk, args.key, entry + 2, tiles.Keys(entry + 2));
+      CommitCopies();
+      Settle(state.out);
+      BeginKeys<T>(scores, state, tiles.Keys(entry + 1));
+      BeginValues<T>(probs, &state, tiles.Values(entry));
+      WaitForProducts<1>();
+      Settle(scores);
+      next.Apply(scores, row, lane);
+      UpdateSoftmax<kHead>(scores, &state, scale_log2, shrink);
+      WaitForProducts<0>();
+      Settle(state.out);
+      ShrinkOut(&state, shrink);
+      Pack<T>(scores, probs);
+    }
+    odd |= Arrive<T>(args, walk, tiles, walk.count - 1);
+    Settle(state.out);
+    BeginValues<T>(probs, &state, tiles.Values(walk.count - 1));
+    WaitForProducts<0>();
+    Settle(state.out);
   }
-  WaitForCopies<0>();
-  StoreRows<T, kHead>(args, walk, &state, row, lane);
+  StoreRows<T, kHead>(args, walk, &state, row, lane, __syncthreads_or(odd));
 }
 
 template <class T>
 cudaError_t Launch(const BlockSparseArgs& args, cudaStream_t stream) {
-  constexpr int kBytes = SharedTiles<kHead>::kBytes;
+  constexpr int kBytes = HopperTiles::kBytes;
   const cudaError_t asked = cudaFuncSetAttribute(
       BlockSparseHopper<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (asked != cudaSuccess) return asked;

@@ -137,7 +137,8 @@ inline __device__ void ScaleScores(float (&scores)[kKeyGroups][4],
 }
 
 template <class T, int kHead>
-__global__ void __launch_bounds__(kThreads, 2) BlockSparseInt8(const BlockSparseInt8Args all) {
+__global__ void __launch_bounds__(kThreads, 2)
+    BlockSparseInt8(const __grid_constant__ BlockSparseInt8Args all) {
   extern __shared__ __align__(128) unsigned char memory[];
   const BlockSparseArgs& args = all.call;
   const Int8SharedTiles<kHead> tiles(memory);
@@ -151,10 +152,12 @@ __global__ void __launch_bounds__(kThreads, 2) BlockSparseInt8(const BlockSparse
   const QueryScales query_scales(all, walk, row);
   Int8State<kHead> state;
   state.Clear();
+  bool odd = false;
   for (int64_t entry = 0; entry < walk.count; ++entry) {
     const Visible visible(args, walk, entry);
     CopyInt8Entry<kHead>(all, walk, tiles, entry + 1);
     WaitForCopies<1>();
+    if (visible.HidesRows()) odd |= TakeOutOddValues<T, kHead>(tiles.Values(entry));
     __syncthreads();
     if (entry == 0) state.LoadQuery(tiles.query, warp, lane);
     int32_t sums[kKeyGroups][4];
@@ -162,12 +165,14 @@ __global__ void __launch_bounds__(kThreads, 2) BlockSparseInt8(const BlockSparse
     float scores[kKeyGroups][4];
     ScaleScores(scores, sums, query_scales, tiles.Scales(entry), lane);
     visible.Apply(scores, row, lane);
-    UpdateSoftmax<kHead>(scores, &state, scale_log2);
+    float shrink[2];
+    UpdateSoftmax<kHead>(scores, &state, scale_log2, shrink);
+    ShrinkOut(&state, shrink);
     MultiplyValues<T, kHead>(scores, &state, tiles.Values(entry), lane);
     __syncthreads();  // the next turn copies over this entry
   }
   WaitForCopies<0>();
-  StoreRows<T, kHead>(args, walk, &state, row, lane);
+  StoreRows<T, kHead>(args, walk, &state, row, lane, __syncthreads_or(odd));
 }
 
 template <class T, int kHead>

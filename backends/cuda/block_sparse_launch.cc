@@ -1,9 +1,11 @@
 #include "backends/cuda/block_sparse_launch.h"
 
+#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include "backends/attention_call.h"
+#include "backends/cuda/add_coarse_cuda.h"
 #include "backends/cuda/block_choice_cuda.h"
 #include "backends/cuda/block_means_cuda.h"
 #include "backends/cuda/block_sparse_cuda.h"
@@ -140,6 +142,13 @@ cudaError_t Launch(const cuda::BlockSparseArgs& args, const at::Tensor& q, const
                                       : cuda::LaunchBlockSparseHalf(args, bfloat16, stream);
 }
 
+// Rows of up to 64 elements leave wgmma half of its tile.
+HalfKernel FastestKernel(const at::Tensor& query) {
+  const cudaDeviceProp* device = at::cuda::getDeviceProperties(query.device().index());
+  const bool wgmma = device->major == 9 && device->minor == 0 && query.size(3) > 64;
+  return wgmma ? HalfKernel::kWgmma : HalfKernel::kMmaSync;
+}
+
 void CheckFits(const AttentionInputs& inputs, HalfKernel kernel) {
   if (inputs.mask.defined() || inputs.causal) {
     throw Error(StatusCode::kFailedPrecondition,
@@ -166,7 +175,8 @@ std::optional<std::string> CudaKernelLimits(const AttentionSpec& spec, const Dev
            "; got " + std::to_string(spec.head_size);
   }
   if (spec.has_mask || spec.causal) return "its CUDA kernel takes no mask and is not causal";
-  return RefuseUnmeasured(admission, "its CUDA kernel");
+  if (device.major == 9) return std::nullopt;
+  return RefuseUnmeasured(admission, "its CUDA kernel for compute capability 8.x");
 }
 
 DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) {
@@ -178,7 +188,8 @@ DevicePlan UploadPlan(const kernels::BlockPlan& plan, const at::Device& device) 
 }
 
 at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePlan& plan,
-                                  HalfKernel kernel) {
+                                  std::optional<HalfKernel> asked) {
+  const HalfKernel kernel = asked.value_or(FastestKernel(inputs.query));
   CheckFits(inputs, kernel);
   const c10::cuda::CUDAGuard guard(inputs.query.device());
   const at::Tensor q = Aligned(inputs.query), k = Aligned(inputs.key), v = Aligned(inputs.value);
@@ -201,12 +212,44 @@ at::Tensor BlockSparseForwardCuda(const AttentionInputs& inputs, const DevicePla
                                              : out.narrow(3, 0, inputs.query.size(3)).contiguous();
 }
 
-at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition) {
+DevicePlan DensePlanOnDevice(int64_t q_len, int64_t kv_len, const at::Device& device) {
+  const c10::cuda::CUDAGuard guard(device);
+  const auto ints = at::TensorOptions(at::kInt).device(device);
+  const auto blocks = [](int64_t length) {
+    return (length + kernels::kBlock - 1) / kernels::kBlock;
+  };
+  const auto tokens = [&](int64_t length) {
+    const at::Tensor places = at::arange(blocks(length) * kernels::kBlock, ints);
+    return places.masked_fill(places.ge(length), -1);
+  };
+  const at::Tensor queries = tokens(q_len), keys = tokens(kv_len);
+  DevicePlan plan;
+  plan.bytes =
+      at::cat({queries, keys, keys.ge(0).view({-1, kernels::kBlock}).sum({1}, false, at::kInt)});
+  plan.view.query_blocks = blocks(q_len);
+  plan.view.key_blocks = blocks(kv_len);
+  plan.view.query_tokens = plan.bytes.const_data_ptr<int32_t>();
+  plan.view.key_tokens = plan.view.query_tokens + queries.numel();
+  plan.view.key_lengths = plan.view.key_tokens + keys.numel();
+  return plan;
+}
+
+DevicePartition::DevicePartition(const Partition& partition, const at::Device& device)
+    : order(UploadInts(partition.order, device)),
+      begin(UploadInts(Begins(partition), device)),
+      blocks(partition.blocks()) {}
+
+DeviceGeometry::DeviceGeometry(const Partition& queries, const Partition& keys,
+                               const at::Device& device)
+    : queries(queries, device),
+      keys(keys, device),
+      plan(UploadPlan(PlanBuilder(queries, keys, 0).Take(), device)),
+      block_of_row(UploadInts(BlockOfSpan(queries), device)) {}
+
+at::Tensor BlockMeansCuda(const at::Tensor& x, const DevicePartition& partition) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor rows = x.stride(3) == 1 ? x : x.contiguous();
-  const at::Tensor order = UploadInts(partition.order, x.device());
-  const at::Tensor begin = UploadInts(Begins(partition), x.device());
-  at::Tensor means = at::empty({x.size(0) * x.size(2), partition.blocks(), x.size(3)},
+  at::Tensor means = at::empty({x.size(0) * x.size(2), partition.blocks, x.size(3)},
                                x.options().dtype(at::kFloat));
   cuda::BlockMeansArgs args;
   args.view = ViewOf(rows);
@@ -214,9 +257,9 @@ at::Tensor BlockMeansCuda(const at::Tensor& x, const Partition& partition) {
   args.batch = static_cast<int32_t>(x.size(0));
   args.heads = static_cast<int32_t>(x.size(2));
   args.head_size = static_cast<int32_t>(x.size(3));
-  args.blocks = static_cast<int32_t>(partition.blocks());
-  args.order = order.const_data_ptr<int32_t>();
-  args.begin = begin.const_data_ptr<int32_t>();
+  args.blocks = static_cast<int32_t>(partition.blocks);
+  args.order = partition.order.const_data_ptr<int32_t>();
+  args.begin = partition.begin.const_data_ptr<int32_t>();
   args.means = means.mutable_data_ptr<float>();
   Check(cuda::LaunchBlockMeans(args, c10::cuda::getCurrentCUDAStream(x.device().index())),
         "the pooling kernel");
@@ -243,21 +286,20 @@ at::Tensor BlockScoresCuda(const at::Tensor& query_means, const at::Tensor& key_
   return scores;
 }
 
-DevicePlan LargestPlanCuda(const at::Tensor& scores, const Partition& queries,
-                           const Partition& keys, int64_t count) {
+DevicePlan LargestPlanCuda(const at::Tensor& scores, const DeviceGeometry& geometry,
+                           int64_t count) {
   const c10::cuda::CUDAGuard guard(scores.device());
-  kernels::BlockPlan blocks = PlanBuilder(queries, keys, scores.size(0)).Take();
-  const int64_t rows = static_cast<int64_t>(blocks.query_blocks.size());
-  const at::Tensor block = UploadInts(BlockOfSpan(queries), scores.device());
-  DevicePlan plan = UploadPlan(blocks, scores.device());
+  DevicePlan plan = geometry.plan;
+  const int64_t rows = plan.view.query_blocks;
   const auto options = scores.options();
   plan.columns = at::empty({scores.size(0), rows, count}, options.dtype(at::kInt));
   plan.row_begin = at::arange(scores.size(0) * rows + 1, options.dtype(at::kLong)).mul_(count);
+  plan.view.lists = scores.size(0);
   plan.view.columns = plan.columns.const_data_ptr<int32_t>();
   plan.view.row_begin = plan.row_begin.const_data_ptr<int64_t>();
   cuda::LargestArgs args;
   args.scores = scores.const_data_ptr<float>();
-  args.block = block.const_data_ptr<int32_t>();
+  args.block = geometry.block_of_row.const_data_ptr<int32_t>();
   args.heads = static_cast<int32_t>(scores.size(0));
   args.blocks = static_cast<int32_t>(scores.size(1));
   args.rows = static_cast<int32_t>(rows);
@@ -267,6 +309,29 @@ DevicePlan LargestPlanCuda(const at::Tensor& scores, const Partition& queries,
   Check(cuda::LaunchLargest(args, c10::cuda::getCurrentCUDAStream(scores.device().index())),
         "the kernel that chooses blocks");
   return plan;
+}
+
+at::Tensor AddCoarseCuda(const at::Tensor& fine, const at::Tensor& coarse, const at::Tensor& gate,
+                         const at::Tensor& block_of_token) {
+  const c10::cuda::CUDAGuard guard(fine.device());
+  const at::Tensor rows = fine.contiguous(), means = coarse.contiguous();
+  const at::Tensor factors = gate.defined() ? gate.contiguous() : gate;
+  at::Tensor out = at::empty(rows.sizes(), rows.options());
+  cuda::AddCoarseArgs args;
+  args.element = PooledElementOf(rows);
+  args.fine = rows.const_data_ptr();
+  args.gate = factors.defined() ? factors.const_data_ptr() : nullptr;
+  args.coarse = means.const_data_ptr<float>();
+  args.block_of_token = block_of_token.const_data_ptr<int32_t>();
+  args.batch = static_cast<int32_t>(rows.size(0));
+  args.tokens = static_cast<int32_t>(rows.size(1));
+  args.heads = static_cast<int32_t>(rows.size(2));
+  args.head_size = static_cast<int32_t>(rows.size(3));
+  args.blocks = static_cast<int32_t>(means.size(1));
+  args.out = out.mutable_data_ptr();
+  Check(cuda::LaunchAddCoarse(args, c10::cuda::getCurrentCUDAStream(fine.device().index())),
+        "the kernel that adds the coarse branch");
+  return out;
 }
 
 }  // namespace denoised

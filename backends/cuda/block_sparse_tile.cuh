@@ -73,6 +73,10 @@ inline __device__ float Exp2(float x) {
 
 // The two dtypes: the rounding of pairs, the first of a pair in the low half.
 struct BFloat16 {
+  using Stored = uint16_t;
+  static constexpr uint32_t kExponent = 0x7f80;  // all of it set: not finite
+  static __device__ float Widen(Stored bits) { return __uint_as_float(uint32_t{bits} << 16); }
+  static __device__ Stored Narrow(float x) { return static_cast<Stored>(Pack(x, 0)); }
   static __device__ uint32_t Pack(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
@@ -80,6 +84,10 @@ struct BFloat16 {
 };
 
 struct Float16 {
+  using Stored = uint16_t;
+  static constexpr uint32_t kExponent = 0x7c00;
+  static __device__ float Widen(Stored bits) { return __half2float(__ushort_as_half(bits)); }
+  static __device__ Stored Narrow(float x) { return static_cast<Stored>(Pack(x, 0)); }
   static __device__ uint32_t Pack(float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
@@ -97,7 +105,7 @@ struct CopyShare {
   int row = static_cast<int>(threadIdx.x) / Tile<kHead>::kChunks;
   int chunk = static_cast<int>(threadIdx.x) % Tile<kHead>::kChunks;
 
-  __device__ explicit CopyShare(const int32_t* block) {
+  __forceinline__ __device__ explicit CopyShare(const int32_t* block) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) tokens[pass] = __ldg(block + row + pass * kPassRows);
   }
@@ -106,8 +114,8 @@ struct CopyShare {
 // Starts copying the rows of one block of tokens; rows past its end and columns past the head size
 // become zeros.
 template <int kHead>
-__device__ void CopyRows(uint32_t target, const DeviceView& view, int64_t offset,
-                         const CopyShare<kHead>& share, int head_size) {
+__forceinline__ __device__ void CopyRows(uint32_t target, const DeviceView& view, int64_t offset,
+                                         const CopyShare<kHead>& share, int head_size) {
   const int column = share.chunk * kChunkElements;
   const uint16_t* base = static_cast<const uint16_t*>(view.data) + offset;
   const uint32_t first = target + Tile<kHead>::Offset(share.row, share.chunk);
@@ -136,7 +144,7 @@ struct WarpState {
     sum[0] = sum[1] = 0;
   }
 
-  __device__ void LoadQuery(uint32_t tile, int warp, int lane) {
+  __forceinline__ __device__ void LoadQuery(uint32_t tile, int warp, int lane) {
     const int row = warp * kWarpRows + (lane & 15);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -147,7 +155,8 @@ struct WarpState {
 
 // The left operand of a step of 16 keys.
 template <class T>
-__device__ void PackProbs(uint32_t (&a)[4], const float (&probs)[kKeyGroups][4], int step) {
+__forceinline__ __device__ void PackProbs(uint32_t (&a)[4], const float (&probs)[kKeyGroups][4],
+                                          int step) {
   const float(&p)[4] = probs[2 * step], (&next)[4] = probs[2 * step + 1];
   a[0] = T::Pack(p[0], p[1]);
   a[1] = T::Pack(p[2], p[3]);
@@ -156,8 +165,8 @@ __device__ void PackProbs(uint32_t (&a)[4], const float (&probs)[kKeyGroups][4],
 }
 
 // Hides keys past the block's end, and the whole block from rows that do not attend it.
-inline __device__ void HideScores(float (&scores)[kKeyGroups][4], int length, uint64_t rows,
-                                  int row, int lane) {
+__forceinline__ __device__ void HideScores(float (&scores)[kKeyGroups][4], int length,
+                                           uint64_t rows, int row, int lane) {
   const bool low = (rows >> row) & 1, high = (rows >> (row + 8)) & 1;
   const float hidden = -std::numeric_limits<float>::infinity();
 #pragma unroll
@@ -182,56 +191,70 @@ inline __device__ float RowSum(float x) {
   return x + __shfl_xor_sync(kWholeWarp, x, 2);
 }
 
-// Scores become 2^((score - top) * scale); what was summed before is brought to the new top.
+// Scores become 2^((score - top) * scale), and the sum is brought to the new top. What was summed
+// of the values before is so by ShrinkOut with `shrink`.
 template <int kHead, int kSteps>
-inline __device__ void UpdateSoftmax(float (&scores)[kKeyGroups][4],
-                                     WarpState<kHead, kSteps>* state, float scale_log2) {
+__forceinline__ __device__ void UpdateSoftmax(float (&scores)[kKeyGroups][4],
+                                              WarpState<kHead, kSteps>* state, float scale_log2,
+                                              float (&shrink)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = state->top[half];
 #pragma unroll
-    for (auto& group : scores) top = fmaxf(top, fmaxf(group[2 * half], group[2 * half + 1]));
+    for (int group = 0; group < kKeyGroups; ++group) {
+      top = fmaxf(top, fmaxf(scores[group][2 * half], scores[group][2 * half + 1]));
+    }
     top = RowMax(top);
     // Nothing seen yet: any finite number will do, and all scores are -inf.
     const float base = top == -std::numeric_limits<float>::infinity() ? 0.0f : top;
     // The difference first: for huge scores score * scale loses more bits than exp2 forgives.
-    const float shrink = Exp2((state->top[half] - base) * scale_log2);
+    shrink[half] = Exp2((state->top[half] - base) * scale_log2);
     state->top[half] = top;
     float sum = 0;
 #pragma unroll
-    for (auto& group : scores) {
-#pragma unroll
-      for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        group[i] = Exp2((group[i] - base) * scale_log2);
-        sum += group[i];
-      }
+    for (int i = 0; i < 2 * kKeyGroups; ++i) {
+      float& score = scores[i / 2][2 * half + i % 2];
+      score = Exp2((score - base) * scale_log2);
+      sum += score;
     }
-    state->sum[half] = state->sum[half] * shrink + sum;
-#pragma unroll
-    for (auto& group : state->out) {
-      group[2 * half] *= shrink;
-      group[2 * half + 1] *= shrink;
-    }
+    state->sum[half] = state->sum[half] * shrink[half] + sum;
   }
 }
 
+template <int kHead, int kSteps>
+__forceinline__ __device__ void ShrinkOut(WarpState<kHead, kSteps>* state,
+                                          const float (&shrink)[2]) {
+  // After a row's first blocks its top hardly ever rises.
+  if (!__any_sync(kWholeWarp, shrink[0] != 1 || shrink[1] != 1)) return;
+#pragma unroll
+  for (int i = 0; i < kHead / 2; ++i) state->out[i / 4][i % 4] *= shrink[i % 4 / 2];
+}
+
+// `odd`: a value of the list was not finite and has been taken out of its tile.
 template <class T, int kHead, int kSteps>
 __device__ void StoreRows(const BlockSparseArgs& args, const Walk& walk,
-                          WarpState<kHead, kSteps>* state, int row, int lane) {
+                          WarpState<kHead, kSteps>* state, int row, int lane, bool odd) {
   const int32_t* tokens = args.plan.query_tokens + int64_t{walk.query_block} * kTile;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float sum = RowSum(state->sum[half]);
-    const float factor = sum > 0 ? 1.0f / sum : 0.0f;
+    const float factor = FactorOf(RowSum(state->sum[half]), walk.MayBeEmpty(args.plan));
     const int token = tokens[row + 8 * half];
     if (token < 0) continue;
     uint16_t* out = static_cast<uint16_t*>(args.out) + walk.OutOffset(args, token);
+    bool lost = odd;
 #pragma unroll
     for (int group = 0; group < kHead / 8; ++group) {
       if (group * 8 >= args.head_size) continue;
-      const float(&x)[4] = state->out[group];
+      const float* x = state->out[group] + 2 * half;
+      lost = lost || !IsFinite(x[0] + x[1]);
       *reinterpret_cast<uint32_t*>(out + group * 8 + (lane & 3) * 2) =
-          T::Pack(x[2 * half] * factor, x[2 * half + 1] * factor);
+          factor > 0 ? T::Pack(x[0] * factor, x[1] * factor) : T::Pack(factor, factor);
+    }
+    if (!lost || !(factor > 0)) continue;
+    for (int group = 0; group < args.head_size / 8; ++group) {
+      const int d = group * 8 + (lane & 3) * 2;
+      AddOddValues<T>(args, walk, row + 8 * half, d, out);
+      AddOddValues<T>(args, walk, row + 8 * half, d + 1, out);
     }
   }
 }
@@ -275,6 +298,27 @@ __device__ void CopyEntry(const BlockSparseArgs& args, const Walk& walk,
   CommitCopies();
 }
 
+// Values that are not finite become 0 in the chunks of a tile that this thread copied, once they
+// have arrived: in a product with the weight 0 of a hidden pair they would be NaN. Whether there
+// were any.
+template <class T, int kHead>
+__device__ bool TakeOutOddValues(uint32_t values) {
+  const int row = static_cast<int>(threadIdx.x) / Tile<kHead>::kChunks;
+  const int chunk = static_cast<int>(threadIdx.x) % Tile<kHead>::kChunks;
+  uint16_t* first =
+      static_cast<uint16_t*>(__cvta_shared_to_generic(values + Tile<kHead>::Offset(row, chunk)));
+  bool odd = false;
+  for (int pass = 0; pass < CopyShare<kHead>::kPasses; ++pass) {
+    uint16_t* element = first + pass * CopyShare<kHead>::kPassRows * 64;
+    for (int i = 0; i < kChunkElements; ++i) {
+      if ((element[i] & T::kExponent) != T::kExponent) continue;
+      element[i] = 0;
+      odd = true;
+    }
+  }
+  return odd;
+}
+
 // What an entry lets through. Read before the products, whose time then hides the loads.
 struct Visible {
   int length;
@@ -284,8 +328,10 @@ struct Visible {
       : length(__ldg(args.plan.key_lengths + walk.KeyBlock(args.plan, entry))),
         rows(walk.RowMask(args.plan, entry)) {}
 
-  __device__ void Apply(float (&scores)[kKeyGroups][4], int row, int lane) const {
-    if (length < kTile || rows != ~uint64_t{0}) HideScores(scores, length, rows, row, lane);
+  __device__ bool HidesRows() const { return rows != ~uint64_t{0}; }
+
+  __forceinline__ __device__ void Apply(float (&scores)[kKeyGroups][4], int row, int lane) const {
+    if (length < kTile || HidesRows()) HideScores(scores, length, rows, row, lane);
   }
 };
 

@@ -3,6 +3,8 @@
 #ifndef DENOISED_BACKENDS_CUDA_BLOCK_SPARSE_WALK_CUH_
 #define DENOISED_BACKENDS_CUDA_BLOCK_SPARSE_WALK_CUH_
 
+#include <limits>
+
 #include "backends/cuda/block_sparse_cuda.h"
 
 namespace denoised::cuda {
@@ -37,6 +39,11 @@ struct Walk {
     return plan.row_masks == nullptr ? ~uint64_t{0} : plan.row_masks[begin + entry];
   }
 
+  // Whether a query may have no key at all.
+  __device__ bool MayBeEmpty(const kernels::FlatPlanView& plan) const {
+    return plan.row_masks != nullptr || count == 0;
+  }
+
   // Element offset of this batch row and head.
   __device__ int64_t OffsetIn(const DeviceView& view) const {
     return batch * view.batch_stride + head * view.head_stride;
@@ -48,6 +55,36 @@ struct Walk {
            args.head_size;
   }
 };
+
+inline __device__ bool IsFinite(float x) { return x - x == 0; }
+
+// One over the sum of a row's weights. A row without keys is zeros. Else a sum of 0 means that all
+// scores are -inf, and a score that is not a number or +inf has made the sum NaN: so is the row.
+inline __device__ float FactorOf(float sum, bool may_be_empty) {
+  if (sum > 0) return 1.0f / sum;
+  return sum == 0 && may_be_empty ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+}
+
+// Values that are not finite reach exactly the queries that attend them, whatever their weight is
+// in float32: element `d` of a stored row becomes their sum, where it attends any. `row` is the
+// query's place in its block. Slow; only for rows that have met one.
+template <class T>
+__device__ __noinline__ void AddOddValues(const BlockSparseArgs& args, Walk walk, int row, int d,
+                                          typename T::Stored* out) {
+  const auto* values = static_cast<const typename T::Stored*>(args.value.data);
+  float odd = 0;
+  for (int64_t entry = 0; entry < walk.count && odd == odd; ++entry) {
+    if (((walk.RowMask(args.plan, entry) >> row) & 1) == 0) continue;
+    const int block = walk.KeyBlock(args.plan, entry);
+    const int32_t* tokens = args.plan.key_tokens + int64_t{block} * kernels::kBlock;
+    for (int key = 0; key < args.plan.key_lengths[block]; ++key) {
+      const float value =
+          T::Widen(values[walk.OffsetIn(args.value) + tokens[key] * args.value.token_stride + d]);
+      if (!IsFinite(value)) odd += value;
+    }
+  }
+  if (odd != 0) out[d] = T::Narrow(odd);
+}
 
 inline unsigned GridOf(const BlockSparseArgs& args) {
   return static_cast<unsigned>(args.plan.query_blocks * args.batch * args.heads);

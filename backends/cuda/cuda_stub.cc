@@ -19,18 +19,27 @@ std::optional<std::string> CudaKernelLimits(const AttentionSpec&, const DeviceIn
   return "its kernel for CUDA is not in this build; on the CPU it runs";
 }
 
-at::Tensor BlockMeansCuda(const at::Tensor&, const Partition&) { RefuseCuda(); }
+DevicePartition::DevicePartition(const Partition&, const at::Device&) { RefuseCuda(); }
+DeviceGeometry::DeviceGeometry(const Partition& queries, const Partition& keys,
+                               const at::Device& device)
+    : queries(queries, device), keys(keys, device) {}
+at::Tensor BlockMeansCuda(const at::Tensor&, const DevicePartition&) { RefuseCuda(); }
 at::Tensor BlockScoresCuda(const at::Tensor&, const at::Tensor&, float, bool) { RefuseCuda(); }
-DevicePlan LargestPlanCuda(const at::Tensor&, const Partition&, const Partition&, int64_t) {
+DevicePlan LargestPlanCuda(const at::Tensor&, const DeviceGeometry&, int64_t) { RefuseCuda(); }
+at::Tensor AddCoarseCuda(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                         const at::Tensor&) {
   RefuseCuda();
 }
+DevicePlan DensePlanOnDevice(int64_t, int64_t, const at::Device&) { RefuseCuda(); }
 DevicePlan UploadPlan(const kernels::BlockPlan&, const at::Device&) { RefuseCuda(); }
-at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&, HalfKernel) {
+at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&,
+                                  std::optional<HalfKernel>) {
   RefuseCuda();
 }
 
 bool Flash3Installed() { return false; }
 bool Flash3Loads() { return false; }
+bool Flash3Serves(const AttentionSpec&, const DeviceInfo&) { return false; }
 bool Flash3Serves(const AttentionInputs&) { return false; }
 at::Tensor Flash3Forward(const AttentionInputs&) { RefuseCuda(); }
 

@@ -5,11 +5,13 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <cudnn_frontend.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
 
 #include "backends/attention_call.h"
+#include "backends/cuda/flash3.h"
 #include "backends/error.h"
 #include "backends/parameters.h"
 
@@ -177,26 +179,43 @@ class Plan {
   std::mutex mutex_;
 };
 
-// Plans by key. Two threads that want the same new plan may both build it; one is kept.
+// Plans by key; the one that was asked for longest ago makes room for a new one. Two threads that
+// want the same new plan may both build it; one is kept.
 class PlanCache {
  public:
   std::shared_ptr<Plan> Get(const PlanKey& key, cudnnHandle_t handle) {
     if (auto plan = Find(key)) return plan;
     auto plan = std::make_shared<Plan>(key, handle);
     const std::lock_guard lock(mutex_);
-    if (plans_.size() >= kMaxPlans) plans_.clear();  // users hold theirs until they have run
-    return plans_.emplace(key, std::move(plan)).first->second;
+    if (plans_.size() >= kMaxPlans)
+      plans_.erase(Oldest());  // users hold theirs until they have run
+    return plans_.emplace(key, Entry{std::move(plan), ++clock_}).first->second.plan;
   }
 
  private:
+  struct Entry {
+    std::shared_ptr<Plan> plan;
+    int64_t asked;
+  };
+  using Plans = std::map<PlanKey, Entry>;
+
   std::shared_ptr<Plan> Find(const PlanKey& key) {
     const std::lock_guard lock(mutex_);
     const auto found = plans_.find(key);
-    return found == plans_.end() ? nullptr : found->second;
+    if (found == plans_.end()) return nullptr;
+    found->second.asked = ++clock_;
+    return found->second.plan;
+  }
+
+  Plans::iterator Oldest() {
+    return std::min_element(plans_.begin(), plans_.end(), [](const auto& a, const auto& b) {
+      return a.second.asked < b.second.asked;
+    });
   }
 
   std::mutex mutex_;
-  std::map<PlanKey, std::shared_ptr<Plan>> plans_;
+  Plans plans_;
+  int64_t clock_ = 0;
 };
 
 // cuDNN wants rows of D at 16-byte addresses.
@@ -303,7 +322,18 @@ class CudnnBackend final : public AttentionBackend {
              " on this device; got " + std::to_string(spec.head_size);
     }
     if (spec.has_mask) return "it takes no attention mask";
-    return RefuseUnmeasured(admission_, "its call of cuDNN");
+    if (device.major == 9) return std::nullopt;
+    return RefuseUnmeasured(admission_, "its call of cuDNN on compute capability " +
+                                            std::to_string(device.major) + ".x");
+  }
+
+  std::optional<std::string> Yields(const AttentionSpec& spec,
+                                    const DeviceInfo& device) const override {
+    const auto& listed = spec.supported;
+    const bool flash =
+        std::find(listed.begin(), listed.end(), AttnBackend::kFlashAttn) != listed.end();
+    if (!flash || !Flash3Serves(spec, device)) return std::nullopt;
+    return "FLASH_ATTN with FlashAttention-3 is faster here";
   }
 
   std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override {

@@ -60,6 +60,13 @@ bool Flash3Loads() {
   });
 }
 
+bool Flash3Serves(const AttentionSpec& spec, const DeviceInfo& device) {
+  if (spec.dtype != DType::kBFloat16 || spec.head_size != 128 || spec.has_mask) return false;
+  if (spec.causal && spec.q_len != spec.kv_len) return false;
+  const bool hopper = device.type == DeviceInfo::Type::kCuda && device.major == 9;
+  return hopper && device.minor == 0 && Flash3Loads();
+}
+
 bool Flash3Serves(const AttentionInputs& inputs) {
   const at::Tensor& q = inputs.query;
   if (q.scalar_type() != at::kBFloat16 || q.size(3) != 128 || inputs.mask.defined()) return false;

@@ -17,8 +17,9 @@ bool Flash3Installed();
 // device. Opens it at the first call; thread-safe.
 bool Flash3Loads();
 
-// Whether these CUDA inputs can go through it: compute capability 9.0, bfloat16, head size 128, no
-// mask, and Flash3Loads.
+// Whether calls of the spec, or these CUDA inputs, can go through it: compute capability 9.0,
+// bfloat16, head size 128, no mask, causal for equal lengths only, and Flash3Loads.
+bool Flash3Serves(const AttentionSpec& spec, const DeviceInfo& device);
 bool Flash3Serves(const AttentionInputs& inputs);
 
 // Checked inputs that Flash3Serves. Fresh contiguous [B, S_q, H, D]. Causal counts from the last

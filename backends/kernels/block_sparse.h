@@ -87,8 +87,6 @@ struct BlockSparseCall {
 // Float32 and int8 scores have the same bits on AVX2, AVX-512 and VNNI; where there are
 // instructions for bfloat16, pairs of it are multiplied and the bits are others. kVnniBf16Int8 and
 // kAmxInt8 round probabilities and values to bfloat16, the other int8 ones keep them in float32.
-//
-// The AMX ones have not run on such a machine yet, only with their tile instructions emulated.
 enum class Isa : uint8_t {
   kAvx2,
   kAvx512,
@@ -109,12 +107,11 @@ bool IsInt8(Isa isa);
 // Whether `cpu` has the instructions.
 bool HasIsa(Isa isa, const DeviceInfo& cpu);
 
-// The widest exact one that serves `element` on the CPU; those that were never measured only where
-// `unmeasured` admits them.
-Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured = false);
+// The widest exact one that serves `element` on the CPU.
+Isa BestIsa(Element element, const DeviceInfo& cpu);
 
 // The same for int8 scores.
-Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured = false);
+Isa Int8Isa(const DeviceInfo& cpu);
 
 // Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is
 // left. How the driver gets threads without knowing whose they are.

@@ -24,8 +24,7 @@
 
 namespace denoised::kernels {
 
-// What a kernel is written for, and how it holds W: a row each in the table of gemm_kernels.cc. The
-// AMX ones have not run on such a machine yet, only with their tile instructions emulated.
+// What a kernel is written for, and how it holds W: a row each in the table of gemm_kernels.cc.
 enum class GemmIsa : uint8_t {
   kAvx2,  // float32, and bfloat16 widened in registers
   kAvx512,
@@ -46,11 +45,10 @@ bool Takes(GemmIsa isa, Element element);
 // Whether `cpu` has the instructions.
 bool HasGemmIsa(GemmIsa isa, const DeviceInfo& cpu);
 
-// The widest on this CPU that multiplies `element` as it is; those that were never measured only
-// where `unmeasured` admits them.
-GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu, bool unmeasured = false);
+// The widest on this CPU that multiplies `element` as it is.
+GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu);
 // The same in int8.
-GemmIsa Int8GemmIsa(const DeviceInfo& cpu, bool unmeasured = false);
+GemmIsa Int8GemmIsa(const DeviceInfo& cpu);
 
 // Largest K in int8: more could sum to what 32 bits do not hold.
 inline constexpr int64_t kMostInt8K = 131072;

@@ -27,10 +27,10 @@ constexpr GemmKernel kKernels[] = {
     // clang-format on
 };
 
-GemmIsa Widest(bool int8, Element element, const DeviceInfo& cpu, bool unmeasured) {
+GemmIsa Widest(bool int8, Element element, const DeviceInfo& cpu) {
   GemmIsa widest = int8 ? GemmIsa::kAvx2Int8 : GemmIsa::kAvx2;
   for (const GemmKernel& kernel : kKernels) {
-    if (kernel.int8() != int8 || !kernel.has(cpu) || (kernel.amx && !unmeasured)) continue;
+    if (kernel.int8() != int8 || !kernel.has(cpu)) continue;
     if (Takes(kernel.isa, element)) widest = kernel.isa;
   }
   return widest;
@@ -48,12 +48,8 @@ bool Takes(GemmIsa isa, Element element) {
   return KernelOf(isa).units != GemmUnits::kPairs || element == Element::kBFloat16;
 }
 
-GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu, bool unmeasured) {
-  return Widest(false, element, cpu, unmeasured);
-}
+GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu) { return Widest(false, element, cpu); }
 
-GemmIsa Int8GemmIsa(const DeviceInfo& cpu, bool unmeasured) {
-  return Widest(true, Element::kFloat32, cpu, unmeasured);
-}
+GemmIsa Int8GemmIsa(const DeviceInfo& cpu) { return Widest(true, Element::kFloat32, cpu); }
 
 }  // namespace denoised::kernels

@@ -28,7 +28,7 @@ struct GemmKernel {
   GemmUnits units;
   GemmTileKernel tile;
   GemmTileKernel half_tile;  // panels of bfloat16, where float32 has other ones
-  bool amx = false;          // also: not measured yet
+  bool amx = false;
 
   bool int8() const { return units == GemmUnits::kWords || units == GemmUnits::kBytes; }
   int tile_rows() const { return amx ? kAmxTileRows : kTileRows; }

@@ -55,15 +55,14 @@ bool IsInt8(Isa isa) { return VariantOf(isa).scores != Scores::kExact; }
 
 bool HasIsa(Isa isa, const DeviceInfo& cpu) { return VariantOf(isa).has(cpu); }
 
-Isa BestIsa(Element element, const DeviceInfo& cpu, bool unmeasured) {
+Isa BestIsa(Element element, const DeviceInfo& cpu) {
   if (element == Element::kFloat32) return LastOf({Isa::kAvx2, Isa::kAvx512}, cpu);
-  if (unmeasured && HasIsa(Isa::kAmxBf16, cpu)) return Isa::kAmxBf16;
-  return LastOf({Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}, cpu);
+  return LastOf({Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmxBf16}, cpu);
 }
 
-Isa Int8Isa(const DeviceInfo& cpu, bool unmeasured) {
-  if (unmeasured && HasIsa(Isa::kAmxInt8, cpu)) return Isa::kAmxInt8;
-  return LastOf({Isa::kAvx2Int8, Isa::kAvx512Int8, Isa::kVnniInt8, Isa::kVnniBf16Int8}, cpu);
+Isa Int8Isa(const DeviceInfo& cpu) {
+  return LastOf(
+      {Isa::kAvx2Int8, Isa::kAvx512Int8, Isa::kVnniInt8, Isa::kVnniBf16Int8, Isa::kAmxInt8}, cpu);
 }
 
 }  // namespace denoised::kernels

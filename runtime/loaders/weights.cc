@@ -247,12 +247,6 @@ Weights Weights::Open(const ModelFolder& folder, const std::string& stem) {
 
 bool Weights::Contains(const std::string& name) const { return impl_->places.contains(name); }
 
-at::ScalarType Weights::StoredDtype(const std::string& name) const {
-  const SafetensorsEntry* entry = nullptr;
-  const Shard& shard = impl_->OwnerOf(name, &entry);
-  return SourceType(shard.file->path(), *entry);
-}
-
 at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                          at::Device device) {
   const SafetensorsEntry* entry = nullptr;

@@ -27,9 +27,6 @@ class Weights {
 
   bool Contains(const std::string& name) const;
 
-  // The dtype that tensor `name` has in its file. Same errors as Take.
-  at::ScalarType StoredDtype(const std::string& name) const;
-
   // A copy of tensor `name` in `dtype` on `device`. INVALID_ARGUMENT naming file, tensor, the
   // wanted and the found shape where it is missing or of another shape.
   at::Tensor Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,

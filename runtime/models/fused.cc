@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "runtime/models/row_kernels_cuda.h"
 #include "runtime/models/rows.h"
 
 namespace denoised {
@@ -127,12 +128,14 @@ at::Tensor Modulate(const at::Tensor& x, const at::Tensor& scale_plus_one, const
 }
 
 Hidden AddGated(const Hidden& hidden, const at::Tensor& update, const at::Tensor& gate) {
+  if (update.is_cuda()) return AddGatedCuda(hidden, update, gate);
   const at::ScalarType dtype = hidden.value.scalar_type();
   if (HasKernel(update, dtype)) return AddOnCpu<true>(hidden, update.contiguous(), gate);
   return Hidden::From((hidden.wide + update.to(at::kFloat) * gate).to(dtype));
 }
 
 Hidden Add(const Hidden& hidden, const at::Tensor& update) {
+  if (update.is_cuda()) return AddGatedCuda(hidden, update, {});
   const at::ScalarType dtype = hidden.value.scalar_type();
   if (HasKernel(update, dtype)) return AddOnCpu<false>(hidden, update.contiguous(), hidden.wide);
   return Hidden::From(hidden.value + update);

@@ -2,7 +2,8 @@
 //
 // Every function gives the bits of the chain of ATen ops that its comment names: the same float32
 // operations in the same order, one rounding to the tensor's dtype at the end. On a CPU they are
-// AVX2 loops over rows, elsewhere that very chain. Engine thread; parallel inside.
+// AVX2 loops over rows, the sums on CUDA kernels, all else that very chain. Engine thread; parallel
+// inside.
 #ifndef DENOISED_RUNTIME_MODELS_FUSED_H_
 #define DENOISED_RUNTIME_MODELS_FUSED_H_
 

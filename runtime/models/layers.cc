@@ -26,7 +26,7 @@ Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& 
   const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  Linear layer(weight, bias, from.kept(), tolerant, from.admission);
+  Linear layer(weight, bias, from.kept(), tolerant);
   layer.CountMadeBytes(from.made_bytes);
   return layer;
 }
@@ -102,21 +102,20 @@ bool ConvolvesWidened(at::ScalarType dtype) {
 
 }  // namespace
 
-Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant,
-               Admission admission)
+Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant)
     : weight_(weight),
       bias_(bias),
       dtype_(weight.scalar_type()),
       kept_(kept),
-      int8_fits_(tolerant && FitsInt8(weight.size(1))),
-      admission_(admission) {
+      int8_fits_(tolerant && FitsInt8(weight.size(1))) {
   if (kept_ == LinearNumerics::kInt8 && !int8_fits_) kept_ = LinearNumerics::kPacked;
   if (bias.defined()) float_bias_ = bias.to(at::kFloat).contiguous();
   if (kept_ == LinearNumerics::kInt8) int8_ = Pack(weight, kept_);
   if (kept_ == LinearNumerics::kPacked) panels_ = Pack(weight, kept_);
   if (kept_ != LinearNumerics::kExact) {
     weight_ = at::Tensor();
-  } else if (weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16()) {
+  } else if (weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16() &&
+             !ThisCpu().amx_bf16) {  // with tiles blocked weights are summed in another order
     blocked_ = true;
     weight_ = BlockLinearWeight(weight.contiguous());
   }
@@ -212,10 +211,9 @@ at::Tensor Linear::RunExact(const at::Tensor& x) const {
 
 Linear::SharedPanels Linear::Pack(const at::Tensor& weight, LinearNumerics numerics) const {
   const kernels::Element element = ElementOf(weight.scalar_type());
-  const bool unmeasured = admission_ == Admission::kUnmeasured;
   const kernels::GemmIsa isa = numerics == LinearNumerics::kInt8
-                                   ? kernels::Int8GemmIsa(ThisCpu(), unmeasured)
-                                   : kernels::BestGemmIsa(element, ThisCpu(), unmeasured);
+                                   ? kernels::Int8GemmIsa(ThisCpu())
+                                   : kernels::BestGemmIsa(element, ThisCpu());
   const at::Tensor rows = weight.contiguous();
   return std::make_shared<const kernels::WeightPanels>(rows.const_data_ptr(), element, rows.size(0),
                                                        rows.size(1), isa, RunOnAtenThreads);

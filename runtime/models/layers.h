@@ -15,7 +15,6 @@
 #include <string>
 #include <vector>
 
-#include "backends/admission.h"
 #include "backends/attention_spec.h"
 #include "backends/kernels/gemm.h"
 #include "runtime/loaders/weights.h"
@@ -35,7 +34,6 @@ struct LoadOptions {
   at::ScalarType dtype;  // of every tensor that a model does not keep in float32
   at::Device device;
   LinearNumerics linear = LinearNumerics::kPacked;  // what most calls will ask for
-  Admission admission = Admission::kMeasured;       // of our own product's instruction sets
   KeptTensors* keeps = nullptr;                     // gets what Take gives and Keep is told
   const KeptTensors* instead = nullptr;             // of the files
   // Grows by the bytes of every form of weights that a call makes and that stays; outlives the
@@ -84,7 +82,7 @@ class Linear {
   // weight [out, in]; bias [out] or undefined. `kept`: the form of the weights, and what a call
   // outside of every ScopedLinearNumerics computes.
   Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept,
-         bool tolerant = false, Admission admission = Admission::kMeasured);
+         bool tolerant = false);
 
   // Of `in` numbers a row, whether int8 is worth it and fits: short rows cost as much to round as
   // they save, and the sums of very long ones would overflow.
@@ -135,7 +133,6 @@ class Linear {
   LinearNumerics kept_ = LinearNumerics::kExact;
   bool blocked_ = false;
   bool int8_fits_ = false;  // the layer bears it, too
-  Admission admission_ = Admission::kMeasured;
 };
 
 // A convolution without gaps or groups, stride 1, zeros around. x [B, C, ..] channels-last in

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backends/kernels/activations.h"
+#include "runtime/models/row_kernels_cuda.h"
 #include "runtime/models/rows.h"
 
 namespace denoised {
@@ -124,6 +125,7 @@ void ForDtype(at::ScalarType dtype, const F& f) {
 
 at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
                         const at::Tensor& shift, double eps, at::ScalarType dtype) {
+  if (x.is_cuda()) return NormModulateCuda(x, scale_plus_one, shift, eps, dtype);
   const at::Tensor in = x.contiguous();
   at::Tensor out = at::empty(in.sizes(), in.options().dtype(dtype));
   const PerRow scales(scale_plus_one), shifts(shift);
@@ -140,6 +142,7 @@ at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
 }
 
 at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (x.is_cuda()) return NormRmsCuda(x, weight, eps);
   const at::Tensor in = x.contiguous();
   at::Tensor out = at::empty(in.sizes(), in.options());
   const int64_t d = x.size(-1);
@@ -155,6 +158,7 @@ at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps) {
 
 at::Tensor NormRmsRotate(const at::Tensor& x, const at::Tensor& weight, double eps,
                          const RopeTables& rope, int64_t heads) {
+  if (x.is_cuda()) return NormRmsRotateCuda(x, weight, eps, rope, heads);
   const at::Tensor in = x.contiguous();
   const int64_t tokens = x.size(1), d = x.size(2), head_size = d / heads;
   at::Tensor out = at::empty({x.size(0), tokens, heads, head_size}, in.options());

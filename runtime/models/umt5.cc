@@ -36,18 +36,20 @@ int64_t RowsToCompute(const at::Tensor& mask, int64_t granularity) {
 }
 
 // The bucket of each (query, key) distance: exact ones up to a quarter of the buckets per sign,
-// logarithmic ones beyond. [rows, rows] int64. float32 steps as in the reference.
+// logarithmic ones beyond. [rows, rows] int64. float32 steps as in the reference, on the host: a
+// logarithm that another device rounds otherwise would move a token to the next bucket.
 at::Tensor RelativeBuckets(int64_t rows, const Umt5Config& config, at::Device device) {
   const int64_t half = config.num_buckets / 2;
   const int64_t exact = half / 2;
-  const at::Tensor position = at::arange(rows, at::TensorOptions(at::kLong).device(device));
+  const at::Tensor position = at::arange(rows, at::kLong);
   const at::Tensor relative = position.unsqueeze(0) - position.unsqueeze(1);
   const at::Tensor distance = relative.abs();
   const double log_range = std::log(static_cast<double>(config.max_distance) / exact);
   const at::Tensor steps =
       (at::log(distance.to(at::kFloat) / exact) / log_range * (half - exact)).to(at::kLong);
   const at::Tensor far = (steps + exact).clamp_max(half - 1);
-  return (relative > 0).to(at::kLong) * half + at::where(distance < exact, distance, far);
+  const at::Tensor near = at::where(distance < exact, distance, far);
+  return ((relative > 0).to(at::kLong) * half + near).to(device);
 }
 
 // The tanh form written out: F.gelu's own kernel rounds differently in the last bit.
@@ -82,12 +84,11 @@ Umt5Config Umt5Config::Read(const ConfigReader& reader) {
 }
 
 std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::ScalarType dtype,
-                                               at::Device device, LinearNumerics linear,
-                                               Admission admission) {
+                                               at::Device device, LinearNumerics linear) {
   const Umt5Config config = Umt5Config::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "model");
-  const LoadOptions from{&weights, dtype, device, linear, admission};
+  const LoadOptions from{&weights, dtype, device, linear};
   std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
   encoder->can_pack_ = LoadOptions::CanPack(dtype, device);
   encoder->kept_ = from.kept();

@@ -41,8 +41,7 @@ class Umt5Encoder {
   // Reads config.json and the model.safetensors (or shards) of `folder`.
   static std::unique_ptr<Umt5Encoder> Load(const ModelFolder& folder, at::ScalarType dtype,
                                            at::Device device,
-                                           LinearNumerics linear = LinearNumerics::kPacked,
-                                           Admission admission = Admission::kMeasured);
+                                           LinearNumerics linear = LinearNumerics::kPacked);
 
   // ids [B, L] int64, mask [B, L] (nonzero = a real token; real tokens come first in a row).
   // Returns [B, L, d_model] in the model's dtype; rows of padding are zeros.

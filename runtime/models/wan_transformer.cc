@@ -232,6 +232,8 @@ bool WanTransformer::Packed() const {
   return can_pack_ && CurrentLinearNumerics(kept_) != LinearNumerics::kExact;
 }
 
+bool WanTransformer::OwnRows() const { return Packed() || device_.is_cuda(); }
+
 at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
   return x.view({x.size(0), x.size(1), config_.num_heads, config_.head_dim});
 }
@@ -240,14 +242,14 @@ at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
 at::Tensor WanTransformer::LayerNormModulate(const at::Tensor& wide,
                                              const at::Tensor& scale_plus_one,
                                              const at::Tensor& shift) const {
-  if (Packed()) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_);
+  if (OwnRows()) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_);
   return Modulate(at::layer_norm(wide, {config_.width()}, {}, {}, config_.eps), scale_plus_one,
                   shift, dtype_);
 }
 
 at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
                                      const at::Tensor& bias) const {
-  if (!Packed()) {
+  if (!OwnRows()) {
     return at::layer_norm(wide, {config_.width()}, weight, bias, config_.eps).to(dtype_);
   }
   const std::vector<int64_t> one_row = {wide.size(0), 1, wide.size(2)};
@@ -255,13 +257,13 @@ at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& w
 }
 
 at::Tensor WanTransformer::RmsNorm(const at::Tensor& x, const at::Tensor& weight) const {
-  if (Packed()) return NormRms(x, weight, config_.eps);
+  if (OwnRows()) return NormRms(x, weight, config_.eps);
   return at::rms_norm(x, {config_.width()}, weight, config_.eps);
 }
 
 at::Tensor WanTransformer::RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
                                          const RopeTables& rope) const {
-  if (Packed()) return NormRmsRotate(x, weight, config_.eps, rope, config_.num_heads);
+  if (OwnRows()) return NormRmsRotate(x, weight, config_.eps, rope, config_.num_heads);
   return Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin);
 }
 

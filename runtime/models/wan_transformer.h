@@ -66,8 +66,7 @@ class WanTransformer {
   // diffusers keeps in float32 (time embedder, modulation tables, the affine norm) stays so.
   static std::unique_ptr<WanTransformer> Load(const ModelFolder& folder, at::ScalarType dtype,
                                               at::Device device,
-                                              LinearNumerics linear = LinearNumerics::kPacked,
-                                              Admission admission = Admission::kMeasured);
+                                              LinearNumerics linear = LinearNumerics::kPacked);
 
   // embeds [B, L, text_dim] in any floating dtype.
   TextContext EncodeText(const at::Tensor& embeds) const;
@@ -136,6 +135,7 @@ class WanTransformer {
   at::Tensor Project(const Hidden& hidden, const Conditioning& time,
                      const std::array<int64_t, 3>& grid) const;
   bool Packed() const;
+  bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;
   at::Tensor Patches(const at::Tensor& x) const;
   at::Tensor LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,

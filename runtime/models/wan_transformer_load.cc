@@ -72,12 +72,12 @@ WanTransformer::WanTransformer(WanTransformerConfig config, at::ScalarType dtype
 
 std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
                                                      at::ScalarType dtype, at::Device device,
-                                                     LinearNumerics linear, Admission admission) {
+                                                     LinearNumerics linear) {
   const auto config = WanTransformerConfig::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
   Weights weights = Weights::Open(folder, "diffusion_pytorch_model");
   std::unique_ptr<WanTransformer> model(new WanTransformer(config, dtype, device));
-  LoadOptions from{&weights, dtype, device, linear, admission};
+  LoadOptions from{&weights, dtype, device, linear};
   from.made_bytes = &model->made_bytes_;
   model->TakeTensors(from);
   for (const std::string& name : weights.Unused()) {

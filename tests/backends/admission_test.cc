@@ -63,15 +63,30 @@ TEST(Admission, BothRegistriesHoldTheSameTable) {
   }
 }
 
-TEST(Admission, CudaKernelsThatHaveNotRunAreRefusedByDefault) {
+TEST(Admission, CudaKernelsAreRefusedByDefaultOnDevicesWhereTheyHaveNotRun) {
   if (!BuiltWithCuda()) GTEST_SKIP() << "this build has no CUDA kernels";
+  DeviceInfo ampere = Hopper();
+  ampere.major = 8;
   for (AttnBackend id : kOwnCudaKernel) {
-    EXPECT_THAT(Refusal(BackendRegistry::Default(), id, VideoSpec()),
-                HasSubstr("has not run on a device yet; --admit_unmeasured admits it"))
-        << AttnBackendName(id);
-    EXPECT_EQ(Refusal(BackendRegistry::WithUnmeasured(), id, VideoSpec()), "")
-        << AttnBackendName(id);
+    SCOPED_TRACE(AttnBackendName(id));
+    EXPECT_EQ(Refusal(BackendRegistry::Default(), id, VideoSpec()), "");
+    EXPECT_THAT(Refusal(BackendRegistry::Default(), id, VideoSpec(), ampere),
+                HasSubstr("8.x has not run on a device yet; --admit_unmeasured admits it"));
+    EXPECT_EQ(Refusal(BackendRegistry::WithUnmeasured(), id, VideoSpec(), ampere), "");
   }
+}
+
+TEST(Admission, CudnnYieldsToFlashAttention3WhereThatServes) {
+  if (!BuiltWithCuda()) GTEST_SKIP() << "this build has no CUDA kernels";
+  const AttentionBackend& cudnn =
+      *BackendRegistry::Default().Find(AttnBackend::kCudnnAttn)->backend;
+  AttentionSpec spec = VideoSpec();
+  EXPECT_EQ(cudnn.Yields(spec, Hopper()).has_value(), Flash3Loads());
+  spec.supported = {AttnBackend::kCudnnAttn};
+  EXPECT_EQ(cudnn.Yields(spec, Hopper()), std::nullopt) << "nobody else is listed";
+  spec = VideoSpec();
+  spec.head_size = 64;
+  EXPECT_EQ(cudnn.Yields(spec, Hopper()), std::nullopt) << "FA3 does not serve it";
 }
 
 TEST(Admission, ABuildWithoutCudaSaysSoWhateverIsAdmitted) {
@@ -113,8 +128,6 @@ TEST(Admission, FlashAttention3OpensWithoutPythonAndWithoutADevice) {
 TEST(Admission, TheInt8CudaKernelNamesItsLimits) {
   if (!BuiltWithCuda()) GTEST_SKIP() << "this build has no CUDA kernels";
   for (AttnBackend id : {AttnBackend::kSageAttn, AttnBackend::kSageSlaAttn}) {
-    EXPECT_THAT(Refusal(BackendRegistry::Default(), id, VideoSpec()),
-                HasSubstr("its int8 CUDA kernel has not run on a device yet"));
     AttentionSpec spec = VideoSpec();
     spec.dtype = DType::kFloat16;
     EXPECT_EQ(Refusal(BackendRegistry::WithUnmeasured(), id, spec), "");

@@ -62,6 +62,8 @@ class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
     }
   }
 
+  static at::Device Device() { return {at::kCUDA, 0}; }
+
   AttentionInputs Draw(int64_t batch, int64_t q_len, int64_t kv_len, int64_t heads) const {
     at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(3);
     const auto draw = [&](int64_t length) {
@@ -102,6 +104,16 @@ class BlockSparseCuda : public ::testing::TestWithParam<Variant> {
 TEST_P(BlockSparseCuda, Dense) {
   ExpectAsOnTheCpu(Draw(2, 200, 333, 3), kernels::DensePlan(200, 333));
   ExpectAsOnTheCpu(Draw(1, 1, 1, 1), kernels::DensePlan(1, 1));
+}
+
+TEST_P(BlockSparseCuda, TheDensePlanMadeOnTheDeviceIsTheHosts) {
+  for (const auto& [q_len, kv_len] : {std::pair{200, 333}, {64, 128}, {1, 1}}) {
+    AttentionInputs inputs = Draw(2, q_len, kv_len, 3);
+    const at::Tensor want = OnDevice(inputs, kernels::DensePlan(q_len, kv_len));
+    for (at::Tensor* x : {&inputs.query, &inputs.key, &inputs.value}) *x = x->to(at::kCUDA);
+    const DevicePlan plan = DensePlanOnDevice(q_len, kv_len, Device());
+    EXPECT_TRUE(SameBits(BlockSparseForwardCuda(inputs, plan, GetParam().kernel).cpu(), want));
+  }
 }
 
 TEST_P(BlockSparseCuda, DenseEqualsFloat64) {
@@ -163,7 +175,7 @@ TEST_P(BlockSparseCuda, TheSameBitsEveryTimeAndAloneInTheBatch) {
 TEST_P(BlockSparseCuda, MeansOfBlocksHaveTheHostsBits) {
   const Partition tiles = TileGrid({3, 9, 11}, {2, 4, 5});
   const at::Tensor x = Draw(2, 297, 1, 3).query;
-  const at::Tensor got = BlockMeansCuda(x.to(at::kCUDA), tiles).cpu();
+  const at::Tensor got = BlockMeansCuda(x.to(at::kCUDA), DevicePartition(tiles, Device())).cpu();
   const at::Tensor wide = x.to(at::kFloat);
   for (int64_t head = 0; head < 6; ++head) {
     const kernels::View view{wide.const_data_ptr(), wide.stride(0), wide.stride(1), wide.stride(2)};
@@ -207,8 +219,9 @@ TEST_P(BlockSparseCuda, TheLargestScoresAreTheHostsChoice) {
   scores[0][1][7] = std::nanf("");
   scores[1][2][9] = INFINITY;
   scores[1][2].narrow(0, 20, 30).fill_(-INFINITY);
+  const DeviceGeometry geometry(queries, keys, Device());
   for (int64_t count : {int64_t{1}, int64_t{9}, int64_t{33}, keys.blocks()}) {
-    const DevicePlan plan = LargestPlanCuda(scores.to(at::kCUDA), queries, keys, count);
+    const DevicePlan plan = LargestPlanCuda(scores.to(at::kCUDA), geometry, count);
     const at::Tensor columns = plan.columns.cpu(), begins = plan.row_begin.cpu();
     ASSERT_EQ(plan.view.query_blocks, 5);  // 64 + 64, 64 + 64, 44
     for (int64_t row = 0; row < 10; ++row) {
@@ -219,6 +232,23 @@ TEST_P(BlockSparseCuda, TheLargestScoresAreTheHostsChoice) {
       EXPECT_EQ(std::vector<int32_t>(first, first + count), want) << "row " << row;
       EXPECT_EQ(begins[row].item<int64_t>(), row * count);
     }
+  }
+}
+
+TEST_P(BlockSparseCuda, TheCoarseBranchIsGatedAndAddedInFloat32) {
+  const int64_t size = GetParam().head_size;
+  const AttentionInputs inputs = Draw(2, 150, 150, 3);
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(6);
+  const at::Tensor coarse = at::randn({6, 11, size}, generator, at::kFloat);
+  const at::Tensor block_of = at::randint(0, 11, {150}, generator, at::kInt);
+  const at::Tensor spread = coarse.view({2, 3, 11, size}).index_select(2, block_of).transpose(1, 2);
+  for (const at::Tensor& gate : {at::Tensor(), inputs.key}) {
+    const at::Tensor added = gate.defined() ? spread * gate.to(at::kFloat) : spread;
+    const at::Tensor want = (inputs.query.to(at::kFloat) + added).to(GetParam().dtype);
+    const at::Tensor got =
+        AddCoarseCuda(inputs.query.to(at::kCUDA), coarse.to(at::kCUDA),
+                      gate.defined() ? gate.to(at::kCUDA) : gate, block_of.to(at::kCUDA));
+    EXPECT_TRUE(SameBits(got.cpu(), want.contiguous()));
   }
 }
 

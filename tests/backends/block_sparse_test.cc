@@ -397,17 +397,10 @@ TEST(BestIsa, IsTheWidestThatTheCpuHas) {
   EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16);
   EXPECT_EQ(BestIsa(Element::kFloat32, cpu), Isa::kAvx512);
   EXPECT_EQ(Int8Isa(cpu), Isa::kVnniBf16Int8);
-}
-
-TEST(BestIsa, IsAmxOnlyWhereAdmitted) {
-  DeviceInfo cpu;
-  cpu.avx2 = cpu.avx512 = cpu.avx512_vnni = cpu.avx512_bf16 = true;
   cpu.amx_bf16 = cpu.amx_int8 = true;
-  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAvx512Bf16) << "it was never measured";
-  EXPECT_EQ(Int8Isa(cpu), Isa::kVnniBf16Int8) << "it was never measured";
-  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu, /*unmeasured=*/true), Isa::kAmxBf16);
-  EXPECT_EQ(Int8Isa(cpu, /*unmeasured=*/true), Isa::kAmxInt8);
-  EXPECT_EQ(BestIsa(Element::kFloat32, cpu, /*unmeasured=*/true), Isa::kAvx512);
+  EXPECT_EQ(BestIsa(Element::kBFloat16, cpu), Isa::kAmxBf16);
+  EXPECT_EQ(BestIsa(Element::kFloat32, cpu), Isa::kAvx512);
+  EXPECT_EQ(Int8Isa(cpu), Isa::kAmxInt8);
 }
 
 }  // namespace

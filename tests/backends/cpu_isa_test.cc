@@ -122,13 +122,10 @@ TEST(CpuIsa, ASecondPinOfAnotherLevelIsRefused) {
 TEST(CpuIsa, TheIdentityNamesOurLevelAndTheLibraries) {
   const std::string identity = KernelIdentity();
   const CpuIsa level = CurrentCpuIsa();
-  const CpuIsa own = level == CpuIsa::kAmx ? CpuIsa::kAvx512Bf16 : level;  // AMX is not measured
-  EXPECT_THAT(identity, HasSubstr("own=" + std::string(CpuIsaName(own)) + " libtorch=2."));
+  EXPECT_THAT(identity, HasSubstr("own=" + std::string(CpuIsaName(level)) + " libtorch=2."));
   EXPECT_THAT(identity, HasSubstr(level == CpuIsa::kAvx2 ? "/avx2 " : "/avx512 "));
   EXPECT_THAT(identity, HasSubstr(level == CpuIsa::kAvx2 ? "onednn=avx2 " : "onednn=avx512_core"));
   EXPECT_THAT(identity, HasSubstr(" mkl="));
-  EXPECT_THAT(KernelIdentity(Admission::kUnmeasured),
-              HasSubstr("own=" + std::string(CpuIsaName(level))));
 }
 
 TEST(CpuIsa, LibTorchRunsWhatIsAllowed) {

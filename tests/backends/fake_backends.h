@@ -17,13 +17,17 @@ class FakeBackend : public AttentionBackend {
   using Limit = std::function<std::optional<std::string>(const AttentionSpec&, const DeviceInfo&)>;
   explicit FakeBackend(AttnBackend id, Limit limit = {}) : id_(id), limit_(std::move(limit)) {}
 
-  AttentionCost cost;  // of every call
+  AttentionCost cost;                 // of every call
+  std::optional<std::string> yields;  // to the next ones in automatic selection
 
   AttnBackend id() const override { return id_; }
   std::string_view summary() const override { return "invented"; }
   std::optional<std::string> Supports(const AttentionSpec& spec,
                                       const DeviceInfo& device) const override {
     return limit_ ? limit_(spec, device) : std::nullopt;
+  }
+  std::optional<std::string> Yields(const AttentionSpec&, const DeviceInfo&) const override {
+    return yields;
   }
   AttentionCost Estimate(const AttentionSpec&, const std::string&, int64_t) const override {
     return cost;

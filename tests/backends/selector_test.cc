@@ -123,6 +123,17 @@ TEST_F(SelectorTest, F_NoWishMeansAutomatic) {
   EXPECT_EQ(Choose().granted.backend, kAutomaticAnswer);
 }
 
+TEST_F(SelectorTest, F_AutomaticPassesOverABackendThatYieldsButAWishDoesNot) {
+  sdpa_.yields = "another one is faster here";
+  const Selection selection = Choose();
+  EXPECT_EQ(selection.granted.backend, AttnBackend::kFlashAttn);
+  ASSERT_EQ(selection.refusals.size(), 1u);
+  EXPECT_EQ(selection.refusals[0].backend, AttnBackend::kTorchSdpa);
+  EXPECT_EQ(selection.refusals[0].reason, "another one is faster here");
+  wishes_.request = AttnBackend::kTorchSdpa;
+  EXPECT_EQ(Choose().granted.backend, AttnBackend::kTorchSdpa);
+}
+
 TEST_F(SelectorTest, J_ARequestBeatsTheEnvironment) {
   wishes_.request = AttnBackend::kSageAttn;
   wishes_.environment = AttnBackend::kFlashAttn;

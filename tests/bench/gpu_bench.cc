@@ -1,4 +1,4 @@
-// The attention rows of a CUDA device, both sides in one process: D1 to D5.
+// The attention rows of a CUDA device, both sides in one process: D0 to D5.
 //
 //   gpu_bench [--pairs=N] [ROW...]     a row that fails says so on stderr, the others go on
 //
@@ -367,6 +367,35 @@ void EmitD5(const Options& options, const DeviceInfo& device) {
             << std::endl;
 }
 
+// Every backend that serves at its default parameters, as a server calls it. Those that make their
+// masks on the host, and float64, are asked the short call only.
+void EmitD0(const Options& options, const DeviceInfo& device) {
+  const std::set<AttnBackend> slow = {AttnBackend::kReference, AttnBackend::kVmobaAttn,
+                                      AttnBackend::kBsaAttn, AttnBackend::kNablaAttn};
+  const BackendRegistry& registry = BackendRegistry::WithUnmeasured();
+  for (const auto& entry : registry.entries()) {
+    Json seconds = Json::object();
+    for (const Axes& grid : {Axes{4, 30, 52}, Axes{21, 30, 52}}) {
+      const AttentionInputs inputs = RandomInputs(Product(grid), 12);
+      AttentionSpec spec = SpecOf(inputs);
+      spec.grid = grid;
+      if (registry.WhyNot(entry.id, spec, device)) continue;
+      if (slow.contains(entry.id) && grid[0] > 4) continue;
+      const Attention attend = BackendWith(entry.id, spec, "", device);
+      seconds[std::to_string(Product(grid))] =
+          MedianSeconds([&] { attend(inputs); }, slow.contains(entry.id) ? 1 : options.pairs);
+    }
+    if (seconds.empty()) continue;
+    const std::string name(AttnBackendName(entry.id));
+    std::cout << Json{{"row", "D0"},
+                      {"name", name + ", default parameters, bf16, 12 x 128"},
+                      {"unit", "s"},
+                      {"seconds", seconds}}
+                     .dump()
+              << std::endl;
+  }
+}
+
 Options Parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -401,6 +430,7 @@ int Run(const Options& options) {
   };
   const FewerBits fp8 = {"D2", AttnBackend::kCudnnAttn, R"({"fp8": true})"};
   const FewerBits int8 = {"D3", AttnBackend::kSageAttn, ""};
+  measure("D0", [&] { EmitD0(options, device); });
   measure("D1", [&] { EmitD1(options, device); });
   measure("D2", [&] { EmitFewerBits(fp8, options, device); });
   measure("D3", [&] { EmitFewerBits(int8, options, device); });

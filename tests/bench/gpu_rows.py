@@ -1,4 +1,4 @@
-"""Rows of a CUDA device: attention against LibTorch's kernels (D1) and our own dense one (D2 to D5).
+"""Rows of a CUDA device: every backend (D0), attention against LibTorch's kernels (D1) and our own dense one (D2 to D5).
 
 They need the build of preset "cuda" (`cmake --build --preset cuda --target gpu_bench`) and a device. Where
 one is missing this says so on stderr and yields no row: nothing was measured.
@@ -10,7 +10,7 @@ import sys
 
 from pairs import ROOT, summary
 
-ROWS = ("D1", "D2", "D3", "D4", "D5")
+ROWS = ("D0", "D1", "D2", "D3", "D4", "D5")
 PROGRAM = ROOT / "build-cuda/bin/gpu_bench"
 NO_DEVICE = 3
 

@@ -144,9 +144,7 @@ class Bench {
   }
 
   // Of transformers and text encoders, as a server on this CPU takes it.
-  Json AutoDType(const Json&) {
-    return {{"dtype", Name(ParseDType("auto", at::kBFloat16, QueryCpu()))}};
-  }
+  Json AutoDType(const Json&) { return {{"dtype", Name(ParseDType("auto", QueryCpu()))}}; }
 
   Json GemmRate(const Json& request) {
     return {{"rate", BestGemmRate(request.at("m"), request.at("k"), request.at("n"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first thing to run on a lent CUDA device: the tests with label gpu, then the rows D1 to D5.
+# The first thing to run on a lent CUDA device: the tests with label gpu, then the rows D0 to D5.
 #
 #   tests/bench/on_device.sh [OUT]     OUT: folder for what it prints, default out/device
 #
@@ -39,5 +39,5 @@ step() {  # NAME COMMAND...
 }
 step kernels "$bin/block_sparse_cuda_test"
 step contract "$bin/contract_test" '--gtest_filter=Cuda/*:*Cuda*' --gtest_brief=1
-for row in D4 D5 D3 D2 D1; do step "$row" "$bin/gpu_bench" "$row"; done
+for row in D4 D5 D3 D2 D1 D0; do step "$row" "$bin/gpu_bench" "$row"; done
 exit "$failed"

@@ -73,7 +73,7 @@ double RelativeError(const at::Tensor& a, const at::Tensor& b) {
   return ((a.to(at::kDouble) - wide).norm() / wide.norm()).item<double>();
 }
 
-at::ScalarType AutoDType() { return ParseDType("auto", at::kBFloat16, QueryCpu()); }
+at::ScalarType AutoDType() { return ParseDType("auto", QueryCpu()); }
 
 std::string DTypeName(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bf16"; }
 

@@ -1,6 +1,7 @@
 // Drives models and schedulers for tests/parity: one JSON object a line on stdin, one a line back.
 //
-//   {"load": "m", "kind": "dit", "dir": "...", "dtype": "bfloat16"}   kinds: dit umt5 vae scheduler
+//   {"load": "m", "kind": "dit", "dir": "...", "dtype": "bfloat16", "device": "cuda"}
+//   kinds: dit umt5 vae scheduler; without "device" it is the CPU
 //   {"run": "m", "in": "a.safetensors", "out": "b.safetensors", "backend": "TORCH_SDPA", "repeat":
 //   1}
 //   {"drop": "m"}
@@ -28,6 +29,7 @@
 #include "backends/error.h"
 #include "backends/registry.h"
 #include "backends/stop_point.h"
+#include "runtime/device.h"
 #include "runtime/forward_context.h"
 #include "runtime/loaders/config.h"
 #include "runtime/loaders/loose_file.h"
@@ -82,6 +84,8 @@ LinearNumerics LinearOf(const Json& request) {
   return LinearNumericsFromName(request.value("linear", "exact")).value();
 }
 
+at::Device DeviceOf(const Json& request) { return ParseDevice(request.value("device", "cpu")); }
+
 // Something that was loaded and turns tensors into tensors.
 class Subject {
  public:
@@ -95,11 +99,11 @@ class DitSubject : public Subject {
  public:
   explicit DitSubject(const Json& r)
       : model_(WanTransformer::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
-                                    at::kCPU, LinearOf(r))) {}
+                                    DeviceOf(r), LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
     // A job encodes its text once; `text` is timed apart by sending "encode".
     if (in.contains("encode")) text_ = model_->EncodeText(in.at("embeds"));
-    return {{"out", model_->Forward(in.at("latents"), in.at("timestep"), text_)}};
+    return {{"out", model_->Forward(in.at("latents"), in.at("timestep"), text_).cpu()}};
   }
   AttentionSpec SelfSpec(const Tensors& in) const override {
     return model_->SelfSpec(model_->TokenGrid(in.at("latents").sizes()));
@@ -114,10 +118,10 @@ class DitSubject : public Subject {
 class Umt5Subject : public Subject {
  public:
   explicit Umt5Subject(const Json& r)
-      : model_(Umt5Encoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r), at::kCPU,
-                                 LinearOf(r))) {}
+      : model_(Umt5Encoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
+                                 DeviceOf(r), LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
-    return {{"out", model_->Forward(in.at("ids"), in.at("mask"))}};
+    return {{"out", model_->Forward(in.at("ids"), in.at("mask")).cpu()}};
   }
   Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
 
@@ -129,7 +133,7 @@ class VaeSubject : public Subject {
  public:
   explicit VaeSubject(const Json& r)
       : model_(WanVaeDecoder::Load(ModelFolder(r.at("dir").get<std::string>()), DtypeOf(r),
-                                   at::kCPU, LinearOf(r))) {}
+                                   DeviceOf(r), LinearOf(r))) {}
   Tensors Run(const Tensors& in) override {
     const at::Tensor latents = model_->Denormalize(in.at("latents"));
     const int64_t bands = in.contains("bands") ? in.at("bands").item<int64_t>() : 1;
@@ -156,7 +160,7 @@ class VaeSubject : public Subject {
     TORCH_CHECK(rows == model_->PixelsOf(latents.size(3)), "PixelsOf is wrong");
     std::vector<at::Tensor> whole;
     for (const auto& band : parts) whole.push_back(at::cat(band, 2));
-    return {{"denormalized", latents}, {"out", at::cat(whole, 3)}};
+    return {{"denormalized", latents.cpu()}, {"out", at::cat(whole, 3).cpu()}};
   }
   Json Facts() const override { return {{"unused", model_->unused_tensors()}}; }
 
@@ -209,7 +213,7 @@ std::unique_ptr<Subject> MakeSubject(const Json& request) {
 // Every role on one backend.
 AttentionPlan PlanOfOne(const std::string& name) {
   const BackendRegistry::Entry* entry =
-      BackendRegistry::Default().Find(CoerceAttnBackend(name, "backend"));
+      BackendRegistry::WithUnmeasured().Find(CoerceAttnBackend(name, "backend"));
   TORCH_CHECK(entry != nullptr && entry->backend != nullptr, "no backend ", name);
   AttentionPlan plan;
   for (AttentionSlot& slot : plan) {

@@ -183,7 +183,7 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
     : model_(model) {
   info_.name = model->name;
   info_.is_default = is_default;
-  info_.dtype = "float32";
+  info_.dtype = info_.vae_dtype = "float32";
   info_.weights_digest = "digest of " + model->name;
   info_.model_digest = "model digest of " + model->name;
   info_.scheduler = "FakeScheduler";

@@ -231,7 +231,7 @@ def test_hold_lasts_as_long_as_the_command(server, pb):
 def test_run_gives_what_the_server_gives(server, tmp_path):
     assert generate(server, tmp_path / "served.npy").returncode == 0
     done = ctl("run", "a red circle", "-o", tmp_path / "local.npy", *SIZE, "--steps=2", "--seed=1",
-               "--threads=1", f"--model_repository={model_repository()}")
+               "--threads=1", "--dtype=float32", f"--model_repository={model_repository()}")
     assert done.returncode == 0, done.stderr
     assert "receipt of job" in done.stdout
     assert (tmp_path / "local.npy").read_bytes() == (tmp_path / "served.npy").read_bytes()

@@ -127,7 +127,8 @@ def test_fetch_and_run_write_to_standard_output_too(server, tmp_path):
     npy = subprocess.run([*fetch, "-", "--format=npy"], capture_output=True, check=True, timeout=60)
     assert npy.stdout.startswith(b"\x93NUMPY")
     ran = subprocess.run([str(BIN / "denoisectl"), "run", "a red circle", "-o", "-", "--format=gif", *SIZE,
-                          "--steps=1", "--seed=1", "--threads=1", f"--model_repository={model_repository()}"],
+                          "--steps=1", "--seed=1", "--threads=1", "--dtype=float32",
+                          f"--model_repository={model_repository()}"],
                          capture_output=True, check=True, timeout=120, env=clean_environment())
     assert ran.stdout == first.stdout
 

@@ -196,7 +196,7 @@ def fingerprint_with(pb, *flags):
 def drawn(path, *flags):
     """The fingerprint and the bytes of one draw by `denoisectl run`."""
     done = ctl("run", "a red circle", "-o", path, f"--model_repository={model_repository()}", "--seed=5",
-               "--height=64", "--width=64", "--frames=5", "--json", *flags)
+               "--height=64", "--width=64", "--frames=5", "--dtype=float32", "--json", *flags)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["receipt"]["fingerprint"], path.read_bytes()
 
