@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #include "backends/sparse_backends.h"
 
@@ -15,7 +16,9 @@ struct BsaSetting final : SparseSetting {
   int64_t min_kv_blocks = 4;
 };
 
-// Cosine similarity of each query of the tile to the one in its middle.
+// Cosine similarity of each query of the tile to the one in its middle. A query that is not finite
+// is like none, so that it is kept and its output shows it; beside a middle that is not finite all
+// others are alike.
 std::vector<float> SimilarityToCentre(const std::vector<float>& queries, int64_t size) {
   const int64_t count = static_cast<int64_t>(queries.size()) / size;
   const float* centre = queries.data() + count / 2 * size;
@@ -23,8 +26,12 @@ std::vector<float> SimilarityToCentre(const std::vector<float>& queries, int64_t
   std::vector<float> similarity(count);
   for (int64_t i = 0; i < count; ++i) {
     const float* query = queries.data() + i * size;
-    const float norms = std::max(norm(query), 1e-12f) * std::max(norm(centre), 1e-12f);
-    similarity[i] = kernels::Dot(query, centre, size) / norms;
+    const float length = norm(query);
+    const float norms = std::max(length, 1e-12f) * std::max(norm(centre), 1e-12f);
+    const float cosine = kernels::Dot(query, centre, size) / norms;
+    similarity[i] = std::isfinite(cosine)   ? cosine
+                    : std::isfinite(length) ? 1.0f
+                                            : -std::numeric_limits<float>::infinity();
   }
   return similarity;
 }

@@ -168,10 +168,10 @@ EngineImpl::QueuedJob EngineImpl::Admit(GenerationRequest request) const {
                 SteadyClock::now(),
                 {}};
   // First without attention, so that no plan is made for what is too large anyway.
-  EstimateMemory(&job, Attention::kLeftOut);
+  job.estimate = EstimateOf(job, Attention::kLeftOut);
   RequireMemoryLater(job);
   CheckAttention(*pipeline, pipeline->DenoiseSpecs(job.parameters), job.request.attention);
-  EstimateMemory(&job, Attention::kIncluded);
+  job.estimate = EstimateOf(job, Attention::kIncluded);
   RequireMemoryLater(job);
   return job;
 }
@@ -402,8 +402,8 @@ void EngineImpl::Loop() {
     lock.unlock();
     RunDenoiseCalls();
     if (!TakeJob()) continue;
-    RunJob(*running_);
-    memory_.ReturnUnused(static_cast<int64_t>(store_->artifact_bytes()));
+    RunJob(&*running_);
+    memory_.ReturnUnused(static_cast<int64_t>(store_->artifact_bytes()) + HeldBesideResults());
     lock.lock();
     running_.reset();
     closing_ = false;
@@ -457,7 +457,8 @@ Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
   return result;
 }
 
-void EngineImpl::RunJob(const QueuedJob& job) {
+void EngineImpl::RunJob(QueuedJob* taken) {
+  const QueuedJob& job = *taken;
   if (const auto stop = WhyStop(job)) return FinishJob(job, stop, {});  // ended in the queue
   observer_->OnJobStarted(job.parameters.model, SecondsSince(job.queued_at));
   store_->Update(job.id, [](JobSnapshot& snapshot) {
@@ -471,7 +472,7 @@ void EngineImpl::RunJob(const QueuedJob& job) {
     AttentionPlanner planner(job.pipeline->planner_setting(), job.request.attention, observer_);
     auto run_error = Caught([&] {
       const ScopedStopCheck stop([&] { return WhyStop(job); });
-      RequireMemoryNow(job);
+      RequireMemoryNow(taken);
       DriveRun(job, &planner);
     });
     receipt = MakeReceipt(*job.pipeline, job.parameters.linear, planner);

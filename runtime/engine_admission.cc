@@ -32,12 +32,12 @@ std::string Described(const DenoiseRequest& request) {
 
 }  // namespace
 
-void EngineImpl::EstimateMemory(QueuedJob* job, Attention attention) const {
+WorkEstimate EngineImpl::EstimateOf(const QueuedJob& job, Attention attention) const {
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
-  job->estimate = job->pipeline->EstimateRun(
-      job->request, job->parameters, memory_.Available(HeldLater()),
-      attention == Attention::kLeftOut ? CostOfAttention(nothing)
-                                       : CostNow(*job->pipeline, job->request.attention));
+  return job.pipeline->EstimateRun(job.request, job.parameters, memory_.Available(HeldLater()),
+                                   attention == Attention::kLeftOut
+                                       ? CostOfAttention(nothing)
+                                       : CostNow(*job.pipeline, job.request.attention));
 }
 
 // A job that waits may count on what is left of older results then.
@@ -50,8 +50,14 @@ int64_t EngineImpl::HeldLater() const {
   return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults();
 }
 
-void EngineImpl::RequireMemoryNow(const QueuedJob& job) const {
-  RequireBesideResults(Described(job.parameters), job.estimate, HeldBesideResults());
+// What the models hold by now may be other than when the job came: its estimate is made again.
+void EngineImpl::RequireMemoryNow(QueuedJob* job) const {
+  const WorkEstimate estimate = EstimateOf(*job, Attention::kIncluded);
+  {
+    const std::lock_guard lock(mutex_);
+    job->estimate = estimate;
+  }
+  RequireBesideResults(Described(job->parameters), job->estimate, HeldBesideResults());
 }
 
 // Denoise calls run between a job's steps, beside what it keeps.

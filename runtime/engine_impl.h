@@ -77,9 +77,9 @@ class EngineImpl : public Engine {
                           const AttentionOptions& options) const;
   // engine_admission.cc. RequireMemory throws RESOURCE_EXHAUSTED, reason MEMORY.
   enum class Attention : uint8_t { kLeftOut, kIncluded };
-  void EstimateMemory(QueuedJob* job, Attention attention) const;
+  WorkEstimate EstimateOf(const QueuedJob& job, Attention attention) const;
   void RequireMemoryLater(const QueuedJob& job) const;
-  void RequireMemoryNow(const QueuedJob& job) const;
+  void RequireMemoryNow(QueuedJob* job) const;
   void RequireMemory(const DenoiseCall& call) const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
@@ -96,7 +96,7 @@ class EngineImpl : public Engine {
   void RunDenoiseCalls();
   bool TakeDenoiseCall(DenoiseCall* call, size_t* left);
   DenoiseOutcome RunDenoise(const DenoiseCall& call);
-  void RunJob(const QueuedJob& job);
+  void RunJob(QueuedJob* taken);
   void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
   void Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner);
   std::vector<std::shared_ptr<const Artifact>> EncodeArtifacts(const QueuedJob& job,

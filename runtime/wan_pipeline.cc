@@ -423,24 +423,19 @@ WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
                                       const CostOfAttention& cost) const {
   const WanParts parts{*text_encoder_, *transformer_, *vae_, device_.is_cpu()};
   const std::vector<int64_t> latents = LatentShape(parameters);
-  WorkEstimate estimate;
   const int64_t most = vae_->Packs(parameters.linear) ? vae_->MostBands(latents[3]) : 1;
-  for (int64_t bands = 1; bands <= most; bands += (bands + 1) / 2) {
-    estimate = EstimateWanRun(parts, latents, parameters, request.formats, bands, cost);
-    estimate.peak_bytes += prompts_.bytes();
-    if (estimate.peak_bytes <= available) break;
+  for (int64_t bands = 1;; bands = std::min(most, bands + (bands + 1) / 2)) {
+    const WorkEstimate estimate =
+        EstimateWanRun(parts, latents, parameters, request.formats, bands, cost);
+    if (estimate.peak_bytes <= available || bands == most) return estimate;
   }
-  return estimate;
 }
 
 WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
                                           const CostOfAttention& cost) const {
-  WorkEstimate estimate =
-      EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
-                      request.latents.shape, request.encoder_hidden_states.shape[1],
-                      request.guidance_scale > 1, LinearOf(request, *this), cost);
-  estimate.peak_bytes += prompts_.bytes();
-  return estimate;
+  return EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                         request.latents.shape, request.encoder_hidden_states.shape[1],
+                         request.guidance_scale > 1, LinearOf(request, *this), cost);
 }
 
 // ---- forwards ----------------------------------------------------------------------------------

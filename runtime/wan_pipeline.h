@@ -42,7 +42,7 @@ class WanPipeline : public Pipeline {
                            int64_t available, const CostOfAttention& cost) const override;
   WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                const CostOfAttention& cost) const override;
-  int64_t MadeBytes() const override { return transformer_->MadeBytes(); }
+  int64_t MadeBytes() const override { return transformer_->MadeBytes() + prompts_.bytes(); }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
                         Observer* observer) override;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "backends/kernels/activations.h"
@@ -324,6 +325,7 @@ int64_t TapChannels(int64_t channels, GemmIsa isa) {
 
 void Convolve(const ConvolutionCall& call, const WeightPanels& weight,
               const RunWorkers& run_workers) {
+  if (weight.kernel().amx) throw std::logic_error("a convolution takes no panels for AMX");
   if (call.frames * call.rows * call.columns > 0) Convolver(call, weight).Run(run_workers);
 }
 

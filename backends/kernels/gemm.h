@@ -49,6 +49,8 @@ bool HasGemmIsa(GemmIsa isa, const DeviceInfo& cpu);
 GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu);
 // The same in int8.
 GemmIsa Int8GemmIsa(const DeviceInfo& cpu);
+// The widest whose tiles take rows as a convolution lays them: not those of AMX.
+GemmIsa BestConvolutionIsa(Element element, const DeviceInfo& cpu);
 
 // Largest K in int8: more could sum to what 32 bits do not hold.
 inline constexpr int64_t kMostInt8K = 131072;

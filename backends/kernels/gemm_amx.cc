@@ -1,5 +1,5 @@
-// The GEMM tiles on AMX (TDPBF16PS, TDPBUSD): as tile_amx.cc, tested over emulated registers and
-// chosen by nothing unasked.
+// The GEMM tiles on AMX (TDPBF16PS, TDPBUSD): measured on a Xeon with AMX; where there is none,
+// tests run the same code over emulated registers.
 #include <immintrin.h>
 
 #include "backends/kernels/gemm_tile.h"

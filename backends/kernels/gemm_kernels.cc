@@ -27,10 +27,10 @@ constexpr GemmKernel kKernels[] = {
     // clang-format on
 };
 
-GemmIsa Widest(bool int8, Element element, const DeviceInfo& cpu) {
+GemmIsa Widest(bool int8, Element element, const DeviceInfo& cpu, bool amx = true) {
   GemmIsa widest = int8 ? GemmIsa::kAvx2Int8 : GemmIsa::kAvx2;
   for (const GemmKernel& kernel : kKernels) {
-    if (kernel.int8() != int8 || !kernel.has(cpu)) continue;
+    if (kernel.int8() != int8 || !kernel.has(cpu) || (kernel.amx && !amx)) continue;
     if (Takes(kernel.isa, element)) widest = kernel.isa;
   }
   return widest;
@@ -51,5 +51,9 @@ bool Takes(GemmIsa isa, Element element) {
 GemmIsa BestGemmIsa(Element element, const DeviceInfo& cpu) { return Widest(false, element, cpu); }
 
 GemmIsa Int8GemmIsa(const DeviceInfo& cpu) { return Widest(true, Element::kFloat32, cpu); }
+
+GemmIsa BestConvolutionIsa(Element element, const DeviceInfo& cpu) {
+  return Widest(false, element, cpu, /*amx=*/false);
+}
 
 }  // namespace denoised::kernels

@@ -15,7 +15,7 @@ kernels::Element ElementOf(at::ScalarType dtype) {
 
 kernels::GemmIsa IsaFor(kernels::Element element) {
   static const DeviceInfo cpu = QueryCpu();
-  return kernels::BestGemmIsa(element, cpu);
+  return kernels::BestConvolutionIsa(element, cpu);
 }
 
 // As the kernel wants one number a channel: float32, zeros up to whole panels.

@@ -220,6 +220,8 @@ TEST(BestGemmIsaTest, IsTheWidestThatTheCpuHas) {
   EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAvx512Bf16);
   EXPECT_EQ(best(Element::kFloat32), GemmIsa::kAvx512);
   cpu.amx_bf16 = cpu.amx_int8 = true;
+  EXPECT_EQ(BestConvolutionIsa(Element::kBFloat16, cpu), GemmIsa::kAvx512Bf16);
+  EXPECT_EQ(BestConvolutionIsa(Element::kFloat32, cpu), GemmIsa::kAvx512);
   EXPECT_EQ(best(Element::kBFloat16), GemmIsa::kAmxBf16);
   EXPECT_EQ(best(Element::kFloat32), GemmIsa::kAvx512);
   EXPECT_EQ(Int8GemmIsa(cpu), GemmIsa::kAmxInt8);

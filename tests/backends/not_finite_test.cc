@@ -145,6 +145,28 @@ TEST_P(NotFinite, StaysNotFiniteWhereTheOracleSaysSo) {
   EXPECT_TRUE(got_.select(1, 1 - kHead).isfinite().all().item<bool>());
 }
 
+// With its default ratio half of a tile's queries get a neighbour's output; a bad one never does.
+TEST(BsaNotFinite, ABadQueryShowsWhereverInItsTileItIs) {
+  const AttentionBackend& backend = *Registry().Find(AttnBackend::kBsaAttn)->backend;
+  Fault fault{AttnBackend::kBsaAttn, DType::kFloat32, 'v', 0, at::kCPU};
+  AttentionSpec spec = SpecOf(fault);
+  spec.grid = {4, 4, 8};
+  spec.q_len = spec.kv_len = 128;
+  const auto metadata = backend.MakeBuilder()->Build({0, 1, spec, ""});
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    for (int64_t token = 0; token < 128; ++token) {
+      AttentionInputs inputs = InputsOf(fault);
+      for (at::Tensor* x : {&inputs.query, &inputs.key, &inputs.value, &inputs.gate}) {
+        *x = x->narrow(1, 0, 128).clone();
+      }
+      inputs.query[0][token][kHead][kElement] = bad;
+      const at::Tensor out = backend.Forward(inputs, metadata.get())[0];
+      EXPECT_TRUE(out[token][kHead].isnan().all().item<bool>()) << bad << " at " << token;
+      EXPECT_FALSE(out.select(1, 1 - kHead).isnan().any().item<bool>()) << bad << " at " << token;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cpu, NotFinite, ::testing::ValuesIn(FaultsOn(at::kCPU, QueryCpu())),
                          FaultName);
 INSTANTIATE_TEST_SUITE_P(Cuda, NotFinite, ::testing::ValuesIn(CudaFaults()), FaultName);
