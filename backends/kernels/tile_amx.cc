@@ -7,10 +7,9 @@
 namespace denoised::kernels {
 namespace {
 
-#include "backends/kernels/vector_amx.h"
-
 #include "backends/kernels/amx_tiles.h"
 #include "backends/kernels/tile_impl.h"
+#include "backends/kernels/vector_amx.h"
 
 }  // namespace
 

@@ -152,9 +152,8 @@ void PrintReceipt(const v1::Job& job, std::FILE* stream) {
   }
   PrintRow("model", WhatWasMade(job), stream);
   PrintRow("made by",
-           "denoised " + OneLine(receipt.version(), 60) + ", " +
-               OneLine(receipt.linear(), 20) + " linear layers, " +
-               OneLine(receipt.kernels(), kReasonColumns),
+           "denoised " + OneLine(receipt.version(), 60) + ", " + OneLine(receipt.linear(), 20) +
+               " linear layers, " + OneLine(receipt.kernels(), kReasonColumns),
            stream);
   PrintRow("fingerprint", receipt.fingerprint(), stream);
   // Whoever looks only at the picture and not at the receipt should know what it lacks.

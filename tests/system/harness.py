@@ -68,9 +68,10 @@ class Server:
         self.log = tempfile.TemporaryFile(mode="w+")
         # "" leaves it to the program to find one.
         given = [] if repository == "" else [f"--model_repository={repository or model_repository()}"]
+        dtype = [] if any(flag.startswith("--dtype") for flag in flags) else ["--dtype=float32"]
         command = [*wrapper, str(BIN / "denoised"), *given,
                    "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
-                   "--threads=1", "--dtype=float32", *flags]
+                   "--threads=1", *dtype, *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,
                                         env=clean_environment(**(environment or {})))
         ready, _, _ = select.select([self.process.stdout], [], [], 120)

@@ -78,7 +78,7 @@ def test_onednn_runs_what_the_pin_allows(tmp_path, level):
         pytest.skip(f"this machine has at most {best_level()}")
     done = ctl("run", "a red circle", "-o", str(tmp_path / "out.npy"), "--steps=1", "--seed=1",
                "--height=64", "--width=64", "--frames=5", f"--model_repository={harness.model_repository()}",
-               f"--cpu_isa={level}", ONEDNN_VERBOSE="1")
+               f"--cpu_isa={level}", "--linear=exact", ONEDNN_VERBOSE="1")
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"cpu,isa:(.*)", done.stdout + done.stderr)
     assert lines and ONEDNN_NAMES[level] in lines[0]

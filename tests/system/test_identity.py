@@ -248,7 +248,7 @@ def test_a_jobs_numerics_do_not_depend_on_how_the_model_keeps_its_weights(server
     assert run(server, pb) == drawn["packed"]
     assert len({fingerprint for fingerprint, _ in drawn.values()}) == 3
     with Server("--linear=int8", repository=repository) as fourth:  # a byte a weight, and nothing else
-        assert defaults_of(fourth, pb) == {"base": "int8", "exact": "exact"}
+        assert defaults_of(fourth, pb) == {"base": "int8", "exact": "int8"}
         assert run(fourth, pb) == drawn["int8"]
         error = error_of(lambda: fourth.submit(model="base", numerics=pb.NumericsOptions(linear="packed")))
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "numerics.linear" in error.details()
