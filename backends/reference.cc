@@ -33,27 +33,52 @@ void ApplyCausal(at::Tensor& scores, int64_t first) {
   scores.masked_fill_(columns.gt(rows), -std::numeric_limits<double>::infinity());
 }
 
+// Scratch of a call in float64, made once: what came and went with every head would leave gaps in
+// the heap.
+struct Scratch {
+  explicit Scratch(const AttentionInputs& inputs)
+      : options(inputs.query.options().dtype(at::kDouble)),
+        queries(at::empty({inputs.query.size(1), inputs.query.size(3)}, options)),
+        keys(at::empty({inputs.key.size(1), inputs.key.size(3)}, options)),
+        values(at::empty_like(keys)),
+        block(std::clamp<int64_t>(kMaxScores / keys.size(0), 1, queries.size(0))),
+        scores(at::empty({block, keys.size(0)}, options)),
+        weights(at::empty_like(scores)),
+        results(at::empty_like(queries)) {}
+
+  const at::TensorOptions options;
+  const at::Tensor queries, keys, values;  // [S_q, D], [S_kv, D], [S_kv, D]
+  const int64_t block;                     // queries at once
+  const at::Tensor scores, weights;        // [block, S_kv]
+  const at::Tensor results;                // [S_q, D]
+};
+
 // softmax over the last axis; a row whose scores are all hidden becomes zeros.
-at::Tensor SoftmaxRows(const at::Tensor& scores, bool may_hide) {
-  if (!may_hide) return at::softmax(scores, -1);
+void SoftmaxRows(at::Tensor weights, const at::Tensor& scores, bool may_hide) {
+  if (!may_hide) {
+    at::softmax_out(weights, scores, -1);
+    return;
+  }
   const at::Tensor top = scores.amax(-1, /*keepdim=*/true);
   const at::Tensor nothing = top.eq(-std::numeric_limits<double>::infinity());
-  const at::Tensor weights = scores.sub(top.masked_fill(nothing, 0.0)).exp_();
-  return weights.div(weights.sum(-1, /*keepdim=*/true).masked_fill_(nothing, 1.0));
+  at::sub_out(weights, scores, top.masked_fill(nothing, 0.0)).exp_();
+  weights.div_(weights.sum(-1, /*keepdim=*/true).masked_fill_(nothing, 1.0));
 }
 
-// One head: q [S_q, D], k and v [S_kv, D], mask undefined or [1 or S_q, 1 or S_kv].
-void AttendHead(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                const at::Tensor& mask, double scale, bool causal, at::Tensor out) {
-  const at::Tensor keys = k.to(at::kDouble).t(), values = v.to(at::kDouble);
-  const int64_t block = std::max<int64_t>(1, kMaxScores / k.size(0));
-  for (int64_t first = 0; first < q.size(0); first += block) {
+// One head, its queries, keys and values in the scratch; mask undefined or [1 or S_q, 1 or S_kv].
+void AttendHead(const Scratch& scratch, const at::Tensor& mask, double scale, bool causal) {
+  const at::Tensor keys = scratch.keys.t();
+  for (int64_t first = 0; first < scratch.queries.size(0); first += scratch.block) {
     StopPoint();
-    const int64_t rows = std::min(block, q.size(0) - first);
-    at::Tensor scores = at::mm(q.narrow(0, first, rows).to(at::kDouble), keys).mul_(scale);
+    const int64_t rows = std::min(scratch.block, scratch.queries.size(0) - first);
+    at::Tensor scores = scratch.scores.narrow(0, 0, rows);
+    at::mm_out(scores, scratch.queries.narrow(0, first, rows), keys).mul_(scale);
     if (mask.defined()) ApplyMask(scores, MaskRows(mask, first, rows));
     if (causal) ApplyCausal(scores, first);
-    out.narrow(0, first, rows).copy_(at::mm(SoftmaxRows(scores, mask.defined() || causal), values));
+    const at::Tensor weights = scratch.weights.narrow(0, 0, rows);
+    SoftmaxRows(weights, scores, mask.defined() || causal);
+    at::Tensor results = scratch.results.narrow(0, first, rows);
+    at::mm_out(results, weights, scratch.values);
   }
 }
 
@@ -66,9 +91,9 @@ std::optional<std::string> ReferenceBackend::Supports(const AttentionSpec& spec,
 
 AttentionCost ReferenceBackend::Estimate(const AttentionSpec& spec, const std::string&,
                                          int64_t rows) const {
-  // Of one head in float64: keys, values and their source's copies; four copies of the scores.
+  // Of one head in float64: keys, values, queries, results; scores, weights and a mask's copies.
   const int64_t scores = std::min(std::max(kMaxScores, spec.kv_len), spec.q_len * spec.kv_len);
-  const int64_t numbers = 4 * scores + (3 * spec.kv_len + 2 * spec.q_len) * spec.head_size;
+  const int64_t numbers = 4 * scores + (2 * spec.kv_len + 2 * spec.q_len) * spec.head_size;
   return {numbers * 8, DenseMultiplyAdds(spec, rows)};
 }
 
@@ -78,6 +103,7 @@ at::Tensor ReferenceBackend::Forward(const AttentionInputs& inputs,
   const at::Tensor mask = NormaliseMask(inputs);
   const at::Tensor& q = inputs.query;
   at::Tensor out = at::empty(q.sizes(), q.options(), at::MemoryFormat::Contiguous);
+  const Scratch scratch(inputs);
   for (int64_t b = 0; b < q.size(0); ++b) {
     for (int64_t h = 0; h < q.size(2); ++h) {
       const auto head = [&](const at::Tensor& x) { return x.select(0, b).select(1, h); };
@@ -85,8 +111,11 @@ at::Tensor ReferenceBackend::Forward(const AttentionInputs& inputs,
       if (mask.defined()) {
         head_mask = mask.select(0, mask.size(0) == 1 ? 0 : b).select(0, mask.size(1) == 1 ? 0 : h);
       }
-      AttendHead(head(q), head(inputs.key), head(inputs.value), head_mask, SoftmaxScale(inputs),
-                 inputs.causal, head(out));
+      scratch.queries.copy_(head(q));
+      scratch.keys.copy_(head(inputs.key));
+      scratch.values.copy_(head(inputs.value));
+      AttendHead(scratch, head_mask, SoftmaxScale(inputs), inputs.causal);
+      head(out).copy_(scratch.results);
     }
   }
   return out;

@@ -56,16 +56,33 @@ bool Wants(const std::vector<ArtifactFormat>& formats, ArtifactFormat format) {
   return std::find(formats.begin(), formats.end(), format) != formats.end();
 }
 
-int64_t DecodeAtOnce(const WanVaeDecoder& vae, const std::vector<int64_t>& latents,
-                     LinearNumerics linear, int64_t bands, const CostOfAttention& cost) {
-  const int64_t f = latents[2], h = latents[3], w = latents[4];
-  const bool packed = vae.Packs(linear);
-  const int64_t attended = packed ? 1 : WanVaeDecoder::ChunkFrames(f, h, w);
-  const DecodeSize size{f, h, w, static_cast<int64_t>(c10::elementSize(vae.dtype())),
-                        packed ? std::clamp<int64_t>(bands, 1, vae.MostBands(h)) : 0};
-  return vae.ConversionBytes(linear) +
-         DecodeBytes(vae.config(), size, cost(vae.Spec(h, w), attended).bytes);
-}
+// Of a decode in any number of bands.
+class Decodes {
+ public:
+  Decodes(const WanVaeDecoder& vae, const std::vector<int64_t>& latents, LinearNumerics linear,
+          const CostOfAttention& cost)
+      : vae_(vae),
+        packed_(vae.Packs(linear)),
+        size_{latents[2], latents[3], latents[4],
+              static_cast<int64_t>(c10::elementSize(vae.dtype()))},
+        converted_(vae.ConversionBytes(linear)),
+        attention_(cost(vae.Spec(size_.h, size_.w),
+                        packed_ ? 1 : WanVaeDecoder::ChunkFrames(size_.f, size_.h, size_.w))
+                       .bytes) {}
+
+  int64_t most() const { return packed_ ? vae_.MostBands(size_.h) : 1; }
+  int64_t Bytes(int64_t bands) const {
+    DecodeSize size = size_;
+    size.bands = packed_ ? bands : 0;
+    return converted_ + DecodeBytes(vae_.config(), size, attention_);
+  }
+
+ private:
+  const WanVaeDecoder& vae_;
+  const bool packed_;
+  const DecodeSize size_;
+  const int64_t converted_, attention_;
+};
 
 int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedParameters& p,
                     int64_t latents) {
@@ -83,7 +100,7 @@ int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedPa
 
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& p, const std::vector<ArtifactFormat>& formats,
-                            int64_t bands, const CostOfAttention& cost) {
+                            int64_t available, const CostOfAttention& cost) {
   const int64_t branches = p.guidance_scale > 1 ? 2 : 1, length = p.max_sequence_length;
   const int64_t element = TextElement(parts), numbers = Numbers(latents);
   const int64_t text = branches * TextContextBytes(parts.transformer.config(), 1, length, element);
@@ -96,7 +113,6 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);
   const Forward forward = EstimateForward(parts, latents, length, p.linear, cost);
   WorkEstimate estimate;
-  estimate.decode_bands = bands;
   estimate.step_multiply_adds = static_cast<double>(branches) * forward.multiply_adds;
   if (!parts.on_cpu) {
     estimate.held_bytes = frames;
@@ -106,14 +122,19 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t encoder = parts.text_encoder.FormBytes(p.linear) +
                           TextEncoderBytes(parts.text_encoder.config(), length, element,
                                            cost(parts.text_encoder.Spec(length), 1).bytes);
-  const int64_t decode =
-      decodes ? frames + DecodeAtOnce(parts.vae, latents, p.linear, bands, cost) : 0;
   estimate.held_bytes = state + frames;
-  estimate.peak_bytes =
-      kLibraries +
-      std::max(WithGaps(state + std::max({encoder, forward.bytes, encode}), kOtherGaps),
-               WithGaps(state + decode, kDecodeGaps));
-  return estimate;
+  const int64_t before = WithGaps(state + std::max({encoder, forward.bytes, encode}), kOtherGaps);
+  if (!decodes) {
+    estimate.peak_bytes = kLibraries + std::max(before, WithGaps(state, kDecodeGaps));
+    return estimate;
+  }
+  const Decodes decode(parts.vae, latents, p.linear, cost);
+  for (int64_t bands = 1;; bands = std::min(decode.most(), bands + (bands + 1) / 2)) {
+    estimate.decode_bands = bands;
+    const int64_t peak = WithGaps(state + frames + decode.Bytes(bands), kDecodeGaps);
+    estimate.peak_bytes = kLibraries + std::max(before, peak);
+    if (estimate.peak_bytes <= available || bands == decode.most()) return estimate;
+  }
 }
 
 WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,

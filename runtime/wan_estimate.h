@@ -19,10 +19,10 @@ struct WanParts {
   bool on_cpu;
 };
 
-// `latents` is the shape [1, C, f, h, w], `bands` what the decoder is asked for.
+// `latents` is the shape [1, C, f, h, w]. With the fewest decode_bands that `available` bytes hold.
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& parameters,
-                            const std::vector<ArtifactFormat>& formats, int64_t bands,
+                            const std::vector<ArtifactFormat>& formats, int64_t available,
                             const CostOfAttention& cost);
 
 // `latents` has B rows, the prompt `length` tokens.

@@ -107,9 +107,7 @@ void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
 }
 
 // denoised.json's numerics.linear, which decides how the weights are kept: read before them.
-std::optional<LinearNumerics> ReadLinear(const ModelFolder& folder) {
-  if (!folder.Has(kOwnFile)) return std::nullopt;
-  const ConfigReader own = ConfigReader::FromFile(folder, kOwnFile);
+std::optional<LinearNumerics> ReadLinear(const ConfigReader& own) {
   if (!own.Has("numerics")) return std::nullopt;
   const std::string where = own.path() + ": numerics";
   const ConfigReader numerics(own.json().at("numerics"), where);
@@ -159,10 +157,13 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->info_.name = name;
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);
-  const std::optional<LinearNumerics> own = ReadLinear(folder);
-  const std::optional<LinearNumerics> wanted = options.linear ? options.linear : own;
+  std::optional<ConfigReader> own;
+  if (folder.Has(kOwnFile)) own = ConfigReader::FromFile(folder, kOwnFile);
+  const std::optional<LinearNumerics> said = own ? ReadLinear(*own) : std::nullopt;
+  const std::optional<LinearNumerics> wanted = options.linear ? options.linear : said;
   pipeline->LoadComponents(folder, index, options, wanted.value_or(LinearNumerics::kPacked));
-  pipeline->ReadDefaults(folder);
+  pipeline->SetDefaults();
+  if (own) pipeline->ReadDefaults(*own);
   pipeline->Describe(folder.Seal());
   pipeline->WarnUnused(logger);
   if (wanted) pipeline->WarnOtherNumerics(*wanted, logger);
@@ -232,16 +233,17 @@ void WanPipeline::CheckComponents(const ModelFolder& folder) const {
   CheckVaeScale(folder.Sub("vae").PathOf("config.json"), *vae_);
 }
 
-// denoised.json (ours, optional, beside model_index.json): the model's own defaults.
-void WanPipeline::ReadDefaults(const ModelFolder& folder) {
+void WanPipeline::SetDefaults() {
   const LinearNumerics linear = info_.defaults.linear;
   info_.defaults = DiffusersDefaults();
   info_.defaults.linear = linear;
   info_.defaults.model = info_.name;
   info_.defaults.scheduler = info_.scheduler;
   info_.defaults.flow_shift = scheduler_->shift();
-  if (!folder.Has(kOwnFile)) return;
-  const ConfigReader own = ConfigReader::FromFile(folder, kOwnFile);
+}
+
+// denoised.json (ours, optional, beside model_index.json): the model's own defaults.
+void WanPipeline::ReadDefaults(const ConfigReader& own) {
   own.RequireOnly(
       {"description", "attention_backend", "attention_parameters", "numerics", "defaults"});
   info_.description = own.String("description", "");
@@ -421,14 +423,8 @@ void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
 WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
                                       const ResolvedParameters& parameters, int64_t available,
                                       const CostOfAttention& cost) const {
-  const WanParts parts{*text_encoder_, *transformer_, *vae_, device_.is_cpu()};
-  const std::vector<int64_t> latents = LatentShape(parameters);
-  const int64_t most = vae_->Packs(parameters.linear) ? vae_->MostBands(latents[3]) : 1;
-  for (int64_t bands = 1;; bands = std::min(most, bands + (bands + 1) / 2)) {
-    const WorkEstimate estimate =
-        EstimateWanRun(parts, latents, parameters, request.formats, bands, cost);
-    if (estimate.peak_bytes <= available || bands == most) return estimate;
-  }
+  return EstimateWanRun({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                        LatentShape(parameters), parameters, request.formats, available, cost);
 }
 
 WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,

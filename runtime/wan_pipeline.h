@@ -84,7 +84,8 @@ class WanPipeline : public Pipeline {
   void CheckComponents(const ModelFolder& folder) const;
   void SetNumerics(LinearNumerics linear);
   void CheckNumerics(const NumericsOptions& numerics) const;
-  void ReadDefaults(const ModelFolder& folder);
+  void SetDefaults();
+  void ReadDefaults(const ConfigReader& own);
   void ReadRequestDefaults(const ConfigReader& given);
   void Describe(const Manifest& manifest);
   void CheckDefaultAttention(const std::string& own_file) const;

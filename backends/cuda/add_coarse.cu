@@ -7,21 +7,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <class T>
-__device__ T Narrow(float x);
-template <>
-__device__ float Narrow<float>(float x) {
-  return x;
-}
-template <>
-__device__ __nv_bfloat16 Narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ __half Narrow<__half>(float x) {
-  return __float2half_rn(x);
-}
-
 // Of a row of a head: `kWidth` neighbours a thread.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) AddCoarse(const AddCoarseArgs args) {

@@ -26,8 +26,6 @@ constexpr int64_t kMostChainUnits = 288;
 constexpr int64_t kMostTaskTiles = 8;
 constexpr int64_t kWantedTasks = 8;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- strips ------------------------------------------------------------------------------------
 
 // What one position's channels are as units.

@@ -33,8 +33,6 @@ int64_t WantedTasks() {
   return std::max<int64_t>(16, 2 * cores);
 }
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- results -----------------------------------------------------------------------------------
 
 constexpr int64_t kLanes = 8;

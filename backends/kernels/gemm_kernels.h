@@ -14,6 +14,8 @@
 
 namespace denoised::kernels {
 
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 enum class GemmUnits : uint8_t {
   kFloats,  // a number; panels of bfloat16 stay bfloat16
   kPairs,   // two neighbouring bfloat16
@@ -39,7 +41,7 @@ struct GemmKernel {
   // Of a row of K numbers.
   int64_t Units(int64_t k) const {
     const int64_t multiple = amx ? kAmxUnits : 1, per = numbers_a_unit() * multiple;
-    return (k + per - 1) / per * multiple;
+    return CeilDiv(k, per) * multiple;
   }
   // Bytes of a panel's unit of one column.
   int64_t PanelUnitBytes(Element element) const {

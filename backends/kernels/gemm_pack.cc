@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "backends/kernels/int8_rule.h"
+#include "backends/kernels/rounding.h"
 
 namespace denoised::kernels {
 namespace {
@@ -21,8 +22,7 @@ const uint16_t* HalfRow(const RowSource& source, int64_t row) {
 
 __m256 LoadEight(const RowSource& source, int64_t row, int64_t k) {
   if (source.element == Element::kFloat32) return _mm256_loadu_ps(FloatRow(source, row) + k);
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(HalfRow(source, row) + k));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  return kernels::LoadEight(HalfRow(source, row) + k);
 }
 
 float LoadOne(const RowSource& source, int64_t row, int64_t k) {

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/kernels/rounding.h"
+
 namespace denoised::kernels {
 namespace {
 
@@ -13,9 +15,7 @@ __m256 LoadEight(const HeadRows& rows, int64_t at) {
   if (rows.element == Element::kFloat32) {
     return _mm256_loadu_ps(static_cast<const float*>(rows.data) + at);
   }
-  const __m128i half = _mm_loadu_si128(
-      reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(rows.data) + at));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  return kernels::LoadEight(static_cast<const uint16_t*>(rows.data) + at);
 }
 
 float LoadOne(const HeadRows& rows, int64_t at) {

@@ -1,6 +1,7 @@
 // A thread block has a row. It reads a row twice or three times; all but the first come from cache.
 #include <cuda_bf16.h>
 
+#include "backends/cuda/widen.cuh"
 #include "runtime/models/cuda_rows.h"
 
 namespace denoised::cuda {
@@ -8,19 +9,6 @@ namespace {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
 constexpr unsigned kWholeWarp = 0xffffffffu;
-
-__device__ float Widen(float x) { return x; }
-__device__ float Widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T>
-__device__ T Narrow(float x);
-template <>
-__device__ float Narrow<float>(float x) {
-  return x;
-}
-template <>
-__device__ __nv_bfloat16 Narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
 
 // Neighbours that a thread reads or writes at once.
 template <class T, int kWidth>

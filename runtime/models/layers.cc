@@ -77,11 +77,6 @@ at::Tensor RunPackedConvolution(const at::Tensor& x, const at::Tensor& weight,
                     {x, weight, bias, padding, ones, ones, int64_t{1}, "none", none, ""});
 }
 
-const DeviceInfo& ThisCpu() {
-  static const DeviceInfo cpu = QueryCpu();
-  return cpu;
-}
-
 at::Tensor EmptyResult(const kernels::WeightPanels& panels, const at::Tensor& in) {
   std::vector<int64_t> shape = in.sizes().vec();
   shape.back() = panels.n();
@@ -90,10 +85,6 @@ at::Tensor EmptyResult(const kernels::WeightPanels& panels, const at::Tensor& in
 
 bool CpuMultipliesBFloat16() { return ThisCpu().avx512_bf16 || ThisCpu().amx_bf16; }
 
-kernels::Element ElementOf(at::ScalarType dtype) {
-  return dtype == at::kFloat ? kernels::Element::kFloat32 : kernels::Element::kBFloat16;
-}
-
 // Without instructions for bfloat16 oneDNN convolves it by its reference code, hundreds of times
 // slower than float32; the sums are float32 either way, and are rounded once.
 bool ConvolvesWidened(at::ScalarType dtype) {
@@ -101,6 +92,22 @@ bool ConvolvesWidened(at::ScalarType dtype) {
 }
 
 }  // namespace
+
+const DeviceInfo& ThisCpu() {
+  static const DeviceInfo cpu = QueryCpu();
+  return cpu;
+}
+
+kernels::Element ElementOf(at::ScalarType dtype) {
+  return dtype == at::kFloat ? kernels::Element::kFloat32 : kernels::Element::kBFloat16;
+}
+
+OwnKernels::OwnKernels(const LoadOptions& from)
+    : possible(LoadOptions::CanPack(from.dtype, from.device)), kept(from.kept()) {}
+
+bool OwnKernels::InUse() const {
+  return possible && CurrentLinearNumerics(kept) != LinearNumerics::kExact;
+}
 
 Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant)
     : weight_(weight),

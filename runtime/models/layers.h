@@ -62,6 +62,22 @@ struct LoadOptions {
   }
 };
 
+// This process' CPU, under its pin.
+const DeviceInfo& ThisCpu();
+// Of float32 and bfloat16.
+kernels::Element ElementOf(at::ScalarType dtype);
+
+// Whether a model computes by our own product and row kernels: where its device and dtype allow it,
+// and the numerics of the moment are not exact ones.
+struct OwnKernels {
+  OwnKernels() = default;
+  explicit OwnKernels(const LoadOptions& from);
+  bool InUse() const;
+
+  bool possible = false;
+  LinearNumerics kept = LinearNumerics::kExact;  // the form of the model's weights
+};
+
 // What a linear layer does to its sums before they are rounded.
 using kernels::Activation;
 

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "backends/kernels/rounding.h"
+
 namespace denoised {
 
 // Rows of [B, S, D] whose companion tensors (float32 [B, 1 or S, D]) have one row per batch or one
@@ -26,25 +28,15 @@ struct PerRow {
   }
 };
 
-inline __m256 Load8(const float* p) { return _mm256_loadu_ps(p); }
+inline __m256 Load8(const float* p) { return kernels::LoadEight(p); }
 inline __m256 Load8(const c10::BFloat16* p) {
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  return kernels::LoadEight(reinterpret_cast<const uint16_t*>(p));
 }
 
-inline void Store8(float* p, __m256 x) { _mm256_storeu_ps(p, x); }
-
-// Round to nearest even, NaN stays NaN: as c10::BFloat16 does.
+inline void Store8(float* p, __m256 x) { kernels::StoreEight(p, x); }
+// Rounds as c10::BFloat16 does.
 inline void Store8(c10::BFloat16* p, __m256 x) {
-  const __m256i bits = _mm256_castps_si256(x);
-  const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i bias = _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7FFF));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
-  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i words = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), is_nan);
-  const __m256i packed = _mm256_packus_epi32(words, words);
-  const __m256i ordered = _mm256_permute4x64_epi64(packed, 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
+  kernels::StoreEight(reinterpret_cast<uint16_t*>(p), x);
 }
 
 // Four pairs at a time: x = [a0 b0 a1 b1 ..] becomes [a c - b s, a s + b c] per pair; `out` may be

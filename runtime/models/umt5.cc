@@ -90,8 +90,7 @@ std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::Sc
   Weights weights = Weights::Open(folder, "model");
   const LoadOptions from{&weights, dtype, device, linear};
   std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
-  encoder->can_pack_ = LoadOptions::CanPack(dtype, device);
-  encoder->kept_ = from.kept();
+  encoder->own_ = OwnKernels(from);
   // Tied: writers keep one name or the other, some keep both.
   const std::string tied = "encoder.embed_tokens.weight";
   const std::string name = weights.Contains("shared.weight") || !weights.Contains(tied)
@@ -165,8 +164,8 @@ at::Tensor Umt5Encoder::Forward(const at::Tensor& ids, const at::Tensor& mask) c
                                         ", the text encoder's vocabulary");
   }
   const int64_t batch = ids.size(0), length = ids.size(1);
-  const int64_t rows = RowsToCompute(mask, Packed() ? 1 : kExactRows);
-  const int64_t keys = Packed() ? rows : length;
+  const int64_t rows = RowsToCompute(mask, own_.InUse() ? 1 : kExactRows);
+  const int64_t keys = own_.InUse() ? rows : length;
   const at::TensorOptions options = embedding_.options();
   Scratch scratch;
   scratch.buckets = RelativeBuckets(rows, config_, embedding_.device());
@@ -208,25 +207,22 @@ at::Tensor Umt5Encoder::Attend(const Block& block, int layer, const at::Tensor& 
 
 at::Tensor Umt5Encoder::FeedForward(const Block& block, const at::Tensor& x) const {
   const at::Tensor n = Norm(x, block.ff_norm);
-  const at::Tensor gate = Packed() ? block.wi_0(n, Activation::kGeluTanh) : GeluNew(block.wi_0(n));
+  const at::Tensor gate =
+      own_.InUse() ? block.wi_0(n, Activation::kGeluTanh) : GeluNew(block.wi_0(n));
   const at::Tensor h = gate * block.wi_1(n);
   return block.wo(h.to(block.wo.dtype()));
 }
 
 int64_t Umt5Encoder::FormBytes(LinearNumerics linear) const {
   const bool exact = linear == LinearNumerics::kExact;
-  if (!can_pack_ || exact == (kept_ == LinearNumerics::kExact)) return 0;
+  if (!own_.possible || exact == (own_.kept == LinearNumerics::kExact)) return 0;
   const int64_t inner = config_.num_heads * config_.d_kv;
   const int64_t largest = config_.d_model * std::max(config_.d_ff, inner);
   return 2 * largest * static_cast<int64_t>(c10::elementSize(dtype_));
 }
 
-bool Umt5Encoder::Packed() const {
-  return can_pack_ && CurrentLinearNumerics(kept_) != LinearNumerics::kExact;
-}
-
 at::Tensor Umt5Encoder::Norm(const at::Tensor& x, const at::Tensor& weight) const {
-  if (Packed()) return NormRms(x, weight, config_.eps);
+  if (own_.InUse()) return NormRms(x, weight, config_.eps);
   const at::Tensor variance = x.to(at::kFloat).pow(2).mean(-1, /*keepdim=*/true);
   at::Tensor n = x * at::rsqrt(variance + config_.eps);
   if (dtype_ != at::kFloat) n = n.to(dtype_);

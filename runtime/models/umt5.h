@@ -77,13 +77,11 @@ class Umt5Encoder {
   Block TakeBlock(const LoadOptions& from, int64_t index) const;
   at::Tensor Attend(const Block& block, int layer, const at::Tensor& x, Scratch* scratch) const;
   at::Tensor FeedForward(const Block& block, const at::Tensor& x) const;
-  bool Packed() const;
   at::Tensor Norm(const at::Tensor& x, const at::Tensor& weight) const;
 
   const Umt5Config config_;
   const at::ScalarType dtype_;
-  bool can_pack_ = false;  // our own linear layers and norms take this device and dtype
-  LinearNumerics kept_ = LinearNumerics::kExact;
+  OwnKernels own_;
   at::Tensor embedding_;  // [vocab_size, d_model]
   std::vector<Block> blocks_;
   at::Tensor final_norm_;

@@ -9,15 +9,6 @@
 namespace denoised {
 namespace {
 
-kernels::Element ElementOf(at::ScalarType dtype) {
-  return dtype == at::kFloat ? kernels::Element::kFloat32 : kernels::Element::kBFloat16;
-}
-
-kernels::GemmIsa IsaFor(kernels::Element element) {
-  static const DeviceInfo cpu = QueryCpu();
-  return kernels::BestConvolutionIsa(element, cpu);
-}
-
 // As the kernel wants one number a channel: float32, zeros up to whole panels.
 at::Tensor WholePanels(const at::Tensor& x, const kernels::WeightPanels& panels) {
   at::Tensor padded = at::zeros({panels.panels() * kernels::kPanelColumns}, at::kFloat);
@@ -60,7 +51,7 @@ struct VaeConvolution::Target {
 VaeConvolution::VaeConvolution(const at::Tensor& weight, const at::Tensor& bias)
     : taps_{weight.size(2), weight.size(3), weight.size(4)}, in_channels_(weight.size(1)) {
   const kernels::Element element = ElementOf(weight.scalar_type());
-  const kernels::GemmIsa isa = IsaFor(element);
+  const kernels::GemmIsa isa = kernels::BestConvolutionIsa(element, ThisCpu());
   const int64_t out = weight.size(0);
   at::Tensor taps =
       at::zeros({out, taps_.count(), kernels::TapChannels(in_channels_, isa)}, weight.options());

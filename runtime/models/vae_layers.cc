@@ -9,13 +9,6 @@ at::Tensor FromVolume(const at::Tensor& x) {
   return x.squeeze(0).permute({1, 2, 3, 0}).contiguous();
 }
 
-at::Tensor TakeGamma(const LoadOptions& from, const std::string& name, int64_t channels,
-                     int trailing_axes) {
-  std::vector<int64_t> shape(1 + trailing_axes, 1);
-  shape[0] = channels;
-  return from.Take(name + ".gamma", shape).view({channels}).to(at::kFloat);
-}
-
 // Part `index` of three of a [3C, C, 1, 1] convolution, as a matrix.
 Linear TakePointwise(const at::Tensor& weight, const at::Tensor& bias, int64_t index,
                      int64_t channels, LinearNumerics kept) {
@@ -24,6 +17,13 @@ Linear TakePointwise(const at::Tensor& weight, const at::Tensor& bias, int64_t i
 }
 
 }  // namespace
+
+at::Tensor TakeGamma(const LoadOptions& from, const std::string& name, int64_t channels,
+                     int trailing_axes) {
+  std::vector<int64_t> shape(1 + trailing_axes, 1);
+  shape[0] = channels;
+  return from.Take(name + ".gamma", shape).view({channels}).to(at::kFloat);
+}
 
 CausalConv3d CausalConv3d::Take(const LoadOptions& from, const std::string& name, int64_t in,
                                 int64_t out, std::array<int64_t, 3> kernel, size_t* slots) {

@@ -18,6 +18,10 @@
 
 namespace denoised {
 
+// `name`.gamma [channels, 1, ..] with so many axes of 1, as float32 [channels].
+at::Tensor TakeGamma(const LoadOptions& from, const std::string& name, int64_t channels,
+                     int trailing_axes);
+
 // What a decode carries from chunk to chunk: one slot per causal convolution, in the order in which
 // the network was loaded.
 struct VaeState {

@@ -4,40 +4,33 @@ namespace denoised {
 
 WanVaeNetwork::WanVaeNetwork(const WanVaeConfig& config, const LoadOptions& from)
     : patch_size_(config.patch_size) {
-  const int64_t z = config.z_dim, levels = static_cast<int64_t>(config.dim_mult.size());
+  const int64_t z = config.z_dim;
   const at::Tensor weight = from.Take("post_quant_conv.weight", {z, z, 1, 1, 1});
   post_quant_ = {weight.flatten(1), from.Take("post_quant_conv.bias", {z}), from.kept()};
-  // Widths from the latents' side: the innermost twice, then outwards.
-  std::vector<int64_t> dims = {config.decoder_base_dim * config.dim_mult.back()};
-  for (int64_t i = levels - 1; i >= 0; --i) {
-    dims.push_back(config.decoder_base_dim * config.dim_mult[i]);
-  }
-  conv_in_ = CausalConv3d::Take(from, "decoder.conv_in", z, dims[0], {3, 3, 3}, &slots_);
+  const std::vector<int64_t> widths = config.Widths();
+  conv_in_ = CausalConv3d::Take(from, "decoder.conv_in", z, widths[0], {3, 3, 3}, &slots_);
   const std::string mid = "decoder.mid_block.";
-  mid_first_ = VaeResBlock::Take(from, mid + "resnets.0.", dims[0], dims[0], &slots_);
-  mid_attention_ = VaeAttention::Take(from, mid + "attentions.0.", dims[0]);
-  mid_last_ = VaeResBlock::Take(from, mid + "resnets.1.", dims[0], dims[0], &slots_);
-  for (int64_t i = 0; i < levels; ++i) {
-    // Wan 2.1's upsamplers halve the channels on the way.
-    const int64_t in = i > 0 && !config.is_residual ? dims[i] / 2 : dims[i];
-    up_blocks_.push_back(TakeUpBlock(config, from, i, in, dims[i + 1]));
+  mid_first_ = VaeResBlock::Take(from, mid + "resnets.0.", widths[0], widths[0], &slots_);
+  mid_attention_ = VaeAttention::Take(from, mid + "attentions.0.", widths[0]);
+  mid_last_ = VaeResBlock::Take(from, mid + "resnets.1.", widths[0], widths[0], &slots_);
+  for (size_t i = 0; i + 1 < widths.size(); ++i) {
+    up_blocks_.push_back(TakeUpBlock(config, from, i, config.UpBlockInput(i), widths[i + 1]));
   }
-  gamma_out_ =
-      from.Take("decoder.norm_out.gamma", {dims.back(), 1, 1, 1}).view({-1}).to(at::kFloat);
-  conv_out_ = CausalConv3d::Take(from, "decoder.conv_out", dims.back(), config.out_channels,
+  gamma_out_ = TakeGamma(from, "decoder.norm_out", widths.back(), 3);
+  conv_out_ = CausalConv3d::Take(from, "decoder.conv_out", widths.back(), config.out_channels,
                                  {3, 3, 3}, &slots_);
 }
 
 WanVaeNetwork::UpBlock WanVaeNetwork::TakeUpBlock(const WanVaeConfig& config,
-                                                  const LoadOptions& from, int64_t index,
-                                                  int64_t in, int64_t out) {
+                                                  const LoadOptions& from, size_t index, int64_t in,
+                                                  int64_t out) {
   const std::string name = "decoder.up_blocks." + std::to_string(index) + ".";
   UpBlock block;
   for (int64_t i = 0; i <= config.num_res_blocks; ++i) {
     const std::string resnet = name + "resnets." + std::to_string(i) + ".";
     block.resnets.push_back(VaeResBlock::Take(from, resnet, i == 0 ? in : out, out, &slots_));
   }
-  if (index + 1 == static_cast<int64_t>(config.dim_mult.size())) return block;
+  if (index + 1 == config.dim_mult.size()) return block;
   block.temporal = config.temporal_upsample[index];
   block.shortcut = config.is_residual;
   block.out_channels = out;

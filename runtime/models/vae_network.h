@@ -34,8 +34,8 @@ class WanVaeNetwork {
     int64_t out_channels = 0;
   };
 
-  UpBlock TakeUpBlock(const WanVaeConfig& config, const LoadOptions& from, int64_t index,
-                      int64_t in, int64_t out);
+  UpBlock TakeUpBlock(const WanVaeConfig& config, const LoadOptions& from, size_t index, int64_t in,
+                      int64_t out);
   at::Tensor RunUpBlock(const UpBlock& block, const at::Tensor& x, VaeState* state) const;
 
   size_t slots_ = 0;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/models/rows.h"
 #include "runtime/models/vae_layers.h"
 
 namespace denoised {
@@ -13,12 +14,6 @@ namespace {
 constexpr int64_t kLanes = 8;
 constexpr int64_t kGrainElements = 16 * 1024;
 constexpr float kSmallestNorm = 1e-12f;
-
-[[gnu::always_inline]] inline __m256 Load(const float* p) { return _mm256_loadu_ps(p); }
-[[gnu::always_inline]] inline __m256 Load(const c10::BFloat16* p) {
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
 
 // What x is after a trip through the dtype T.
 template <typename T>
@@ -69,7 +64,7 @@ float Length(const T* x, int64_t channels) {
   __m256 sum = _mm256_setzero_ps();
   int64_t i = 0;
   for (; i + kLanes <= channels; i += kLanes) {
-    const __m256 v = Load(x + i);
+    const __m256 v = Load8(x + i);
     sum = _mm256_add_ps(sum, _mm256_mul_ps(v, v));
   }
   float lanes[kLanes];
@@ -98,7 +93,7 @@ void NormalizeTail(const T* x, const float* gamma, T* out, int64_t count, __m256
     values[i] = static_cast<float>(x[i]);
     gammas[i] = gamma[i];
   }
-  Store(values, NormalizeLanes<T, kSilu>(Load(values), length, scale, Load(gammas)));
+  Store(values, NormalizeLanes<T, kSilu>(Load8(values), length, scale, Load8(gammas)));
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(values[i]);
 }
 
@@ -116,7 +111,7 @@ void NormalizePixels(const at::Tensor& x, const at::Tensor& gamma, const at::Ten
       T* result = to + pixel * channels;
       const __m256 length = _mm256_set1_ps(Length(in, channels));
       for (int64_t i = 0; i < whole; i += kLanes) {
-        Store(result + i, NormalizeLanes<T, kSilu>(Load(in + i), length, scale, Load(g + i)));
+        Store(result + i, NormalizeLanes<T, kSilu>(Load8(in + i), length, scale, Load8(g + i)));
       }
       if (whole < channels) {
         NormalizeTail<T, kSilu>(in + whole, g + whole, result + whole, channels - whole, length,

@@ -5,10 +5,6 @@
 namespace denoised {
 namespace {
 
-at::Tensor TakeGamma(const LoadOptions& from, const std::string& name, int64_t channels) {
-  return from.Take(name, {channels, 1, 1, 1}).view({channels}).to(at::kFloat);
-}
-
 Volume Frames(const Volume& x, size_t first, size_t count) {
   if (x.frames.empty()) return x;
   const auto begin = x.frames.begin() + static_cast<std::ptrdiff_t>(first);
@@ -56,9 +52,9 @@ Volume Spread(const Volume& x, RowRange rows, int64_t out_channels, bool tempora
 PackedResBlock PackedResBlock::Take(const LoadOptions& from, const std::string& name, int64_t in,
                                     int64_t out, size_t* slots) {
   PackedResBlock block;
-  block.gamma1_ = TakeGamma(from, name + "norm1.gamma", in);
+  block.gamma1_ = TakeGamma(from, name + "norm1", in, 3);
   block.conv1_ = VaeCausal::Take(from, name + "conv1", in, out, {3, 3, 3}, slots);
-  block.gamma2_ = TakeGamma(from, name + "norm2.gamma", out);
+  block.gamma2_ = TakeGamma(from, name + "norm2", out, 3);
   block.conv2_ = VaeCausal::Take(from, name + "conv2", out, out, {3, 3, 3}, slots);
   if (in != out) {
     block.shortcut_.emplace(from.Take(name + "conv_shortcut.weight", {out, in, 1, 1, 1}),
@@ -79,27 +75,21 @@ Layered PackedResBlock::Run(const Layered& x, RowRange rows, const Wish& wish,
 
 PackedVaeNetwork::PackedVaeNetwork(const WanVaeConfig& config, const LoadOptions& from)
     : patch_size_(config.patch_size) {
-  const int64_t z = config.z_dim, levels = static_cast<int64_t>(config.dim_mult.size());
+  const int64_t z = config.z_dim;
   post_quant_ = {from.Take("post_quant_conv.weight", {z, z, 1, 1, 1}).flatten(1),
                  from.Take("post_quant_conv.bias", {z}), LinearNumerics::kPacked};
-  // Widths from the latents' side: the innermost twice, then outwards.
-  std::vector<int64_t> dims = {config.decoder_base_dim * config.dim_mult.back()};
-  for (int64_t i = levels - 1; i >= 0; --i) {
-    dims.push_back(config.decoder_base_dim * config.dim_mult[i]);
-  }
-  conv_in_ = VaeCausal::Take(from, "decoder.conv_in", z, dims[0], {3, 3, 3}, &slots_);
+  const std::vector<int64_t> widths = config.Widths();
+  conv_in_ = VaeCausal::Take(from, "decoder.conv_in", z, widths[0], {3, 3, 3}, &slots_);
   const std::string mid = "decoder.mid_block.";
-  mid_first_ = PackedResBlock::Take(from, mid + "resnets.0.", dims[0], dims[0], &slots_);
-  mid_attention_ = VaeAttention::Take(from, mid + "attentions.0.", dims[0]);
-  mid_last_ = PackedResBlock::Take(from, mid + "resnets.1.", dims[0], dims[0], &slots_);
-  for (int64_t i = 0; i < levels; ++i) {
-    // Wan 2.1's upsamplers halve the channels on the way.
-    const int64_t in = i > 0 && !config.is_residual ? dims[i] / 2 : dims[i];
-    up_blocks_.push_back(TakeUpBlock(config, from, static_cast<size_t>(i), in, dims[i + 1]));
+  mid_first_ = PackedResBlock::Take(from, mid + "resnets.0.", widths[0], widths[0], &slots_);
+  mid_attention_ = VaeAttention::Take(from, mid + "attentions.0.", widths[0]);
+  mid_last_ = PackedResBlock::Take(from, mid + "resnets.1.", widths[0], widths[0], &slots_);
+  for (size_t i = 0; i + 1 < widths.size(); ++i) {
+    up_blocks_.push_back(TakeUpBlock(config, from, i, config.UpBlockInput(i), widths[i + 1]));
   }
-  gamma_out_ = TakeGamma(from, "decoder.norm_out.gamma", dims.back());
-  conv_out_ = VaeCausal::Take(from, "decoder.conv_out", dims.back(), config.out_channels, {3, 3, 3},
-                              &slots_);
+  gamma_out_ = TakeGamma(from, "decoder.norm_out", widths.back(), 3);
+  conv_out_ = VaeCausal::Take(from, "decoder.conv_out", widths.back(), config.out_channels,
+                              {3, 3, 3}, &slots_);
 }
 
 PackedVaeNetwork::UpBlock PackedVaeNetwork::TakeUpBlock(const WanVaeConfig& config,

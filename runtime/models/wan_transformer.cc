@@ -97,7 +97,7 @@ at::Tensor WanTransformer::Forward(const at::Tensor& latents, const at::Tensor& 
 }
 
 int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
-  if (!can_pack_ || linear == kept_) return 0;
+  if (!own_.possible || linear == own_.kept) return 0;
   const int64_t d = config_.width(), ffn = config_.ffn_dim;
   const int64_t largest = d * std::max(ffn, 6 * d);
   const int64_t converted = 2 * largest * static_cast<int64_t>(c10::elementSize(dtype_));
@@ -126,7 +126,7 @@ WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timeste
   const at::Tensor times = timestep.reshape({-1}).to(at::kFloat);
   Conditioning time;
   at::Tensor projection;
-  if (Packed()) {
+  if (own_.InUse()) {
     const at::Tensor features = TimeFeatures(times, time_frequencies_);
     time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
     projection = time_projection_(Silu(time.embedding));
@@ -146,7 +146,7 @@ WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timeste
 
 at::Tensor WanTransformer::EmbedPatches(const at::Tensor& latents) const {
   const at::Tensor x = latents.to(device_, dtype_);
-  if (Packed()) return patch_linear_(Patches(x));
+  if (own_.InUse()) return patch_linear_(Patches(x));
   const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
   return patches.flatten(2).transpose(1, 2).contiguous();
 }
@@ -181,7 +181,7 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Condition
 // sum stays float32 and takes the place of `hidden`.
 Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
                                  const at::Tensor& gate) const {
-  if (!Packed()) {
+  if (!own_.InUse()) {
     return gate.defined() ? AddGated(hidden, last(x), gate) : Add(hidden, last(x));
   }
   last.AddTo(hidden.wide, x, gate);
@@ -228,11 +228,7 @@ at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& tim
       .reshape({batch, config_.out_channels, grid[0] * p[0], grid[1] * p[1], grid[2] * p[2]});
 }
 
-bool WanTransformer::Packed() const {
-  return can_pack_ && CurrentLinearNumerics(kept_) != LinearNumerics::kExact;
-}
-
-bool WanTransformer::OwnRows() const { return Packed() || device_.is_cuda(); }
+bool WanTransformer::OwnRows() const { return own_.InUse() || device_.is_cuda(); }
 
 at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
   return x.view({x.size(0), x.size(1), config_.num_heads, config_.head_dim});

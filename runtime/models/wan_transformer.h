@@ -134,7 +134,6 @@ class WanTransformer {
   at::Tensor CrossAttend(int layer, const at::Tensor& x, const TextContext::KeyValue& text) const;
   at::Tensor Project(const Hidden& hidden, const Conditioning& time,
                      const std::array<int64_t, 3>& grid) const;
-  bool Packed() const;
   bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;
   at::Tensor Patches(const at::Tensor& x) const;
@@ -150,8 +149,7 @@ class WanTransformer {
   const at::ScalarType dtype_;
   const at::Device device_;
   const RopeCache rope_;
-  bool can_pack_ = false;  // our own linear layers, norms and activations take device and dtype
-  LinearNumerics kept_ = LinearNumerics::kExact;
+  OwnKernels own_;
   std::atomic<int64_t> made_bytes_ = 0;
   at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
   at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]

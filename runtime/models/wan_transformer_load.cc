@@ -88,15 +88,14 @@ std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,
 }
 
 void WanTransformer::TakeTensors(const LoadOptions& from) {
-  kept_ = from.kept();
-  can_pack_ = LoadOptions::CanPack(from.dtype, from.device);
+  own_ = OwnKernels(from);
   const int64_t d = config_.width();
   const std::string embedder = "condition_embedder.";
   const auto& patch = config_.patch_size;
   patch_weight_ =
       from.Take("patch_embedding.weight", {d, config_.in_channels, patch[0], patch[1], patch[2]});
   patch_bias_ = from.Take("patch_embedding.bias", {d});
-  if (can_pack_) {
+  if (own_.possible) {
     patch_linear_ = Linear(patch_weight_.flatten(1), patch_bias_, LinearNumerics::kPacked);
   }
   time_linear_1_ =

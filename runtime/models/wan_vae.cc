@@ -115,6 +115,19 @@ WanVaeConfig WanVaeConfig::Read(const ConfigReader& reader) {
   return c;
 }
 
+std::vector<int64_t> WanVaeConfig::Widths() const {
+  std::vector<int64_t> widths = {decoder_base_dim * dim_mult.back()};
+  for (auto factor = dim_mult.rbegin(); factor != dim_mult.rend(); ++factor) {
+    widths.push_back(decoder_base_dim * *factor);
+  }
+  return widths;
+}
+
+int64_t WanVaeConfig::UpBlockInput(size_t index) const {
+  const int64_t width = Widths()[index];
+  return index > 0 && !is_residual ? width / 2 : width;
+}
+
 WanVaeDecoder::WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype)
     : config_(std::move(config)), dtype_(dtype) {}
 

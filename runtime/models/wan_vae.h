@@ -36,6 +36,12 @@ struct WanVaeConfig {
   int64_t scale_factor_temporal = 4;
   int64_t scale_factor_spatial = 8;
 
+  // Channels from the latents' side: those of the middle block, then those that each up block ends
+  // with.
+  std::vector<int64_t> Widths() const;
+  // Channels that up block `index` begins with: Wan 2.1's upsamplers halve them on the way.
+  int64_t UpBlockInput(size_t index) const;
+
   // INVALID_ARGUMENT naming file, key and value for anything that this decoder does not do.
   static WanVaeConfig Read(const ConfigReader& reader);
 };

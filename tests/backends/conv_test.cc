@@ -7,24 +7,12 @@
 
 #include <cmath>
 #include <string>
-#include <thread>
 #include <vector>
+
+#include "tests/backends/gemm_calls.h"
 
 namespace denoised::kernels {
 namespace {
-
-RunWorkers OnThreads(int threads) {
-  return [threads](int64_t tasks, const std::function<void()>& worker) {
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(tasks, threads); ++i) others.emplace_back(worker);
-    worker();
-    for (std::thread& thread : others) thread.join();
-  };
-}
-
-at::ScalarType TypeOf(Element element) {
-  return element == Element::kFloat32 ? at::kFloat : at::kBFloat16;
-}
 
 at::Tensor WholePanels(const at::Tensor& x) {
   at::Tensor padded = at::zeros({(x.numel() + 31) / 32 * 32});
@@ -39,23 +27,14 @@ struct Layer {
 };
 
 // What must not change a bit.
-struct How {
+struct HowConvolved {
   int threads = 1;
   int64_t first_row = 0, rows = 0;  // of the output; 0 rows: all of them
   int64_t gap = 0;                  // elements between positions, of input and output
   bool added = false, normed = false;
 };
 
-struct Case {
-  GemmIsa isa;
-  Element element;
-};
-
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << GemmIsaName(c.isa) << (c.element == Element::kFloat32 ? "_float32" : "_bfloat16");
-}
-
-class ConvTest : public testing::TestWithParam<Case> {
+class ConvTest : public testing::TestWithParam<GemmCase> {
  protected:
   void SetUp() override {
     if (!HasGemmIsa(isa(), QueryCpu())) GTEST_SKIP() << "this CPU has no " << GemmIsaName(isa());
@@ -79,7 +58,8 @@ class ConvTest : public testing::TestWithParam<Case> {
   }
 
   // x [T, H, W, C], the first kt - 1 frames of which are the past. Gives [T - kt + 1, rows, W, N].
-  at::Tensor Convolved(const at::Tensor& x, const Layer& layer, const How& how = {}) const {
+  at::Tensor Convolved(const at::Tensor& x, const Layer& layer,
+                       const HowConvolved& how = {}) const {
     const at::Tensor& w = layer.weight;
     const int64_t n = w.size(0), c = w.size(1), rows = how.rows > 0 ? how.rows : x.size(1);
     at::Tensor in = at::full({x.size(0), x.size(1), x.size(2), c + how.gap}, NAN, x.options());
@@ -143,12 +123,6 @@ class ConvTest : public testing::TestWithParam<Case> {
   }
 };
 
-double ErrorShare(const at::Tensor& y, const at::Tensor& wanted, const at::Tensor& magnitudes) {
-  const double half_step = y.scalar_type() == at::kFloat ? 0x1p-24 : 0x1p-8;
-  const at::Tensor allowed = wanted.abs() * half_step + magnitudes * 4e-7;
-  return ((y.to(at::kDouble) - wanted).abs() / allowed).max().item<double>();
-}
-
 TEST_P(ConvTest, IsCloseToFloat64AtEveryRaggedSize) {
   const std::vector<std::vector<int64_t>> kernels = {
       {3, 3, 3}, {1, 3, 3}, {3, 1, 1}, {1, 1, 1}, {2, 5, 5}};
@@ -173,11 +147,11 @@ TEST_P(ConvTest, APartHasTheBitsOfTheWhole) {
     const Layer layer = MakeLayer(n, c, {3, 3, 3});
     const at::Tensor x = Random({6, 11, 29, c});
     for (const bool normed : {false, true}) {
-      How how;
+      HowConvolved how;
       how.added = true;
       how.normed = normed;
       const at::Tensor whole = Convolved(x, layer, how);
-      How other = how;
+      HowConvolved other = how;
       for (const int threads : {2, 3}) {
         other.threads = threads;
         EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole)) << threads;
@@ -211,7 +185,7 @@ TEST_P(ConvTest, TheNormIsThatOfTheUnroundedSum) {
   for (const int64_t n : {3, 32, 100}) {
     const Layer layer = MakeLayer(n, 24, {3, 3, 3});
     const at::Tensor x = Random({3, 6, 14, 24});
-    How how;
+    HowConvolved how;
     how.normed = how.added = true;
     const at::Tensor y =
         InFloat64(x, layer.weight, layer.bias) + Residual(1, x, n, 0, x.size(1)).to(at::kDouble);
@@ -232,11 +206,11 @@ TEST_P(ConvTest, WhatIsNotFiniteReachesItsNeighboursOnly) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ConvTest,
-                         testing::Values(Case{GemmIsa::kAvx2, Element::kFloat32},
-                                         Case{GemmIsa::kAvx2, Element::kBFloat16},
-                                         Case{GemmIsa::kAvx512, Element::kFloat32},
-                                         Case{GemmIsa::kAvx512, Element::kBFloat16},
-                                         Case{GemmIsa::kAvx512Bf16, Element::kBFloat16}),
+                         testing::Values(GemmCase{GemmIsa::kAvx2, Element::kFloat32},
+                                         GemmCase{GemmIsa::kAvx2, Element::kBFloat16},
+                                         GemmCase{GemmIsa::kAvx512, Element::kFloat32},
+                                         GemmCase{GemmIsa::kAvx512, Element::kBFloat16},
+                                         GemmCase{GemmIsa::kAvx512Bf16, Element::kBFloat16}),
                          testing::PrintToStringParamName());
 
 }  // namespace

@@ -11,15 +11,6 @@
 namespace denoised::kernels {
 namespace {
 
-RunWorkers OnThreads(int threads) {
-  return [threads](int64_t tasks, const std::function<void()>& worker) {
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(tasks, threads); ++i) others.emplace_back(worker);
-    worker();
-    for (std::thread& thread : others) thread.join();
-  };
-}
-
 bool IsAmx(GemmIsa isa) { return isa == GemmIsa::kAmxBf16 || isa == GemmIsa::kAmxInt8; }
 
 // The emulated tiles where the CPU has no others.
@@ -31,6 +22,15 @@ const GemmTileKernel* StandIn(GemmIsa isa) {
 }
 
 }  // namespace
+
+RunWorkers OnThreads(int threads) {
+  return [threads](int64_t tasks, const std::function<void()>& worker) {
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < std::min<int64_t>(tasks, threads); ++i) others.emplace_back(worker);
+    worker();
+    for (std::thread& thread : others) thread.join();
+  };
+}
 
 at::ScalarType TypeOf(Element element) {
   return element == Element::kFloat32 ? at::kFloat : at::kBFloat16;

@@ -13,6 +13,9 @@ namespace denoised::kernels {
 
 at::ScalarType TypeOf(Element element);
 
+// Workers on so many threads of their own.
+RunWorkers OnThreads(int threads);
+
 // An instruction set whose tiles this CPU has; AMX ones are emulated where it has none.
 struct GemmCase {
   GemmIsa isa;
