@@ -20,6 +20,7 @@
 #include "runtime/job.h"
 #include "runtime/job_store.h"
 #include "runtime/log.h"
+#include "runtime/model_info.h"
 #include "runtime/numerics.h"
 #include "runtime/observer.h"
 
@@ -45,29 +46,6 @@ struct EngineOptions {
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
   // Of jobs that ask for none. Unset: what a model's denoised.json says, else packed.
   std::optional<LinearNumerics> linear;
-};
-
-struct ModelInfo {
-  std::string name;      // folder name in the repository, or org/name of the Hugging Face cache
-  std::string pipeline;  // "WanPipeline"
-  std::string description;
-  std::string device, dtype, vae_dtype;
-  std::vector<LinearNumerics> linear;  // what a request may ask for; defaults.linear is one
-  // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
-  std::string weights_digest, model_digest;
-  bool is_default = false;
-  int64_t transformer_parameters = 0, num_layers = 0, num_heads = 0, head_size = 0;
-  bool has_gate = false;  // to_gate_compress weights for VIDEO_SPARSE_ATTN
-  std::string scheduler;
-  ResolvedParameters defaults;
-  std::string default_prompt;  // "" where the model names none
-};
-
-// A folder of the repository that holds a model which could not be loaded. All printable UTF-8.
-struct FailedModel {
-  std::string name;     // as ModelInfo::name, with what cannot be printed escaped
-  std::string reason;   // an upper-case word of a closed set: Error::reason, else its code's name
-  std::string message;  // names the file at fault
 };
 
 // A backend as ListBackends shows it, for the model's self-attention at its default size.
@@ -161,23 +139,6 @@ class Engine {
   // CancelAll, then joins the thread. The destructor does the same.
   virtual void Shutdown() = 0;
 };
-
-// One backend on given tensors, for cross-checking (`denoisectl attend`). Reads q, k, v and
-// optionally gate ([B, S, H, D]) from a safetensors file, writes `o` to another.
-struct AttendRequest {
-  AttnBackend backend = AttnBackend::kReference;
-  std::string in_path, out_path;
-  std::string parameters_json;
-  std::string device = "cpu";
-  bool admit_unmeasured = false;
-};
-struct AttendResult {
-  std::vector<int64_t> shape;
-  DType dtype = DType::kFloat32;
-  double seconds = 0;
-};
-// Throws Error; FAILED_PRECONDITION with the backend's own sentence where it cannot serve the spec.
-AttendResult Attend(const AttendRequest& request);
 
 }  // namespace denoised
 

@@ -72,9 +72,21 @@ std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name) {
 
 std::string_view ArtifactMediaType(ArtifactFormat format) { return RowOf(format).media_type; }
 
+std::string_view PriorityName(Priority priority) {
+  constexpr std::array<std::string_view, 3> kNames = {"BATCH", "NORMAL", "URGENT"};
+  return kNames.at(static_cast<size_t>(priority));
+}
+
+std::optional<Priority> PriorityFromName(std::string_view name) {
+  for (Priority priority : {Priority::kBatch, Priority::kNormal, Priority::kUrgent}) {
+    if (PriorityName(priority) == name) return priority;
+  }
+  return std::nullopt;
+}
+
 std::string_view JobStateName(JobState state) {
-  constexpr std::array<std::string_view, 5> kNames = {"QUEUED", "RUNNING", "SUCCEEDED", "FAILED",
-                                                      "CANCELLED"};
+  constexpr std::array<std::string_view, 6> kNames = {"QUEUED",    "RUNNING", "SUSPENDED",
+                                                      "SUCCEEDED", "FAILED",  "CANCELLED"};
   return kNames[static_cast<size_t>(state)];
 }
 
@@ -82,6 +94,20 @@ std::string_view JobStageName(JobStage stage) {
   constexpr std::array<std::string_view, 5> kNames = {"none", "text_encode", "denoise", "decode",
                                                       "encode"};
   return kNames[static_cast<size_t>(stage)];
+}
+
+std::string_view BranchName(Branch branch) {
+  switch (branch) {
+    case Branch::kNone:
+      return "none";
+    case Branch::kConditional:
+      return "cond";
+    case Branch::kUnconditional:
+      return "uncond";
+    case Branch::kMixed:
+      return "mixed";
+  }
+  return "unknown";
 }
 
 }  // namespace denoised

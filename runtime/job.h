@@ -42,6 +42,17 @@ std::string_view ArtifactFormatName(ArtifactFormat format);  // "mp4", ... also 
 std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name);
 std::string_view ArtifactMediaType(ArtifactFormat format);  // "video/mp4", ...
 
+// Classes of work. What is more urgent comes first for longer; nothing waits for ever (engine/).
+enum class Priority : uint8_t { kBatch, kNormal, kUrgent };
+std::string_view PriorityName(Priority priority);  // "BATCH", "NORMAL", "URGENT"
+std::optional<Priority> PriorityFromName(std::string_view name);
+
+// Small pictures of a job on its way.
+struct PreviewOptions {
+  int64_t every_steps = 1;
+  int64_t max_side = 256;  // pixels
+};
+
 // A text-to-video job. Sizes in pixels and frames; names follow diffusers' WanPipeline.__call__.
 struct GenerationRequest {
   std::string model;  // "" = the default model
@@ -58,6 +69,14 @@ struct GenerationRequest {
   std::optional<HostTensor> latents;    // initial noise [1, C, f, h, w]; unset: from the seed
   std::vector<ArtifactFormat> formats;  // empty = {mp4}
   std::optional<std::chrono::steady_clock::time_point> deadline;
+  // Accepts a deadline that by prediction cannot be met.
+  bool best_effort_deadline = false;
+  Priority priority = Priority::kNormal;
+  std::string
+      tenant;  // who shares the device with others; "" = a tenant of its own, like any other
+  // Not "": a request with a key that was used is the job that it made then.
+  std::string idempotency_key;
+  std::optional<PreviewOptions> preview;
 };
 
 // What the request became once every default was filled in.
@@ -73,7 +92,7 @@ struct ResolvedParameters {
   LinearNumerics linear = LinearNumerics::kExact;
 };
 
-enum class JobState : uint8_t { kQueued, kRunning, kSucceeded, kFailed, kCancelled };
+enum class JobState : uint8_t { kQueued, kRunning, kSuspended, kSucceeded, kFailed, kCancelled };
 std::string_view JobStateName(JobState state);  // "QUEUED", ...
 inline bool IsTerminal(JobState state) { return state >= JobState::kSucceeded; }
 
@@ -125,7 +144,12 @@ struct JobSnapshot {
   JobStage stage = JobStage::kNone;
   int64_t step = 0, num_steps = 0;  // steps done, steps in all
   std::optional<double> eta_seconds;
-  int64_t queue_position = 0;  // 0 = running or next
+  int64_t queue_position = 0;               // 0 = running or next
+  std::optional<double> starts_in_seconds;  // predicted, of a job that waits
+  // Starts of its run: 1, and one more for each server that ended on the way.
+  int64_t attempt = 0;
+  Priority priority = Priority::kNormal;
+  std::string tenant;
   std::string prompt;
   ResolvedParameters parameters;
   std::chrono::system_clock::time_point created_at;
@@ -135,6 +159,10 @@ struct JobSnapshot {
   std::vector<ArtifactInfo> artifacts;
   std::optional<JobError> error;
 };
+
+// Passes of classifier-free guidance that the rows of a forward belong to.
+enum class Branch : uint8_t { kNone, kConditional, kUnconditional, kMixed };
+std::string_view BranchName(Branch branch);  // "none", "cond", "uncond", "mixed"
 
 // One denoising step for latents that the client holds.
 struct DenoiseRequest {

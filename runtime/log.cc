@@ -4,8 +4,8 @@
 #include <chrono>
 #include <ctime>
 
+#include "runtime/loaders/visible_text.h"
 #include "runtime/tokenizer/utf8.h"
-#include "runtime/visible_text.h"
 
 namespace denoised {
 namespace {

@@ -9,7 +9,6 @@
 
 #include "backends/attention_spec.h"
 #include "backends/selector.h"
-#include "runtime/forward_context.h"
 #include "runtime/job.h"
 
 namespace denoised {

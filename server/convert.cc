@@ -13,6 +13,10 @@
 namespace denoised {
 namespace {
 
+// In JobState's order.
+constexpr std::array<v1::JobState, 6> kStates = {v1::QUEUED,    v1::RUNNING, v1::SUSPENDED,
+                                                 v1::SUCCEEDED, v1::FAILED,  v1::CANCELLED};
+
 using google::protobuf::util::TimeUtil;
 using std::chrono::duration_cast;
 using std::chrono::milliseconds;
@@ -206,7 +210,7 @@ v1::AttentionSpec SpecToProto(const AttentionSpec& spec) {
 void FillProgress(const JobSnapshot& job, v1::Job* message) {
   message->set_id(job.id);
   message->set_sequence(job.sequence);
-  message->set_state(static_cast<v1::JobState>(static_cast<int>(job.state) + 1));
+  message->set_state(kStates[static_cast<size_t>(job.state)]);
   message->set_stage(std::string(JobStageName(job.stage)));
   message->set_step(job.step);
   message->set_num_steps(job.num_steps);
@@ -351,7 +355,8 @@ std::optional<JobState> FromProto(v1::JobState state) {
   if (!v1::JobState_IsValid(state)) {
     throw InvalidField("state", "no job state has number " + std::to_string(state));
   }
-  return static_cast<JobState>(state - 1);
+  const auto found = std::find(kStates.begin(), kStates.end(), state);
+  return static_cast<JobState>(found - kStates.begin());
 }
 
 std::string FromProto(const google::protobuf::Struct& parameters, const std::string& field) {

@@ -10,7 +10,7 @@
 
 #include "backends/cpu_isa.h"
 #include "backends/error.h"
-#include "runtime/memory_budget.h"
+#include "runtime/engine/memory_budget.h"
 #include "runtime/numerics.h"
 
 namespace denoised {

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "backends/cpu_isa.h"
+#include "runtime/loaders/visible_text.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
-#include "runtime/visible_text.h"
 #include "server/descriptors.h"
 #include "server/repository_path.h"
 #include "server/server.h"

@@ -9,7 +9,7 @@
 #include <mutex>
 #include <utility>
 
-#include "runtime/memory_budget.h"
+#include "runtime/engine/memory_budget.h"
 #include "runtime/version.h"
 #include "server/drain.h"
 #include "server/pages.h"

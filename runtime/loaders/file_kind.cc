@@ -7,7 +7,7 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/safetensors.h"
-#include "runtime/visible_text.h"
+#include "runtime/loaders/visible_text.h"
 
 namespace denoised {
 namespace {

@@ -71,19 +71,19 @@ at::Tensor VaeConvolution::Weight() const {
       .reshape({panels_->n(), in_channels_, taps_.frames, taps_.rows, taps_.columns});
 }
 
-Layered VaeConvolution::Run(const Volume& in, RowRange rows, const Wish& wish,
+Layered VaeConvolution::Run(const Volume& in, RowRange rows, const Layering& layering,
                             const Volume* added) const {
   const size_t frames = in.frames.size() - static_cast<size_t>(taps_.frames - 1);
   const int64_t width = in.frames.back().size(1);
   Layered result;
-  if (wish.plain) {
+  if (layering.plain) {
     result.plain = NewVolume(in, frames, rows, in.height, width, panels_->n());
   }
-  if (wish.gamma.defined()) {
+  if (layering.gamma.defined()) {
     result.normed = NewVolume(in, frames, rows, in.height, width, panels_->n());
   }
   Into(in, rows, rows.first - in.rows.first - taps_.rows / 2, -taps_.columns / 2,
-       {&result, wish.gamma, added, rows, rows.first, 0, 1});
+       {&result, layering.gamma, added, rows, rows.first, 0, 1});
   return result;
 }
 
@@ -144,14 +144,14 @@ VaeCausal VaeCausal::Take(const LoadOptions& from, const std::string& name, int6
   return causal;
 }
 
-Layered VaeCausal::Run(const Volume& in, RowRange rows, const Wish& wish, VaePast* past,
+Layered VaeCausal::Run(const Volume& in, RowRange rows, const Layering& layering, VaePast* past,
                        const Volume* added) const {
   std::vector<at::Tensor>& tail = (*past)[slot_];
   tail.resize(history_);  // frames of zeros before the first
   Volume whole = in;
   whole.frames.insert(whole.frames.begin(), tail.begin(), tail.end());
   tail.assign(whole.frames.end() - static_cast<std::ptrdiff_t>(history_), whole.frames.end());
-  return convolution_.Run(whole, rows, wish, added);
+  return convolution_.Run(whole, rows, layering, added);
 }
 
 VaeUpsampling::VaeUpsampling(const at::Tensor& weight, const at::Tensor& bias) {
@@ -170,13 +170,13 @@ VaeUpsampling::VaeUpsampling(const at::Tensor& weight, const at::Tensor& bias) {
   }
 }
 
-Layered VaeUpsampling::Run(const Volume& in, RowRange rows, const Wish& wish,
+Layered VaeUpsampling::Run(const Volume& in, RowRange rows, const Layering& layering,
                            const Volume* added) const {
   const int64_t height = 2 * in.height, width = 2 * in.frames.back().size(1);
   const int64_t channels = phases_[0].panels_->n();
   Layered result;
-  if (wish.plain) result.plain = NewVolume(in, in.frames.size(), rows, height, width, channels);
-  if (wish.gamma.defined()) {
+  if (layering.plain) result.plain = NewVolume(in, in.frames.size(), rows, height, width, channels);
+  if (layering.gamma.defined()) {
     result.normed = NewVolume(in, in.frames.size(), rows, height, width, channels);
   }
   for (int64_t phase = 0; phase < 4; ++phase) {
@@ -185,7 +185,7 @@ Layered VaeUpsampling::Run(const Volume& in, RowRange rows, const Wish& wish,
     if (half.size() <= 0) continue;
     phases_[static_cast<size_t>(phase)].Into(
         in, half, half.first - in.rows.first - 1 + odd_row, -1 + odd_column,
-        {&result, wish.gamma, added, rows, 2 * half.first + odd_row, odd_column, 2});
+        {&result, layering.gamma, added, rows, 2 * half.first + odd_row, odd_column, 2});
   }
   return result;
 }

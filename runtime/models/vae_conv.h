@@ -34,7 +34,7 @@ struct Volume {
 struct Layered {
   Volume plain, normed;  // without frames where not wished for
 };
-struct Wish {
+struct Layering {
   bool plain = true;
   at::Tensor gamma;  // float32 [C] of the norm; undefined: none
 };
@@ -47,7 +47,7 @@ class VaeConvolution {
 
   // The last frames.size() - kt + 1 frames, zeros around in space. `added` (or null) has the
   // result's channels, and its rows among others.
-  Layered Run(const Volume& in, RowRange rows, const Wish& wish, const Volume* added) const;
+  Layered Run(const Volume& in, RowRange rows, const Layering& layering, const Volume* added) const;
   // The weight that it was made from.
   at::Tensor Weight() const;
 
@@ -74,7 +74,7 @@ class VaeCausal {
   static VaeCausal Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,
                         std::array<int64_t, 3> kernel, size_t* slots);
 
-  Layered Run(const Volume& in, RowRange rows, const Wish& wish, VaePast* past,
+  Layered Run(const Volume& in, RowRange rows, const Layering& layering, VaePast* past,
               const Volume* added = nullptr) const;
 
  private:
@@ -91,7 +91,7 @@ class VaeUpsampling {
   VaeUpsampling(const at::Tensor& weight, const at::Tensor& bias);
 
   // `rows` are of the doubled frame.
-  Layered Run(const Volume& in, RowRange rows, const Wish& wish, const Volume* added) const;
+  Layered Run(const Volume& in, RowRange rows, const Layering& layering, const Volume* added) const;
 
  private:
   std::array<VaeConvolution, 4> phases_;  // row, then column: even, odd

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/attention_layer.h"
+#include "runtime/attention/attention_layer.h"
 #include "runtime/models/layers.h"
 
 namespace denoised {

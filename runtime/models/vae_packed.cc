@@ -63,14 +63,14 @@ PackedResBlock PackedResBlock::Take(const LoadOptions& from, const std::string& 
   return block;
 }
 
-Layered PackedResBlock::Run(const Layered& x, RowRange rows, const Wish& wish,
+Layered PackedResBlock::Run(const Layered& x, RowRange rows, const Layering& layering,
                             VaePast* past) const {
   const Volume normed = x.normed.frames.empty() ? Normed(x.plain, gamma1_) : x.normed;
   const RowRange around = rows.Grown(1, x.plain.height);
   const Volume h = conv1_.Run(normed, around, {false, gamma2_}, past).normed;
-  if (!shortcut_) return conv2_.Run(h, rows, wish, past, &x.plain);
+  if (!shortcut_) return conv2_.Run(h, rows, layering, past, &x.plain);
   const Volume short_way = shortcut_->Run(x.plain, rows, {}, nullptr).plain;
-  return conv2_.Run(h, rows, wish, past, &short_way);
+  return conv2_.Run(h, rows, layering, past, &short_way);
 }
 
 PackedVaeNetwork::PackedVaeNetwork(const WanVaeConfig& config, const LoadOptions& from)
@@ -164,11 +164,11 @@ Layered PackedVaeNetwork::RunUpBlock(size_t level, const Layered& x, const Ascen
   Layered y = x;
   for (size_t i = 0; i < block.resnets.size(); ++i) {
     const bool last = i + 1 == block.resnets.size();
-    Wish wish;
-    if (!last) wish.gamma = block.resnets[i + 1].gamma();
-    if (last && !block.upsampling) wish = {false, GammaAfter(level)};
+    Layering layering;
+    if (!last) layering.gamma = block.resnets[i + 1].gamma();
+    if (last && !block.upsampling) layering = {false, GammaAfter(level)};
     const int64_t after = static_cast<int64_t>(block.resnets.size() - 1 - i);
-    y = block.resnets[i].Run(y, made.Grown(after * kResBlockGrowth, height), wish, ascent.past);
+    y = block.resnets[i].Run(y, made.Grown(after * kResBlockGrowth, height), layering, ascent.past);
   }
   if (!block.upsampling) return y;
   return Enlarge(block, x.plain, y.plain, ascent.wanted[level], {true, GammaAfter(level)}, ascent);
@@ -176,15 +176,16 @@ Layered PackedVaeNetwork::RunUpBlock(size_t level, const Layered& x, const Ascen
 
 // x is what the block was given, `source` what its layers made of it.
 Layered PackedVaeNetwork::Enlarge(const UpBlock& block, const Volume& x, const Volume& source,
-                                  RowRange rows, const Wish& wish, const Ascent& ascent) const {
+                                  RowRange rows, const Layering& layering,
+                                  const Ascent& ascent) const {
   // The video's first frame stays one frame, and later ones do not see it here.
   const bool doubles = block.time_conv && !ascent.first_chunk;
   const Volume frames =
       doubles ? Doubled(block.time_conv->Run(source, source.rows, {}, ascent.past).plain) : source;
-  if (!block.shortcut) return block.upsampling->Run(frames, rows, wish, nullptr);
+  if (!block.shortcut) return block.upsampling->Run(frames, rows, layering, nullptr);
   const Volume added =
       Spread(x, rows, block.out_channels, block.time_conv.has_value(), ascent.first_chunk);
-  return block.upsampling->Run(frames, rows, wish, &added);
+  return block.upsampling->Run(frames, rows, layering, &added);
 }
 
 void PackedVaeNetwork::RunOut(const Layered& x, const Ascent& ascent) const {

@@ -29,7 +29,7 @@ class PackedResBlock {
                              int64_t out, size_t* slots);
 
   // The rows of x are those that `rows` are made of; x.normed is made where it is missing.
-  Layered Run(const Layered& x, RowRange rows, const Wish& wish, VaePast* past) const;
+  Layered Run(const Layered& x, RowRange rows, const Layering& layering, VaePast* past) const;
   const at::Tensor& gamma() const { return gamma1_; }  // of the norm that x.normed has gone through
 
  private:
@@ -77,7 +77,7 @@ class PackedVaeNetwork {
   void RunFrom(size_t level, const Layered& x, const Ascent& ascent) const;
   Layered RunUpBlock(size_t level, const Layered& x, const Ascent& ascent) const;
   Layered Enlarge(const UpBlock& block, const Volume& x, const Volume& source, RowRange rows,
-                  const Wish& wish, const Ascent& ascent) const;
+                  const Layering& layering, const Ascent& ascent) const;
   void RunOut(const Layered& x, const Ascent& ascent) const;
   const at::Tensor& GammaAfter(size_t level) const;
 

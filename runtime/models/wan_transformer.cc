@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "backends/error.h"
-#include "runtime/forward_context.h"
+#include "runtime/attention/forward_context.h"
 #include "runtime/models/row_kernels.h"
 
 namespace denoised {

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/attention_layer.h"
+#include "runtime/attention/attention_layer.h"
 #include "runtime/models/layers.h"
 #include "runtime/models/vae_rows.h"
 

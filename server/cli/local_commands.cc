@@ -7,6 +7,7 @@
 #include "backends/cpu_isa.h"
 #include "runtime/engine.h"
 #include "runtime/log.h"
+#include "runtime/pipelines/attend.h"
 #include "server/cli/command.h"
 #include "server/cli/connection.h"
 #include "server/cli/generation_flags.h"

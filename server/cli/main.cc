@@ -9,9 +9,9 @@
 #include <cstdio>
 
 #include "backends/error.h"
+#include "runtime/loaders/visible_text.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
-#include "runtime/visible_text.h"
 #include "server/cli/command.h"
 #include "server/cli/command_line.h"
 #include "server/cli/output.h"

@@ -9,8 +9,8 @@
 #include <cstring>
 
 #include "backends/selector.h"
+#include "runtime/loaders/visible_text.h"
 #include "runtime/tokenizer/utf8.h"
-#include "runtime/visible_text.h"
 #include "server/cli/command.h"
 #include "server/cli/text.h"
 

@@ -6,8 +6,8 @@
 #include <array>
 #include <cstdio>
 
+#include "runtime/loaders/visible_text.h"
 #include "runtime/tokenizer/utf8.h"
-#include "runtime/visible_text.h"
 
 namespace denoised::cli {
 namespace {

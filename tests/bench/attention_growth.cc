@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "backends/registry.h"
-#include "runtime/attention_planner.h"
+#include "runtime/attention/attention_planner.h"
 #include "tests/bench/attention_calls.h"
 
 namespace denoised {

@@ -6,8 +6,8 @@
 #include <iostream>
 
 #include "backends/error.h"
-#include "runtime/device.h"
 #include "runtime/models/layers.h"
+#include "runtime/pipelines/device.h"
 #include "runtime/threads.h"
 
 namespace denoised {

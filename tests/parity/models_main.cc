@@ -29,8 +29,7 @@
 #include "backends/error.h"
 #include "backends/registry.h"
 #include "backends/stop_point.h"
-#include "runtime/device.h"
-#include "runtime/forward_context.h"
+#include "runtime/attention/forward_context.h"
 #include "runtime/loaders/config.h"
 #include "runtime/loaders/loose_file.h"
 #include "runtime/loaders/model_folder.h"
@@ -38,6 +37,7 @@
 #include "runtime/models/umt5.h"
 #include "runtime/models/wan_transformer.h"
 #include "runtime/models/wan_vae.h"
+#include "runtime/pipelines/device.h"
 #include "runtime/schedulers/scheduler.h"
 
 namespace denoised {

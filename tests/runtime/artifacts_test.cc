@@ -1,4 +1,4 @@
-#include "runtime/artifacts.h"
+#include "runtime/media/artifacts.h"
 
 #include <gtest/gtest.h>
 

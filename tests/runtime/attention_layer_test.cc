@@ -1,4 +1,4 @@
-#include "runtime/attention_layer.h"
+#include "runtime/attention/attention_layer.h"
 
 #include <gtest/gtest.h>
 

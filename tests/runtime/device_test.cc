@@ -1,5 +1,5 @@
 // Which dtype a model is computed in where nobody names one.
-#include "runtime/device.h"
+#include "runtime/pipelines/device.h"
 
 #include <gtest/gtest.h>
 

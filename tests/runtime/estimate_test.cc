@@ -1,6 +1,6 @@
 // Estimates against the measured peak of real runs of the model that ships: never under by more
 // than a twentieth, and over by no more than what would refuse in vain.
-#include "runtime/estimate.h"
+#include "runtime/pipelines/estimate.h"
 
 #include <gtest/gtest.h>
 
@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "runtime/artifacts.h"
-#include "runtime/attention_planner.h"
-#include "runtime/pipeline.h"
+#include "runtime/attention/attention_planner.h"
+#include "runtime/media/artifacts.h"
+#include "runtime/pipelines/pipeline.h"
 #include "runtime/request_check.h"
 #include "runtime/threads.h"
 #include "tests/peak_memory.h"

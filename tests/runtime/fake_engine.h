@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/engine_impl.h"
+#include "runtime/engine/engine_impl.h"
 #include "tests/backends/fake_backends.h"
 
 namespace denoised {

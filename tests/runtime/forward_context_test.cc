@@ -1,5 +1,5 @@
 // FastVideo's forward context, its verified defects as "must not", and what ours adds.
-#include "runtime/forward_context.h"
+#include "runtime/attention/forward_context.h"
 
 #include <gtest/gtest.h>
 

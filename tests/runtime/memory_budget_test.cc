@@ -1,5 +1,5 @@
 // Sizes as people write them, and the limits that control groups set, at every level.
-#include "runtime/memory_budget.h"
+#include "runtime/engine/memory_budget.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

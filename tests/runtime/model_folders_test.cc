@@ -1,4 +1,4 @@
-#include "runtime/model_folders.h"
+#include "runtime/pipelines/model_folders.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

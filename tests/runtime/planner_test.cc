@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "runtime/attention_planner.h"
+#include "runtime/attention/attention_planner.h"
 #include "tests/runtime/fake_engine.h"
 
 namespace denoised {

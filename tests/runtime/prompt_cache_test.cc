@@ -1,6 +1,6 @@
 // The cache of prompts: bounded, found by all that bits depend on; with a hit a job's latents and
 // receipt are those without.
-#include "runtime/prompt_cache.h"
+#include "runtime/pipelines/prompt_cache.h"
 
 #include <gtest/gtest.h>
 
@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/attention_planner.h"
-#include "runtime/pipeline.h"
+#include "runtime/attention/attention_planner.h"
+#include "runtime/pipelines/pipeline.h"
 #include "runtime/request_check.h"
 
 namespace denoised {

@@ -1,5 +1,5 @@
 // The fingerprint as a table: one thing changed differs; what does not change the pixels does not.
-#include "runtime/receipt.h"
+#include "runtime/engine/receipt.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "runtime/tensor_convert.h"
+#include "runtime/pipelines/tensor_convert.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "runtime/visible_text.h"
+#include "runtime/loaders/visible_text.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,47 @@
+#include "runtime/attention/attention_layer.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "backends/error.h"
+#include "backends/stop_point.h"
+
+namespace denoised {
+namespace {
+
+const AttentionSlot& SlotFor(AttentionRole role) {
+  const ForwardContext& context = GetForwardContext();
+  if (context.attn_metadata != nullptr) {
+    const AttentionSlot& slot = (*context.attn_metadata)[static_cast<size_t>(role)];
+    if (slot.backend != nullptr) return slot;
+  }
+  throw Error(StatusCode::kFailedPrecondition, "wanted an attention backend for role " +
+                                                   std::string(AttentionRoleName(role)) +
+                                                   "; the forward context names none");
+}
+
+}  // namespace
+
+at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& key,
+                                   const at::Tensor& value, const AttentionExtras& extras) const {
+  StopPoint();
+  const AttentionSlot& slot = SlotFor(role_);
+  AttentionInputs inputs{query, key, value, extras.gate, extras.mask};
+  inputs.projection = extras.projection;
+  inputs.projection_bias = extras.projection_bias;
+  inputs.scale = scale_ > 0 ? scale_ : 1.0 / std::sqrt(static_cast<double>(query.size(-1)));
+  inputs.causal = causal_;
+  inputs.layer_index = layer_index_;
+  const auto start = std::chrono::steady_clock::now();
+  at::Tensor out = slot.backend->Forward(inputs, slot.metadata.get());
+  if (slot.tally == nullptr) return out;
+  AttentionCount& count = slot.tally->Of(slot.backend->Runs(inputs, slot.metadata.get()));
+  count.calls += 1;
+  if (query.is_cpu()) {
+    count.seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  return out;
+}
+
+}  // namespace denoised

@@ -1,0 +1,58 @@
+#include "runtime/attention/forward_context.h"
+
+#include <algorithm>
+#include <exception>
+
+#include "backends/error.h"
+
+namespace denoised {
+namespace {
+
+// Innermost scope of this thread; scopes chain to the one around them.
+thread_local const ScopedForwardContext* innermost = nullptr;
+
+}  // namespace
+
+AttnBackend MostCalled(const AttentionSlot& slot) {
+  if (slot.tally == nullptr) return slot.id;
+  const auto& counts = slot.tally->counts;
+  const auto most = std::max_element(
+      counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.calls < b.calls; });
+  return most->calls == 0 ? slot.id : static_cast<AttnBackend>(most - counts.begin());
+}
+
+bool HasForwardContext() { return innermost != nullptr; }
+
+const ForwardContext& GetForwardContext() {
+  if (innermost == nullptr) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "wanted a forward context on this thread; none is set "
+                "(a ScopedForwardContext sets one)");
+  }
+  return innermost->context_;
+}
+
+ScopedForwardContext::ScopedForwardContext(ForwardContext context, Done done,
+                                           std::function<void()> synchronize)
+    : context_(std::move(context)),
+      done_(std::move(done)),
+      synchronize_(std::move(synchronize)),
+      previous_(innermost),
+      exceptions_at_entry_(std::uncaught_exceptions()),
+      start_(std::chrono::steady_clock::now()) {
+  innermost = this;
+}
+
+ScopedForwardContext::~ScopedForwardContext() {
+  innermost = previous_;
+  if (!done_ || std::uncaught_exceptions() > exceptions_at_entry_) return;
+  try {
+    if (synchronize_) synchronize_();
+    done_(context_,
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
+  } catch (...) {
+    // A measurement that fails is lost; the forward it measured has succeeded.
+  }
+}
+
+}  // namespace denoised

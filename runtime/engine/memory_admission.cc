@@ -1,0 +1,60 @@
+#include "runtime/engine/memory_admission.h"
+
+#include <malloc.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "backends/error.h"
+
+namespace denoised {
+namespace {
+
+int64_t BytesOf(const HostTensor& tensor) { return static_cast<int64_t>(tensor.data.size()); }
+
+int64_t BytesOf(const std::optional<HostTensor>& tensor) { return tensor ? BytesOf(*tensor) : 0; }
+
+}  // namespace
+
+void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,
+                              int64_t held) const {
+  const auto limit = budget_.Now();
+  const int64_t before = loaded_ + held, needed = before + estimate.peak_bytes;
+  if (!limit || needed <= limit->bytes) return;
+  // Where both round to one figure, exactly.
+  const bool close = BytesText(needed) == BytesText(limit->bytes);
+  const auto text = [close](int64_t bytes) {
+    return close ? std::to_string(bytes) + " bytes" : BytesText(bytes);
+  };
+  throw Error(StatusCode::kResourceExhausted,
+              what + " needs " + text(needed) + " of memory (" + BytesText(estimate.peak_bytes) +
+                  " beside the " + BytesText(before) + " that are in use), and there are " +
+                  text(limit->bytes) + ": " + limit->source,
+              "", "MEMORY");
+}
+
+int64_t MemoryAdmission::Available(int64_t held) const {
+  const auto limit = budget_.Now();
+  return limit ? limit->bytes - loaded_ - held : std::numeric_limits<int64_t>::max();
+}
+
+int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) const {
+  const auto limit = budget_.Now();
+  return limit ? std::max<int64_t>(0, loaded_ + held + estimate.peak_bytes - limit->bytes) : 0;
+}
+
+void MemoryAdmission::ReturnUnused(int64_t held) const {
+  constexpr int64_t kMuch = int64_t{512} << 20;  // less is kept: pages that are there cost nothing
+  if (ResidentBytes() > loaded_ + held + kMuch) malloc_trim(0);
+}
+
+int64_t BytesOf(const GenerationRequest& request) {
+  return BytesOf(request.latents) + static_cast<int64_t>(request.prompt.size());
+}
+
+int64_t BytesOf(const DenoiseRequest& request) {
+  return BytesOf(request.latents) + BytesOf(request.timestep) +
+         BytesOf(request.encoder_hidden_states) + BytesOf(request.negative_encoder_hidden_states);
+}
+
+}  // namespace denoised

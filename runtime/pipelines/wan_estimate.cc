@@ -1,0 +1,157 @@
+#include "runtime/pipelines/wan_estimate.h"
+
+#include <algorithm>
+
+#include "runtime/media/artifacts.h"
+#include "runtime/models/model_bytes.h"
+
+namespace denoised {
+namespace {
+
+// Code and tables that libraries load at their first use, threads' stacks, and what the allocator
+// keeps between two sizes: measured, not derived.
+constexpr int64_t kLibraries = int64_t{48} << 20;
+constexpr int64_t kFloat = 4;
+// All blocks come from one heap (threads.h); those that come and go in different sizes leave gaps.
+// Real decodes took up to 1.7 times what was alive, forwards, whose blocks fit each other, hardly
+// more than that.
+constexpr double kDecodeGaps = 1.75, kOtherGaps = 1.25;
+
+int64_t Numbers(const std::vector<int64_t>& shape) {
+  int64_t numbers = 1;
+  for (int64_t size : shape) numbers *= size;
+  return numbers;
+}
+
+int64_t WithGaps(int64_t bytes, double gaps) {
+  return static_cast<int64_t>(static_cast<double>(bytes) * gaps);
+}
+
+struct Forward {
+  int64_t bytes = 0;
+  double multiply_adds = 0;
+};
+
+Forward EstimateForward(const WanParts& parts, const std::vector<int64_t>& latents,
+                        int64_t text_length, LinearNumerics linear, const CostOfAttention& cost) {
+  const WanTransformer& transformer = parts.transformer;
+  const WanTransformerConfig& config = transformer.config();
+  const auto grid = transformer.TokenGrid(latents);
+  const ForwardSize size{latents[0], grid[0] * grid[1] * grid[2],
+                         static_cast<int64_t>(c10::elementSize(transformer.dtype())),
+                         transformer.has_gate()};
+  const AttentionCost self = cost(transformer.SelfSpec(grid), size.rows);
+  const AttentionCost cross = cost(transformer.CrossSpec(grid, text_length), size.rows);
+  return {
+      ForwardBytes(config, size, std::max(self.bytes, cross.bytes)) + transformer.FormBytes(linear),
+      ForwardMultiplyAdds(config, size) +
+          static_cast<double>(config.num_layers) * (self.multiply_adds + cross.multiply_adds)};
+}
+
+int64_t TextElement(const WanParts& parts) {
+  return static_cast<int64_t>(c10::elementSize(parts.transformer.dtype()));
+}
+
+bool Wants(const std::vector<ArtifactFormat>& formats, ArtifactFormat format) {
+  return std::find(formats.begin(), formats.end(), format) != formats.end();
+}
+
+// Of a decode in any number of bands.
+class Decodes {
+ public:
+  Decodes(const WanVaeDecoder& vae, const std::vector<int64_t>& latents, LinearNumerics linear,
+          const CostOfAttention& cost)
+      : vae_(vae),
+        packed_(vae.Packs(linear)),
+        size_{latents[2], latents[3], latents[4],
+              static_cast<int64_t>(c10::elementSize(vae.dtype()))},
+        converted_(vae.ConversionBytes(linear)),
+        attention_(cost(vae.Spec(size_.h, size_.w),
+                        packed_ ? 1 : WanVaeDecoder::ChunkFrames(size_.f, size_.h, size_.w))
+                       .bytes) {}
+
+  int64_t most() const { return packed_ ? vae_.MostBands(size_.h) : 1; }
+  int64_t Bytes(int64_t bands) const {
+    DecodeSize size = size_;
+    size.bands = packed_ ? bands : 0;
+    return converted_ + DecodeBytes(vae_.config(), size, attention_);
+  }
+
+ private:
+  const WanVaeDecoder& vae_;
+  const bool packed_;
+  const DecodeSize size_;
+  const int64_t converted_, attention_;
+};
+
+int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedParameters& p,
+                    int64_t latents) {
+  int64_t files = 0, workspace = 0;
+  for (ArtifactFormat format : formats) {
+    const ArtifactBytes bytes =
+        EstimateArtifact(format, p.num_frames, p.height, p.width, latents * kFloat);
+    files += bytes.file;
+    workspace = std::max(workspace, bytes.workspace);
+  }
+  return files + workspace;
+}
+
+}  // namespace
+
+WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
+                            const ResolvedParameters& p, const std::vector<ArtifactFormat>& formats,
+                            int64_t available, const CostOfAttention& cost) {
+  const int64_t branches = p.guidance_scale > 1 ? 2 : 1, length = p.max_sequence_length;
+  const int64_t element = TextElement(parts), numbers = Numbers(latents);
+  const int64_t text = branches * TextContextBytes(parts.transformer.config(), 1, length, element);
+  // Latents, what the solver remembers of three steps, and the two predictions.
+  const int64_t state = text + 8 * numbers * kFloat;
+  const int64_t pixels = p.num_frames * p.height * p.width * 3;
+  const bool decodes = !(formats.size() == 1 && Wants(formats, ArtifactFormat::kSafetensors));
+  const int64_t frames =
+      decodes ? pixels * (Wants(formats, ArtifactFormat::kNpy) ? 1 + kFloat : 1) : 0;
+  const int64_t encode = frames + EncodeBytes(formats, p, numbers);
+  const Forward forward = EstimateForward(parts, latents, length, p.linear, cost);
+  WorkEstimate estimate;
+  estimate.step_multiply_adds = static_cast<double>(branches) * forward.multiply_adds;
+  if (!parts.on_cpu) {
+    estimate.held_bytes = frames;
+    estimate.peak_bytes = kLibraries + encode;
+    return estimate;
+  }
+  const int64_t encoder = parts.text_encoder.FormBytes(p.linear) +
+                          TextEncoderBytes(parts.text_encoder.config(), length, element,
+                                           cost(parts.text_encoder.Spec(length), 1).bytes);
+  estimate.held_bytes = state + frames;
+  const int64_t before = WithGaps(state + std::max({encoder, forward.bytes, encode}), kOtherGaps);
+  if (!decodes) {
+    estimate.peak_bytes = kLibraries + std::max(before, WithGaps(state, kDecodeGaps));
+    return estimate;
+  }
+  const Decodes decode(parts.vae, latents, p.linear, cost);
+  for (int64_t bands = 1;; bands = std::min(decode.most(), bands + (bands + 1) / 2)) {
+    estimate.decode_bands = bands;
+    const int64_t peak = WithGaps(state + frames + decode.Bytes(bands), kDecodeGaps);
+    estimate.peak_bytes = kLibraries + std::max(before, peak);
+    if (estimate.peak_bytes <= available || bands == decode.most()) return estimate;
+  }
+}
+
+WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,
+                             int64_t length, bool guided, LinearNumerics linear,
+                             const CostOfAttention& cost) {
+  const int64_t element = TextElement(parts);
+  const Forward forward = EstimateForward(parts, latents, length, linear, cost);
+  // The request's copies on the way in and the answer's on the way out, both predictions.
+  const int64_t tensors =
+      (8 * Numbers(latents) + 4 * latents[0] * length * parts.transformer.config().text_dim) *
+      kFloat;
+  const int64_t text = TextContextBytes(parts.transformer.config(), latents[0], length, element);
+  WorkEstimate estimate;
+  estimate.step_multiply_adds = (guided ? 2 : 1) * forward.multiply_adds;
+  estimate.peak_bytes =
+      kLibraries + tensors + (parts.on_cpu ? WithGaps(text + forward.bytes, kOtherGaps) : 0);
+  return estimate;
+}
+
+}  // namespace denoised

@@ -1,0 +1,35 @@
+// What jobs and Denoise calls of a Wan pipeline will take. Pure; any thread.
+#ifndef DENOISED_RUNTIME_PIPELINES_WAN_ESTIMATE_H_
+#define DENOISED_RUNTIME_PIPELINES_WAN_ESTIMATE_H_
+
+#include <vector>
+
+#include "runtime/job.h"
+#include "runtime/models/umt5.h"
+#include "runtime/models/wan_transformer.h"
+#include "runtime/models/wan_vae.h"
+#include "runtime/pipelines/estimate.h"
+
+namespace denoised {
+
+struct WanParts {
+  const Umt5Encoder& text_encoder;
+  const WanTransformer& transformer;
+  const WanVaeDecoder& vae;
+  bool on_cpu;
+};
+
+// `latents` is the shape [1, C, f, h, w]. With the fewest decode_bands that `available` bytes hold.
+WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
+                            const ResolvedParameters& parameters,
+                            const std::vector<ArtifactFormat>& formats, int64_t available,
+                            const CostOfAttention& cost);
+
+// `latents` has B rows, the prompt `length` tokens.
+WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,
+                             int64_t length, bool guided, LinearNumerics linear,
+                             const CostOfAttention& cost);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_PIPELINES_WAN_ESTIMATE_H_

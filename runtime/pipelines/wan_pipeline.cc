@@ -1,0 +1,555 @@
+#include "runtime/pipelines/wan_pipeline.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/loaders/weights.h"
+#include "runtime/pipelines/device.h"
+#include "runtime/pipelines/tensor_convert.h"
+#include "runtime/pipelines/wan_estimate.h"
+#include "runtime/pipelines/wan_run.h"
+#include "runtime/tokenizer/prompt_clean.h"
+
+namespace denoised {
+namespace {
+
+constexpr char kOwnFile[] = "denoised.json";
+
+// What WanPipeline.__call__ draws by default.
+ResolvedParameters DiffusersDefaults() {
+  ResolvedParameters defaults;
+  defaults.height = 480;
+  defaults.width = 832;
+  defaults.num_frames = 81;
+  defaults.fps = 16;
+  defaults.num_inference_steps = 50;
+  defaults.guidance_scale = 5.0;
+  defaults.max_sequence_length = 512;
+  return defaults;
+}
+
+int64_t ParameterCount(const WanTransformerConfig& c, const WanTransformer& model) {
+  const int64_t d = c.width();
+  const int64_t attention = 4 * (d * d + d) + 2 * d;
+  const int64_t block = 2 * attention + (c.cross_attn_norm ? 2 * d : 0) + 2 * d * c.ffn_dim +
+                        c.ffn_dim + d + 6 * d + (model.has_gate() ? d * d + d : 0) +
+                        (model.has_projection() ? c.head_dim * (c.head_dim + 1) : 0);
+  const int64_t patch = d * c.in_channels * c.patch_volume() + d;
+  const int64_t time = d * c.freq_dim + d + d * d + d + 6 * (d * d + d);
+  const int64_t text = d * c.text_dim + d + d * d + d;
+  const int64_t out = c.out_channels * c.patch_volume() * (d + 1) + 2 * d;
+  return c.num_layers * block + patch + time + text + out;
+}
+
+// The range that shapes a request field's default in denoised.json.
+int64_t DefaultInt(const ConfigReader& reader, const std::string& key, int64_t fallback) {
+  const int64_t value = reader.Int(key, fallback, 0, INT64_MAX);
+  CheckLimit(key, value);
+  return value;
+}
+
+double DefaultDouble(const ConfigReader& reader, const std::string& key, double fallback) {
+  const double value = reader.Double(key, fallback);
+  CheckLimit(key, value);
+  return value;
+}
+
+std::string ShapeText(at::IntArrayRef shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+void RequireShape(const HostTensor& tensor, at::IntArrayRef shape, const std::string& field) {
+  CheckHostTensor(tensor, field);
+  if (at::IntArrayRef(tensor.shape) == shape) return;
+  throw InvalidField(field + ".shape",
+                     "wanted " + ShapeText(shape) + ", got " + ShapeText(tensor.shape));
+}
+
+void RequireFloat(const HostTensor& tensor, const std::string& field) {
+  if (tensor.dtype == DType::kFloat32 || tensor.dtype == DType::kBFloat16) return;
+  throw InvalidField(field + ".dtype",
+                     "must be float32 or bfloat16, got " + std::string(DTypeName(tensor.dtype)));
+}
+
+void CheckTimestep(const HostTensor& timestep, int64_t rows) {
+  RequireShape(timestep, {rows}, "timestep");
+  const bool known = timestep.dtype == DType::kFloat32 || timestep.dtype == DType::kInt64;
+  if (!known) {
+    throw InvalidField("timestep.dtype",
+                       "must be float32 or int64, got " + std::string(DTypeName(timestep.dtype)));
+  }
+  const at::Tensor value = ToTensor(timestep, "timestep").to(at::kDouble);
+  if (!at::logical_and(value.ge(0), value.le(1000)).all().item<bool>()) {
+    throw InvalidField("timestep", "every value must be between 0 and 1000");
+  }
+}
+
+// What a model gives. CheckFinite is for what it is given.
+void RequireFinite(const at::Tensor& x, const std::string& message) {
+  if (at::isfinite(x).all().item<bool>()) return;
+  throw Error(StatusCode::kInternal, message, "", "NON_FINITE");
+}
+
+// [rows, L, text_dim], finite.
+void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
+                 const std::string& field) {
+  RequireFloat(embeds, field);
+  const int64_t length = embeds.shape.size() == 3 ? embeds.shape[1] : 1;
+  CheckLimit("max_sequence_length", length);
+  RequireShape(embeds, {rows, length, text_dim}, field);
+  CheckFinite(ToTensor(embeds, field), field);
+}
+
+// denoised.json's numerics.linear, which decides how the weights are kept: read before them.
+std::optional<LinearNumerics> ReadLinear(const ConfigReader& own) {
+  if (!own.Has("numerics")) return std::nullopt;
+  const std::string where = own.path() + ": numerics";
+  const ConfigReader numerics(own.json().at("numerics"), where);
+  numerics.RequireOnly({"linear"});
+  if (!numerics.Has("linear")) return std::nullopt;
+  const std::string name = numerics.String("linear", "");
+  if (const auto linear = LinearNumericsFromName(name)) return linear;
+  throw Error(StatusCode::kInvalidArgument,
+              where + ": linear: wanted one of " + LinearNumericsNames(AllLinearNumerics()) +
+                  ", came \"" + name + "\"",
+              own.path());
+}
+
+// A forward that does not run takes no time.
+AttentionTally WithoutSeconds(AttentionTally tally) {
+  for (AttentionCount& count : tally.counts) count.seconds = 0;
+  return tally;
+}
+
+// The sizes of requests and latents follow the config's factors, the frames follow the network.
+void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
+  const auto check = [&](const std::string& key, int64_t said, int64_t real) {
+    if (said == real) return;
+    throw Error(StatusCode::kInvalidArgument,
+                path + ": " + key + ": wanted " + std::to_string(real) +
+                    ", what the decoder's layers enlarge by, came " + std::to_string(said),
+                path);
+  };
+  check("scale_factor_spatial", vae.config().scale_factor_spatial, vae.PixelsOf(1));
+  check("scale_factor_temporal", vae.config().scale_factor_temporal, vae.FramesOf(2) - 1);
+}
+
+}  // namespace
+
+// ---- loading -----------------------------------------------------------------------------------
+
+std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const std::string& name,
+                                               const RepositoryOptions& options,
+                                               const SelectionPolicy* policy, Logger* logger) {
+  const ModelIndex index = ReadModelIndex(folder);
+  CheckSupported(index);
+  std::unique_ptr<WanPipeline> pipeline(new WanPipeline(ParseDevice(options.device)));
+  pipeline->setting_.registry =
+      options.admit_unmeasured ? &BackendRegistry::WithUnmeasured() : &BackendRegistry::Default();
+  pipeline->setting_.policy = policy;
+  pipeline->setting_.device = QueryDevice(pipeline->device_);
+  pipeline->info_.name = name;
+  // What is small first: a wrong key is found before the weights are read.
+  pipeline->LoadScheduler(folder, index);
+  std::optional<ConfigReader> own;
+  if (folder.Has(kOwnFile)) own = ConfigReader::FromFile(folder, kOwnFile);
+  const std::optional<LinearNumerics> said = own ? ReadLinear(*own) : std::nullopt;
+  const std::optional<LinearNumerics> wanted = options.linear ? options.linear : said;
+  pipeline->LoadComponents(folder, index, options, wanted.value_or(LinearNumerics::kPacked));
+  pipeline->SetDefaults();
+  if (own) pipeline->ReadDefaults(*own);
+  pipeline->Describe(folder.Seal());
+  pipeline->WarnUnused(logger);
+  if (wanted) pipeline->WarnOtherNumerics(*wanted, logger);
+  return pipeline;
+}
+
+// As diffusers does, the class that model_index.json names decides, whoever wrote the
+// configuration.
+void WanPipeline::LoadScheduler(const ModelFolder& folder, const ModelIndex& index) {
+  const std::string& wanted = index.components.at("scheduler").class_name;
+  const auto config = ConfigReader::FromFile(folder.Sub("scheduler"), "scheduler_config.json");
+  const std::string written = config.String("_class_name", wanted);
+  if (written != wanted) {
+    folder.Warn(config.path() + ": was written by " + written + "; " + wanted +
+                ", which model_index.json names, reads it");
+  }
+  scheduler_ = Scheduler::Create(wanted, config);
+  info_.scheduler = wanted;
+}
+
+void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& index,
+                                 const RepositoryOptions& options, LinearNumerics linear) {
+  tokenizer_ =
+      Tokenizer::Load(folder.Sub("tokenizer"), index.components.at("tokenizer").class_name);
+  const at::ScalarType dtype = ParseDType(options.dtype, setting_.device);
+  text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
+  transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);
+  const at::ScalarType vae_dtype = ParseVaeDType(options.vae_dtype, setting_.device);
+  vae_ = WanVaeDecoder::Load(folder.Sub("vae"), vae_dtype, device_, linear);
+  info_.vae_dtype = DTypeName(FromScalarType(vae_dtype));
+  SetNumerics(linear);
+  CheckComponents(folder);
+  const WanTransformerConfig& config = transformer_->config();
+  rules_.spatial_stride = vae_->config().scale_factor_spatial;
+  rules_.frame_stride = vae_->config().scale_factor_temporal;
+  rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];
+  rules_.width_multiple = rules_.spatial_stride * config.patch_size[2];
+  rules_.max_tokens_per_axis = config.rope_max_seq_len;
+}
+
+// Our kernels are CPU ones, of float32 and bfloat16.
+void WanPipeline::SetNumerics(LinearNumerics linear) {
+  const bool packs = LoadOptions::CanPack(transformer_->dtype(), device_);
+  info_.linear = AllLinearNumerics();
+  if (linear == LinearNumerics::kInt8) info_.linear = {linear};  // what is kept gives no other
+  if (!packs) info_.linear = {LinearNumerics::kExact};
+  info_.defaults.linear = packs ? linear : LinearNumerics::kExact;
+}
+
+void WanPipeline::CheckComponents(const ModelFolder& folder) const {
+  const WanTransformerConfig& config = transformer_->config();
+  const std::string file = folder.Sub("transformer").PathOf("config.json");
+  if (text_encoder_->config().d_model != config.text_dim) {
+    throw Error(StatusCode::kInvalidArgument,
+                file + ": text_dim: wanted " + std::to_string(text_encoder_->config().d_model) +
+                    ", the text encoder's d_model, came " + std::to_string(config.text_dim),
+                file);
+  }
+  if (vae_->config().z_dim != config.out_channels || config.in_channels != config.out_channels) {
+    throw Error(StatusCode::kInvalidArgument,
+                file + ": in_channels and out_channels must both be the VAE's z_dim " +
+                    std::to_string(vae_->config().z_dim) + ", came " +
+                    std::to_string(config.in_channels) + " and " +
+                    std::to_string(config.out_channels),
+                file);
+  }
+  CheckVaeScale(folder.Sub("vae").PathOf("config.json"), *vae_);
+}
+
+void WanPipeline::SetDefaults() {
+  const LinearNumerics linear = info_.defaults.linear;
+  info_.defaults = DiffusersDefaults();
+  info_.defaults.linear = linear;
+  info_.defaults.model = info_.name;
+  info_.defaults.scheduler = info_.scheduler;
+  info_.defaults.flow_shift = scheduler_->shift();
+}
+
+// denoised.json (ours, optional, beside model_index.json): the model's own defaults.
+void WanPipeline::ReadDefaults(const ConfigReader& own) {
+  own.RequireOnly(
+      {"description", "attention_backend", "attention_parameters", "numerics", "defaults"});
+  info_.description = own.String("description", "");
+  const std::string backend = own.String("attention_backend", "");
+  if (!backend.empty()) {
+    setting_.model_default = CoerceAttnBackend(backend, own.path() + ": attention_backend");
+  }
+  if (own.Has("attention_parameters")) {
+    setting_.model_default_parameters_json = own.json().at("attention_parameters").dump();
+  }
+  if (own.Has("defaults")) {
+    const std::string where = own.path() + ": defaults";
+    try {
+      ReadRequestDefaults(ConfigReader(own.json().at("defaults"), where));
+    } catch (const Error& error) {
+      if (std::string_view(error.what()).find(own.path()) != std::string_view::npos) throw;
+      throw Error(error.code(), where + ": " + error.what(), own.path(), error.reason());
+    }
+  }
+  CheckDefaultAttention(own.path());
+}
+
+void WanPipeline::ReadRequestDefaults(const ConfigReader& given) {
+  given.RequireOnly({"height", "width", "num_frames", "fps", "num_inference_steps",
+                     "guidance_scale", "flow_shift", "max_sequence_length", "negative_prompt",
+                     "prompt"});
+  ResolvedParameters& defaults = info_.defaults;
+  defaults.height = DefaultInt(given, "height", defaults.height);
+  defaults.width = DefaultInt(given, "width", defaults.width);
+  defaults.num_frames = DefaultInt(given, "num_frames", defaults.num_frames);
+  defaults.fps = DefaultInt(given, "fps", defaults.fps);
+  defaults.num_inference_steps =
+      DefaultInt(given, "num_inference_steps", defaults.num_inference_steps);
+  defaults.guidance_scale = DefaultDouble(given, "guidance_scale", defaults.guidance_scale);
+  defaults.flow_shift = DefaultDouble(given, "flow_shift", defaults.flow_shift);
+  defaults.max_sequence_length =
+      DefaultInt(given, "max_sequence_length", defaults.max_sequence_length);
+  defaults.negative_prompt = given.String("negative_prompt", "");
+  info_.default_prompt = given.String("prompt", "");
+  CheckGeometry(defaults.height, defaults.width, defaults.num_frames, rules_);
+}
+
+// At the model's own sizes; other sizes are the request's, and a default that does not fit them is
+// refused as a wish there.
+void WanPipeline::CheckDefaultAttention(const std::string& own_file) const {
+  const std::string& parameters = setting_.model_default_parameters_json;
+  const auto refuse = [&](const std::string& why) {
+    throw Error(StatusCode::kInvalidArgument, own_file + ": attention_parameters: " + why,
+                own_file);
+  };
+  if (!setting_.model_default) {
+    if (!parameters.empty()) refuse("need attention_backend to name whose they are");
+    return;
+  }
+  for (const AttentionSpec& spec : DenoiseSpecs(info_.defaults)) {
+    if (spec.role != AttentionRole::kSelf) continue;
+    if (setting_.registry->WhyNot(*setting_.model_default, spec, setting_.device)) continue;
+    try {
+      setting_.registry->CanonicalParameters(*setting_.model_default, spec, parameters);
+    } catch (const Error& error) {
+      refuse(error.what());
+    }
+  }
+}
+
+void WanPipeline::Describe(const Manifest& manifest) {
+  const WanTransformerConfig& config = transformer_->config();
+  info_.pipeline = "WanPipeline";
+  info_.device = setting_.device.name;
+  info_.dtype = DTypeName(FromScalarType(transformer_->dtype()));
+  info_.weights_digest = manifest.WeightsDigest();
+  info_.model_digest = manifest.ModelDigest();
+  info_.transformer_parameters = ParameterCount(config, *transformer_);
+  info_.num_layers = config.num_layers;
+  info_.num_heads = config.num_heads;
+  info_.head_size = config.head_dim;
+  info_.has_gate = transformer_->has_gate();
+}
+
+void WanPipeline::WarnOtherNumerics(LinearNumerics wanted, Logger* logger) const {
+  if (info_.defaults.linear == wanted) return;
+  logger->Warning("numerics", {{"model", info_.name},
+                               {"linear", std::string(LinearNumericsName(wanted))},
+                               {"taken", std::string(LinearNumericsName(info_.defaults.linear))},
+                               {"device", info_.device},
+                               {"dtype", info_.dtype}});
+}
+
+void WanPipeline::WarnUnused(Logger* logger) const {
+  const auto warn = [&](const std::string& component, const std::vector<std::string>& names) {
+    if (names.empty()) return;
+    logger->Warning("unexpected_tensors", {{"model", info_.name},
+                                           {"component", component},
+                                           {"count", std::to_string(names.size())},
+                                           {"first", names.front()}});
+  };
+  warn("transformer", transformer_->unused_tensors());
+  warn("text_encoder", text_encoder_->unused_tensors());
+  warn("vae", vae_->unused_tensors());
+}
+
+// ---- checks ------------------------------------------------------------------------------------
+
+std::vector<int64_t> WanPipeline::LatentShape(const ResolvedParameters& p) const {
+  return {1, transformer_->config().in_channels, (p.num_frames - 1) / rules_.frame_stride + 1,
+          p.height / rules_.spatial_stride, p.width / rules_.spatial_stride};
+}
+
+std::vector<AttentionSpec> WanPipeline::SpecsFor(at::IntArrayRef latent_shape,
+                                                 int64_t text_length) const {
+  const auto grid = transformer_->TokenGrid(latent_shape);
+  return {transformer_->SelfSpec(grid), transformer_->CrossSpec(grid, text_length)};
+}
+
+std::vector<AttentionSpec> WanPipeline::DenoiseSpecs(const ResolvedParameters& parameters) const {
+  return SpecsFor(LatentShape(parameters), parameters.max_sequence_length);
+}
+
+void WanPipeline::CheckNumerics(const NumericsOptions& numerics) const {
+  const std::vector<LinearNumerics>& offered = info_.linear;
+  if (!numerics.linear || std::ranges::count(offered, *numerics.linear) > 0) return;
+  throw InvalidField("numerics.linear", "wanted one of " + LinearNumericsNames(offered) +
+                                            ", which " + info_.name + " offers on " + info_.device +
+                                            " in " + info_.dtype + ", got " +
+                                            std::string(LinearNumericsName(*numerics.linear)));
+}
+
+void WanPipeline::CheckRun(const GenerationRequest& request,
+                           const ResolvedParameters& parameters) const {
+  CheckNumerics(request.numerics);
+  CleanPrompt(request.prompt);  // refuses what is not UTF-8
+  try {
+    CleanPrompt(parameters.negative_prompt);
+  } catch (const Error& error) {
+    throw Error(error.code(), std::string("negative_prompt: ") + error.what(), "negative_prompt",
+                error.reason());
+  }
+  if (!request.latents) return;
+  RequireFloat(*request.latents, "latents");
+  RequireShape(*request.latents, LatentShape(parameters), "latents");
+  CheckFinite(ToTensor(*request.latents, "latents"), "latents");
+}
+
+void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
+  CheckNumerics(request.numerics);
+  constexpr int64_t kMaxRows = 256;
+  const WanTransformerConfig& config = transformer_->config();
+  const std::vector<int64_t>& shape = request.latents.shape;
+  RequireFloat(request.latents, "latents");
+  CheckHostTensor(request.latents, "latents");
+  if (shape.size() != 5 || shape[0] < 1 || shape[0] > kMaxRows || shape[1] != config.in_channels) {
+    throw InvalidField("latents.shape", "wanted [B, " + std::to_string(config.in_channels) +
+                                            ", f, h, w] with B from 1 to 256, got " +
+                                            ShapeText(shape));
+  }
+  for (int64_t tokens : transformer_->TokenGrid(shape)) {
+    if (tokens > config.rope_max_seq_len) {
+      throw InvalidField("latents.shape", "more than " + std::to_string(config.rope_max_seq_len) +
+                                              " tokens on one axis: " + ShapeText(shape));
+    }
+  }
+  CheckFinite(ToTensor(request.latents, "latents"), "latents");
+  CheckTimestep(request.timestep, shape[0]);
+  CheckEmbeds(request.encoder_hidden_states, shape[0], config.text_dim, "encoder_hidden_states");
+  CheckLimit("guidance_scale", request.guidance_scale);
+  if (request.negative_encoder_hidden_states) {
+    CheckEmbeds(*request.negative_encoder_hidden_states, shape[0], config.text_dim,
+                "negative_encoder_hidden_states");
+  } else if (request.guidance_scale > 1) {
+    throw InvalidField("negative_encoder_hidden_states", "needed when guidance_scale is above 1");
+  }
+  const auto is_sigma = [](double sigma) { return sigma >= 0 && sigma <= 1; };
+  if (!is_sigma(request.sigma)) throw InvalidField("sigma", "must be between 0 and 1");
+  if (!is_sigma(request.sigma_next)) throw InvalidField("sigma_next", "must be between 0 and 1");
+}
+
+WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
+                                      const ResolvedParameters& parameters, int64_t available,
+                                      const CostOfAttention& cost) const {
+  return EstimateWanRun({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                        LatentShape(parameters), parameters, request.formats, available, cost);
+}
+
+WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
+                                          const CostOfAttention& cost) const {
+  return EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
+                         request.latents.shape, request.encoder_hidden_states.shape[1],
+                         request.guidance_scale > 1, LinearOf(request, *this), cost);
+}
+
+// ---- forwards ----------------------------------------------------------------------------------
+
+at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& plan,
+                                AttentionPlanner* planner, Observer* observer) const {
+  ForwardBatch batch;
+  batch.request_ids = call.request_ids;
+  batch.timesteps.assign(static_cast<size_t>(call.latents.size(0)), call.timestep_value);
+  batch.is_cfg_negative = call.branch == Branch::kUnconditional;
+  const auto grid = transformer_->TokenGrid(call.latents.sizes());
+  const int64_t rows = call.latents.size(0);
+  const auto done = [&](const ForwardContext& context, double seconds) {
+    observer->OnForward(info_.name, MostCalled(plan[static_cast<size_t>(AttentionRole::kSelf)]),
+                        context.branch, rows, rows * grid[0] * grid[1] * grid[2], seconds);
+  };
+  // Without this a CUDA forward would be timed by its launches.
+  std::function<void()> synchronize;
+  if (!device_.is_cpu()) {
+    synchronize = [this] {
+      c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
+    };
+  }
+  at::Tensor prediction;
+  {
+    ScopedForwardContext scope(
+        {call.step_index, call.timestep_value, call.sigma, call.branch, 0, &plan, &batch}, done,
+        synchronize);
+    prediction = transformer_->Forward(call.latents, call.timestep, *call.text);
+  }
+  planner->BookForward();
+  return prediction;
+}
+
+TextContext WanPipeline::EncodePrompt(const std::string& field, const std::string& prompt,
+                                      int64_t max_length, AttentionPlanner* planner) const {
+  const auto encoding = tokenizer_->Encode(CleanPrompt(prompt), max_length);
+  const int64_t length = encoding.length;
+  if (encoding.wanted > length) {
+    planner->AddNote(field + ": cut at " + std::to_string(length) + " of " +
+                     std::to_string(encoding.wanted) + " tokens (max_sequence_length)");
+  }
+  const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
+  const AttentionSlot& slot = plan[static_cast<size_t>(AttentionRole::kTextEncoder)];
+  const PromptCache::Key key{{encoding.ids.begin(), encoding.ids.begin() + length},
+                             max_length,
+                             CurrentLinearNumerics(info_.defaults.linear),
+                             slot.id};
+  const PromptCache::Entry* kept = prompts_.Find(key);
+  const at::Tensor embeds =
+      kept != nullptr ? kept->embeds : RunTextEncoder(encoding.ids, length, plan);
+  if (kept != nullptr) {
+    *slot.tally = kept->tally;  // of a forward that need not run again
+  } else {
+    RequireFinite(embeds, "the text encoder gave numbers that are not finite for the " + field);
+    prompts_.Put(key, {embeds, WithoutSeconds(*slot.tally)});
+  }
+  planner->BookForward();
+  at::Tensor padded = at::zeros({1, max_length, embeds.size(2)}, embeds.options());
+  padded.narrow(1, 0, length).copy_(embeds);
+  return transformer_->EncodeText(padded.to(device_));
+}
+
+// Rows of the `length` real tokens, on the CPU.
+at::Tensor WanPipeline::RunTextEncoder(const std::vector<int64_t>& padded_ids, int64_t length,
+                                       const AttentionPlan& plan) const {
+  const at::Tensor ids = at::tensor(padded_ids, at::kLong).unsqueeze(0).to(device_);
+  const at::Tensor mask = at::arange(ids.size(1), ids.options()).lt(length).to(at::kLong);
+  ForwardContext context;
+  context.attn_metadata = &plan;
+  const ScopedForwardContext scope(context);
+  const at::Tensor embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
+  return embeds.narrow(1, 0, length).to(at::kCPU).clone();
+}
+
+std::unique_ptr<GenerationRun> WanPipeline::NewRun(RunRequest request) {
+  return std::make_unique<WanRun>(*this, std::move(request));
+}
+
+DenoiseResult WanPipeline::Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
+                                   Observer* observer) {
+  const c10::InferenceMode inference;
+  const ScopedLinearNumerics numerics(LinearOf(request, *this));
+  const auto start = std::chrono::steady_clock::now();
+  const at::Tensor latents = ToTensor(request.latents, "latents").to(device_);
+  const at::Tensor timestep = ToTensor(request.timestep, "timestep").to(device_);
+  const bool guided = request.guidance_scale > 1;
+  const int64_t text_length = request.encoder_hidden_states.shape[1];
+  const AttentionPlan& plan = planner->Prepare(SpecsFor(latents.sizes(), text_length), 0, 1);
+  const auto forward = [&](const HostTensor& embeds, const std::string& field, Branch branch) {
+    const TextContext text = transformer_->EncodeText(ToTensor(embeds, field).to(device_));
+    return Forward({latents,
+                    timestep,
+                    &text,
+                    branch,
+                    0,
+                    timestep[0].to(at::kDouble).item<double>(),
+                    request.sigma,
+                    {}},
+                   plan, planner, observer);
+  };
+  at::Tensor prediction = forward(request.encoder_hidden_states, "encoder_hidden_states",
+                                  guided ? Branch::kConditional : Branch::kNone);
+  if (guided) {
+    const at::Tensor negative = forward(*request.negative_encoder_hidden_states,
+                                        "negative_encoder_hidden_states", Branch::kUnconditional);
+    prediction = negative + request.guidance_scale * (prediction - negative);
+  }
+  if (request.output == DenoiseRequest::Output::kNextLatents) {
+    prediction =
+        latents.to(at::kFloat) + (request.sigma_next - request.sigma) * prediction.to(at::kFloat);
+  }
+  RequireFinite(prediction, "the step's result is not finite");
+  DenoiseResult result;
+  result.tensor = FromTensor(prediction);
+  result.forward_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace denoised
