@@ -1,5 +1,5 @@
-// Where jobs live. Torch-free. The memory store is the first implementation; a durable one takes
-// its place behind the same interface.
+// Where jobs live. Torch-free. Two of one face: in memory, where they end with the process, and
+// under a state folder, where what was accepted outlives a kill (runtime/store/README.md).
 #ifndef DENOISED_RUNTIME_JOB_STORE_H_
 #define DENOISED_RUNTIME_JOB_STORE_H_
 
@@ -9,17 +9,36 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/job.h"
 
 namespace denoised {
 
-// An encoded result. Immutable once stored.
-struct Artifact {
-  ArtifactInfo info;
-  std::string bytes;
+class Logger;
+class StoreHooks;
+
+// An encoded result, in memory or on disk. Immutable, and readable for as long as it is held, also
+// when its job was forgotten meanwhile. Any thread.
+class Artifact {
+ public:
+  virtual ~Artifact() = default;
+
+  const ArtifactInfo& info() const { return info_; }
+  uint64_t size() const { return info_.size_bytes; }
+  // Bytes that were there to read: fewer than `count` at the end. Throws DATA_LOSS where the disk
+  // does not give what was written.
+  virtual size_t ReadAt(uint64_t offset, char* to, size_t count) const = 0;
+
+ protected:
+  explicit Artifact(ArtifactInfo info) : info_(std::move(info)) {}
+
+ private:
+  const ArtifactInfo info_;
 };
+// All of it at once, for what is small or goes into a file.
+std::string ReadAll(const Artifact& artifact);
 
 struct JobPage {
   std::vector<JobSnapshot> jobs;    // newest first
@@ -27,30 +46,85 @@ struct JobPage {
   std::string next_page_token;      // the last of them, or "" at the end
 };
 
+// A job that had not ended when the last server did: QUEUED, or SUSPENDED where it was that.
+struct AcceptedJob {
+  JobSnapshot snapshot;
+  GenerationRequest request;
+  // Since when it waits, on this process's steady clock: time without a server counts.
+  std::chrono::steady_clock::time_point queued_at;
+  std::string checkpoint;  // the last one whose bytes are all there; "" = none
+  int64_t checkpoint_step = 0;
+  // Servers that died while it ran; one that stopped it in order (Interrupt) is not among them.
+  int64_t crashes = 0;
+};
+
 // Thread-safe. Ids are 128-bit random, hex; the store never interprets them otherwise.
+//
+// States move forward only: QUEUED, RUNNING and SUSPENDED in turn, one terminal state at last.
 class JobStore {
  public:
   virtual ~JobStore() = default;
 
-  virtual void Add(const JobSnapshot& job) = 0;
+  // Returns once the job is kept, on disk where the store is durable: the job as it is seen from
+  // now on, and true. Where a job was made before under the request's idempotency key, that job and
+  // false; ALREADY_EXISTS (reason IDEMPOTENCY_KEY) where its request was another one. A request's
+  // deadline is no part of that comparison but for whether there is one: a retry says it anew.
+  // Throws RESOURCE_EXHAUSTED (reason DISK) where the disk takes nothing; then nothing is stored.
+  // Blocks: never call it under a lock that a reader or the engine thread needs.
+  virtual std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
+                                           const GenerationRequest& request) = 0;
+  // Once, before anything else: jobs that had not ended when the last server stopped or died,
+  // oldest first. Ended ones are there for Get and List.
+  virtual std::vector<AcceptedJob> Recover() = 0;
+
+  // A run begins, or goes on in this process after a Recover: the job is RUNNING, and its attempt
+  // has grown by one before this returns, durably. Returns the attempt. NOT_FOUND, or
+  // FAILED_PRECONDITION (reason JOB_FINISHED) for a job that has ended; RESOURCE_EXHAUSTED (DISK).
+  virtual int64_t Start(const std::string& id) = 0;
+  // The run ends with the server, in order: the job is QUEUED again, with its last checkpoint, and
+  // the start does not count as a crash. Returns when that is kept. No effect on what does not run.
+  virtual void Interrupt(const std::string& id) = 0;
+  // Keeps the state of a run after `step` steps. Never blocks: written by a thread of the store,
+  // the newest one of a job alone. What the disk does not take is dropped with one warning.
+  virtual void Checkpoint(const std::string& id, int64_t step, std::string bytes) = 0;
+  // The newest checkpoint that was given, for a job whose state was let go; empty where none is
+  // left. Never of an ended job.
+  virtual std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) = 0;
+
   virtual std::optional<JobSnapshot> Get(const std::string& id) const = 0;
   // `state` unset = all. Throws InvalidField for a page token that it cannot have made and for a
   // page size of 0.
   virtual JobPage List(std::optional<JobState> state, size_t page_size,
                        const std::string& page_token) const = 0;
-  // Applies `change` under the lock, raises `sequence` by one and wakes the watchers. No effect on
-  // a terminal job. Returns what the job is afterwards; empty where it is unknown.
+  // Applies `change` (short, must not call back into the store), raises `sequence` by one and wakes
+  // the watchers. No effect on a terminal job. Returns what the job is afterwards; empty where it
+  // is unknown. Throws INTERNAL, and changes nothing, where the state would go back.
+  //
+  // A change of state is on disk before it is seen, and before this returns; throws
+  // RESOURCE_EXHAUSTED (DISK) where it cannot be, except for a terminal state: that is never lost.
+  // It returns then, and readers see the end once the disk has taken it. Other changes stay in
+  // memory.
   virtual std::optional<JobSnapshot> Update(const std::string& id,
                                             const std::function<void(JobSnapshot&)>& change) = 0;
-  virtual void AddArtifact(const std::string& id, std::shared_ptr<const Artifact> artifact) = 0;
+
+  // Keeps a result of a job that runs; the terminal state that lists it follows. Size and digest
+  // are filled in where `info` has none. Returns when its bytes are durable under their name.
+  // RESOURCE_EXHAUSTED (DISK) where the disk does not take them; no effect on unknown jobs.
+  virtual void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) = 0;
+  // Empty where there is none.
   virtual std::shared_ptr<const Artifact> GetArtifact(const std::string& id,
                                                       ArtifactFormat format) const = 0;
+  // Forgets an ended job with its files, durably. NOT_FOUND (reason JOB_NOT_FOUND), or
+  // FAILED_PRECONDITION (reason JOB_NOT_FINISHED). Who reads a result keeps it.
+  virtual void Delete(const std::string& id) = 0;
+
   // A client has all bytes of one of the job's results.
   virtual void MarkFetched(const std::string& id) = 0;
   // Jobs that succeeded within the last `age` and whose results nobody has fetched.
   virtual int64_t CountUnfetched(std::chrono::steady_clock::duration age) const = 0;
 
-  // Bytes of all results that are kept, and of those among them that MakeRoom could forget.
+  // Bytes in memory of all results that are kept, and of those among them that MakeRoom could
+  // forget. Results on disk are in neither.
   virtual size_t artifact_bytes() const = 0;
   virtual size_t forgettable_bytes() const = 0;
   // Forgets ended jobs with their results until `bytes` are free or nothing is left to forget:
@@ -63,14 +137,38 @@ class JobStore {
   // still end, so `wake` owns what it touches). Watchers then read Get(): a slow one skips states
   // instead of holding anybody up, and always sees the last: a job that is watched is remembered.
   virtual std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) = 0;
+  // The states after `sequence`, oldest first, as far as the job's ring of recent ones reaches
+  // back; the last is what the job is now. For watchers that come back.
+  virtual std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const = 0;
+
+  // Why new jobs cannot be kept now, for readiness: one sentence.
+  virtual std::optional<std::string> WhyNotReady() const = 0;
 };
 
 // Keeps the newest `max_finished` ended jobs that have results, as many that have none, and at most
 // `max_artifact_bytes` of results; older ones are forgotten, oldest first. Two lists, so that a
 // flood of jobs that come to nothing pushes out nobody's results. Jobs that are watched, or whose
 // results are being read, stay; where the bytes alone demand it they go after all others. The
-// newest ended job is kept whatever its size, and queued and running jobs are never dropped.
+// newest ended job is kept whatever its size, and jobs that have not ended are never dropped.
+// Nothing outlives the store: checkpoints are not kept, Recover gives nothing.
 std::unique_ptr<JobStore> MakeMemoryJobStore(size_t max_finished, size_t max_artifact_bytes);
+
+struct StoreOptions {
+  std::string state_dir;
+  // As of the memory store, but of results on disk.
+  size_t max_finished = 256;
+  uint64_t max_artifact_bytes = uint64_t{1} << 30;
+  // Ended jobs are forgotten this long after their end.
+  std::chrono::seconds keep_results = std::chrono::hours(7 * 24);
+  // For tests (store/hooks.h); borrowed.
+  StoreHooks* hooks = nullptr;
+};
+
+// The durable one, under `state_dir`, which is made where it is missing. One process at a time:
+// FAILED_PRECONDITION (reason STATE_DIR_IN_USE) names the folder and the other's pid. The same code
+// with the file's name for a folder that cannot be written and for files of a newer version.
+// `logger` is borrowed.
+std::unique_ptr<JobStore> OpenJobStore(const StoreOptions& options, Logger* logger);
 
 }  // namespace denoised
 

@@ -71,9 +71,9 @@ std::shared_ptr<const Artifact> FindArtifact(JobStore& jobs, const JobSnapshot& 
     throw Error(StatusCode::kNotFound, "job '" + job.id + "' has no result of format " + name,
                 "format", "ARTIFACT_NOT_FOUND");
   }
-  if (request.offset() > artifact->bytes.size()) {
+  if (request.offset() > artifact->size()) {
     throw Error(StatusCode::kOutOfRange,
-                "offset: at most " + std::to_string(artifact->bytes.size()) + ", got " +
+                "offset: at most " + std::to_string(artifact->size()) + ", got " +
                     std::to_string(request.offset()),
                 "offset", "INVALID_OFFSET");
   }

@@ -93,14 +93,16 @@ void ChunkSource::Add(std::shared_ptr<const Artifact> artifact, uint64_t offset)
 std::optional<v1::ArtifactChunk> ChunkSource::Next() {
   if (items_.empty()) return std::nullopt;
   Item& item = items_.front();
-  const std::string& bytes = item.artifact->bytes;
+  const Artifact& artifact = *item.artifact;
   v1::ArtifactChunk chunk;
-  if (!item.begun) *chunk.mutable_info() = ToProto(item.artifact->info);
+  if (!item.begun) *chunk.mutable_info() = ToProto(artifact.info());
   item.begun = true;
   chunk.set_offset(item.offset);
-  chunk.set_data(bytes.substr(item.offset, kChunkBytes));
-  item.offset += chunk.data().size();
-  if (item.offset >= bytes.size()) items_.pop_front();
+  std::string* const data = chunk.mutable_data();
+  data->resize(std::min<uint64_t>(kChunkBytes, artifact.size() - item.offset));
+  data->resize(artifact.ReadAt(item.offset, data->data(), data->size()));
+  item.offset += data->size();
+  if (item.offset >= artifact.size()) items_.pop_front();
   return chunk;
 }
 
@@ -109,6 +111,13 @@ std::optional<v1::ArtifactChunk> ChunkSource::Next() {
 void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
   job_id_ = job_id;
   last_sequence_ = after_sequence;
+  // Who comes back is told what it missed; who comes first needs only what is.
+  if (after_sequence > 0) {
+    for (JobSnapshot& job : engine_->jobs().Replay(job_id, after_sequence)) {
+      missed_.push_back(std::move(job));
+    }
+    if (!missed_.empty()) missed_.pop_back();  // the present one is read when its turn comes
+  }
   const std::weak_ptr<PulledStream> weak = weak_from_this();
   watch_ = engine_->jobs().Watch(job_id_, [weak, dispatcher = dispatcher_] {
     dispatcher->Post([weak] {
@@ -119,6 +128,12 @@ void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
 
 PulledStream::Action WatchStream::Next() {
   if (final_) return AfterEnd(*final_);
+  if (!missed_.empty()) {
+    const JobSnapshot job = std::move(missed_.front());
+    missed_.pop_front();
+    last_sequence_ = job.sequence;
+    return {.message = Wrap(job), .end = std::nullopt};
+  }
   const auto job = engine_->jobs().Get(job_id_);
   if (!job) {
     throw Error(StatusCode::kNotFound, "job '" + job_id_ + "' was forgotten", "job_id",

@@ -108,6 +108,7 @@ class WatchStream : public PulledStream {
 
  private:
   Dispatcher* const dispatcher_;
+  std::deque<JobSnapshot> missed_;  // states of before the stream that are still to be told
   uint64_t last_sequence_ = 0;
   std::optional<JobSnapshot> final_;
   std::shared_ptr<void> watch_;

@@ -8,6 +8,7 @@
 #include <random>
 #include <set>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "backends/stop_point.h"
@@ -203,8 +204,12 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
                    "QUEUE_FULL");
     }
     snapshot.queue_position = static_cast<int64_t>(jobs_.size()) + (running_ ? 1 : 0);
-    store_->Add(snapshot);
-    snapshot = store_->Get(snapshot.id).value_or(snapshot);  // while it cannot have begun
+    bool made = false;
+    if (auto error =
+            Caught([&] { std::tie(snapshot, made) = store_->Add(snapshot, job->request); })) {
+      return *error;
+    }
+    if (!made) return snapshot;
     jobs_.push_back(std::move(*job));
   }
   wake_.notify_one();
@@ -461,11 +466,7 @@ void EngineImpl::RunJob(QueuedJob* taken) {
   const QueuedJob& job = *taken;
   if (const auto stop = WhyStop(job)) return FinishJob(job, stop, {});  // ended in the queue
   observer_->OnJobStarted(job.parameters.model, SecondsSince(job.queued_at));
-  store_->Update(job.id, [](JobSnapshot& snapshot) {
-    snapshot.state = JobState::kRunning;
-    snapshot.queue_position = 0;
-    snapshot.started_at = SystemClock::now();
-  });
+  if (const auto error = Caught([&] { store_->Start(job.id); })) return FinishJob(job, error, {});
   RefreshQueuePositions();
   Receipt receipt;
   auto error = Caught([&] {
@@ -506,10 +507,10 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   }
   Interlude(job);
   const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
-  std::vector<std::shared_ptr<const Artifact>> artifacts;
-  Stage(job, JobStage::kEncode, [&] { artifacts = EncodeArtifacts(job, video, latents); });
+  std::vector<EncodedResult> results;
+  Stage(job, JobStage::kEncode, [&] { results = EncodeResults(job, video, latents); });
   CloseToCancels(job);
-  StoreArtifacts(job, artifacts);
+  StoreResults(job, std::move(results));
 }
 
 void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner) {
@@ -537,18 +538,18 @@ void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPl
   }
 }
 
-std::vector<std::shared_ptr<const Artifact>> EngineImpl::EncodeArtifacts(
-    const QueuedJob& job, const DecodedVideo& video, const HostTensor& latents) const {
-  std::vector<std::shared_ptr<const Artifact>> artifacts;
+std::vector<EngineImpl::EncodedResult> EngineImpl::EncodeResults(const QueuedJob& job,
+                                                                 const DecodedVideo& video,
+                                                                 const HostTensor& latents) const {
+  std::vector<EncodedResult> results;
   for (ArtifactFormat format : job.request.formats) {
     StopPoint();
-    auto artifact = std::make_shared<Artifact>();
-    artifact->bytes = EncodeArtifact(format, video, latents);
-    artifact->info = {format, "video." + std::string(ArtifactFormatName(format)),
-                      artifact->bytes.size(), Sha256Hex(artifact->bytes)};
-    artifacts.push_back(std::move(artifact));
+    std::string bytes = EncodeArtifact(format, video, latents);
+    ArtifactInfo info = {format, "video." + std::string(ArtifactFormatName(format)), bytes.size(),
+                         Sha256Hex(bytes)};
+    results.push_back({std::move(info), std::move(bytes)});
   }
-  return artifacts;
+  return results;
 }
 
 // A cancel that was accepted is kept: from here on the job can only succeed, and is told so.
@@ -558,12 +559,11 @@ void EngineImpl::CloseToCancels(const QueuedJob& job) {
   closing_ = true;
 }
 
-void EngineImpl::StoreArtifacts(const QueuedJob& job,
-                                const std::vector<std::shared_ptr<const Artifact>>& artifacts) {
-  for (const auto& artifact : artifacts) {
-    store_->AddArtifact(job.id, artifact);
+void EngineImpl::StoreResults(const QueuedJob& job, std::vector<EncodedResult> results) {
+  for (EncodedResult& result : results) {
+    store_->PutArtifact(job.id, result.info, std::move(result.bytes));
     store_->Update(job.id,
-                   [&](JobSnapshot& snapshot) { snapshot.artifacts.push_back(artifact->info); });
+                   [&](JobSnapshot& snapshot) { snapshot.artifacts.push_back(result.info); });
   }
 }
 

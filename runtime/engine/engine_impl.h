@@ -68,6 +68,11 @@ class EngineImpl : public Engine {
     std::chrono::steady_clock::time_point queued_at;
   };
 
+  struct EncodedResult {
+    ArtifactInfo info;
+    std::string bytes;
+  };
+
   // Any thread.
   Pipeline* FindPipeline(const std::string& name) const;  // throws NOT_FOUND
   QueuedJob Admit(GenerationRequest request) const;
@@ -99,11 +104,9 @@ class EngineImpl : public Engine {
   void RunJob(QueuedJob* taken);
   void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
   void Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner);
-  std::vector<std::shared_ptr<const Artifact>> EncodeArtifacts(const QueuedJob& job,
-                                                               const DecodedVideo& video,
-                                                               const HostTensor& latents) const;
-  void StoreArtifacts(const QueuedJob& job,
-                      const std::vector<std::shared_ptr<const Artifact>>& artifacts);
+  std::vector<EncodedResult> EncodeResults(const QueuedJob& job, const DecodedVideo& video,
+                                           const HostTensor& latents) const;
+  void StoreResults(const QueuedJob& job, std::vector<EncodedResult> results);
   void CloseToCancels(const QueuedJob& job);
   void Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work);
   bool Late(const std::optional<std::chrono::steady_clock::time_point>& deadline) const;

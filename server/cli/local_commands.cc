@@ -98,7 +98,7 @@ JobSnapshot RunToEnd(RunOptions* options, OutputFile* file) {
   }
   const auto artifact = engine->jobs().GetArtifact(job_id, job.artifacts.front().format);
   if (!artifact) throw CommandError("the result is larger than what this process keeps");
-  file->Write(artifact->bytes);
+  file->Write(ReadAll(*artifact));
   return job;
 }
 

@@ -273,8 +273,7 @@ class Bench {
 
   // The .npy file without its header: float32 [frames, height, width, 3] in [0, 1].
   void WriteFrames(const std::string& id, const std::string& path) {
-    const auto artifact = engine_->jobs().GetArtifact(id, ArtifactFormat::kNpy);
-    const std::string& bytes = artifact->bytes;
+    const std::string bytes = ReadAll(*engine_->jobs().GetArtifact(id, ArtifactFormat::kNpy));
     const size_t header =
         10 + static_cast<uint8_t>(bytes.at(8)) + 256 * static_cast<uint8_t>(bytes.at(9));
     WriteBytes(path, bytes.data() + header, bytes.size() - header);

@@ -11,6 +11,7 @@ namespace {
 using testing::HasSubstr;
 
 constexpr int64_t kMiB = int64_t{1} << 20;
+const ArtifactInfo kVideo = {ArtifactFormat::kMp4, "video.mp4", 0, "digest"};
 
 // An engine that may take `room` more than this process holds now.
 EngineOptions WithRoom(int64_t room) {
@@ -86,9 +87,8 @@ TEST(EngineMemory, AutoKnowsThisMachine) {
 
 TEST(EngineMemory, ResultsThatAreKeptCount) {
   FakeEngine fake(WithRoom(1024 * kMiB));
-  auto artifact = std::make_shared<Artifact>();
-  artifact->bytes.assign(300 * kMiB, 'x');
-  fake.engine->jobs().AddArtifact(fake.Submit("with a result"), artifact);
+  const std::string id = fake.Submit("with a result");
+  fake.engine->jobs().PutArtifact(id, kVideo, std::string(300 * kMiB, 'x'));
   EXPECT_FALSE(Fits(fake, 800 * kMiB));
   EXPECT_TRUE(Fits(fake, 600 * kMiB));
 }
@@ -97,9 +97,7 @@ TEST(EngineMemory, ResultsThatAreKeptCount) {
 std::string EndedWith(FakeEngine& fake, size_t bytes) {
   const std::string id = fake.Submit("with a result");
   fake.AwaitEnd(id);
-  auto artifact = std::make_shared<Artifact>();
-  artifact->bytes.assign(bytes, 'x');
-  fake.engine->jobs().AddArtifact(id, artifact);
+  fake.engine->jobs().PutArtifact(id, kVideo, std::string(bytes, 'x'));
   return id;
 }
 
@@ -163,9 +161,7 @@ TEST(EngineMemory, AJobThatNoLongerFitsWhenItsTurnComesFailsAlone) {
   fake.model.estimate.peak_bytes = 900 * kMiB;
   const std::string first = fake.Submit("first"), second = fake.Submit("second");
   ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
-  auto artifact = std::make_shared<Artifact>();
-  artifact->bytes.assign(300 * kMiB, 'x');
-  fake.engine->jobs().AddArtifact(first, artifact);
+  fake.engine->jobs().PutArtifact(first, kVideo, std::string(300 * kMiB, 'x'));
   fake.model.steps.Open();
   EXPECT_EQ(fake.AwaitEnd(first).state, JobState::kSucceeded);
   const JobSnapshot job = fake.AwaitEnd(second);

@@ -166,8 +166,8 @@ TEST(EngineRun, ArtifactsArePresentOnceEachAndHashed) {
   for (const ArtifactInfo& info : job.artifacts) {
     const auto artifact = fake.engine->jobs().GetArtifact(id, info.format);
     ASSERT_TRUE(artifact) << info.name;
-    EXPECT_EQ(artifact->bytes.size(), info.size_bytes);
-    EXPECT_EQ(Sha256Hex(artifact->bytes), info.sha256);
+    EXPECT_EQ(artifact->size(), info.size_bytes);
+    EXPECT_EQ(Sha256Hex(ReadAll(*artifact)), info.sha256);
     EXPECT_EQ(info.name, "video." + std::string(ArtifactFormatName(info.format)));
   }
   EXPECT_FALSE(fake.engine->jobs().GetArtifact(id, ArtifactFormat::kMp4));

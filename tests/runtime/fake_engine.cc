@@ -226,9 +226,22 @@ DenoiseResult FakePipeline::Denoise(const DenoiseRequest& request, AttentionPlan
   return result;
 }
 
-void RecordingStore::Add(const JobSnapshot& job) {
-  inner_->Add(job);
-  Record(inner_->Get(job.id).value());
+std::pair<JobSnapshot, bool> RecordingStore::Add(const JobSnapshot& job,
+                                                 const GenerationRequest& request) {
+  auto added = inner_->Add(job, request);
+  Record(added.first);
+  return added;
+}
+
+int64_t RecordingStore::Start(const std::string& id) {
+  const int64_t attempt = inner_->Start(id);
+  if (const auto job = inner_->Get(id)) Record(*job);
+  return attempt;
+}
+
+void RecordingStore::Interrupt(const std::string& id) {
+  inner_->Interrupt(id);
+  if (const auto job = inner_->Get(id)) Record(*job);
 }
 
 std::optional<JobSnapshot> RecordingStore::Update(const std::string& id,

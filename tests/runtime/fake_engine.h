@@ -215,7 +215,17 @@ class RecordingStore : public JobStore {
  public:
   explicit RecordingStore(std::unique_ptr<JobStore> inner) : inner_(std::move(inner)) {}
 
-  void Add(const JobSnapshot& job) override;
+  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
+                                   const GenerationRequest& request) override;
+  std::vector<AcceptedJob> Recover() override { return inner_->Recover(); }
+  int64_t Start(const std::string& id) override;
+  void Interrupt(const std::string& id) override;
+  void Checkpoint(const std::string& id, int64_t step, std::string bytes) override {
+    inner_->Checkpoint(id, step, std::move(bytes));
+  }
+  std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override {
+    return inner_->ReadCheckpoint(id);
+  }
   std::optional<JobSnapshot> Get(const std::string& id) const override { return inner_->Get(id); }
   JobPage List(std::optional<JobState> state, size_t page_size,
                const std::string& page_token) const override {
@@ -223,9 +233,10 @@ class RecordingStore : public JobStore {
   }
   std::optional<JobSnapshot> Update(const std::string& id,
                                     const std::function<void(JobSnapshot&)>& change) override;
-  void AddArtifact(const std::string& id, std::shared_ptr<const Artifact> artifact) override {
-    inner_->AddArtifact(id, std::move(artifact));
+  void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) override {
+    inner_->PutArtifact(id, std::move(info), std::move(bytes));
   }
+  void Delete(const std::string& id) override { inner_->Delete(id); }
   std::shared_ptr<const Artifact> GetArtifact(const std::string& id,
                                               ArtifactFormat format) const override {
     return inner_->GetArtifact(id, format);
@@ -240,6 +251,10 @@ class RecordingStore : public JobStore {
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     return inner_->Watch(id, std::move(wake));
   }
+  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
+    return inner_->Replay(id, sequence);
+  }
+  std::optional<std::string> WhyNotReady() const override { return inner_->WhyNotReady(); }
 
   // Every state that the job was in, by sequence number.
   std::vector<JobSnapshot> History(const std::string& id) const;

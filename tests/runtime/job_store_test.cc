@@ -19,12 +19,8 @@ JobSnapshot JobNamed(const std::string& id) {
   return job;
 }
 
-std::shared_ptr<const Artifact> ArtifactOf(size_t bytes,
-                                           ArtifactFormat format = ArtifactFormat::kNpy) {
-  auto artifact = std::make_shared<Artifact>();
-  artifact->info.format = format;
-  artifact->bytes.assign(bytes, 'x');
-  return artifact;
+void Put(JobStore& store, const std::string& id, size_t bytes) {
+  store.PutArtifact(id, {ArtifactFormat::kNpy, "video.npy", 0, "digest"}, std::string(bytes, 'x'));
 }
 
 void End(JobStore& store, const std::string& id, JobState state = JobState::kSucceeded) {
@@ -40,7 +36,7 @@ std::vector<std::string> IdsOf(const JobPage& page) {
 class JobStoreTest : public testing::Test {
  protected:
   void Add(const std::string& ids) {
-    for (char id : ids) store_->Add(JobNamed(std::string(1, id)));
+    for (char id : ids) store_->Add(JobNamed(std::string(1, id)), {});
   }
   std::unique_ptr<JobStore> store_ = MakeMemoryJobStore(100, 1 << 20);
 };
@@ -49,7 +45,7 @@ TEST_F(JobStoreTest, AnUnknownJobIsNotThere) {
   EXPECT_FALSE(store_->Get("a"));
   EXPECT_FALSE(store_->Update("a", [](JobSnapshot&) { FAIL(); }));
   EXPECT_FALSE(store_->GetArtifact("a", ArtifactFormat::kMp4));
-  store_->AddArtifact("a", ArtifactOf(1));
+  Put(*store_, "a", 1);
   EXPECT_FALSE(store_->GetArtifact("a", ArtifactFormat::kNpy));
 }
 
@@ -125,26 +121,26 @@ TEST_F(JobStoreTest, ForgetsTheOldestEndedJobsAndNoOthers) {
 TEST_F(JobStoreTest, ResultsStayWithinTheirBudgetAndTheNewestIsKeptWhateverItsSize) {
   store_ = MakeMemoryJobStore(100, 10);
   Add("abc");
-  store_->AddArtifact("a", ArtifactOf(6));
+  Put(*store_, "a", 6);
   End(*store_, "a");
-  store_->AddArtifact("b", ArtifactOf(4));
+  Put(*store_, "b", 4);
   End(*store_, "b");
   EXPECT_TRUE(store_->Get("a")) << "ten bytes fit";
   const auto held = store_->GetArtifact("a", ArtifactFormat::kNpy);
-  store_->AddArtifact("c", ArtifactOf(1000));
+  Put(*store_, "c", 1000);
   End(*store_, "c");
   EXPECT_FALSE(store_->Get("a"));
   EXPECT_FALSE(store_->Get("b"));
-  EXPECT_EQ(store_->GetArtifact("c", ArtifactFormat::kNpy)->bytes.size(), 1000u);
-  EXPECT_EQ(held->bytes.size(), 6u) << "who reads it keeps it";
+  EXPECT_EQ(store_->GetArtifact("c", ArtifactFormat::kNpy)->size(), 1000u);
+  EXPECT_EQ(ReadAll(*held), "xxxxxx") << "who reads it keeps it";
 }
 
 TEST_F(JobStoreTest, AReplacedArtifactCountsOnce) {
   store_ = MakeMemoryJobStore(100, 10);
   Add("ab");
-  for (int i = 0; i < 5; ++i) store_->AddArtifact("a", ArtifactOf(5));
+  for (int i = 0; i < 5; ++i) Put(*store_, "a", 5);
   End(*store_, "a");
-  store_->AddArtifact("b", ArtifactOf(5));
+  Put(*store_, "b", 5);
   End(*store_, "b");
   EXPECT_TRUE(store_->Get("a"));
 }
@@ -165,7 +161,7 @@ TEST_F(JobStoreTest, AWatcherIsWokenForEachChangeUntilItsHandleIsGone) {
 TEST_F(JobStoreTest, TheLastChangeWakesTooEvenWhenItsJobIsForgottenAtOnce) {
   store_ = MakeMemoryJobStore(1, 10);
   Add("ab");
-  store_->AddArtifact("a", ArtifactOf(100));
+  Put(*store_, "a", 100);
   End(*store_, "b");
   int wakes = 0;
   const auto handle = store_->Watch("a", [&] { ++wakes; });
@@ -179,12 +175,12 @@ TEST_F(JobStoreTest, JobsThatComeToNothingPushOutNobodysResults) {
   store_ = MakeMemoryJobStore(2, 1 << 20);
   Add("ab");
   for (const char* id : {"a", "b"}) {
-    store_->AddArtifact(id, ArtifactOf(5));
+    Put(*store_, id, 5);
     End(*store_, id);
   }
   for (int i = 0; i < 256; ++i) {
     const std::string id = "c" + std::to_string(i);
-    store_->Add(JobNamed(id));
+    store_->Add(JobNamed(id), {});
     End(*store_, id, JobState::kCancelled);
   }
   EXPECT_TRUE(store_->GetArtifact("a", ArtifactFormat::kNpy));
@@ -211,13 +207,13 @@ TEST_F(JobStoreTest, AJobIsNotForgottenUnderItsWatcher) {
 TEST_F(JobStoreTest, AJobIsNotForgottenWhileItsResultIsRead) {
   store_ = MakeMemoryJobStore(1, 100);
   Add("abc");
-  store_->AddArtifact("a", ArtifactOf(5));
+  Put(*store_, "a", 5);
   End(*store_, "a");
   auto reading = store_->GetArtifact("a", ArtifactFormat::kNpy);
-  store_->AddArtifact("b", ArtifactOf(5));
+  Put(*store_, "b", 5);
   End(*store_, "b");
   EXPECT_TRUE(store_->Get("a"));
-  store_->AddArtifact("c", ArtifactOf(500));
+  Put(*store_, "c", 500);
   End(*store_, "c");
   EXPECT_FALSE(store_->Get("a")) << "readers do not make the store grow without end";
   EXPECT_TRUE(store_->Get("c"));
@@ -228,7 +224,7 @@ TEST_F(JobStoreTest, CountsTheResultsThatNobodyHasFetched) {
   Add("abc");
   EXPECT_EQ(store_->CountUnfetched(young), 0);
   for (const char* id : {"a", "b"}) {
-    store_->AddArtifact(id, ArtifactOf(5));
+    Put(*store_, id, 5);
     End(*store_, id);
   }
   End(*store_, "c", JobState::kCancelled);

@@ -47,11 +47,11 @@ class FakeEngine : public Engine {
     job.prompt = request.prompt;
     job.num_steps = request.num_inference_steps.value_or(4);
     job.created_at = std::chrono::system_clock::now();
+    job = store_->Add(job, request).first;
     requests_.push_back(std::move(request));
     ++queued_;
-    store_->Add(job);
     changed_.notify_all();
-    return *store_->Get(job.id);
+    return job;
   }
 
   CancelResult Cancel(const std::string& job_id) override {
@@ -140,12 +140,10 @@ class FakeEngine : public Engine {
   }
   // Ends the job with one result of `bytes`.
   void Succeed(const std::string& job_id, const std::string& bytes) {
-    auto artifact = std::make_shared<Artifact>();
-    artifact->info = {ArtifactFormat::kMp4, "video.mp4", bytes.size(), "00"};
-    artifact->bytes = bytes;
-    store_->AddArtifact(job_id, artifact);
+    const ArtifactInfo info = {ArtifactFormat::kMp4, "video.mp4", bytes.size(), "00"};
+    store_->PutArtifact(job_id, info, bytes);
     Change(job_id, [&](JobSnapshot& job) {
-      job.artifacts = {artifact->info};
+      job.artifacts = {info};
       job.state = JobState::kSucceeded;
     });
   }

@@ -1,0 +1,41 @@
+// The recent states of one job, small enough to keep for every job. One thread at a time.
+#ifndef DENOISED_RUNTIME_STORE_EVENT_RING_H_
+#define DENOISED_RUNTIME_STORE_EVENT_RING_H_
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include "runtime/job.h"
+
+namespace denoised {
+
+class EventRing {
+ public:
+  static constexpr size_t kEvents = 32;
+
+  void Add(const JobSnapshot& job);
+  // The states after `sequence`, oldest first. `last` is the newest one, whole; the others are made
+  // from it and from what changed since.
+  std::vector<JobSnapshot> After(uint64_t sequence, const JobSnapshot& last) const;
+
+ private:
+  // What differs between two states of a job.
+  struct Event {
+    uint64_t sequence = 0;
+    JobState state = JobState::kQueued;
+    JobStage stage = JobStage::kNone;
+    int64_t step = 0, queue_position = 0, attempt = 0;
+    std::optional<double> eta_seconds, starts_in_seconds;
+    size_t stages = 0, artifacts = 0;  // how many of them there were
+    bool started = false;
+  };
+  static JobSnapshot At(const Event& event, const JobSnapshot& last);
+
+  std::deque<Event> events_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_STORE_EVENT_RING_H_

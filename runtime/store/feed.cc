@@ -1,0 +1,429 @@
+#include "runtime/store/feed.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+namespace denoised {
+namespace {
+
+Error NoJob(const std::string& id) {
+  return Error(StatusCode::kNotFound, "no job '" + id.substr(0, 64) + "'", "job_id",
+               "JOB_NOT_FOUND");
+}
+
+// A page token is the number of the last job shown, in decimal.
+uint64_t ParseToken(const std::string& token) {
+  if (token.empty()) return UINT64_MAX;
+  const bool digits =
+      std::all_of(token.begin(), token.end(), [](char c) { return c >= '0' && c <= '9'; });
+  if (!digits || token.size() > 19) {
+    throw InvalidField("page_token", "not a token of an earlier reply");
+  }
+  return std::stoull(token);
+}
+
+bool MayFollow(JobState from, JobState to) {
+  if (to == from || IsTerminal(to) || from == JobState::kQueued) return true;
+  return from == JobState::kSuspended || to == JobState::kSuspended;
+}
+
+void RequireForward(const JobSnapshot& job, JobState to) {
+  if (MayFollow(job.state, to)) return;
+  throw Error(StatusCode::kInternal, "job '" + job.id + "' cannot go from " +
+                                         std::string(JobStateName(job.state)) + " to " +
+                                         std::string(JobStateName(to)));
+}
+
+}  // namespace
+
+bool Feed::Record::watched() const {
+  return std::any_of(watchers.begin(), watchers.end(),
+                     [](const std::weak_ptr<Watcher>& watcher) { return !watcher.expired(); });
+}
+
+uint64_t Feed::Record::bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& [format, result] : results) bytes += result.info.size_bytes;
+  return bytes;
+}
+
+const Feed::Record* Feed::Find(const std::string& id) const {
+  const auto found = records_.find(id);
+  return found == records_.end() || found->second.accepting ? nullptr : &found->second;
+}
+
+Feed::Record* Feed::Find(const std::string& id) {
+  return const_cast<Record*>(std::as_const(*this).Find(id));
+}
+
+// ---- coming in
+
+std::optional<JobSnapshot> Feed::Reserve(JobRow* row) {
+  std::unique_lock lock(mutex_);
+  for (auto found = keys_.find(row->key); !row->key.empty() && found != keys_.end();
+       found = keys_.find(row->key)) {
+    const JobRow& known = records_.at(found->second).row;
+    if (known.request_digest != row->request_digest) {
+      throw Error(
+          StatusCode::kAlreadyExists,
+          "idempotency_key: job '" + known.job.id + "' was made under this key by another request",
+          "idempotency_key", "IDEMPOTENCY_KEY");
+    }
+    if (!records_.at(found->second).accepting) return known.job;
+    settled_.wait(lock);
+  }
+  row->number = ++last_number_;
+  row->job.sequence = 1;
+  const std::string& id = row->job.id;
+  records_[id] = Record{};
+  records_[id].row = *row;
+  if (!row->key.empty()) keys_[row->key] = id;
+  return std::nullopt;
+}
+
+JobSnapshot Feed::Publish(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  Record& record = records_.at(id);
+  record.accepting = false;
+  record.events.Add(record.row.job);
+  order_[record.row.number] = id;
+  settled_.notify_all();
+  return record.row.job;
+}
+
+void Feed::Abandon(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  const auto found = records_.find(id);
+  keys_.erase(found->second.row.key);
+  records_.erase(found);
+  settled_.notify_all();
+}
+
+void Feed::Restore(JobRow row) {
+  const std::lock_guard lock(mutex_);
+  const std::string id = row.job.id;
+  Record& record = records_[id];
+  record.accepting = false;
+  record.events.Add(row.job);
+  order_[row.number] = id;
+  last_number_ = std::max(last_number_, row.number);
+  if (!row.key.empty()) keys_[row.key] = id;
+  record.row = std::move(row);
+  if (!IsTerminal(record.row.job.state)) return;
+  for (const ArtifactInfo& info : record.row.job.artifacts) {
+    record.results[info.format] = {info, nullptr, nullptr};
+    result_bytes_ += info.size_bytes;
+  }
+  End(id, &record);
+}
+
+// ---- reading
+
+std::optional<JobSnapshot> Feed::Get(const std::string& id) const {
+  const std::lock_guard lock(mutex_);
+  const Record* record = Find(id);
+  return record ? std::optional(record->row.job) : std::nullopt;
+}
+
+JobPage Feed::List(std::optional<JobState> state, size_t page_size,
+                   const std::string& page_token) const {
+  const uint64_t before = ParseToken(page_token);
+  if (page_size == 0) throw InvalidField("page_size", "must be at least 1");
+  JobPage page;
+  const std::lock_guard lock(mutex_);
+  for (auto it = std::make_reverse_iterator(order_.lower_bound(before)); it != order_.rend();
+       ++it) {
+    const JobSnapshot& job = records_.at(it->second).row.job;
+    if (state && job.state != *state) continue;
+    if (page.jobs.size() == page_size) {
+      page.next_page_token = page.tokens.back();
+      break;
+    }
+    page.jobs.push_back(job);
+    page.tokens.push_back(std::to_string(it->first));
+  }
+  return page;
+}
+
+std::vector<JobSnapshot> Feed::Replay(const std::string& id, uint64_t sequence) const {
+  const std::lock_guard lock(mutex_);
+  const Record* record = Find(id);
+  if (!record) return {};
+  return record->events.After(sequence, record->row.job);
+}
+
+std::shared_ptr<void> Feed::Watch(const std::string& id, std::function<void()> wake) {
+  auto watcher = std::make_shared<Watcher>(Watcher{std::move(wake)});
+  const std::lock_guard lock(mutex_);
+  if (Record* record = Find(id)) record->watchers.push_back(watcher);
+  return watcher;
+}
+
+// ---- changing
+
+std::optional<JobSnapshot> Feed::Update(const std::string& id, const Change& change,
+                                        const Keep& keep) {
+  return Apply(id, change, keep, Way::kForward);
+}
+
+int64_t Feed::Start(const std::string& id, const Keep& keep) {
+  bool begun = false;
+  const auto job = Apply(
+      id,
+      [&](JobSnapshot& next) {
+        begun = true;
+        ++next.attempt;
+        next.state = JobState::kRunning;
+        next.queue_position = 0;
+        next.starts_in_seconds.reset();
+        if (!next.started_at) next.started_at = std::chrono::system_clock::now();
+      },
+      keep, Way::kForward);
+  if (!job) throw NoJob(id);
+  if (begun) return job->attempt;
+  throw Error(StatusCode::kFailedPrecondition, "job '" + id + "' has already ended", "job_id",
+              "JOB_FINISHED");
+}
+
+void Feed::Interrupt(const std::string& id, const Keep& keep) {
+  const auto back = [](JobSnapshot& job) {
+    if (job.state != JobState::kRunning) return;
+    job.state = JobState::kQueued;
+    job.stage = JobStage::kNone;
+    job.eta_seconds.reset();
+  };
+  Apply(id, back, keep, Way::kBackToQueue);
+}
+
+std::optional<JobSnapshot> Feed::Apply(const std::string& id, const Change& change,
+                                       const Keep& keep, Way way) {
+  std::unique_lock lock(mutex_);
+  Record* record = AwaitUnchanging(id, &lock);
+  if (!record) return std::nullopt;
+  if (record->next) return record->next;
+  if (IsTerminal(record->row.job.state)) return record->row.job;
+  JobSnapshot next = record->row.job;
+  change(next);
+  if (way == Way::kForward) RequireForward(record->row.job, next.state);
+  next.sequence = record->row.job.sequence + 1;
+  const bool durable =
+      next.state != record->row.job.state || next.attempt != record->row.job.attempt;
+  if (keep && durable) {
+    record->next = next;
+    JobRow row = record->row;
+    row.job = next;
+    lock.unlock();
+    bool kept = false;
+    try {
+      kept = keep(row);
+    } catch (...) {
+      lock.lock();
+      record->next.reset();
+      settled_.notify_all();
+      throw;
+    }
+    lock.lock();
+    if (!kept) {
+      // It may have been settled, and even forgotten, before this thread came back.
+      record = Find(id);
+      if (record) record->held = record->next.has_value();
+      settled_.notify_all();
+      return next;
+    }
+  }
+  const Woken woken = Show(record, std::move(next));
+  JobSnapshot after = record->row.job;
+  if (IsTerminal(after.state)) End(id, record);  // which may forget it
+  lock.unlock();
+  for (const auto& watcher : woken) watcher->wake();
+  return after;
+}
+
+// The record once no change of it is under way; null where there is none. One that is held counts
+// as done: its `next` is set.
+Feed::Record* Feed::AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock) {
+  for (;;) {
+    Record* record = Find(id);
+    if (!record || !record->next || record->held) return record;
+    settled_.wait(*lock);
+  }
+}
+
+Feed::Woken Feed::Show(Record* record, JobSnapshot next) {
+  record->row.job = std::move(next);
+  record->next.reset();
+  record->held = false;
+  record->events.Add(record->row.job);
+  settled_.notify_all();
+  Woken woken;
+  std::erase_if(record->watchers, [&](const std::weak_ptr<Watcher>& weak) {
+    auto watcher = weak.lock();
+    if (watcher) woken.push_back(std::move(watcher));
+    return weak.expired();
+  });
+  return woken;
+}
+
+void Feed::Settle(const std::string& id) {
+  std::unique_lock lock(mutex_);
+  Record* record = Find(id);
+  if (!record || !record->next) return;
+  const Woken woken = Show(record, *record->next);
+  if (IsTerminal(record->row.job.state)) End(id, record);
+  lock.unlock();
+  for (const auto& watcher : woken) watcher->wake();
+}
+
+// ---- results
+
+void Feed::AddResult(const std::string& id, const ArtifactInfo& info,
+                     std::shared_ptr<const Artifact> artifact) {
+  const std::lock_guard lock(mutex_);
+  Record* record = Find(id);
+  if (!record) return;
+  Result& place = record->results[info.format];
+  result_bytes_ += info.size_bytes - place.info.size_bytes;
+  place = {info, std::move(artifact), nullptr};
+}
+
+std::optional<Feed::Result> Feed::FindResult(const std::string& id, ArtifactFormat format) const {
+  const std::lock_guard lock(mutex_);
+  const Record* record = Find(id);
+  if (!record) return std::nullopt;
+  const auto found = record->results.find(format);
+  if (found == record->results.end()) return std::nullopt;
+  return Result{found->second.info, found->second.artifact, record->reading};
+}
+
+void Feed::MarkFetched(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  if (Record* record = Find(id)) record->fetched = true;
+}
+
+int64_t Feed::CountUnfetched(std::chrono::steady_clock::duration age) const {
+  const auto since = std::chrono::steady_clock::now() - age;
+  const std::lock_guard lock(mutex_);
+  int64_t count = 0;
+  for (auto id = with_results_.rbegin(); id != with_results_.rend(); ++id) {
+    const Record& record = records_.at(*id);
+    if (record.ended_at < since) break;
+    count += record.row.job.state == JobState::kSucceeded && !record.fetched ? 1 : 0;
+  }
+  return count;
+}
+
+// ---- forgetting
+
+void Feed::End(const std::string& id, Record* record) {
+  using std::chrono::system_clock;
+  const auto now = system_clock::now();
+  record->ended_at =
+      std::chrono::steady_clock::now() -
+      std::max(system_clock::duration(0), now - record->row.job.finished_at.value_or(now));
+  (record->results.empty() ? without_results_ : with_results_).push_back(id);
+  ForgetOld();
+}
+
+void Feed::ForgetOld() {
+  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
+    while (ended->size() > max_finished_ && ForgetOldest(ended, Which::kNotInUse)) {
+    }
+  }
+  for (const Which which : {Which::kNotInUse, Which::kAny}) {
+    while (result_bytes_ > max_result_bytes_ && ForgetOldest(&with_results_, which)) {
+    }
+  }
+}
+
+bool Feed::Takes(const Record& record, Which which) {
+  if (which == Which::kAny) return true;
+  if (record.watched() || record.read()) return false;
+  return which == Which::kNotInUse || record.fetched;
+}
+
+uint64_t Feed::result_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return result_bytes_;
+}
+
+uint64_t Feed::forgettable_bytes() const {
+  const std::lock_guard lock(mutex_);
+  uint64_t bytes = 0;
+  for (const std::string& id : with_results_) {
+    const Record& record = records_.at(id);
+    if (&id != &with_results_.back() && Takes(record, Which::kNotInUse)) bytes += record.bytes();
+  }
+  return bytes;
+}
+
+void Feed::MakeRoom(uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const uint64_t wanted = result_bytes_ > bytes ? result_bytes_ - bytes : 0;
+  for (const Which which : {Which::kFetched, Which::kNotInUse}) {
+    while (result_bytes_ > wanted && ForgetOldest(&with_results_, which)) {
+    }
+  }
+}
+
+bool Feed::ForgetOldest(std::deque<std::string>* ended, Which which) {
+  if (ended->empty()) return false;
+  const auto newest = std::prev(ended->end());
+  const auto oldest = std::find_if(
+      ended->begin(), newest, [&](const std::string& id) { return Takes(records_.at(id), which); });
+  if (oldest == newest) return false;
+  Erase(*oldest);
+  ended->erase(oldest);
+  return true;
+}
+
+void Feed::ForgetEndedBefore(SystemTime moment) {
+  const std::lock_guard lock(mutex_);
+  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
+    std::erase_if(*ended, [&](const std::string& id) {
+      const Record& record = records_.at(id);
+      const auto& end = record.row.job.finished_at;
+      const bool old = end && *end < moment && Takes(record, Which::kNotInUse);
+      if (old) Erase(id);
+      return old;
+    });
+  }
+}
+
+uint64_t Feed::RequireEnded(const std::string& id) const {
+  const std::lock_guard lock(mutex_);
+  const Record* record = Find(id);
+  if (!record) throw NoJob(id);
+  if (IsTerminal(record->row.job.state)) return record->row.number;
+  throw Error(StatusCode::kFailedPrecondition,
+              "job '" + id + "' is " + std::string(JobStateName(record->row.job.state)) +
+                  "; only a job that has ended can be deleted",
+              "job_id", "JOB_NOT_FINISHED");
+}
+
+void Feed::Forget(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  if (!Find(id)) return;
+  std::erase(with_results_, id);
+  std::erase(without_results_, id);
+  Erase(id);
+}
+
+void Feed::Erase(const std::string& id) {
+  const auto found = records_.find(id);
+  const JobRow& row = found->second.row;
+  result_bytes_ -= found->second.bytes();
+  order_.erase(row.number);
+  if (const auto key = keys_.find(row.key); key != keys_.end() && key->second == id) {
+    keys_.erase(key);
+  }
+  forgotten_.push_back({id, row.number});
+  records_.erase(found);
+}
+
+std::vector<Feed::Forgotten> Feed::TakeForgotten() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(forgotten_, {});
+}
+
+}  // namespace denoised

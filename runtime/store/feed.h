@@ -1,0 +1,145 @@
+// The latest view of every job, in memory: what readers and watchers see of either store, and which
+// ended jobs are old enough to be forgotten. Torch-free, thread-safe.
+//
+// No call waits for a disk under the feed's lock: a change that must be durable first is made on a
+// copy, kept without the lock, and seen afterwards; who changes the same job meanwhile waits for
+// that, who reads it sees what it was.
+#ifndef DENOISED_RUNTIME_STORE_FEED_H_
+#define DENOISED_RUNTIME_STORE_FEED_H_
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/job_store.h"
+#include "runtime/store/event_ring.h"
+#include "runtime/store/job_row.h"
+
+namespace denoised {
+
+class Feed {
+ public:
+  // Makes a change of state or attempt durable, without the feed's lock. True: it is. False: it
+  // will be, and Settle() follows then. What it throws undoes the change.
+  using Keep = std::function<bool(const JobRow& after)>;
+  using Change = std::function<void(JobSnapshot&)>;
+  using SystemTime = std::chrono::system_clock::time_point;
+
+  // As MakeMemoryJobStore says.
+  Feed(size_t max_finished, uint64_t max_result_bytes)
+      : max_finished_(max_finished), max_result_bytes_(max_result_bytes) {}
+
+  // A place for a new job that nobody sees before Publish; gives it its number and sequence. Where
+  // its key made one before, that job's snapshot (once it is published itself), or ALREADY_EXISTS.
+  std::optional<JobSnapshot> Reserve(JobRow* row);
+  JobSnapshot Publish(const std::string& id);
+  void Abandon(const std::string& id);
+  // A job of an earlier life. Ended ones come in the order in which they ended.
+  void Restore(JobRow row);
+
+  std::optional<JobSnapshot> Get(const std::string& id) const;
+  JobPage List(std::optional<JobState> state, size_t page_size,
+               const std::string& page_token) const;
+  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const;
+  std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake);
+
+  // JobStore::Update. Without `keep` nothing is made durable.
+  std::optional<JobSnapshot> Update(const std::string& id, const Change& change, const Keep& keep);
+  int64_t Start(const std::string& id, const Keep& keep);
+  void Interrupt(const std::string& id, const Keep& keep);
+  // The change that `keep` answered with false is durable now.
+  void Settle(const std::string& id);
+
+  // A result that is kept: here, or on disk, where `artifact` is null.
+  void AddResult(const std::string& id, const ArtifactInfo& info,
+                 std::shared_ptr<const Artifact> artifact);
+  // Until `reading` is gone the job counts as read.
+  struct Result {
+    ArtifactInfo info;
+    std::shared_ptr<const Artifact> artifact;
+    std::shared_ptr<const void> reading;
+  };
+  std::optional<Result> FindResult(const std::string& id, ArtifactFormat format) const;
+  void MarkFetched(const std::string& id);
+  int64_t CountUnfetched(std::chrono::steady_clock::duration age) const;
+
+  uint64_t result_bytes() const;
+  uint64_t forgettable_bytes() const;
+  void MakeRoom(uint64_t bytes);
+  // Forgets what ended before `moment` and is not in use.
+  void ForgetEndedBefore(SystemTime moment);
+  // Number of an ended job; throws as JobStore::Delete.
+  uint64_t RequireEnded(const std::string& id) const;
+  void Forget(const std::string& id);
+
+  // Jobs that were forgotten since the last call.
+  struct Forgotten {
+    std::string id;
+    uint64_t number = 0;
+  };
+  std::vector<Forgotten> TakeForgotten();
+
+ private:
+  struct Watcher {
+    std::function<void()> wake;
+  };
+  struct Record {
+    JobRow row;
+    bool accepting = true;            // reserved, not published
+    std::optional<JobSnapshot> next;  // a change on its way to the disk
+    bool held = false;                // ... which takes its time: `next` is as good as done
+    EventRing events;
+    std::vector<std::weak_ptr<Watcher>> watchers;
+    std::map<ArtifactFormat, Result> results;  // their `reading` unset
+    std::shared_ptr<const void> reading = std::make_shared<int>();
+    std::chrono::steady_clock::time_point ended_at;
+    bool fetched = false;
+
+    bool watched() const;
+    bool read() const { return reading.use_count() > 1; }
+    uint64_t bytes() const;
+  };
+  using Woken = std::vector<std::shared_ptr<Watcher>>;
+  enum class Way : uint8_t { kForward, kBackToQueue };
+  // Which jobs ForgetOldest may take.
+  enum class Which : uint8_t { kFetched, kNotInUse, kAny };
+
+  // All below under mutex_.
+  const Record* Find(const std::string& id) const;  // not those that are reserved
+  Record* Find(const std::string& id);
+  std::optional<JobSnapshot> Apply(const std::string& id, const Change& change, const Keep& keep,
+                                   Way way);
+  Record* AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock);
+  Woken Show(Record* record, JobSnapshot next);
+  void End(const std::string& id, Record* record);
+  void ForgetOld();
+  static bool Takes(const Record& record, Which which);
+  // Forgets the oldest such job of `ended` but its newest. False where there is none.
+  bool ForgetOldest(std::deque<std::string>* ended, Which which);
+  void Erase(const std::string& id);
+
+  const size_t max_finished_;
+  const uint64_t max_result_bytes_;
+  mutable std::mutex mutex_;
+  std::condition_variable settled_;  // a record was published, abandoned, changed or held
+  std::unordered_map<std::string, Record> records_;
+  std::map<uint64_t, std::string> order_;                   // number -> id
+  std::unordered_map<std::string, std::string> keys_;       // of idempotency -> id
+  std::deque<std::string> with_results_, without_results_;  // ended jobs, oldest first
+  std::vector<Forgotten> forgotten_;
+  uint64_t result_bytes_ = 0;
+  uint64_t last_number_ = 0;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_STORE_FEED_H_

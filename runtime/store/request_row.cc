@@ -1,0 +1,163 @@
+#include "runtime/store/request_row.h"
+
+#include <utility>
+
+#include "runtime/loaders/sha256.h"
+#include "runtime/store/json_fields.h"
+
+namespace denoised {
+namespace {
+
+using stored::Dump;
+using stored::FromName;
+using stored::Json;
+using stored::Put;
+using stored::Take;
+using SteadyClock = std::chrono::steady_clock;
+using SystemClock = std::chrono::system_clock;
+
+int64_t TimeOfDay(SteadyClock::time_point moment) {
+  const auto left = moment - SteadyClock::now();
+  return stored::ToMicros(SystemClock::now() +
+                          std::chrono::duration_cast<SystemClock::duration>(left));
+}
+
+SteadyClock::time_point SteadyMoment(int64_t micros) {
+  const auto left = stored::FromMicros(micros) - SystemClock::now();
+  return SteadyClock::now() + std::chrono::duration_cast<SteadyClock::duration>(left);
+}
+
+Json WriteAttention(const AttentionOptions& options) {
+  Json json = {{"strict", options.mode == SelectionMode::kStrict},
+               {"parameters", options.parameters_json}};
+  if (options.backend) json["backend"] = AttnBackendName(*options.backend);
+  return json;
+}
+
+AttentionOptions ReadAttention(const Json& json) {
+  AttentionOptions options;
+  options.mode = json.at("strict").get<bool>() ? SelectionMode::kStrict : SelectionMode::kPrefer;
+  options.parameters_json = json.at("parameters").get<std::string>();
+  std::optional<std::string> backend;
+  Take(json, "backend", &backend);
+  if (backend) options.backend = FromName(*backend, AttnBackend::kNoAttention, AttnBackendName);
+  return options;
+}
+
+// All but the deadline, the key and the bytes of the tensor.
+Json WriteContent(const GenerationRequest& request) {
+  Json json = {{"model", request.model},
+               {"prompt", request.prompt},
+               {"attention", WriteAttention(request.attention)},
+               {"best_effort_deadline", request.best_effort_deadline},
+               {"priority", PriorityName(request.priority)},
+               {"tenant", request.tenant}};
+  Put(&json, "negative_prompt", request.negative_prompt);
+  Put(&json, "seed", request.seed);
+  Put(&json, "height", request.height);
+  Put(&json, "width", request.width);
+  Put(&json, "num_frames", request.num_frames);
+  Put(&json, "fps", request.fps);
+  Put(&json, "num_inference_steps", request.num_inference_steps);
+  Put(&json, "guidance_scale", request.guidance_scale);
+  Put(&json, "flow_shift", request.flow_shift);
+  Put(&json, "max_sequence_length", request.max_sequence_length);
+  if (request.numerics.linear) json["linear"] = LinearNumericsName(*request.numerics.linear);
+  if (request.latents) {
+    json["latents"] = {{"dtype", DTypeName(request.latents->dtype)},
+                       {"shape", request.latents->shape}};
+  }
+  json["formats"] = Json::array();
+  for (ArtifactFormat format : request.formats) {
+    json["formats"].push_back(ArtifactFormatName(format));
+  }
+  if (request.preview) {
+    json["preview"] = {{"every_steps", request.preview->every_steps},
+                       {"max_side", request.preview->max_side}};
+  }
+  return json;
+}
+
+HostTensor ReadLatents(const Json& json, const std::string& bytes) {
+  HostTensor tensor;
+  tensor.dtype = FromName(json.at("dtype").get<std::string>(), DType::kUInt8, DTypeName);
+  tensor.shape = json.at("shape").get<std::vector<int64_t>>();
+  tensor.data = bytes;
+  try {
+    CheckHostTensor(tensor, "latents");
+  } catch (const Error& error) {
+    throw stored::Unreadable(error.what());
+  }
+  return tensor;
+}
+
+void ReadNumbers(const Json& json, GenerationRequest* request) {
+  Take(json, "negative_prompt", &request->negative_prompt);
+  Take(json, "seed", &request->seed);
+  Take(json, "height", &request->height);
+  Take(json, "width", &request->width);
+  Take(json, "num_frames", &request->num_frames);
+  Take(json, "fps", &request->fps);
+  Take(json, "num_inference_steps", &request->num_inference_steps);
+  Take(json, "guidance_scale", &request->guidance_scale);
+  Take(json, "flow_shift", &request->flow_shift);
+  Take(json, "max_sequence_length", &request->max_sequence_length);
+}
+
+void ReadChoices(const Json& json, GenerationRequest* request) {
+  std::optional<std::string> linear;
+  Take(json, "linear", &linear);
+  if (linear) {
+    request->numerics.linear = LinearNumericsFromName(*linear);
+    if (!request->numerics.linear) throw stored::Unreadable("no such numerics: " + *linear);
+  }
+  for (const Json& format : json.at("formats")) {
+    request->formats.push_back(
+        FromName(format.get<std::string>(), ArtifactFormat::kSafetensors, ArtifactFormatName));
+  }
+  if (const auto preview = json.find("preview"); preview != json.end()) {
+    request->preview = {preview->at("every_steps").get<int64_t>(),
+                        preview->at("max_side").get<int64_t>()};
+  }
+}
+
+}  // namespace
+
+RequestRow WriteRequest(const GenerationRequest& request) {
+  Json json = WriteContent(request);
+  if (request.deadline) json["deadline"] = TimeOfDay(*request.deadline);
+  return {Dump(json), request.latents ? request.latents->data : ""};
+}
+
+GenerationRequest ReadRequest(const RequestRow& row) {
+  return stored::Parse(row.text, [&](const Json& json) {
+    GenerationRequest request;
+    request.model = json.at("model").get<std::string>();
+    request.prompt = json.at("prompt").get<std::string>();
+    request.attention = ReadAttention(json.at("attention"));
+    request.best_effort_deadline = json.at("best_effort_deadline").get<bool>();
+    request.priority =
+        FromName(json.at("priority").get<std::string>(), Priority::kUrgent, PriorityName);
+    request.tenant = json.at("tenant").get<std::string>();
+    ReadNumbers(json, &request);
+    ReadChoices(json, &request);
+    if (const auto latents = json.find("latents"); latents != json.end()) {
+      request.latents = ReadLatents(*latents, row.latents);
+    }
+    if (const auto deadline = json.find("deadline"); deadline != json.end()) {
+      request.deadline = SteadyMoment(deadline->get<int64_t>());
+    }
+    return request;
+  });
+}
+
+std::string RequestDigest(const GenerationRequest& request) {
+  Json json = WriteContent(request);
+  json["has_deadline"] = request.deadline.has_value();
+  Sha256 hash;
+  hash.Update(Dump(json));  // keys in order, so canonical
+  if (request.latents) hash.Update(request.latents->data);
+  return ToHex(hash.Finish());
+}
+
+}  // namespace denoised
