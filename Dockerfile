@@ -30,7 +30,7 @@ RUN cmake --install build --prefix /stage/usr/local --strip \
 FROM debian:bookworm-slim
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends \
       libgrpc++1.51 libprotobuf32 libprometheus-cpp-core1.0 libcpp-httplib0.11 libcivetweb1 \
-      libutf8proc2 libssl3 zlib1g libgomp1 \
+      libutf8proc2 libsqlite3-0 libssl3 zlib1g libgomp1 \
       libavcodec59 libavformat59 libavutil57 libswscale6 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --create-home --home-dir /var/lib/denoised denoised

@@ -28,7 +28,7 @@ build_packages=(
   build-essential g++ cmake ninja-build make git mold ccache pkg-config
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
   prometheus-cpp-dev libcivetweb-dev libcpp-httplib-dev libssl-dev zlib1g-dev
-  nlohmann-json3-dev libutf8proc-dev
+  nlohmann-json3-dev libutf8proc-dev libsqlite3-dev
   libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   python3 python3-venv python3-pip curl
