@@ -1,6 +1,7 @@
 #include "runtime/schedulers/flow_match_euler.h"
 
 #include <cmath>
+#include <string>
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
@@ -59,6 +60,10 @@ void FlowMatchEulerScheduler::MakeSchedule(int64_t steps, std::optional<double> 
   std::vector<double> timesteps;
   for (int64_t i = 0; i < steps; ++i) timesteps.push_back(timestep_tensor_[i].item<float>());
   KeepSchedule(std::move(timesteps), at::cat({levels, at::zeros({1}, at::kFloat)}));
+}
+
+std::string FlowMatchEulerScheduler::Solver() const {
+  return "flow-match Euler of " + std::to_string(config_.num_train_timesteps) + " timesteps";
 }
 
 at::Tensor FlowMatchEulerScheduler::Advance(const at::Tensor& model_output, int64_t i,

@@ -3,6 +3,9 @@
 #ifndef DENOISED_RUNTIME_SCHEDULERS_FLOW_MATCH_EULER_H_
 #define DENOISED_RUNTIME_SCHEDULERS_FLOW_MATCH_EULER_H_
 
+#include <string>
+#include <vector>
+
 #include "runtime/schedulers/scheduler.h"
 
 namespace denoised {
@@ -26,6 +29,11 @@ class FlowMatchEulerScheduler : public Scheduler {
  protected:
   void MakeSchedule(int64_t steps, std::optional<double> shift) override;
   at::Tensor Advance(const at::Tensor& model_output, int64_t i, const at::Tensor& sample) override;
+  std::string Solver() const override;
+  // A step sees nothing of those before it.
+  std::vector<std::string> HistoryNames(int64_t) const override { return {}; }
+  History GetHistory() const override { return {}; }
+  void SetHistory(int64_t, const History&) override {}
 
  private:
   const Config config_;

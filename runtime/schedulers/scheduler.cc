@@ -2,6 +2,7 @@
 
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -25,6 +26,19 @@ ConfigReader WithoutDefaults(const ConfigReader& reader) {
     if (key.is_string()) chosen.erase(key.get<std::string>());
   }
   return ConfigReader(std::move(chosen), reader.path());
+}
+
+constexpr char kSchedule[] = "sigmas";
+
+std::string Described(const at::Tensor& x) {
+  std::string shape;
+  for (int64_t size : x.sizes()) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+  return std::string(c10::toString(x.scalar_type())) + " [" + shape + "]";
+}
+
+Error DoesNotFit(const std::string& wanted, const std::string& came) {
+  return Error(StatusCode::kInvalidArgument,
+               "the saved solver does not fit: wanted " + wanted + ", came " + came);
 }
 
 }  // namespace
@@ -70,6 +84,56 @@ at::Tensor Scheduler::Step(const at::Tensor& model_output, int64_t i, const at::
   at::Tensor next = Advance(model_output, i, sample);
   ++next_step_;
   return next;
+}
+
+SolverState Scheduler::Save() const {
+  const c10::InferenceMode guard;
+  SolverState state{Solver(), next_step_, GetHistory()};
+  state.tensors[kSchedule] = sigma_tensor_;
+  for (auto& [name, tensor] : state.tensors) tensor = tensor.to(at::kCPU);
+  return state;
+}
+
+void Scheduler::Restore(const SolverState& state, const at::Tensor& latents) {
+  const c10::InferenceMode guard;
+  CheckFits(state, latents);
+  History history = state.tensors;
+  history.erase(kSchedule);
+  // Contiguous, as a step leaves them; a copy, so that the history is nobody else's.
+  for (auto& [name, tensor] : history) {
+    tensor = at::empty(latents.sizes(), latents.options()).copy_(tensor);
+  }
+  SetHistory(state.next_step, history);
+  next_step_ = state.next_step;
+}
+
+void Scheduler::CheckFits(const SolverState& state, const at::Tensor& latents) const {
+  if (state.solver != Solver()) throw DoesNotFit(Solver(), state.solver);
+  if (state.next_step < 0 || state.next_step > steps()) {
+    throw DoesNotFit("a step from 0 to " + std::to_string(steps()),
+                     std::to_string(state.next_step));
+  }
+  std::vector<std::string> names = HistoryNames(state.next_step);
+  for (const std::string& name : names) {
+    const auto found = state.tensors.find(name);
+    const bool given = found != state.tensors.end() && found->second.defined();
+    if (given && found->second.sizes() == latents.sizes() &&
+        found->second.scalar_type() == latents.scalar_type()) {
+      continue;
+    }
+    throw DoesNotFit(name + " as the latents, " + Described(latents),
+                     given ? Described(found->second) : "nothing");
+  }
+  names.push_back(kSchedule);
+  for (const auto& [name, tensor] : state.tensors) {
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    throw DoesNotFit("what step " + std::to_string(state.next_step) + " needs", name);
+  }
+  const auto schedule = state.tensors.find(kSchedule);
+  const bool same = schedule != state.tensors.end() && schedule->second.defined() &&
+                    schedule->second.scalar_type() == sigma_tensor_.scalar_type() &&
+                    at::equal(schedule->second.to(at::kCPU), sigma_tensor_);
+  if (!same) throw DoesNotFit("the noise levels of this schedule", "others");
 }
 
 void Scheduler::KeepSchedule(std::vector<double> timesteps, const at::Tensor& sigmas) {

@@ -6,13 +6,25 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace denoised {
 
 class ConfigReader;
+
+// A solver between two steps, as plain values for whoever keeps them: beside the latents of
+// `next_step` all that the rest of a trajectory depends on.
+struct SolverState {
+  std::string solver;  // class and options, for Restore to compare
+  int64_t next_step = 0;
+  // On the CPU; "sigmas" is the schedule, the others are the history, each as large as the latents.
+  // They share the scheduler's memory, which nobody writes to again.
+  std::map<std::string, at::Tensor> tensors;
+};
 
 // One per job: holds the job's schedule and the history of its solver, nothing shared. Used by the
 // engine thread. All arithmetic is that of diffusers' class of the same name, bit for bit.
@@ -50,7 +62,24 @@ class Scheduler {
   // `sample` is float32 and keeps its values.
   at::Tensor Step(const at::Tensor& model_output, int64_t i, const at::Tensor& sample);
 
+  // After SetTimesteps, between two steps.
+  SolverState Save() const;
+  // Goes on where `state` was saved, with the same bits: after SetTimesteps of the same schedule,
+  // before the step that `latents` belong to; history goes to their device. INVALID_ARGUMENT,
+  // nothing changed, where the state is another solver's or schedule's or is not what its step
+  // needs.
+  void Restore(const SolverState& state, const at::Tensor& latents);
+
  protected:
+  using History = std::map<std::string, at::Tensor>;
+
+  // Class and options, all that the arithmetic depends on beside the schedule.
+  virtual std::string Solver() const = 0;
+  // What steps before `next_step` left, by name; the names depend on the step alone.
+  virtual std::vector<std::string> HistoryNames(int64_t next_step) const = 0;
+  virtual History GetHistory() const = 0;
+  virtual void SetHistory(int64_t next_step, const History& history) = 0;
+
   virtual void MakeSchedule(int64_t steps, std::optional<double> shift) = 0;
   virtual at::Tensor Advance(const at::Tensor& model_output, int64_t i,
                              const at::Tensor& sample) = 0;
@@ -60,6 +89,8 @@ class Scheduler {
   const at::Tensor& sigma_tensor() const { return sigma_tensor_; }
 
  private:
+  void CheckFits(const SolverState& state, const at::Tensor& latents) const;
+
   std::vector<double> timesteps_;
   std::vector<double> sigmas_;
   at::Tensor sigma_tensor_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
@@ -46,6 +47,11 @@ UniPcScheduler::Config ReadConfig(const ConfigReader& reader) {
   return config;
 }
 
+constexpr char kLastSample[] = "last_sample";
+
+// Of the k-th newest.
+std::string CleanName(int64_t k) { return "clean." + std::to_string(k); }
+
 }  // namespace
 
 UniPcScheduler::UniPcScheduler(const ConfigReader& reader) : config_(ReadConfig(reader)) {}
@@ -60,9 +66,7 @@ at::Tensor UniPcScheduler::TimestepTensor(int64_t i, int64_t batch, at::Device d
 }
 
 void UniPcScheduler::MakeSchedule(int64_t steps, std::optional<double> shift) {
-  clean_.clear();
-  last_sample_ = at::Tensor();
-  order_ = 1;
+  SetHistory(0, {});
   const double s = shift.value_or(config_.flow_shift);
   const double train = static_cast<double>(config_.num_train_timesteps);
   std::vector<double> sigmas = Linspace(1.0, 1.0 / train, steps + 1);
@@ -88,8 +92,8 @@ at::Tensor UniPcScheduler::Advance(const at::Tensor& model_output, int64_t i,
   const at::Tensor clean = sample - Sigma(i).to(sample.device()) * model_output;
   const at::Tensor corrected = Corrects(i) ? Correct(i, clean) : sample;
   clean_.push_front(clean);
-  if (static_cast<int64_t>(clean_.size()) > config_.solver_order) clean_.pop_back();
-  order_ = std::min({config_.solver_order, steps() - i, i + 1});
+  if (static_cast<int64_t>(clean_.size()) > CleanAfter(i)) clean_.pop_back();
+  order_ = OrderAt(i);
   last_sample_ = corrected;
   return Predict(i, corrected);
 }
@@ -97,6 +101,50 @@ at::Tensor UniPcScheduler::Advance(const at::Tensor& model_output, int64_t i,
 bool UniPcScheduler::Corrects(int64_t i) const {
   const auto& disabled = config_.disable_corrector;
   return i > 0 && std::find(disabled.begin(), disabled.end(), i - 1) == disabled.end();
+}
+
+int64_t UniPcScheduler::OrderAt(int64_t i) const {
+  return std::min({config_.solver_order, steps() - i, i + 1});
+}
+
+int64_t UniPcScheduler::CleanAfter(int64_t i) const {
+  return std::min(config_.solver_order, i + 1);
+}
+
+std::string UniPcScheduler::Solver() const {
+  std::string uncorrected;
+  for (int64_t step : config_.disable_corrector) uncorrected += " " + std::to_string(step);
+  return "UniPC of order " + std::to_string(config_.solver_order) +
+         (config_.bh1 ? " with bh1" : " with bh2") + " of " +
+         std::to_string(config_.num_train_timesteps) + " timesteps, corrector off after [" +
+         uncorrected + " ]";
+}
+
+std::vector<std::string> UniPcScheduler::HistoryNames(int64_t next_step) const {
+  if (next_step == 0) return {};
+  std::vector<std::string> names = {kLastSample};
+  for (int64_t k = 0; k < CleanAfter(next_step - 1); ++k) names.push_back(CleanName(k));
+  return names;
+}
+
+Scheduler::History UniPcScheduler::GetHistory() const {
+  History history;
+  if (last_sample_.defined()) history[kLastSample] = last_sample_;
+  for (size_t k = 0; k < clean_.size(); ++k) {
+    history[CleanName(static_cast<int64_t>(k))] = clean_[k];
+  }
+  return history;
+}
+
+void UniPcScheduler::SetHistory(int64_t next_step, const History& history) {
+  clean_.clear();
+  last_sample_ = at::Tensor();
+  order_ = 1;
+  if (next_step == 0) return;
+  for (int64_t k = 0; k < CleanAfter(next_step - 1); ++k)
+    clean_.push_back(history.at(CleanName(k)));
+  last_sample_ = history.at(kLastSample);
+  order_ = OrderAt(next_step - 1);
 }
 
 // The quantities that predictor and corrector share for the way from noise level `from` to `to`.

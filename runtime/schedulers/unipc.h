@@ -4,6 +4,7 @@
 #define DENOISED_RUNTIME_SCHEDULERS_UNIPC_H_
 
 #include <deque>
+#include <string>
 #include <vector>
 
 #include "runtime/schedulers/scheduler.h"
@@ -32,6 +33,10 @@ class UniPcScheduler : public Scheduler {
  protected:
   void MakeSchedule(int64_t steps, std::optional<double> shift) override;
   at::Tensor Advance(const at::Tensor& model_output, int64_t i, const at::Tensor& sample) override;
+  std::string Solver() const override;
+  std::vector<std::string> HistoryNames(int64_t next_step) const override;
+  History GetHistory() const override;
+  void SetHistory(int64_t next_step, const History& history) override;
 
  private:
   struct Coefficients;
@@ -43,6 +48,9 @@ class UniPcScheduler : public Scheduler {
   at::Tensor Predict(int64_t i, const at::Tensor& sample) const;
   at::Tensor Correct(int64_t i, const at::Tensor& clean) const;
   bool Corrects(int64_t i) const;
+  // Of the predictor of step i, and clean predictions that are known after it.
+  int64_t OrderAt(int64_t i) const;
+  int64_t CleanAfter(int64_t i) const;
 
   const Config config_;
   std::deque<at::Tensor> clean_;  // predictions of the clean latents, newest first
