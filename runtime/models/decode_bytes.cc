@@ -19,7 +19,7 @@ class ExactWalk {
     frames_ = WanVaeDecoder::ChunkFrames(f, h, w);
   }
 
-  int64_t Bytes(int64_t attention) {
+  DecodeBytes Bytes(int64_t attention) {
     const int64_t levels = static_cast<int64_t>(config_.dim_mult.size());
     int64_t channels = config_.decoder_base_dim * config_.dim_mult.back();
     Convolve(config_.z_dim, channels, 0);
@@ -30,7 +30,7 @@ class ExactWalk {
     Convolve(channels, config_.out_channels, Map(channels));
     // The finite check, the pixels in [0, 1] and their bytes, beside the network's own frames.
     Peak(Map(config_.out_channels) * 5);
-    return peak_ + tails_ + scratch_;
+    return {peak_ + tails_ + scratch_, tails_ + scratch_};
   }
 
  private:
@@ -97,7 +97,7 @@ class PackedWalk {
                            BandOf(rows, size.bands / 2, size.bands));
   }
 
-  int64_t Bytes(int64_t attention) {
+  DecodeBytes Bytes(int64_t attention) {
     const int64_t channels = config_.decoder_base_dim * config_.dim_mult.back();
     const int64_t chunk = WanVaeDecoder::ChunkFrames(size_.f, size_.h, size_.w);
     Level at{chunk, size_.h, size_.w, channels};
@@ -106,7 +106,8 @@ class PackedWalk {
         std::max(ResBlock(at, channels, size_.h),
                  3 * at.Map(1, size_.h) + 7 * at.Map(chunk, size_.h) + attention);
     ResBlock(at, channels, size_.h);
-    return std::max(middle, Ascend(0, at)) * size_.element + past_ * size_.element;
+    const int64_t alive = std::max(middle, Ascend(0, at));
+    return {(alive + past_) * size_.element, past_ * size_.element};
   }
 
  private:
@@ -183,10 +184,12 @@ class PackedWalk {
 
 }  // namespace
 
-int64_t DecodeBytes(const WanVaeConfig& config, const DecodeSize& size, int64_t attention) {
-  const int64_t latents = 3 * size.f * size.h * size.w * config.z_dim * kFloat;
-  if (size.bands > 0) return latents + PackedWalk(config, size).Bytes(attention);
-  return latents + ExactWalk(config, size.f, size.h, size.w).Bytes(attention);
+DecodeBytes BytesOfDecode(const WanVaeConfig& config, const DecodeSize& size, int64_t attention) {
+  const int64_t latents = size.f * size.h * size.w * config.z_dim * kFloat;
+  const DecodeBytes network = size.bands > 0
+                                  ? PackedWalk(config, size).Bytes(attention)
+                                  : ExactWalk(config, size.f, size.h, size.w).Bytes(attention);
+  return {3 * latents + network.peak, latents + network.held};
 }
 
 }  // namespace denoised

@@ -39,8 +39,11 @@ struct DecodeSize {
   int64_t bands = 0;            // 0: exact numerics, float32
 };
 
-// Of a decode, without the frames that leave it.
-int64_t DecodeBytes(const WanVaeConfig& config, const DecodeSize& size, int64_t attention);
+// Of a decode, without the frames that leave it: at most, and what stays between two chunks.
+struct DecodeBytes {
+  int64_t peak = 0, held = 0;
+};
+DecodeBytes BytesOfDecode(const WanVaeConfig& config, const DecodeSize& size, int64_t attention);
 
 }  // namespace denoised
 

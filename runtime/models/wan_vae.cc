@@ -6,6 +6,7 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
+#include "runtime/models/vae_decoding.h"
 #include "runtime/models/vae_network.h"
 #include "runtime/models/vae_packed.h"
 
@@ -77,17 +78,6 @@ void CheckWidths(const ConfigReader& reader, const WanVaeConfig& c) {
     if (c.is_residual && spread % in != 0) {
       throw BadConfig(reader, "dim_mult", "factors whose shortcuts divide evenly");
     }
-  }
-}
-
-// f(chunk, whether it is the first) for the chunks of x [f, h, w, z_dim]; the first is one frame.
-template <typename F>
-void ForChunks(const at::Tensor& x, const F& f) {
-  const int64_t step = WanVaeDecoder::ChunkFrames(x.size(0), x.size(1), x.size(2));
-  for (int64_t begin = 0; begin < x.size(0);) {
-    const int64_t count = begin == 0 ? 1 : std::min(step, x.size(0) - begin);
-    f(x.narrow(0, begin, count), begin == 0);
-    begin += count;
   }
 }
 
@@ -223,48 +213,32 @@ int64_t WanVaeDecoder::ConversionBytes(LinearNumerics numerics) const {
   return kept ? 0 : tensors_.bytes * 5 / 4;
 }
 
-void WanVaeDecoder::Decode(const at::Tensor& latents, const Sink& sink, int64_t bands) const {
-  c10::InferenceMode guard;
+LoadOptions WanVaeDecoder::FromKept() const {
+  LoadOptions from{nullptr, dtype_, mean_.device()};
+  from.instead = &tensors_;
+  return from;
+}
+
+std::shared_ptr<const PackedVaeNetwork> WanVaeDecoder::Packed() const {
+  return packed_ ? packed_ : std::make_shared<PackedVaeNetwork>(config_, FromKept());
+}
+
+std::shared_ptr<const WanVaeNetwork> WanVaeDecoder::Exact() const {
+  return exact_ ? exact_ : std::make_shared<WanVaeNetwork>(config_, FromKept());
+}
+
+std::unique_ptr<VaeDecoding> WanVaeDecoder::Begin(const at::Tensor& latents, int64_t bands) const {
+  const c10::InferenceMode guard;
   RequireDim(latents, 5, "latents");
   RequireSize(latents, 0, 1, "latents");
   RequireSize(latents, 1, config_.z_dim, "latents");
   // [1, z, f, h, w] -> [f, h, w, z]
   const at::Tensor x = latents.to(mean_.options()).squeeze(0).permute({1, 2, 3, 0}).contiguous();
   const LinearNumerics kept = packed_ ? LinearNumerics::kPacked : LinearNumerics::kExact;
-  LoadOptions from{nullptr, dtype_, mean_.device()};
-  from.instead = &tensors_;
-  if (!Packs(CurrentLinearNumerics(kept))) {
-    const auto exact = exact_ ? exact_ : std::make_shared<WanVaeNetwork>(config_, from);
-    return DecodeExact(*exact, x, sink);
-  }
-  const auto packed = packed_ ? packed_ : std::make_shared<PackedVaeNetwork>(config_, from);
-  const int64_t parts = std::clamp<int64_t>(bands, 1, MostBands(x.size(1)));
-  const int64_t rows = x.size(1) * packed->scale();
-  for (int64_t band = 0; band < parts; ++band) {
-    DecodeBand(*packed, x, BandOf(rows, band, parts), sink);
-  }
-}
-
-void WanVaeDecoder::DecodeExact(const WanVaeNetwork& network, const at::Tensor& x,
-                                const Sink& sink) const {
-  VaeState state = network.MakeState();
-  int64_t first_frame = 0;
-  ForChunks(x, [&](const at::Tensor& chunk, bool) {
-    const at::Tensor frames = network.Run(chunk, &state);
-    Emit(frames, first_frame, 0, FramesOf(x.size(0)), sink);
-    first_frame += frames.size(0);
-  });
-}
-
-void WanVaeDecoder::DecodeBand(const PackedVaeNetwork& network, const at::Tensor& x, RowRange rows,
-                               const Sink& sink) const {
-  VaePast past = network.NewPast();
-  int64_t next = 0;
-  ForChunks(x, [&](const at::Tensor& chunk, bool first) {
-    network.Run(chunk, rows, first, &past, [&](const at::Tensor& frame) {
-      Emit(frame.unsqueeze(0), next++, rows.first * config_.patch_size, FramesOf(x.size(0)), sink);
-    });
-  });
+  const LinearNumerics numerics = CurrentLinearNumerics(kept);
+  const int64_t most = Packs(numerics) ? MostBands(x.size(1)) : 1;
+  return std::unique_ptr<VaeDecoding>(
+      new VaeDecoding(*this, x, numerics, std::clamp<int64_t>(bands, 1, most)));
 }
 
 }  // namespace denoised

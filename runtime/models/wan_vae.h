@@ -20,6 +20,7 @@ namespace denoised {
 
 class ConfigReader;
 class PackedVaeNetwork;
+class VaeDecoding;
 class WanVaeNetwork;
 
 struct WanVaeConfig {
@@ -46,8 +47,8 @@ struct WanVaeConfig {
   static WanVaeConfig Read(const ConfigReader& reader);
 };
 
-// Immutable after Load; used by the engine thread, inside a ScopedForwardContext whose plan has a
-// backend for AttentionRole::kVae. A decode keeps its state on its own stack.
+// Immutable after Load; engine thread. A decode keeps its state in an object of its own
+// (vae_decoding.h).
 class WanVaeDecoder {
  public:
   // A part of the video: [1, 3, n, rows, W] in [-1, 1], the VAE's dtype, laid out channels-last:
@@ -69,14 +70,14 @@ class WanVaeDecoder {
   // dtype, latents / (1 / std) + mean, with the reference's rounding.
   at::Tensor Denormalize(const at::Tensor& latents) const;
 
-  // latents [1, z_dim, f, h, w], denormalised. Calls `sink` as parts are made: in order of frames,
-  // of all FramesOf(f) before the next of `bands` bands of rows. Bands take less memory and change
-  // no bit; more than MostBands(h) are as many, and exact numerics have one. Throws INTERNAL,
-  // reason NON_FINITE, naming the frames where the network gives NaN or infinity.
+  // A decode of latents [1, z_dim, f, h, w], denormalised. It gives parts as they are made: in
+  // order of frames, of all FramesOf(f) before the next of `bands` bands of rows. Bands take less
+  // memory and change no bit; more than MostBands(h) are as many, and exact numerics have one. It
+  // throws INTERNAL, reason NON_FINITE, naming the frames where the network gives NaN or infinity.
   //
-  // The weights are kept as Load is told; a decode inside of a ScopedLinearNumerics that says
+  // The weights are kept as Load is told; a decode begun inside of a ScopedLinearNumerics that says
   // otherwise converts them for itself.
-  void Decode(const at::Tensor& latents, const Sink& sink, int64_t bands = 1) const;
+  std::unique_ptr<VaeDecoding> Begin(const at::Tensor& latents, int64_t bands = 1) const;
   static int64_t MostBands(int64_t latent_height) { return latent_height; }
   // Whether a decode with these numerics is packed, and what converting the weights for it takes.
   bool Packs(LinearNumerics numerics) const {
@@ -84,7 +85,8 @@ class WanVaeDecoder {
   }
   int64_t ConversionBytes(LinearNumerics numerics) const;
 
-  // Latent frames of the largest chunk of such a decode.
+  // Latent frames of a chunk of such a decode, which is its unit: enough positions that the small
+  // layers do not starve, and a single frame of a real video. The first frame is alone.
   static int64_t ChunkFrames(int64_t f, int64_t h, int64_t w);
 
   // Video frames of f latent frames, and pixels per latent position of an axis.
@@ -99,12 +101,14 @@ class WanVaeDecoder {
   const std::vector<std::string>& unused_tensors() const { return unused_; }
 
  private:
+  friend class VaeDecoding;
+  // The network that is kept, or one made for a decode.
+  std::shared_ptr<const PackedVaeNetwork> Packed() const;
+  std::shared_ptr<const WanVaeNetwork> Exact() const;
+  LoadOptions FromKept() const;
   // [n, rows, W, 3] as the network gives them.
   void Emit(const at::Tensor& frames, int64_t first_frame, int64_t first_row, int64_t total,
             const Sink& sink) const;
-  void DecodeExact(const WanVaeNetwork& network, const at::Tensor& x, const Sink& sink) const;
-  void DecodeBand(const PackedVaeNetwork& network, const at::Tensor& x, RowRange rows,
-                  const Sink& sink) const;
   static void CheckFinite(const at::Tensor& frames, int64_t first_frame, int64_t total);
 
   WanVaeDecoder(WanVaeConfig config, at::ScalarType dtype);

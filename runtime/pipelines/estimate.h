@@ -16,7 +16,7 @@ namespace denoised {
 // measured peak of real runs.
 struct WorkEstimate {
   int64_t peak_bytes = 0;         // at most at one moment
-  int64_t held_bytes = 0;         // of those, what stays between two of its steps
+  int64_t held_bytes = 0;         // of those, what stays between two of its units
   double step_multiply_adds = 0;  // of one denoising step
   int64_t decode_bands = 1;       // bands of rows that the video is decoded in; more take less
 };

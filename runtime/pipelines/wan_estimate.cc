@@ -71,10 +71,11 @@ class Decodes {
                        .bytes) {}
 
   int64_t most() const { return packed_ ? vae_.MostBands(size_.h) : 1; }
-  int64_t Bytes(int64_t bands) const {
+  DecodeBytes Bytes(int64_t bands) const {
     DecodeSize size = size_;
     size.bands = packed_ ? bands : 0;
-    return converted_ + DecodeBytes(vae_.config(), size, attention_);
+    const DecodeBytes bytes = BytesOfDecode(vae_.config(), size, attention_);
+    return {converted_ + bytes.peak, converted_ + bytes.held};
   }
 
  private:
@@ -131,7 +132,9 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const Decodes decode(parts.vae, latents, p.linear, cost);
   for (int64_t bands = 1;; bands = std::min(decode.most(), bands + (bands + 1) / 2)) {
     estimate.decode_bands = bands;
-    const int64_t peak = WithGaps(state + frames + decode.Bytes(bands), kDecodeGaps);
+    const DecodeBytes bytes = decode.Bytes(bands);
+    estimate.held_bytes = state + frames + bytes.held;
+    const int64_t peak = WithGaps(state + frames + bytes.peak, kDecodeGaps);
     estimate.peak_bytes = kLibraries + std::max(before, peak);
     if (estimate.peak_bytes <= available || bands == decode.most()) return estimate;
   }

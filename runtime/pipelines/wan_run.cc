@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "runtime/models/vae_decoding.h"
 #include "runtime/pipelines/tensor_convert.h"
 
 namespace denoised {
@@ -116,10 +117,11 @@ DecodedVideo WanRun::Finish(bool keep_float) {
     ForwardContext context;
     context.attn_metadata = &plan;
     const ScopedForwardContext scope(context);
-    pipeline_.vae().Decode(
-        pipeline_.vae().Denormalize(latents_),
-        [&](const WanVaeDecoder::Part& part) { Store(part, keep_float, &video); },
-        request_.decode_bands);
+    const auto decoding =
+        pipeline_.vae().Begin(pipeline_.vae().Denormalize(latents_), request_.decode_bands);
+    while (!decoding->done()) {
+      decoding->Next([&](const WanVaeDecoder::Part& part) { Store(part, keep_float, &video); });
+    }
   }
   request_.planner->BookForward();
   return video;

@@ -22,6 +22,7 @@
 #include "runtime/engine.h"
 #include "runtime/models/layers.h"
 #include "runtime/models/umt5.h"
+#include "runtime/models/vae_decoding.h"
 #include "runtime/models/wan_transformer.h"
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/device.h"
@@ -221,9 +222,12 @@ class Bench {
     const double seconds = Seconds(
         [&] {
           chunks.clear();
-          vae_->Decode(latents, [&](const WanVaeDecoder::Part& part) {
-            if (keep) chunks.push_back(part.frames);
-          });
+          const auto decoding = vae_->Begin(latents);
+          while (!decoding->done()) {
+            decoding->Next([&](const WanVaeDecoder::Part& part) {
+              if (keep) chunks.push_back(part.frames);
+            });
+          }
         },
         request.at("repeat"));
     const int64_t bytes = peak.Bytes();

@@ -35,6 +35,7 @@
 #include "runtime/loaders/model_folder.h"
 #include "runtime/loaders/safetensors.h"
 #include "runtime/models/umt5.h"
+#include "runtime/models/vae_decoding.h"
 #include "runtime/models/wan_transformer.h"
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/device.h"
@@ -155,7 +156,8 @@ class VaeSubject : public Subject {
           in.contains("stop_after") && asked++ >= in.at("stop_after").item<int64_t>();
       return stops ? std::optional(Error(StatusCode::kCancelled, "stopped")) : std::nullopt;
     });
-    model_->Decode(latents, sink, bands);
+    const auto decoding = model_->Begin(latents, bands);
+    while (!decoding->done()) decoding->Next(sink);
     TORCH_CHECK(expected == model_->FramesOf(latents.size(2)), "FramesOf is wrong");
     TORCH_CHECK(rows == model_->PixelsOf(latents.size(3)), "PixelsOf is wrong");
     std::vector<at::Tensor> whole;
