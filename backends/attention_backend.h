@@ -1,7 +1,7 @@
 // The interface of one attention implementation.
 //
-// A backend is stateless and shared by all layers and jobs; what it precomputes for a step is its
-// AttentionMetadata, made by its builder once per step and role. One layout at this border:
+// A backend is stateless and shared by all layers and jobs; what it precomputes for a kind of step
+// is its AttentionMetadata, made by its builder and shared by jobs too. One layout at this border:
 // [B, S, H, D] contiguous. Follows FastVideo's fastvideo/attention/backends/abstract.py, with the
 // limits asked *before* a call (Supports) instead of failing inside it.
 #ifndef DENOISED_BACKENDS_ATTENTION_BACKEND_H_
@@ -56,8 +56,11 @@ class AttentionMetadataBuilder {
   // filled in, keys sorted, numbers in one spelling (Parameters::Canonical). Build takes it in
   // their place. Throws as Build does.
   virtual std::string Canonical(const MetadataRequest& request) = 0;
-  // Called by the engine thread once per step and role. Throws INVALID_ARGUMENT naming the
-  // parameter that does not fit. May return null where a backend needs nothing.
+  // Requests that are alike but for step_index and num_steps and have one kind may have one
+  // metadata. Nothing: each step has its own. Throws as Build does.
+  virtual std::optional<int64_t> StepKind(const MetadataRequest& request) { return std::nullopt; }
+  // Called by the engine thread, once for each kind of step that is in use. Throws INVALID_ARGUMENT
+  // naming the parameter that does not fit. May return null where a backend needs nothing.
   virtual std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) = 0;
 };
 
@@ -87,7 +90,8 @@ class AttentionBackend {
     return std::nullopt;
   }
 
-  // A builder for one job (it may cache geometry between steps). Null: no metadata.
+  // A builder for one spec and its parameters (it may cache geometry between steps and jobs). Null:
+  // no metadata.
   virtual std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const { return nullptr; }
 
   // A sentence for the receipt where a part of this backend stays off for want of weights; else "".

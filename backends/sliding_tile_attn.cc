@@ -25,6 +25,11 @@ struct StaSetting final : SparseSetting {
   Axes window{};                         // in tiles
   std::map<StrategyKey, Axes> strategy;  // where it has no entry, everything is attended
   bool by_strategy = false;
+
+  int64_t FirstLike(int64_t step) const override {
+    return by_strategy ? step : SparseSetting::FirstLike(step);
+  }
+
   // Made once with the setting: what the tiles of the grid attend, for each window in use.
   std::map<Axes, std::shared_ptr<const Rows>> rows;
   PerDevice<DevicePlan> plan_on;  // without a strategy all calls have one

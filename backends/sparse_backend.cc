@@ -46,8 +46,12 @@ class SparseBuilder final : public AttentionMetadataBuilder {
   std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
     auto metadata = std::make_shared<SparseMetadata>();
     metadata->setting = SettingFor(request);
-    metadata->step_index = request.step_index;
+    metadata->step_index = metadata->setting->FirstLike(request.step_index);
     return metadata;
+  }
+
+  std::optional<int64_t> StepKind(const MetadataRequest& request) override {
+    return SettingFor(request)->FirstLike(request.step_index);
   }
 
  private:

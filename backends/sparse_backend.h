@@ -30,6 +30,11 @@ struct SparseSetting {
   std::string canonical;  // the parameters, see AttentionMetadataBuilder::Canonical
   int64_t dense_first_steps = 0;
   std::vector<int64_t> dense_layers;
+
+  // The first step that is like `step` in every call: dense, or with the same choice of blocks.
+  virtual int64_t FirstLike(int64_t step) const {
+    return step < dense_first_steps ? 0 : dense_first_steps;
+  }
 };
 
 struct SparseMetadata final : AttentionMetadata {

@@ -269,6 +269,8 @@ class CudnnBuilder final : public AttentionMetadataBuilder {
     return Read(request);
   }
 
+  std::optional<int64_t> StepKind(const MetadataRequest&) override { return 0; }
+
  private:
   static std::shared_ptr<const CudnnMetadata> Read(const MetadataRequest& request) {
     Parameters parameters(request.parameters_json);

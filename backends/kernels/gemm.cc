@@ -193,14 +193,17 @@ class GemmRunner {
     }
   }
 
+  static const float* GateOf(const GemmCall& call, int64_t row) {
+    const int64_t nth = row / call.rows_a_gate;
+    return call.gate + (call.gate_index != nullptr ? call.gate_index[nth] : nth) * call.gate_stride;
+  }
+
   template <typename T>
   static void FinishTo(const GemmCall& call, int64_t row, int64_t column, int64_t columns,
                        const float* sums) {
     const int64_t at = row * call.y_stride + column;
     const float* const bias = call.bias != nullptr ? call.bias + column : nullptr;
-    const float* const gate = call.gate != nullptr
-                                  ? call.gate + row / call.rows_a_gate * call.gate_stride + column
-                                  : nullptr;
+    const float* const gate = call.gate != nullptr ? GateOf(call, row) + column : nullptr;
     FinishRow(sums, bias, call.activation, columns,
               call.y != nullptr ? static_cast<T*>(call.y) + at : nullptr,
               call.add_to != nullptr ? call.add_to + at : nullptr, gate);

@@ -115,6 +115,7 @@ struct GemmCall {
   float* add_to = nullptr;      // [rows][N], y_stride apart
   const float* gate = nullptr;  // rows of [N], one for so many rows of x; null: ones
   int64_t gate_stride = 0, rows_a_gate = 1;
+  const int32_t* gate_index = nullptr;  // which row of the gate each time; null: one after another
 };
 
 // A call and its weights.

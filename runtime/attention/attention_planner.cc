@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/caught.h"
+
 namespace denoised {
 namespace {
 
@@ -54,14 +56,14 @@ AttentionPlanner::AttentionPlanner(const PlannerSetting& setting, AttentionOptio
 const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>& specs,
                                                int64_t step, int64_t num_steps) {
   const uint64_t version = setting_.policy->version();
+  pending_.clear();
   for (const AttentionSpec& spec : specs) {
     RoleState& state = roles_[static_cast<size_t>(spec.role)];
     if (state.version != version || state.spec != spec) Choose(state, spec);
     state.version = version;
     state.step = step;
-    if (!state.builder) continue;
-    plan_[static_cast<size_t>(spec.role)].metadata =
-        state.builder->Build({step, num_steps, spec, state.selection.granted.parameters});
+    state.fresh = {};
+    plan_[static_cast<size_t>(spec.role)].metadata = state.maker->Make(step, num_steps);
   }
   return plan_;
 }
@@ -70,11 +72,9 @@ void AttentionPlanner::Choose(RoleState& state, const AttentionSpec& spec) {
   Selection selection = ChooseNow(setting_, options_, spec);
   Report(state, spec, selection);
   const AttnBackend chosen = selection.granted.backend;
-  if (!state.spec || chosen != state.selection.granted.backend) {
-    const AttentionBackend* backend = setting_.registry->Find(chosen)->backend;
-    state.builder = backend->MakeBuilder();
-    plan_[static_cast<size_t>(spec.role)] = {backend, chosen, nullptr, &state.fresh};
-  }
+  const AttentionBackend* backend = setting_.registry->Find(chosen)->backend;
+  state.maker = setting_.plans->Find(*backend, spec, selection.granted.parameters);
+  plan_[static_cast<size_t>(spec.role)] = {backend, chosen, nullptr, &state.fresh};
   state.spec = spec;
   state.selection = std::move(selection);
 }
@@ -120,6 +120,18 @@ void AttentionPlanner::Book(const RoleState& state, AttnBackend ran, const Atten
 void AttentionPlanner::Complete() {
   for (ReceiptEntry& entry : pending_) Append(std::move(entry), &done_);
   pending_.clear();
+}
+
+std::function<AttentionCost(const AttentionSpec&, int64_t)> AttentionPlanner::CostNow() const {
+  return [this](const AttentionSpec& spec, int64_t rows) {
+    AttentionCost cost;
+    Caught([&] {
+      const Wish granted = ChooseNow(setting_, options_, spec).granted;
+      const AttentionBackend* backend = setting_.registry->Find(granted.backend)->backend;
+      cost = backend->Estimate(spec, granted.parameters, rows);
+    });
+    return cost;
+  };
 }
 
 void AttentionPlanner::TakeNote(const RoleState& state) {

@@ -3,15 +3,18 @@
 #define DENOISED_RUNTIME_ATTENTION_ATTENTION_PLANNER_H_
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "backends/attention_backend.h"
+#include "backends/attention_cost.h"
 #include "backends/registry.h"
 #include "backends/selection_policy.h"
 #include "runtime/attention/forward_context.h"
+#include "runtime/attention/plan_cache.h"
 #include "runtime/job.h"
 #include "runtime/observer.h"
 
@@ -24,6 +27,8 @@ struct PlannerSetting {
   DeviceInfo device;
   std::optional<AttnBackend> model_default;
   std::string model_default_parameters_json;  // belongs to model_default
+  // What builders made for any of them.
+  std::shared_ptr<PlanCache> plans = std::make_shared<PlanCache>();
 };
 
 // What would serve a layer of this spec now: the one question behind a step, the check at Submit
@@ -39,8 +44,9 @@ class AttentionPlanner {
 
   // The plan for the roles of `specs` at this step; roles without a spec keep an empty slot.
   // Selects anew only where the policy moved or the spec changed since the last call, and has the
-  // builders make this step's metadata. The reference is good until the next call. Throws what
-  // ChooseNow and the builders throw.
+  // builders make this step's metadata where no other planner of the model has it. The reference is
+  // good until the next call. What layers tallied or was booked for a step that did not complete is
+  // forgotten. Throws what ChooseNow and the builders throw.
   const AttentionPlan& Prepare(const std::vector<AttentionSpec>& specs, int64_t step,
                                int64_t num_steps);
 
@@ -56,6 +62,10 @@ class AttentionPlanner {
   // granted wish and one set of refusals.
   std::vector<ReceiptEntry> Entries() const;
 
+  // What calls take with the backends that would serve them now, or nothing where none would. Good
+  // for as long as the planner.
+  std::function<AttentionCost(const AttentionSpec&, int64_t rows)> CostNow() const;
+
   // For the receipt, each sentence once: what the backends that ran had to say, and what others
   // add.
   void AddNote(std::string note);
@@ -68,7 +78,7 @@ class AttentionPlanner {
   struct RoleState {
     std::optional<AttentionSpec> spec;
     Selection selection;
-    std::unique_ptr<AttentionMetadataBuilder> builder;
+    std::shared_ptr<MetadataMaker> maker;
     AttentionTally fresh;  // filled by the layers
     int64_t step = 0;
     uint64_t version = 0;  // of the policy when this was selected

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 
 #include "backends/error.h"
 
@@ -19,6 +20,31 @@ AttnBackend MostCalled(const AttentionSlot& slot) {
   const auto most = std::max_element(
       counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.calls < b.calls; });
   return most->calls == 0 ? slot.id : static_cast<AttnBackend>(most - counts.begin());
+}
+
+void AttentionTally::AddShare(const AttentionTally& shared, uint64_t passes, double share) {
+  for (size_t i = 0; i < counts.size(); ++i) {
+    counts[i].calls += shared.counts[i].calls * passes;
+    counts[i].seconds += shared.counts[i].seconds * share;
+  }
+}
+
+ForwardContext ContextOf(const ForwardBatch& batch) {
+  ForwardContext context;
+  context.forward_batch = &batch;
+  if (batch.rows.empty()) return context;
+  const double differs = std::numeric_limits<double>::quiet_NaN();
+  const auto common = [&](auto member, auto otherwise) {
+    const auto first = batch.rows.front().*member;
+    const bool same = std::ranges::all_of(
+        batch.rows, [&](const ForwardRow& row) { return row.*member == first; });
+    return same ? first : otherwise;
+  };
+  context.current_timestep = common(&ForwardRow::step, ForwardContext::kMixedStep);
+  context.timestep = common(&ForwardRow::timestep, differs);
+  context.sigma = common(&ForwardRow::sigma, differs);
+  context.branch = common(&ForwardRow::branch, Branch::kMixed);
+  return context;
 }
 
 bool HasForwardContext() { return innermost != nullptr; }

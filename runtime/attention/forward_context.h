@@ -33,6 +33,9 @@ struct AttentionCount {
 struct AttentionTally {
   std::array<AttentionCount, kNumAttnBackends> counts;
   AttentionCount& Of(AttnBackend backend) { return counts[static_cast<size_t>(backend)]; }
+  // A piece of work's part of calls that it shared: each counts as one for each of its `passes`,
+  // of the seconds it has `share`.
+  void AddShare(const AttentionTally& shared, uint64_t passes, double share);
 };
 
 // The backend that was chosen for a role at this step, and what its builder made.
@@ -46,14 +49,26 @@ struct AttentionSlot {
 AttnBackend MostCalled(const AttentionSlot& slot);
 using AttentionPlan = std::array<AttentionSlot, kNumAttentionRoles>;
 
-// The rows that share a forward.
-struct ForwardBatch {
-  std::vector<std::string> request_ids;  // one per row
-  std::vector<double> timesteps;         // one per row
-  bool is_cfg_negative = false;
+// A row of a forward: where its piece of work stands.
+struct ForwardRow {
+  std::string request_id;  // "" of a Denoise call
+  Branch branch = Branch::kNone;
+  int64_t step = 0;     // 0-based
+  double timestep = 0;  // the model's time input, 0..1000
+  double sigma = 0;
 };
 
+// The rows that share a forward.
+struct ForwardBatch {
+  std::vector<ForwardRow> rows;
+  bool is_cfg_negative = false;  // all of them
+};
+
+// Of one forward, or of one attention call in it. What is said once is so of every row; where rows
+// differ it is kMixedStep, NaN or Branch::kMixed, and forward_batch has the truth.
 struct ForwardContext {
+  static constexpr int64_t kMixedStep = -1;
+
   int64_t current_timestep = 0;  // step index, 0-based, as FastVideo's loops pass it
   double timestep = 0;           // the model's time input, 0..1000
   double sigma = 0;
@@ -62,6 +77,9 @@ struct ForwardContext {
   const AttentionPlan* attn_metadata = nullptr;
   const ForwardBatch* forward_batch = nullptr;
 };
+
+// The context of a forward of these rows, which outlive it.
+ForwardContext ContextOf(const ForwardBatch& batch);
 
 // True inside a ScopedForwardContext of this thread.
 bool HasForwardContext();

@@ -119,6 +119,10 @@ std::optional<Error> WhyParametersUnfit(AttnBackend backend, const Pipeline& pip
   }
 }
 
+void StepAlone(Pipeline* pipeline, Run* run) {
+  if (const auto error = pipeline->Step({run}).front()) throw *error;
+}
+
 }  // namespace
 
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
@@ -452,8 +456,9 @@ Engine::DenoiseOutcome EngineImpl::RunDenoise(const DenoiseCall& call) {
     const ScopedStopCheck stop([&] { return WhyStop(call); });
     StopPoint();
     AttentionPlanner planner(call.pipeline->planner_setting(), call.request.attention, observer_);
-    result = call.pipeline->Denoise(call.request, &planner, observer_);
-    planner.Complete();
+    const auto run = call.pipeline->NewDenoiseRun(call.request, &planner, observer_);
+    StepAlone(call.pipeline, run.get());
+    result = run->TakeResult();
     result.receipt = MakeReceipt(*call.pipeline, LinearOf(call.request, *call.pipeline), planner);
     result.receipt.fingerprint = Fingerprint(result.receipt, call.request);
   });
@@ -485,27 +490,30 @@ void EngineImpl::RunJob(QueuedJob* taken) {
 
 void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   Interlude(job);
-  auto run = job.pipeline->NewRun({job.request.prompt, job.id, job.parameters, job.request.latents,
-                                   planner, observer_, job.estimate.decode_bands});
-  Stage(job, JobStage::kTextEncode, [&] {
-    run->Begin();
-    planner->Complete();
-  });
-  Stage(job, JobStage::kDenoise, [&] { Denoising(job, run.get(), planner); });
-  Interlude(job);
-  DecodedVideo video;
   const auto wants = [&](ArtifactFormat format) {
     return std::find(job.request.formats.begin(), job.request.formats.end(), format) !=
            job.request.formats.end();
   };
   const bool only_latents = job.request.formats.size() == 1 && wants(ArtifactFormat::kSafetensors);
+  using Decode = RunRequest::Decode;
+  const Decode decode = only_latents                  ? Decode::kNothing
+                        : wants(ArtifactFormat::kNpy) ? Decode::kFramesAndValues
+                                                      : Decode::kFrames;
+  auto run = job.pipeline->NewRun({job.request.prompt, job.id, job.parameters, job.request.latents,
+                                   planner, observer_, job.estimate.decode_bands, decode, ""});
+  const auto advance = [&](UnitKind kind) {
+    for (; run->Next().kind == kind; Interlude(job)) run->Advance();
+  };
+  Stage(job, JobStage::kTextEncode, [&] { advance(UnitKind::kEncodePrompt); });
+  Stage(job, JobStage::kDenoise, [&] { Denoising(job, run.get()); });
+  Interlude(job);
+  DecodedVideo video;
   if (!only_latents) {
     Stage(job, JobStage::kDecode, [&] {
-      video = run->Finish(wants(ArtifactFormat::kNpy));
-      planner->Complete();
+      advance(UnitKind::kDecode);
+      video = run->TakeVideo();
     });
   }
-  Interlude(job);
   const HostTensor latents = wants(ArtifactFormat::kSafetensors) ? run->Latents() : HostTensor{};
   std::vector<EncodedResult> results;
   Stage(job, JobStage::kEncode, [&] { results = EncodeResults(job, video, latents); });
@@ -513,7 +521,7 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
   StoreResults(job, std::move(results));
 }
 
-void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner) {
+void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run) {
   const int64_t steps = job.parameters.num_inference_steps;
   double spent = 0;
   if (const auto seconds = speed_.Seconds(job.estimate.step_multiply_adds)) {
@@ -524,8 +532,7 @@ void EngineImpl::Denoising(const QueuedJob& job, GenerationRun* run, AttentionPl
   for (int64_t i = 0; i < steps; ++i) {
     Interlude(job);
     const auto start = SteadyClock::now();
-    run->Step(i);
-    planner->Complete();
+    StepAlone(job.pipeline, run);
     const double seconds = SecondsSince(start);
     observer_->OnStep(job.parameters.model, seconds);
     speed_.Observe(job.estimate.step_multiply_adds, seconds);

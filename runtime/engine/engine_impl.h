@@ -103,7 +103,7 @@ class EngineImpl : public Engine {
   DenoiseOutcome RunDenoise(const DenoiseCall& call);
   void RunJob(QueuedJob* taken);
   void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
-  void Denoising(const QueuedJob& job, GenerationRun* run, AttentionPlanner* planner);
+  void Denoising(const QueuedJob& job, GenerationRun* run);
   std::vector<EncodedResult> EncodeResults(const QueuedJob& job, const DecodedVideo& video,
                                            const HostTensor& latents) const;
   void StoreResults(const QueuedJob& job, std::vector<EncodedResult> results);

@@ -168,7 +168,8 @@ std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
   return results;
 }
 
-void Linear::AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate) const {
+void Linear::AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate,
+                   const at::Tensor& index) const {
   StopPoint();
   const SharedPanels panels = PanelsNow();
   TORCH_CHECK(panels && hidden.is_contiguous() && hidden.scalar_type() == at::kFloat,
@@ -177,10 +178,11 @@ void Linear::AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tens
   kernels::GemmCall call = CallOn(*panels, in);
   call.add_to = hidden.mutable_data_ptr<float>();
   if (gate.defined()) {
-    const bool one_a_batch = gate.size(1) == 1;
+    const bool one_a_batch = (index.defined() ? index : gate).size(1) == 1;
     call.gate = gate.const_data_ptr<float>();
-    call.gate_stride = gate.stride(one_a_batch ? 0 : 1);
+    call.gate_stride = gate.stride(one_a_batch || index.defined() ? 0 : 1);
     call.rows_a_gate = one_a_batch ? x.size(1) : 1;
+    if (index.defined()) call.gate_index = index.const_data_ptr<int32_t>();
   }
   kernels::Gemm(call, *panels, RunOnAtenThreads);
 }

@@ -125,8 +125,9 @@ class Linear {
                                         const at::Tensor& x);
   // hidden += gate * (x W^T + b), in float32 to the end; not with exact numerics. hidden [B, S,
   // out] float32, dense; x [B, S, in]; gate [B, 1 or S, out] float32 with dense rows, or undefined:
-  // ones.
-  void AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate) const;
+  // ones. With an `index`, int32 [B, 1 or S], the gates are [U, 1, out], each once.
+  void AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate,
+             const at::Tensor& index = {}) const;
 
  private:
   using SharedPanels = std::shared_ptr<const kernels::WeightPanels>;

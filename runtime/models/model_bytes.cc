@@ -36,6 +36,27 @@ double ForwardMultiplyAdds(const WanTransformerConfig& config, const ForwardSize
   return static_cast<double>(size.rows * size.tokens) * token;
 }
 
+double TextEncoderMultiplyAdds(const Umt5Config& config, int64_t tokens) {
+  const double model = static_cast<double>(config.d_model);
+  const double inner = static_cast<double>(config.num_heads * config.d_kv);
+  const double block = model * (4 * inner + 3 * static_cast<double>(config.d_ff));
+  return static_cast<double>(tokens * config.num_layers) * block;
+}
+
+double DecodeMultiplyAdds(const WanVaeConfig& config, int64_t positions) {
+  const std::vector<int64_t> widths = config.Widths();
+  double here = static_cast<double>(positions), sum = 0;
+  for (size_t stage = 1; stage < widths.size(); ++stage) {
+    const double width = static_cast<double>(widths[stage]);
+    const double convolutions = 2 * static_cast<double>(config.num_res_blocks + 1);
+    sum += here * 27 * width * width * convolutions;
+    if (stage - 1 < config.temporal_upsample.size()) {
+      here *= config.temporal_upsample[stage - 1] ? 8 : 4;
+    }
+  }
+  return sum;
+}
+
 int64_t TextContextBytes(const WanTransformerConfig& config, int64_t rows, int64_t length,
                          int64_t element) {
   return rows * length * config.width() * element * (2 * config.num_layers + 4);

@@ -24,6 +24,10 @@ int64_t ForwardBytes(const WanTransformerConfig& config, const ForwardSize& size
                      int64_t attention);
 // Linear layers of one forward; attention comes on top.
 double ForwardMultiplyAdds(const WanTransformerConfig& config, const ForwardSize& size);
+// Of the encoder's linear layers for a prompt of `tokens`, and of the decoder's convolutions for so
+// many latent positions: about, for times to be told from one size to another.
+double TextEncoderMultiplyAdds(const Umt5Config& config, int64_t tokens);
+double DecodeMultiplyAdds(const WanVaeConfig& config, int64_t positions);
 
 // Of a TextContext, kept for a whole job, and of making it.
 int64_t TextContextBytes(const WanTransformerConfig& config, int64_t rows, int64_t length,

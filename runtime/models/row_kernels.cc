@@ -124,11 +124,12 @@ void ForDtype(at::ScalarType dtype, const F& f) {
 }  // namespace
 
 at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
-                        const at::Tensor& shift, double eps, at::ScalarType dtype) {
+                        const at::Tensor& shift, double eps, at::ScalarType dtype,
+                        const at::Tensor& index) {
   if (x.is_cuda()) return NormModulateCuda(x, scale_plus_one, shift, eps, dtype);
   const at::Tensor in = x.contiguous();
   at::Tensor out = at::empty(in.sizes(), in.options().dtype(dtype));
-  const PerRow scales(scale_plus_one), shifts(shift);
+  const PerRow scales(scale_plus_one, index), shifts(shift, index);
   const int64_t tokens = x.size(1), d = x.size(2);
   const float* from = in.const_data_ptr<float>();
   ForDtype(dtype, [&]<typename T>(T) {

@@ -14,9 +14,11 @@
 namespace denoised {
 
 // layer_norm(x) * scale_plus_one + shift, in `dtype`. x [B, S, D] float32; scale_plus_one and shift
-// float32 [B, 1 or S, D].
+// float32 [B, 1 or S, D]; with an `index` (CPU only), int32 [B, 1 or S], both are [U, 1, D] and row
+// (b, s) takes the one that its entry names.
 at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
-                        const at::Tensor& shift, double eps, at::ScalarType dtype);
+                        const at::Tensor& shift, double eps, at::ScalarType dtype,
+                        const at::Tensor& index = {});
 
 // x / rms(x) * weight over the last axis; x [.., D], weight [D], both of x's dtype.
 at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps);

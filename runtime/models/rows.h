@@ -13,18 +13,25 @@
 namespace denoised {
 
 // Rows of [B, S, D] whose companion tensors (float32 [B, 1 or S, D]) have one row per batch or one
-// per token.
+// per token; with an index (int32 [B, 1 or S], dense) that of [U, 1, D] which it names.
 struct PerRow {
   const float* data;
   int64_t batch_stride;
   int64_t token_stride;
+  const int32_t* index = nullptr;
+  int64_t index_tokens = 1;
 
-  explicit PerRow(const at::Tensor& t)
+  explicit PerRow(const at::Tensor& t, const at::Tensor& which = {})
       : data(t.const_data_ptr<float>()),
         batch_stride(t.stride(0)),
-        token_stride(t.size(1) == 1 ? 0 : t.stride(1)) {}
+        token_stride(t.size(1) == 1 ? 0 : t.stride(1)) {
+    if (!which.defined()) return;
+    index = which.const_data_ptr<int32_t>();
+    index_tokens = which.size(1);
+  }
   const float* Row(int64_t b, int64_t s) const {
-    return data + b * batch_stride + s * token_stride;
+    if (index == nullptr) return data + b * batch_stride + s * token_stride;
+    return data + index[index_tokens == 1 ? b : b * index_tokens + s] * batch_stride;
   }
 };
 

@@ -3,6 +3,9 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
+#include <unordered_map>
 
 #include "backends/error.h"
 #include "runtime/attention/forward_context.h"
@@ -11,7 +14,7 @@
 namespace denoised {
 namespace {
 
-// [B, 1 or S, 6, D] -> the part `index` as [B, 1 or S, D].
+// [B or U, 1 or S, 6, D] -> the part `index` as [B or U, 1 or S, D].
 at::Tensor Part(const at::Tensor& modulation, int64_t index) { return modulation.select(2, index); }
 
 // Order of the six parts in a block's table.
@@ -20,6 +23,29 @@ enum : int64_t { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
 bool SelfAttentionRuns(AttnBackend id) {
   const AttentionPlan* plan = GetForwardContext().attn_metadata;
   return plan != nullptr && (*plan)[static_cast<int>(AttentionRole::kSelf)].id == id;
+}
+
+// Whether what two plans have for self-attention can be one call, and is tallied as one.
+bool ShareCall(const AttentionPlan* a, const AttentionPlan* b) {
+  if (a == b) return true;
+  if (a == nullptr || b == nullptr) return false;
+  const AttentionSlot& x = (*a)[static_cast<int>(AttentionRole::kSelf)];
+  const AttentionSlot& y = (*b)[static_cast<int>(AttentionRole::kSelf)];
+  return x.backend == y.backend && x.metadata == y.metadata && x.tally == y.tally;
+}
+
+// What `attend` gives inside a context of the forward that has this plan.
+template <typename F>
+at::Tensor UnderPlan(const AttentionPlan* plan, const F& attend) {
+  if (plan == nullptr) return attend();
+  ForwardContext context = GetForwardContext();
+  context.attn_metadata = plan;
+  const ScopedForwardContext scope(context);
+  return attend();
+}
+
+at::Tensor Joined(std::vector<at::Tensor> parts) {
+  return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
 }
 
 }  // namespace
@@ -83,17 +109,33 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
 
 at::Tensor WanTransformer::Forward(const at::Tensor& latents, const at::Tensor& timestep,
                                    const TextContext& text) const {
+  return Forward({{latents, timestep, &text}}).front();
+}
+
+std::vector<at::Tensor> WanTransformer::Forward(const std::vector<RowSet>& sets) const {
   c10::InferenceMode guard;
-  RequireDim(latents, 5, "latents");
-  const std::array<int64_t, 3> grid = TokenGrid(latents.sizes());
-  CheckInputs(latents, timestep, text, grid[0] * grid[1] * grid[2]);
-  const RopeTables rope = rope_.Get(grid);
-  const Conditioning time = EmbedTime(timestep.to(device_));
-  Hidden hidden = Hidden::From(EmbedPatches(latents));
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    hidden = RunBlock(static_cast<int>(i), hidden, time, rope, text.blocks[i]);
+  TORCH_CHECK(!sets.empty(), "a forward of no rows");
+  RequireDim(sets.front().latents, 5, "latents");
+  const std::array<int64_t, 3> grid = TokenGrid(sets.front().latents.sizes());
+  Rows rows{sets, grid, {}, {}, {}};
+  std::vector<int64_t> sizes;
+  for (const RowSet& set : sets) {
+    CheckSet(set, sets.front(), grid[0] * grid[1] * grid[2]);
+    const int64_t size = set.latents.size(0);
+    const bool joins = !rows.self.empty() && ShareCall(rows.self.back().plan, set.plan);
+    if (!joins)
+      rows.self.push_back({std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), 0, set.plan});
+    rows.self.back().rows += size;
+    sizes.push_back(size);
   }
-  return Project(hidden, time, grid);
+  rows.rope = rope_.Get(grid);
+  rows.time = EmbedTime(sets);
+  Hidden hidden = Hidden::From(EmbedPatches(sets));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    hidden = RunBlock(static_cast<int>(i), hidden, rows);
+  }
+  const at::Tensor out = Project(hidden, rows);
+  return sets.size() == 1 ? std::vector<at::Tensor>{out} : out.split_with_sizes(sizes);
 }
 
 int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
@@ -106,46 +148,73 @@ int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
   return converted + std::max<int64_t>(0, int8 - made_bytes_);
 }
 
-void WanTransformer::CheckInputs(const at::Tensor& latents, const at::Tensor& timestep,
-                                 const TextContext& text, int64_t tokens) const {
-  const int64_t batch = latents.size(0);
-  RequireSize(latents, 1, config_.in_channels, "latents");
-  if (timestep.dim() != 2) RequireDim(timestep, 1, "timestep");
-  RequireSize(timestep, 0, batch, "timestep");
-  if (timestep.dim() == 2) RequireSize(timestep, 1, tokens, "timestep");
-  if (text.blocks.size() != blocks_.size()) {
+void WanTransformer::CheckSet(const RowSet& set, const RowSet& first, int64_t tokens) const {
+  RequireDim(set.latents, 5, "latents");
+  const int64_t batch = set.latents.size(0);
+  RequireSize(set.latents, 1, config_.in_channels, "latents");
+  for (int64_t axis = 2; axis < 5; ++axis) {
+    RequireSize(set.latents, axis, first.latents.size(axis), "latents");
+  }
+  RequireDim(set.timestep, first.timestep.dim() == 2 ? 2 : 1, "timestep");
+  RequireSize(set.timestep, 0, batch, "timestep");
+  if (set.timestep.dim() == 2) RequireSize(set.timestep, 1, tokens, "timestep");
+  if (set.text->blocks.size() != blocks_.size()) {
     throw InvalidField("text embeddings",
-                       "were made for a model of " + std::to_string(text.blocks.size()) +
+                       "were made for a model of " + std::to_string(set.text->blocks.size()) +
                            " layers, this one has " + std::to_string(blocks_.size()));
   }
-  RequireSize(text.blocks.front().key, 0, batch, "text embeddings");
+  RequireSize(set.text->blocks.front().key, 0, batch, "text embeddings");
 }
 
-WanTransformer::Conditioning WanTransformer::EmbedTime(const at::Tensor& timestep) const {
-  const int64_t batch = timestep.size(0), tokens = timestep.dim() == 2 ? timestep.size(1) : 1;
-  const at::Tensor times = timestep.reshape({-1}).to(at::kFloat);
+WanTransformer::Conditioning WanTransformer::EmbedTime(const std::vector<RowSet>& sets) const {
+  std::vector<at::Tensor> times;
+  for (const RowSet& set : sets) times.push_back(set.timestep.to(device_, at::kFloat));
+  const at::Tensor timestep = Joined(std::move(times));
+  return own_.InUse() ? EmbedUnique(timestep) : EmbedEach(timestep);
+}
+
+WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& timestep) const {
+  const at::Tensor each = timestep.contiguous();
+  std::vector<float> values;
+  std::unordered_map<uint32_t, int32_t> place;  // by their bits
   Conditioning time;
-  at::Tensor projection;
-  if (own_.InUse()) {
-    const at::Tensor features = TimeFeatures(times, time_frequencies_);
-    time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
-    projection = time_projection_(Silu(time.embedding));
-  } else {
-    const at::Tensor angle = times.unsqueeze(1) * time_frequencies_;
-    const at::Tensor features =
-        at::cat({angle.cos(), angle.sin()}, -1).view({batch, tokens, config_.freq_dim});
-    // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
-    const at::Tensor rows = timestep.dim() == 2 ? features : features.squeeze(1);
-    time.embedding = time_linear_2_(at::silu(time_linear_1_(rows))).to(dtype_);
-    projection = time_projection_(at::silu(time.embedding));
+  time.index = at::empty({each.size(0), each.dim() == 2 ? each.size(1) : 1}, at::kInt);
+  for (int64_t i = 0; i < each.numel(); ++i) {
+    const float value = each.const_data_ptr<float>()[i];
+    const auto [found, is_new] =
+        place.emplace(std::bit_cast<uint32_t>(value), static_cast<int32_t>(values.size()));
+    if (is_new) values.push_back(value);
+    time.index.mutable_data_ptr<int32_t>()[i] = found->second;
   }
-  time.embedding = time.embedding.view({batch, tokens, config_.width()});
-  time.projection = projection.to(at::kFloat).view({batch, tokens, 6, config_.width()});
+  const at::Tensor features = TimeFeatures(at::tensor(values, at::kFloat), time_frequencies_);
+  time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
+  time.projection = time_projection_(Silu(time.embedding))
+                        .to(at::kFloat)
+                        .view({features.size(0), 1, 6, config_.width()});
+  time.embedding = time.embedding.unsqueeze(1);
   return time;
 }
 
-at::Tensor WanTransformer::EmbedPatches(const at::Tensor& latents) const {
-  const at::Tensor x = latents.to(device_, dtype_);
+WanTransformer::Conditioning WanTransformer::EmbedEach(const at::Tensor& timestep) const {
+  const int64_t batch = timestep.size(0), tokens = timestep.dim() == 2 ? timestep.size(1) : 1;
+  const at::Tensor angle = timestep.reshape({-1, 1}) * time_frequencies_;
+  const at::Tensor features =
+      at::cat({angle.cos(), angle.sin()}, -1).view({batch, tokens, config_.freq_dim});
+  // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
+  const at::Tensor rows = timestep.dim() == 2 ? features : features.squeeze(1);
+  Conditioning time;
+  time.embedding = time_linear_2_(at::silu(time_linear_1_(rows))).to(dtype_);
+  time.projection = time_projection_(at::silu(time.embedding))
+                        .to(at::kFloat)
+                        .view({batch, tokens, 6, config_.width()});
+  time.embedding = time.embedding.view({batch, tokens, config_.width()});
+  return time;
+}
+
+at::Tensor WanTransformer::EmbedPatches(const std::vector<RowSet>& sets) const {
+  std::vector<at::Tensor> latents;
+  for (const RowSet& set : sets) latents.push_back(set.latents.to(device_, dtype_));
+  const at::Tensor x = Joined(std::move(latents));
   if (own_.InUse()) return patch_linear_(Patches(x));
   const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
   return patches.flatten(2).transpose(1, 2).contiguous();
@@ -160,66 +229,89 @@ at::Tensor WanTransformer::Patches(const at::Tensor& x) const {
       .reshape({x.size(0), grid[0] * grid[1] * grid[2], x.size(1) * config_.patch_volume()});
 }
 
-Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Conditioning& time,
-                                const RopeTables& rope, const TextContext::KeyValue& text) const {
+Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& rows) const {
   const Block& block = blocks_[layer];
-  const at::Tensor m = block.modulation.unsqueeze(1) + time.projection;  // [B, 1 or S, 6, D]
-  const at::Tensor n1 = LayerNormModulate(hidden.wide, Part(m, kScale1) + 1, Part(m, kShift1));
-  const at::Tensor attended = SelfAttend(layer, n1, rope);
-  const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1));
+  const at::Tensor& index = rows.time.index;
+  const at::Tensor m = block.modulation.unsqueeze(1) + rows.time.projection;
+  const at::Tensor n1 =
+      LayerNormModulate(hidden.wide, Part(m, kScale1) + 1, Part(m, kShift1), index);
+  const at::Tensor attended = SelfAttend(layer, n1, rows);
+  const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), index);
 
   const at::Tensor n2 =
       config_.cross_attn_norm ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias) : h1.value;
-  const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, text), {});
+  const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, rows), {});
 
-  const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2) + 1, Part(m, kShift2));
+  const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2) + 1, Part(m, kShift2), index);
   const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh);
-  return AddBranch(h2, block.ffn_out, f, Part(m, kGate2));
+  return AddBranch(h2, block.ffn_out, f, Part(m, kGate2), index);
 }
 
 // hidden + gate * last(x), the end of a residual branch; no gate: ones. With our own product the
 // sum stays float32 and takes the place of `hidden`.
 Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
-                                 const at::Tensor& gate) const {
+                                 const at::Tensor& gate, const at::Tensor& index) const {
   if (!own_.InUse()) {
     return gate.defined() ? AddGated(hidden, last(x), gate) : Add(hidden, last(x));
   }
-  last.AddTo(hidden.wide, x, gate);
+  last.AddTo(hidden.wide, x, gate, index);
   return {config_.cross_attn_norm ? at::Tensor() : hidden.wide.to(dtype_), hidden.wide};
 }
 
-at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x,
-                                      const RopeTables& rope) const {
-  const Attention& attention = blocks_[layer].self;
+at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const {
+  const Block& block = blocks_[layer];
+  const Attention& attention = block.self;
   const std::vector<at::Tensor> qkv =
       Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x);
-  const at::Tensor q = RmsNormRotate(qkv[0], attention.norm_q, rope);
-  const at::Tensor k = RmsNormRotate(qkv[1], attention.norm_k, rope);
+  const at::Tensor q = RmsNormRotate(qkv[0], attention.norm_q, rows.rope);
+  const at::Tensor k = RmsNormRotate(qkv[1], attention.norm_k, rows.rope);
   const at::Tensor v = SplitHeads(qkv[2]);
-  AttentionExtras extras;
-  if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn)) {
-    extras.gate = SplitHeads(blocks_[layer].to_gate(x));
-  }
-  extras.projection = blocks_[layer].sla_weight;
-  extras.projection_bias = blocks_[layer].sla_bias;
   const AttentionLayer run(AttentionRole::kSelf, layer);
-  return run.Forward(q, k, v, extras).flatten(2);
+  std::vector<at::Tensor> parts;
+  for (const Together& part : rows.self) {
+    const auto of = [&](const at::Tensor& all) { return all.narrow(0, part.first, part.rows); };
+    parts.push_back(UnderPlan(part.plan, [&] {
+      return run.Forward(of(q), of(k), of(v), ExtrasOf(block, of(x))).flatten(2);
+    }));
+  }
+  return Joined(std::move(parts));
 }
 
-at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x,
-                                       const TextContext::KeyValue& text) const {
+// What some backends take of the rows `x` of a call.
+AttentionExtras WanTransformer::ExtrasOf(const Block& block, const at::Tensor& x) const {
+  AttentionExtras extras;
+  if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn)) {
+    extras.gate = SplitHeads(block.to_gate(x));
+  }
+  extras.projection = block.sla_weight;
+  extras.projection_bias = block.sla_bias;
+  return extras;
+}
+
+// A call for each set, whose keys and values are its own.
+at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const {
   const Attention& attention = blocks_[layer].cross;
   const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
   const AttentionLayer run(AttentionRole::kCross, layer);
-  return run.Forward(q, text.key, text.value).flatten(2);
+  std::vector<at::Tensor> parts;
+  int64_t first = 0;
+  for (const RowSet& set : rows.sets) {
+    const TextContext::KeyValue& text = set.text->blocks[layer];
+    const int64_t size = set.latents.size(0);
+    parts.push_back(UnderPlan(set.plan, [&] {
+      return run.Forward(q.narrow(0, first, size), text.key, text.value).flatten(2);
+    }));
+    first += size;
+  }
+  return Joined(std::move(parts));
 }
 
 // Norm, modulate, and from tokens back to latents. The channel is the fastest index of a token's
 // numbers.
-at::Tensor WanTransformer::Project(const Hidden& hidden, const Conditioning& time,
-                                   const std::array<int64_t, 3>& grid) const {
-  const at::Tensor m = out_modulation_.unsqueeze(1) + time.embedding.unsqueeze(2);
-  const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1) + 1, Part(m, 0));
+at::Tensor WanTransformer::Project(const Hidden& hidden, const Rows& rows) const {
+  const std::array<int64_t, 3>& grid = rows.grid;
+  const at::Tensor m = out_modulation_.unsqueeze(1) + rows.time.embedding.unsqueeze(2);
+  const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1) + 1, Part(m, 0), rows.time.index);
   const auto& p = config_.patch_size;
   const int64_t batch = hidden.wide.size(0);
   return proj_out_(n)
@@ -237,8 +329,9 @@ at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
 // Without weights, scaled and shifted by what belongs to the time step.
 at::Tensor WanTransformer::LayerNormModulate(const at::Tensor& wide,
                                              const at::Tensor& scale_plus_one,
-                                             const at::Tensor& shift) const {
-  if (OwnRows()) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_);
+                                             const at::Tensor& shift,
+                                             const at::Tensor& index) const {
+  if (OwnRows()) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_, index);
   return Modulate(at::layer_norm(wide, {config_.width()}, {}, {}, config_.eps), scale_plus_one,
                   shift, dtype_);
 }

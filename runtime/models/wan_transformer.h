@@ -48,8 +48,7 @@ struct WanTransformerConfig {
   static WanTransformerConfig Read(const ConfigReader& reader);
 };
 
-// What a prompt is to the transformer: one per job and branch, shared by all its steps. Rows of
-// several jobs may be concatenated (equal L).
+// What a prompt is to the transformer: one per job and branch, shared by all its steps.
 struct TextContext {
   struct KeyValue {
     at::Tensor key;    // [B, L, H, head_dim]
@@ -58,8 +57,17 @@ struct TextContext {
   std::vector<KeyValue> blocks;
 };
 
-// Immutable after Load; used by the engine thread, inside a ScopedForwardContext whose plan has
-// backends for AttentionRole::kSelf and kCross.
+// Rows of a forward that have their text and their plan of attention in common: a pass of a job, or
+// the rows of a Denoise call. What it points to outlives the forward.
+struct RowSet {
+  at::Tensor latents;                   // [b, in_channels, f, h, w], cast to the model's dtype
+  at::Tensor timestep;                  // [b] or, one per token, [b, S]; int64 or floating
+  const TextContext* text = nullptr;    // of b rows
+  const AttentionPlan* plan = nullptr;  // null: the forward context's
+};
+
+// Immutable after Load; used by the engine thread, inside a ScopedForwardContext. Its plan, or
+// those of the row sets, have backends for AttentionRole::kSelf and kCross.
 class WanTransformer {
  public:
   // Reads config.json and diffusion_pytorch_model.safetensors (or shards) of `folder`. What
@@ -71,9 +79,12 @@ class WanTransformer {
   // embeds [B, L, text_dim] in any floating dtype.
   TextContext EncodeText(const at::Tensor& embeds) const;
 
-  // The velocity [B, out_channels, f, h, w] in the model's dtype.
-  // latents [B, in_channels, f, h, w] (cast to the model's dtype), timestep [B] or, one per token,
-  // [B, S]; int64 or floating.
+  // The velocities [b, out_channels, f, h, w] in the model's dtype, one tensor a set. All sets have
+  // one shape of latents but for b, and one form of timesteps. Everything but attention is done on
+  // all rows at once; neighbours whose plans name one backend, one metadata and one tally share a
+  // call of self-attention. Not with exact numerics do a row's bits depend on who else is there.
+  std::vector<at::Tensor> Forward(const std::vector<RowSet>& sets) const;
+  // Of one set, under the plan of the forward context.
   at::Tensor Forward(const at::Tensor& latents, const at::Tensor& timestep,
                      const TextContext& text) const;
 
@@ -112,9 +123,25 @@ class WanTransformer {
     at::Tensor norm2_weight, norm2_bias;  // [D] float32, undefined without cross_attn_norm
     Linear ffn_in, ffn_out;
   };
+  // Of the rows' timesteps. With our own kernels each value is embedded once, U of them, and rows
+  // find theirs by an index; else one after another, in the reference's shape.
   struct Conditioning {
-    at::Tensor embedding;   // [B, 1 or S, D] in the model's dtype
-    at::Tensor projection;  // [B, 1 or S, 6, D] float32
+    at::Tensor embedding;   // [B or U, 1 or S, D] in the model's dtype
+    at::Tensor projection;  // [B or U, 1 or S, 6, D] float32
+    at::Tensor index;       // int32 [B, 1 or S], or undefined
+  };
+  // Neighbouring rows that share a call of attention.
+  struct Together {
+    int64_t first, rows;
+    const AttentionPlan* plan;
+  };
+  // What the blocks of one forward have in common.
+  struct Rows {
+    const std::vector<RowSet>& sets;
+    std::array<int64_t, 3> grid;
+    std::vector<Together> self;
+    Conditioning time;
+    RopeTables rope;
   };
 
   WanTransformer(WanTransformerConfig config, at::ScalarType dtype, at::Device device);
@@ -122,23 +149,23 @@ class WanTransformer {
   Block TakeBlock(const LoadOptions& from, int64_t index) const;
   Attention TakeAttention(const LoadOptions& from, const std::string& name) const;
 
-  void CheckInputs(const at::Tensor& latents, const at::Tensor& timestep, const TextContext& text,
-                   int64_t tokens) const;
-  Conditioning EmbedTime(const at::Tensor& timestep) const;
-  at::Tensor EmbedPatches(const at::Tensor& latents) const;
-  Hidden RunBlock(int layer, const Hidden& hidden, const Conditioning& time, const RopeTables& rope,
-                  const TextContext::KeyValue& text) const;
+  void CheckSet(const RowSet& set, const RowSet& first, int64_t tokens) const;
+  Conditioning EmbedTime(const std::vector<RowSet>& sets) const;
+  Conditioning EmbedEach(const at::Tensor& timestep) const;
+  Conditioning EmbedUnique(const at::Tensor& timestep) const;
+  at::Tensor EmbedPatches(const std::vector<RowSet>& sets) const;
+  Hidden RunBlock(int layer, const Hidden& hidden, const Rows& rows) const;
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
-                   const at::Tensor& gate) const;
-  at::Tensor SelfAttend(int layer, const at::Tensor& x, const RopeTables& rope) const;
-  at::Tensor CrossAttend(int layer, const at::Tensor& x, const TextContext::KeyValue& text) const;
-  at::Tensor Project(const Hidden& hidden, const Conditioning& time,
-                     const std::array<int64_t, 3>& grid) const;
+                   const at::Tensor& gate, const at::Tensor& index = {}) const;
+  at::Tensor SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const;
+  AttentionExtras ExtrasOf(const Block& block, const at::Tensor& x) const;
+  at::Tensor CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const;
+  at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;
   at::Tensor Patches(const at::Tensor& x) const;
   at::Tensor LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
-                               const at::Tensor& shift) const;
+                               const at::Tensor& shift, const at::Tensor& index) const;
   at::Tensor LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
                        const at::Tensor& bias) const;
   at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) const;

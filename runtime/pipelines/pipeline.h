@@ -1,14 +1,16 @@
-// What the engine asks of a model family: Begin -> Step x n -> Finish. Torch-free.
+// What the engine asks of a model family: units of work, and steps that many runs share.
+// Torch-free.
 //
-// The engine owns the loop and looks at cancels, deadlines and forces between two steps; a pipeline
-// owns what a step does. Everything here is called by the engine thread, except where a comment
-// says otherwise.
+// The engine owns the loop and looks at arrivals, cancels, deadlines and forces between two units;
+// a pipeline owns what a unit does. Everything here is called by the engine thread, except where a
+// comment says otherwise.
 #ifndef DENOISED_RUNTIME_PIPELINES_PIPELINE_H_
 #define DENOISED_RUNTIME_PIPELINES_PIPELINE_H_
 
-#include <functional>
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "runtime/attention/attention_planner.h"
@@ -21,23 +23,51 @@
 
 namespace denoised {
 
-// One job inside a pipeline: its embeddings, latents and solver state. Long work inside has stop
-// points (backends/stop_point.h); what they throw leaves latents and solver state as they were.
-class GenerationRun {
- public:
-  virtual ~GenerationRun() = default;
+// What a run does next.
+enum class UnitKind : uint8_t { kEncodePrompt, kStep, kDecode, kDone };
 
-  // Prompt to embeddings, schedule, noise. Once, first. Throws Error (reason NON_FINITE) where the
-  // embeddings are not finite.
-  virtual void Begin() = 0;
-  // Step i of parameters.num_inference_steps, in order. Throws Error (reason NON_FINITE) where the
-  // latents are no longer finite.
-  virtual void Step(int64_t i) = 0;
-  // Latents to frames. `keep_float` keeps the unrounded values too, for .npy. Throws Error (reason
-  // NON_FINITE) naming the frames where the decoder gives none.
-  virtual DecodedVideo Finish(bool keep_float) = 0;
+// One unit of work: nothing interrupts it but its stop points (backends/stop_point.h).
+struct Unit {
+  UnitKind kind = UnitKind::kDone;
+  int64_t rows = 1;    // kStep: of the transformer's forward, passes of guidance counted; else 1
+  int64_t tokens = 0;  // kEncodePrompt: of the prompt; kStep: of a row; kDecode: latent positions
+  // kStep: runs of one pipeline with equal groups can share a forward, whatever their timesteps,
+  // step counts, prompts, guidance, solvers and attention backends. Of every kind: the name under
+  // which times are kept, so never empty but at kDone.
+  std::string group;
+  double multiply_adds = 0;  // of one row
+};
+
+// A piece of work inside a pipeline: a job or a Denoise call, that goes from unit to unit. What a
+// unit throws leaves the run as it was before the unit.
+class Run {
+ public:
+  virtual ~Run() = default;
+  virtual Unit Next() const = 0;
+  // Does the next unit where it is kEncodePrompt (one prompt) or kDecode (one chunk of frames).
+  // Steps are Pipeline::Step's. Throws Error (reason NON_FINITE) where a model gives numbers that
+  // are not finite, FAILED_PRECONDITION where the next unit is another.
+  virtual void Advance() = 0;
+};
+
+// A job: prompts, steps, frames.
+class GenerationRun : public Run {
+ public:
+  virtual int64_t steps_done() const = 0;
   // The latents as they are now, [1, C, f, h, w] float32.
   virtual HostTensor Latents() const = 0;
+  // Once, at kDone. Empty where RunRequest::decode is kNothing.
+  virtual DecodedVideo TakeVideo() = 0;
+  // All that a new run of the same RunRequest needs to go on from here with the same bits: step,
+  // latents, the solver's history, a digest of the embeddings (they are encoded again, and must be
+  // the same). The bytes of a safetensors file. A decode that has begun begins anew.
+  virtual std::string Save() const = 0;
+};
+
+// One step for latents of the client's.
+class DenoiseRun : public Run {
+ public:
+  virtual DenoiseResult TakeResult() = 0;  // once, at kDone; without receipt and queue_seconds
 };
 
 // What a run is made from. `planner` and `observer` outlive it.
@@ -49,6 +79,10 @@ struct RunRequest {
   AttentionPlanner* planner = nullptr;
   Observer* observer = nullptr;
   int64_t decode_bands = 1;  // as the estimate says
+  // What is wanted beside the latents; the unrounded values are for .npy.
+  enum class Decode : uint8_t { kNothing, kFrames, kFramesAndValues };
+  Decode decode = Decode::kFrames;
+  std::string saved;  // GenerationRun::Save's; "" = from the start
 };
 
 // A loaded model.
@@ -80,9 +114,20 @@ class Pipeline {
   // thread.
   virtual int64_t MadeBytes() const = 0;
 
+  // Of checked requests. Throws INVALID_ARGUMENT where RunRequest::saved is damaged or another
+  // request's.
   virtual std::unique_ptr<GenerationRun> NewRun(RunRequest request) = 0;
-  virtual DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
-                                Observer* observer) = 0;
+  // `request`, `planner` and `observer` outlive it.
+  virtual std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
+                                                    AttentionPlanner* planner,
+                                                    Observer* observer) = 0;
+  // One step of each run, all of them at kStep and of one group: in one forward where the numerics
+  // make a row independent of its neighbours (packed, int8), else in one for each pass of each run.
+  // The i-th value says why the i-th run did not advance (NON_FINITE, a selection refused): the
+  // others did. Throws where nobody advanced: a stop point's Error, or what failed inside a shared
+  // forward. Books each run's attention on its own planner, seconds shared by rows, and completes
+  // its step there.
+  virtual std::vector<std::optional<Error>> Step(const std::vector<Run*>& runs) = 0;
 };
 
 // What a request's layers compute.

@@ -97,7 +97,22 @@ int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedPa
   return files + workspace;
 }
 
+// Passes of guidance that go through the transformer at once are rows of one forward.
+Forward EstimateStep(const WanParts& parts, std::vector<int64_t> latents, int64_t text_length,
+                     bool guided, LinearNumerics linear, const CostOfAttention& cost) {
+  const bool together = linear != LinearNumerics::kExact;
+  if (guided && together) latents[0] *= 2;
+  Forward step = EstimateForward(parts, latents, text_length, linear, cost);
+  if (guided && !together) step.multiply_adds *= 2;
+  return step;
+}
+
 }  // namespace
+
+double WanForwardMultiplyAdds(const WanParts& parts, const std::vector<int64_t>& latents,
+                              int64_t text_length, const CostOfAttention& cost) {
+  return EstimateForward(parts, latents, text_length, LinearNumerics::kPacked, cost).multiply_adds;
+}
 
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& p, const std::vector<ArtifactFormat>& formats,
@@ -112,9 +127,9 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t frames =
       decodes ? pixels * (Wants(formats, ArtifactFormat::kNpy) ? 1 + kFloat : 1) : 0;
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);
-  const Forward forward = EstimateForward(parts, latents, length, p.linear, cost);
+  const Forward forward = EstimateStep(parts, latents, length, branches > 1, p.linear, cost);
   WorkEstimate estimate;
-  estimate.step_multiply_adds = static_cast<double>(branches) * forward.multiply_adds;
+  estimate.step_multiply_adds = forward.multiply_adds;
   if (!parts.on_cpu) {
     estimate.held_bytes = frames;
     estimate.peak_bytes = kLibraries + encode;
@@ -144,14 +159,14 @@ WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& 
                              int64_t length, bool guided, LinearNumerics linear,
                              const CostOfAttention& cost) {
   const int64_t element = TextElement(parts);
-  const Forward forward = EstimateForward(parts, latents, length, linear, cost);
+  const Forward forward = EstimateStep(parts, latents, length, guided, linear, cost);
   // The request's copies on the way in and the answer's on the way out, both predictions.
   const int64_t tensors =
       (8 * Numbers(latents) + 4 * latents[0] * length * parts.transformer.config().text_dim) *
       kFloat;
   const int64_t text = TextContextBytes(parts.transformer.config(), latents[0], length, element);
   WorkEstimate estimate;
-  estimate.step_multiply_adds = (guided ? 2 : 1) * forward.multiply_adds;
+  estimate.step_multiply_adds = forward.multiply_adds;
   estimate.peak_bytes =
       kLibraries + tensors + (parts.on_cpu ? WithGaps(text + forward.bytes, kOtherGaps) : 0);
   return estimate;

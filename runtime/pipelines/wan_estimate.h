@@ -25,6 +25,10 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
                             const std::vector<ArtifactFormat>& formats, int64_t available,
                             const CostOfAttention& cost);
 
+// Of a forward of latents [B, C, f, h, w].
+double WanForwardMultiplyAdds(const WanParts& parts, const std::vector<int64_t>& latents,
+                              int64_t text_length, const CostOfAttention& cost);
+
 // `latents` has B rows, the prompt `length` tokens.
 WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,
                              int64_t length, bool guided, LinearNumerics linear,

@@ -1,16 +1,12 @@
 #include "runtime/pipelines/wan_pipeline.h"
 
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <algorithm>
-#include <chrono>
 
 #include "runtime/loaders/weights.h"
 #include "runtime/pipelines/device.h"
 #include "runtime/pipelines/tensor_convert.h"
-#include "runtime/pipelines/wan_estimate.h"
+#include "runtime/pipelines/wan_denoise_run.h"
 #include "runtime/pipelines/wan_run.h"
-#include "runtime/tokenizer/prompt_clean.h"
 
 namespace denoised {
 namespace {
@@ -56,56 +52,6 @@ double DefaultDouble(const ConfigReader& reader, const std::string& key, double 
   return value;
 }
 
-std::string ShapeText(at::IntArrayRef shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i ? ", " : "") + std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
-void RequireShape(const HostTensor& tensor, at::IntArrayRef shape, const std::string& field) {
-  CheckHostTensor(tensor, field);
-  if (at::IntArrayRef(tensor.shape) == shape) return;
-  throw InvalidField(field + ".shape",
-                     "wanted " + ShapeText(shape) + ", got " + ShapeText(tensor.shape));
-}
-
-void RequireFloat(const HostTensor& tensor, const std::string& field) {
-  if (tensor.dtype == DType::kFloat32 || tensor.dtype == DType::kBFloat16) return;
-  throw InvalidField(field + ".dtype",
-                     "must be float32 or bfloat16, got " + std::string(DTypeName(tensor.dtype)));
-}
-
-void CheckTimestep(const HostTensor& timestep, int64_t rows) {
-  RequireShape(timestep, {rows}, "timestep");
-  const bool known = timestep.dtype == DType::kFloat32 || timestep.dtype == DType::kInt64;
-  if (!known) {
-    throw InvalidField("timestep.dtype",
-                       "must be float32 or int64, got " + std::string(DTypeName(timestep.dtype)));
-  }
-  const at::Tensor value = ToTensor(timestep, "timestep").to(at::kDouble);
-  if (!at::logical_and(value.ge(0), value.le(1000)).all().item<bool>()) {
-    throw InvalidField("timestep", "every value must be between 0 and 1000");
-  }
-}
-
-// What a model gives. CheckFinite is for what it is given.
-void RequireFinite(const at::Tensor& x, const std::string& message) {
-  if (at::isfinite(x).all().item<bool>()) return;
-  throw Error(StatusCode::kInternal, message, "", "NON_FINITE");
-}
-
-// [rows, L, text_dim], finite.
-void CheckEmbeds(const HostTensor& embeds, int64_t rows, int64_t text_dim,
-                 const std::string& field) {
-  RequireFloat(embeds, field);
-  const int64_t length = embeds.shape.size() == 3 ? embeds.shape[1] : 1;
-  CheckLimit("max_sequence_length", length);
-  RequireShape(embeds, {rows, length, text_dim}, field);
-  CheckFinite(ToTensor(embeds, field), field);
-}
-
 // denoised.json's numerics.linear, which decides how the weights are kept: read before them.
 std::optional<LinearNumerics> ReadLinear(const ConfigReader& own) {
   if (!own.Has("numerics")) return std::nullopt;
@@ -119,12 +65,6 @@ std::optional<LinearNumerics> ReadLinear(const ConfigReader& own) {
               where + ": linear: wanted one of " + LinearNumericsNames(AllLinearNumerics()) +
                   ", came \"" + name + "\"",
               own.path());
-}
-
-// A forward that does not run takes no time.
-AttentionTally WithoutSeconds(AttentionTally tally) {
-  for (AttentionCount& count : tally.counts) count.seconds = 0;
-  return tally;
 }
 
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
@@ -141,8 +81,6 @@ void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
 }
 
 }  // namespace
-
-// ---- loading -----------------------------------------------------------------------------------
 
 std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const std::string& name,
                                                const RepositoryOptions& options,
@@ -345,211 +283,14 @@ void WanPipeline::WarnUnused(Logger* logger) const {
   warn("vae", vae_->unused_tensors());
 }
 
-// ---- checks ------------------------------------------------------------------------------------
-
-std::vector<int64_t> WanPipeline::LatentShape(const ResolvedParameters& p) const {
-  return {1, transformer_->config().in_channels, (p.num_frames - 1) / rules_.frame_stride + 1,
-          p.height / rules_.spatial_stride, p.width / rules_.spatial_stride};
-}
-
-std::vector<AttentionSpec> WanPipeline::SpecsFor(at::IntArrayRef latent_shape,
-                                                 int64_t text_length) const {
-  const auto grid = transformer_->TokenGrid(latent_shape);
-  return {transformer_->SelfSpec(grid), transformer_->CrossSpec(grid, text_length)};
-}
-
-std::vector<AttentionSpec> WanPipeline::DenoiseSpecs(const ResolvedParameters& parameters) const {
-  return SpecsFor(LatentShape(parameters), parameters.max_sequence_length);
-}
-
-void WanPipeline::CheckNumerics(const NumericsOptions& numerics) const {
-  const std::vector<LinearNumerics>& offered = info_.linear;
-  if (!numerics.linear || std::ranges::count(offered, *numerics.linear) > 0) return;
-  throw InvalidField("numerics.linear", "wanted one of " + LinearNumericsNames(offered) +
-                                            ", which " + info_.name + " offers on " + info_.device +
-                                            " in " + info_.dtype + ", got " +
-                                            std::string(LinearNumericsName(*numerics.linear)));
-}
-
-void WanPipeline::CheckRun(const GenerationRequest& request,
-                           const ResolvedParameters& parameters) const {
-  CheckNumerics(request.numerics);
-  CleanPrompt(request.prompt);  // refuses what is not UTF-8
-  try {
-    CleanPrompt(parameters.negative_prompt);
-  } catch (const Error& error) {
-    throw Error(error.code(), std::string("negative_prompt: ") + error.what(), "negative_prompt",
-                error.reason());
-  }
-  if (!request.latents) return;
-  RequireFloat(*request.latents, "latents");
-  RequireShape(*request.latents, LatentShape(parameters), "latents");
-  CheckFinite(ToTensor(*request.latents, "latents"), "latents");
-}
-
-void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
-  CheckNumerics(request.numerics);
-  constexpr int64_t kMaxRows = 256;
-  const WanTransformerConfig& config = transformer_->config();
-  const std::vector<int64_t>& shape = request.latents.shape;
-  RequireFloat(request.latents, "latents");
-  CheckHostTensor(request.latents, "latents");
-  if (shape.size() != 5 || shape[0] < 1 || shape[0] > kMaxRows || shape[1] != config.in_channels) {
-    throw InvalidField("latents.shape", "wanted [B, " + std::to_string(config.in_channels) +
-                                            ", f, h, w] with B from 1 to 256, got " +
-                                            ShapeText(shape));
-  }
-  for (int64_t tokens : transformer_->TokenGrid(shape)) {
-    if (tokens > config.rope_max_seq_len) {
-      throw InvalidField("latents.shape", "more than " + std::to_string(config.rope_max_seq_len) +
-                                              " tokens on one axis: " + ShapeText(shape));
-    }
-  }
-  CheckFinite(ToTensor(request.latents, "latents"), "latents");
-  CheckTimestep(request.timestep, shape[0]);
-  CheckEmbeds(request.encoder_hidden_states, shape[0], config.text_dim, "encoder_hidden_states");
-  CheckLimit("guidance_scale", request.guidance_scale);
-  if (request.negative_encoder_hidden_states) {
-    CheckEmbeds(*request.negative_encoder_hidden_states, shape[0], config.text_dim,
-                "negative_encoder_hidden_states");
-  } else if (request.guidance_scale > 1) {
-    throw InvalidField("negative_encoder_hidden_states", "needed when guidance_scale is above 1");
-  }
-  const auto is_sigma = [](double sigma) { return sigma >= 0 && sigma <= 1; };
-  if (!is_sigma(request.sigma)) throw InvalidField("sigma", "must be between 0 and 1");
-  if (!is_sigma(request.sigma_next)) throw InvalidField("sigma_next", "must be between 0 and 1");
-}
-
-WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
-                                      const ResolvedParameters& parameters, int64_t available,
-                                      const CostOfAttention& cost) const {
-  return EstimateWanRun({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
-                        LatentShape(parameters), parameters, request.formats, available, cost);
-}
-
-WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
-                                          const CostOfAttention& cost) const {
-  return EstimateWanCall({*text_encoder_, *transformer_, *vae_, device_.is_cpu()},
-                         request.latents.shape, request.encoder_hidden_states.shape[1],
-                         request.guidance_scale > 1, LinearOf(request, *this), cost);
-}
-
-// ---- forwards ----------------------------------------------------------------------------------
-
-at::Tensor WanPipeline::Forward(const ForwardCall& call, const AttentionPlan& plan,
-                                AttentionPlanner* planner, Observer* observer) const {
-  ForwardBatch batch;
-  batch.request_ids = call.request_ids;
-  batch.timesteps.assign(static_cast<size_t>(call.latents.size(0)), call.timestep_value);
-  batch.is_cfg_negative = call.branch == Branch::kUnconditional;
-  const auto grid = transformer_->TokenGrid(call.latents.sizes());
-  const int64_t rows = call.latents.size(0);
-  const auto done = [&](const ForwardContext& context, double seconds) {
-    observer->OnForward(info_.name, MostCalled(plan[static_cast<size_t>(AttentionRole::kSelf)]),
-                        context.branch, rows, rows * grid[0] * grid[1] * grid[2], seconds);
-  };
-  // Without this a CUDA forward would be timed by its launches.
-  std::function<void()> synchronize;
-  if (!device_.is_cpu()) {
-    synchronize = [this] {
-      c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
-    };
-  }
-  at::Tensor prediction;
-  {
-    ScopedForwardContext scope(
-        {call.step_index, call.timestep_value, call.sigma, call.branch, 0, &plan, &batch}, done,
-        synchronize);
-    prediction = transformer_->Forward(call.latents, call.timestep, *call.text);
-  }
-  planner->BookForward();
-  return prediction;
-}
-
-TextContext WanPipeline::EncodePrompt(const std::string& field, const std::string& prompt,
-                                      int64_t max_length, AttentionPlanner* planner) const {
-  const auto encoding = tokenizer_->Encode(CleanPrompt(prompt), max_length);
-  const int64_t length = encoding.length;
-  if (encoding.wanted > length) {
-    planner->AddNote(field + ": cut at " + std::to_string(length) + " of " +
-                     std::to_string(encoding.wanted) + " tokens (max_sequence_length)");
-  }
-  const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(length)}, 0, 1);
-  const AttentionSlot& slot = plan[static_cast<size_t>(AttentionRole::kTextEncoder)];
-  const PromptCache::Key key{{encoding.ids.begin(), encoding.ids.begin() + length},
-                             max_length,
-                             CurrentLinearNumerics(info_.defaults.linear),
-                             slot.id};
-  const PromptCache::Entry* kept = prompts_.Find(key);
-  const at::Tensor embeds =
-      kept != nullptr ? kept->embeds : RunTextEncoder(encoding.ids, length, plan);
-  if (kept != nullptr) {
-    *slot.tally = kept->tally;  // of a forward that need not run again
-  } else {
-    RequireFinite(embeds, "the text encoder gave numbers that are not finite for the " + field);
-    prompts_.Put(key, {embeds, WithoutSeconds(*slot.tally)});
-  }
-  planner->BookForward();
-  at::Tensor padded = at::zeros({1, max_length, embeds.size(2)}, embeds.options());
-  padded.narrow(1, 0, length).copy_(embeds);
-  return transformer_->EncodeText(padded.to(device_));
-}
-
-// Rows of the `length` real tokens, on the CPU.
-at::Tensor WanPipeline::RunTextEncoder(const std::vector<int64_t>& padded_ids, int64_t length,
-                                       const AttentionPlan& plan) const {
-  const at::Tensor ids = at::tensor(padded_ids, at::kLong).unsqueeze(0).to(device_);
-  const at::Tensor mask = at::arange(ids.size(1), ids.options()).lt(length).to(at::kLong);
-  ForwardContext context;
-  context.attn_metadata = &plan;
-  const ScopedForwardContext scope(context);
-  const at::Tensor embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
-  return embeds.narrow(1, 0, length).to(at::kCPU).clone();
-}
-
 std::unique_ptr<GenerationRun> WanPipeline::NewRun(RunRequest request) {
   return std::make_unique<WanRun>(*this, std::move(request));
 }
 
-DenoiseResult WanPipeline::Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
-                                   Observer* observer) {
-  const c10::InferenceMode inference;
-  const ScopedLinearNumerics numerics(LinearOf(request, *this));
-  const auto start = std::chrono::steady_clock::now();
-  const at::Tensor latents = ToTensor(request.latents, "latents").to(device_);
-  const at::Tensor timestep = ToTensor(request.timestep, "timestep").to(device_);
-  const bool guided = request.guidance_scale > 1;
-  const int64_t text_length = request.encoder_hidden_states.shape[1];
-  const AttentionPlan& plan = planner->Prepare(SpecsFor(latents.sizes(), text_length), 0, 1);
-  const auto forward = [&](const HostTensor& embeds, const std::string& field, Branch branch) {
-    const TextContext text = transformer_->EncodeText(ToTensor(embeds, field).to(device_));
-    return Forward({latents,
-                    timestep,
-                    &text,
-                    branch,
-                    0,
-                    timestep[0].to(at::kDouble).item<double>(),
-                    request.sigma,
-                    {}},
-                   plan, planner, observer);
-  };
-  at::Tensor prediction = forward(request.encoder_hidden_states, "encoder_hidden_states",
-                                  guided ? Branch::kConditional : Branch::kNone);
-  if (guided) {
-    const at::Tensor negative = forward(*request.negative_encoder_hidden_states,
-                                        "negative_encoder_hidden_states", Branch::kUnconditional);
-    prediction = negative + request.guidance_scale * (prediction - negative);
-  }
-  if (request.output == DenoiseRequest::Output::kNextLatents) {
-    prediction =
-        latents.to(at::kFloat) + (request.sigma_next - request.sigma) * prediction.to(at::kFloat);
-  }
-  RequireFinite(prediction, "the step's result is not finite");
-  DenoiseResult result;
-  result.tensor = FromTensor(prediction);
-  result.forward_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return result;
+std::unique_ptr<DenoiseRun> WanPipeline::NewDenoiseRun(const DenoiseRequest& request,
+                                                       AttentionPlanner* planner,
+                                                       Observer* observer) {
+  return std::make_unique<WanDenoiseRun>(*this, request, planner, observer);
 }
 
 }  // namespace denoised

@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/pipeline.h"
 #include "runtime/pipelines/prompt_cache.h"
+#include "runtime/pipelines/wan_estimate.h"
 #include "runtime/schedulers/scheduler.h"
 #include "runtime/tokenizer/tokenizer.h"
 
@@ -44,31 +46,30 @@ class WanPipeline : public Pipeline {
                                const CostOfAttention& cost) const override;
   int64_t MadeBytes() const override { return transformer_->MadeBytes() + prompts_.bytes(); }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
-  DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
-                        Observer* observer) override;
+  std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
+                                            AttentionPlanner* planner, Observer* observer) override;
+  std::vector<std::optional<Error>> Step(const std::vector<Run*>& runs) override;
 
   // Which is the default model of its repository; set once, while loading.
   void set_default(bool is_default) { info_.is_default = is_default; }
 
   // For runs; engine thread.
-  struct ForwardCall {
-    at::Tensor latents;   // [B, C, f, h, w], any float dtype
-    at::Tensor timestep;  // [B]
-    const TextContext* text;
-    Branch branch;
-    int64_t step_index;
-    double timestep_value, sigma;
-    std::vector<std::string> request_ids;
+
+  // A prompt in tokens; `field` names it in errors, and in the note where it was cut.
+  struct Prompt {
+    std::string field;
+    Tokenizer::Encoding tokens;  // max_sequence_length of them, with padding
   };
-  at::Tensor Forward(const ForwardCall& call, const AttentionPlan& plan, AttentionPlanner* planner,
-                     Observer* observer) const;
-  // `field` names the prompt in errors, and in the note where it was cut; NON_FINITE where the
-  // encoder gives NaN or infinity. The encoder runs once for a prompt that prompts_ still knows.
-  TextContext EncodePrompt(const std::string& field, const std::string& prompt, int64_t max_length,
-                           AttentionPlanner* planner) const;
+  Prompt Tokenize(const std::string& field, const std::string& prompt, int64_t max_length) const;
+  // The embeddings of its real tokens [1, length, d], on the CPU. NON_FINITE where the encoder
+  // gives NaN or infinity. The encoder runs once for a prompt that prompts_ still knows.
+  at::Tensor EncodePrompt(const Prompt& prompt, AttentionPlanner* planner) const;
+  // What they are to the transformer.
+  TextContext ContextOf(const at::Tensor& embeds, const Prompt& prompt) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
   std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
 
+  WanParts parts() const { return {*text_encoder_, *transformer_, *vae_, device_.is_cpu()}; }
   const WanTransformer& transformer() const { return *transformer_; }
   const WanVaeDecoder& vae() const { return *vae_; }
   const Scheduler& scheduler() const { return *scheduler_; }  // runs take clones

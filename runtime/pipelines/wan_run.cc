@@ -3,9 +3,13 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <algorithm>
+#include <utility>
 
+#include "runtime/loaders/sha256.h"
 #include "runtime/models/vae_decoding.h"
+#include "runtime/pipelines/run_state.h"
 #include "runtime/pipelines/tensor_convert.h"
+#include "runtime/pipelines/wan_units.h"
 
 namespace denoised {
 namespace {
@@ -42,22 +46,41 @@ void Store(const WanVaeDecoder::Part& part, bool keep_float, DecodedVideo* video
   if (keep_float) CopyPart(unit, part, height, &video->values);
 }
 
+std::map<std::string, HostTensor> ToHost(const std::map<std::string, at::Tensor>& tensors) {
+  std::map<std::string, HostTensor> host;
+  for (const auto& [name, tensor] : tensors) host[name] = FromTensor(tensor);
+  return host;
+}
+
+std::map<std::string, at::Tensor> ToTensors(const std::map<std::string, HostTensor>& host) {
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [name, tensor] : host) tensors[name] = ToTensor(tensor, "saved");
+  return tensors;
+}
+
+Unit StepUnit(const WanPipeline& pipeline, const RunRequest& request) {
+  const ResolvedParameters& p = request.parameters;
+  return WanStepUnit(pipeline.parts(), pipeline.LatentShape(p), p.guidance_scale > 1 ? 2 : 1,
+                     p.max_sequence_length, p.linear, request.planner->CostNow());
+}
+
 }  // namespace
 
 WanRun::WanRun(const WanPipeline& pipeline, RunRequest request)
-    : pipeline_(pipeline), request_(std::move(request)), scheduler_(pipeline.scheduler().Clone()) {}
-
-void WanRun::Begin() {
+    : pipeline_(pipeline),
+      request_(std::move(request)),
+      scheduler_(pipeline.scheduler().Clone()),
+      step_unit_(StepUnit(pipeline, request_)) {
   const c10::InferenceMode inference;
   const ResolvedParameters& p = request_.parameters;
-  const ScopedLinearNumerics numerics(p.linear);
-  const auto encode = [&](const std::string& field, const std::string& prompt) {
-    return pipeline_.EncodePrompt(field, prompt, p.max_sequence_length, request_.planner);
+  const auto take = [&](const std::string& field, const std::string& prompt) {
+    prompts_.push_back(pipeline_.Tokenize(field, prompt, p.max_sequence_length));
   };
-  conditional_ = encode("prompt", request_.prompt);
-  if (p.guidance_scale > 1) unconditional_ = encode("negative_prompt", p.negative_prompt);
+  take("prompt", request_.prompt);
+  if (p.guidance_scale > 1) take("negative_prompt", p.negative_prompt);
   scheduler_->SetTimesteps(p.num_inference_steps, p.flow_shift);
   latents_ = InitialLatents().to(pipeline_.device());
+  if (!request_.saved.empty()) Restore(ParseRunState(request_.saved));
 }
 
 // The numbers of torch.randn with a CPU generator of the same seed, on every device.
@@ -69,64 +92,141 @@ at::Tensor WanRun::InitialLatents() const {
                    at::TensorOptions(at::kFloat));
 }
 
-at::Tensor WanRun::Predict(int64_t i) {
-  const ResolvedParameters& p = request_.parameters;
-  const AttentionPlan& plan = request_.planner->Prepare(
-      pipeline_.SpecsFor(latents_.sizes(), p.max_sequence_length), i, p.num_inference_steps);
-  const at::Tensor timestep = scheduler_->TimestepTensor(i, 1, pipeline_.device());
-  const auto forward = [&](const TextContext& text, Branch branch) {
-    return pipeline_.Forward({latents_,
-                              timestep,
-                              &text,
-                              branch,
-                              i,
-                              scheduler_->timesteps()[static_cast<size_t>(i)],
-                              scheduler_->sigmas()[static_cast<size_t>(i)],
-                              {request_.job_id}},
-                             plan, request_.planner, request_.observer);
-  };
-  if (!unconditional_) return forward(conditional_, Branch::kNone);
-  const at::Tensor wanted = forward(conditional_, Branch::kConditional);
-  const at::Tensor unwanted = forward(*unconditional_, Branch::kUnconditional);
-  return unwanted + p.guidance_scale * (wanted - unwanted);
+Unit WanRun::Next() const {
+  if (contexts_.size() < prompts_.size()) {
+    return WanEncodeUnit(pipeline_.parts(), prompts_[contexts_.size()].tokens.length, linear());
+  }
+  if (step_ < request_.parameters.num_inference_steps) return step_unit_;
+  if (request_.decode == RunRequest::Decode::kNothing || decoded_) return {};
+  const int64_t bands = std::max<int64_t>(1, request_.decode_bands), height = latents_.size(3);
+  const auto [frames, shown, rows, columns] =
+      decoding_ ? decoding_->NextChunk()
+                : VaeDecoding::Chunk{1, 1, (height + bands - 1) / bands, latents_.size(4)};
+  return WanDecodeUnit(pipeline_.parts(), latents_.sizes().vec(), frames * rows * columns,
+                       linear());
 }
 
-void WanRun::Step(int64_t i) {
+void WanRun::Advance() {
   const c10::InferenceMode inference;
-  const ScopedLinearNumerics numerics(request_.parameters.linear);
-  latents_ = scheduler_->Step(Predict(i), i, latents_);
-  if (at::isfinite(latents_).all().item<bool>()) return;
-  throw Error(StatusCode::kInternal,
-              "the latents are no longer finite after step " + std::to_string(i + 1) + " of " +
-                  std::to_string(request_.parameters.num_inference_steps),
-              "", "NON_FINITE");
+  const ScopedLinearNumerics numerics(linear());
+  switch (Next().kind) {
+    case UnitKind::kEncodePrompt:
+      EncodeNext();
+      break;
+    case UnitKind::kDecode:
+      DecodeChunk();
+      break;
+    default:
+      throw Error(StatusCode::kFailedPrecondition, "the run's next unit is not one to advance");
+  }
+  planner()->Complete();
 }
 
-DecodedVideo WanRun::Finish(bool keep_float) {
-  const c10::InferenceMode inference;
+void WanRun::EncodeNext() {
+  const WanPipeline::Prompt& prompt = prompts_[contexts_.size()];
+  at::Tensor embeds = pipeline_.EncodePrompt(prompt, planner());
+  const std::string digest =
+      Sha256Hex(embeddings_ + Sha256Hex({static_cast<const char*>(embeds.const_data_ptr()),
+                                         static_cast<size_t>(embeds.nbytes())}));
+  const bool last = contexts_.size() + 1 == prompts_.size();
+  if (last && !saved_embeddings_.empty() && digest != saved_embeddings_) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "the prompts' embeddings are not those that the saved steps were made with",
+                "saved", "EMBEDDINGS_DIFFER");
+  }
+  contexts_.push_back(pipeline_.ContextOf(embeds, prompt));
+  embeddings_ = digest;
+}
+
+const AttentionPlan& WanRun::Prepare(std::vector<StepPass>* passes) {
   const ResolvedParameters& p = request_.parameters;
-  const ScopedLinearNumerics numerics(p.linear);
+  const AttentionPlan& plan = planner()->Prepare(
+      pipeline_.SpecsFor(latents_.sizes(), p.max_sequence_length), step_, p.num_inference_steps);
+  const auto i = static_cast<size_t>(step_);
+  const at::Tensor timestep = scheduler_->TimestepTensor(step_, 1, pipeline_.device());
+  for (size_t pass = 0; pass < contexts_.size(); ++pass) {
+    const Branch branch = contexts_.size() == 1 ? Branch::kNone
+                          : pass == 0           ? Branch::kConditional
+                                                : Branch::kUnconditional;
+    passes->push_back(
+        {latents_,
+         timestep,
+         &contexts_[pass],
+         {{request_.job_id, branch, step_, scheduler_->timesteps()[i], scheduler_->sigmas()[i]}}});
+  }
+  return plan;
+}
+
+void WanRun::Take(const std::vector<at::Tensor>& predictions, double) {
+  const ResolvedParameters& p = request_.parameters;
+  const at::Tensor prediction =
+      predictions.size() == 1
+          ? predictions[0]
+          : predictions[1] + p.guidance_scale * (predictions[0] - predictions[1]);
+  const SolverState before = scheduler_->Save();
+  at::Tensor latents = scheduler_->Step(prediction, step_, latents_);
+  if (!at::isfinite(latents).all().item<bool>()) {
+    scheduler_->Restore(before, latents_);
+    throw Error(StatusCode::kInternal,
+                "the latents are no longer finite after step " + std::to_string(step_ + 1) +
+                    " of " + std::to_string(p.num_inference_steps),
+                "", "NON_FINITE");
+  }
+  latents_ = std::move(latents);
+  ++step_;
+}
+
+void WanRun::DecodeChunk() {
+  const bool keep_float = request_.decode == RunRequest::Decode::kFramesAndValues;
   const AttentionPlan& plan =
-      request_.planner->Prepare({pipeline_.vae().Spec(latents_.size(3), latents_.size(4))}, 0, 1);
-  DecodedVideo video;
-  video.frames = {p.num_frames, p.height, p.width, static_cast<int>(p.fps), {}};
-  const auto numbers = static_cast<size_t>(p.num_frames * p.height * p.width * 3);
-  video.frames.rgb.resize(numbers);
-  if (keep_float) video.values.resize(numbers);
+      planner()->Prepare({pipeline_.vae().Spec(latents_.size(3), latents_.size(4))}, 0, 1);
+  if (!decoding_) BeginDecode();
   {
     ForwardContext context;
     context.attn_metadata = &plan;
     const ScopedForwardContext scope(context);
-    const auto decoding =
-        pipeline_.vae().Begin(pipeline_.vae().Denormalize(latents_), request_.decode_bands);
-    while (!decoding->done()) {
-      decoding->Next([&](const WanVaeDecoder::Part& part) { Store(part, keep_float, &video); });
-    }
+    decoding_->Next([&](const WanVaeDecoder::Part& part) { Store(part, keep_float, &video_); });
   }
-  request_.planner->BookForward();
-  return video;
+  planner()->BookForward();
+  decoded_ = decoding_->done();
+  if (decoded_) decoding_.reset();
+}
+
+void WanRun::BeginDecode() {
+  const ResolvedParameters& p = request_.parameters;
+  decoding_ = pipeline_.vae().Begin(pipeline_.vae().Denormalize(latents_), request_.decode_bands);
+  const auto numbers = static_cast<size_t>(p.num_frames * p.height * p.width * 3);
+  video_.frames = {p.num_frames, p.height, p.width, static_cast<int>(p.fps), {}};
+  video_.frames.rgb.resize(numbers);
+  if (request_.decode == RunRequest::Decode::kFramesAndValues) video_.values.resize(numbers);
 }
 
 HostTensor WanRun::Latents() const { return FromTensor(latents_); }
+
+std::string WanRun::Save() const {
+  const SolverState solver = scheduler_->Save();
+  const bool encoded = contexts_.size() == prompts_.size();
+  return SerializeRunState({RequestDigest(request_), encoded ? embeddings_ : saved_embeddings_,
+                            step_, FromTensor(latents_), solver.solver, ToHost(solver.tensors)});
+}
+
+void WanRun::Restore(const RunState& state) {
+  if (state.request != RequestDigest(request_)) {
+    throw InvalidField("saved", "belongs to another request");
+  }
+  const at::Tensor latents = ToTensor(state.latents, "saved").to(pipeline_.device());
+  if (latents.sizes() != latents_.sizes() || latents.scalar_type() != at::kFloat) {
+    throw InvalidField("saved", "has latents of another size");
+  }
+  CheckFinite(latents, "saved");
+  try {
+    scheduler_->Restore({state.solver, state.step, ToTensors(state.history)}, latents);
+  } catch (const Error& error) {
+    throw InvalidField("saved", error.what());
+  }
+  latents_ = latents;
+  step_ = state.step;
+  saved_embeddings_ = state.embeddings;
+}
 
 }  // namespace denoised

@@ -5,33 +5,57 @@
 #include <ATen/ATen.h>
 
 #include <memory>
-#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "runtime/models/vae_decoding.h"
 #include "runtime/pipelines/pipeline.h"
+#include "runtime/pipelines/run_state.h"
 #include "runtime/pipelines/wan_pipeline.h"
+#include "runtime/pipelines/wan_step.h"
 
 namespace denoised {
 
 // Engine thread. Latents stay float32 between steps whatever the model's dtype is.
-class WanRun : public GenerationRun {
+class WanRun : public GenerationRun, public WanStepRun {
  public:
+  // Throws INVALID_ARGUMENT where RunRequest::saved is not this request's.
   WanRun(const WanPipeline& pipeline, RunRequest request);
 
-  void Begin() override;
-  void Step(int64_t i) override;
-  DecodedVideo Finish(bool keep_float) override;
+  Unit Next() const override;
+  void Advance() override;
+  int64_t steps_done() const override { return step_; }
   HostTensor Latents() const override;
+  DecodedVideo TakeVideo() override { return std::move(video_); }
+  std::string Save() const override;
+
+  LinearNumerics linear() const override { return request_.parameters.linear; }
+  AttentionPlanner* planner() const override { return request_.planner; }
+  Observer* observer() const override { return request_.observer; }
+  const AttentionPlan& Prepare(std::vector<StepPass>* passes) override;
+  void Take(const std::vector<at::Tensor>& predictions, double seconds) override;
 
  private:
   at::Tensor InitialLatents() const;
-  at::Tensor Predict(int64_t i);
+  void Restore(const RunState& state);
+  void EncodeNext();
+  void DecodeChunk();
+  void BeginDecode();
 
   const WanPipeline& pipeline_;
   const RunRequest request_;
-  std::unique_ptr<Scheduler> scheduler_;
-  TextContext conditional_;
-  std::optional<TextContext> unconditional_;  // with guidance
+  const std::unique_ptr<Scheduler> scheduler_;
+  const Unit step_unit_;
+  std::vector<WanPipeline::Prompt> prompts_;  // the negative one second, with guidance
+  std::vector<TextContext> contexts_;         // of the first so many
+  std::string embeddings_;                    // digest over theirs
+  std::string saved_embeddings_;              // what it must become; "" = anything
   at::Tensor latents_;                        // [1, C, f, h, w] float32
+  int64_t step_ = 0;                          // the next one
+  std::unique_ptr<VaeDecoding> decoding_;     // from the first chunk to the last
+  bool decoded_ = false;
+  DecodedVideo video_;
 };
 
 }  // namespace denoised

@@ -17,6 +17,7 @@
 #include "runtime/request_check.h"
 #include "runtime/threads.h"
 #include "tests/peak_memory.h"
+#include "tests/runtime/drive.h"
 
 namespace denoised {
 namespace {
@@ -74,16 +75,25 @@ class Loaded {
 
   DecodedVideo Run(const Work& work, int64_t decode_bands = 1) {
     AttentionPlanner planner(pipeline_->planner_setting(), work.request.attention, &observer_);
-    const auto run = pipeline_->NewRun(
-        {work.request.prompt, "job", work.parameters, {}, &planner, &observer_, decode_bands});
-    run->Begin();
-    run->Step(0);
     const auto wants = [&](ArtifactFormat format) {
       return std::find(work.request.formats.begin(), work.request.formats.end(), format) !=
              work.request.formats.end();
     };
-    DecodedVideo video;
-    if (!wants(ArtifactFormat::kSafetensors)) video = run->Finish(wants(ArtifactFormat::kNpy));
+    using Decode = RunRequest::Decode;
+    const Decode decode = wants(ArtifactFormat::kSafetensors) ? Decode::kNothing
+                          : wants(ArtifactFormat::kNpy)       ? Decode::kFramesAndValues
+                                                              : Decode::kFrames;
+    const auto run = pipeline_->NewRun({work.request.prompt,
+                                        "job",
+                                        work.parameters,
+                                        {},
+                                        &planner,
+                                        &observer_,
+                                        decode_bands,
+                                        decode,
+                                        ""});
+    DriveTo(UnitKind::kDone, pipeline_.get(), run.get());
+    const DecodedVideo video = run->TakeVideo();
     std::vector<std::string> files;
     for (ArtifactFormat format : work.request.formats) {
       files.push_back(EncodeArtifact(format, video, run->Latents()));

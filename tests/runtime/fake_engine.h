@@ -15,35 +15,9 @@
 #include <vector>
 
 #include "runtime/engine/engine_impl.h"
-#include "tests/backends/fake_backends.h"
+#include "tests/runtime/fake_pipeline.h"
 
 namespace denoised {
-
-// How long a test waits for what must happen before it calls it lost.
-inline constexpr std::chrono::seconds kPatience(60);
-
-// Holds the engine thread at a point until the test lets it go on.
-class Gate {
- public:
-  explicit Gate(bool open) : allowed_(open ? INT64_MAX : 0) {}
-
-  // Engine thread: one pass.
-  void Pass();
-  // Test thread.
-  void Allow(int64_t passes);
-  void Open();
-  void Close() { SetAllowed(0); }  // what arrives from now on waits
-  // True once somebody has arrived for the n-th time (counted from 1, ever).
-  bool AwaitArrival(int64_t n);
-  int64_t arrivals() const;
-
- private:
-  void SetAllowed(int64_t passes);
-
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  int64_t allowed_, arrivals_ = 0;
-};
 
 // A value that one thread sets and another waits for.
 template <class T>
@@ -120,94 +94,6 @@ class CountingObserver : public Observer {
   std::vector<std::tuple<AttnBackend, AttnBackend, SelectionSource>> fallbacks;
   std::vector<SelectionSource> switches;
   std::map<JobState, int64_t> finished;
-};
-
-// Keeps the requests that its builders got, and refuses the parameters "bad".
-class BuildingBackend : public FakeBackend {
- public:
-  explicit BuildingBackend(AttnBackend id) : FakeBackend(id) {}
-  std::unique_ptr<AttentionMetadataBuilder> MakeBuilder() const override;
-  std::vector<MetadataRequest> built() const;
-
- private:
-  // Shared with the builders; a caller's thread builds too, when a request is checked.
-  struct Record {
-    std::mutex mutex;
-    std::vector<MetadataRequest> requests;
-  };
-  class Builder;
-  const std::shared_ptr<Record> record_ = std::make_shared<Record>();
-};
-
-// Backends that exist only here. In automatic order: CUDNN_ATTN (not in this build), FLASH_ATTN
-// (head sizes up to 64), TORCH_SDPA (until told to refuse), REFERENCE; only by name and with
-// metadata: SAGE_ATTN, SLIDING_TILE_ATTN.
-struct InventedBackends {
-  InventedBackends();
-
-  FakeBackend flash, sdpa, reference;
-  BuildingBackend sage, sliding;
-  std::atomic<bool> sdpa_refuses{false};
-  BackendRegistry registry;
-};
-
-AttentionSpec SelfSpec();   // lists all but CUDNN_ATTN
-AttentionSpec CrossSpec();  // lists TORCH_SDPA and REFERENCE
-
-// What happens in a fake model; the test keeps it and looks at it.
-struct FakeModel {
-  std::string name = "fake";
-  Gate steps{true};    // each step of a job passes here after its plan is made
-  Gate denoise{true};  // and each Denoise call here
-  Gate finish{true};   // and each job before its frames
-  // Engine thread, after the gate; may throw.
-  std::function<void(const RunRequest&)> on_begin;
-  std::function<void(const RunRequest&, int64_t step)> on_step;
-  std::function<void(const RunRequest&)> on_finish;
-  std::function<void()> on_denoise;
-  std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
-  InventedBackends backends;
-  WorkEstimate estimate;  // of every job and call
-  std::atomic<int64_t> made_bytes = 0;
-
-  std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
-  std::vector<std::string> began() const;  // prompts of the jobs that began, in order
-  void NoteBegin(const std::string& prompt);
-
- private:
-  mutable std::mutex mutex_;
-  std::vector<std::string> began_;
-};
-
-class FakePipeline : public Pipeline {
- public:
-  FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default = true);
-
-  const ModelInfo& info() const override { return info_; }
-  const GeometryRules& rules() const override { return rules_; }
-  const PlannerSetting& planner_setting() const override { return setting_; }
-  std::vector<AttentionSpec> DenoiseSpecs(const ResolvedParameters&) const override {
-    return model_->specs;
-  }
-  void CheckRun(const GenerationRequest& request, const ResolvedParameters&) const override;
-  void CheckDenoise(const DenoiseRequest& request) const override;
-  WorkEstimate EstimateRun(const GenerationRequest&, const ResolvedParameters&, int64_t,
-                           const CostOfAttention&) const override {
-    return model_->estimate;
-  }
-  WorkEstimate EstimateDenoise(const DenoiseRequest&, const CostOfAttention&) const override {
-    return model_->estimate;
-  }
-  int64_t MadeBytes() const override { return model_->made_bytes; }
-  std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
-  DenoiseResult Denoise(const DenoiseRequest& request, AttentionPlanner* planner,
-                        Observer* observer) override;
-
- private:
-  FakeModel* const model_;
-  ModelInfo info_;
-  GeometryRules rules_;
-  PlannerSetting setting_;
 };
 
 // The memory store, with a memory of every event.

@@ -31,7 +31,7 @@ TEST(ForwardContext, AskingOutsideOfAScopeIsAnErrorThatSaysWhatToDo) {
 
 TEST(ForwardContext, HoldsWhatItWasGiven) {
   const AttentionPlan plan;
-  const ForwardBatch batch{{"job-1", "job-2"}, {999.0, 750.5}, true};
+  const ForwardBatch batch{{{"job-1"}, {"job-2"}}, true};
   ForwardContext context = Step(3);
   context.timestep = 750.5;
   context.sigma = 0.75;
@@ -48,7 +48,7 @@ TEST(ForwardContext, HoldsWhatItWasGiven) {
   EXPECT_EQ(BranchName(seen.branch), "uncond");
   EXPECT_EQ(seen.expert, 1);
   EXPECT_EQ(seen.attn_metadata, &plan);
-  EXPECT_EQ(seen.forward_batch->request_ids[1], "job-2");
+  EXPECT_EQ(seen.forward_batch->rows[1].request_id, "job-2");
 }
 
 TEST(ForwardContext, NestsAndRestores) {

@@ -14,6 +14,7 @@
 #include "runtime/attention/attention_planner.h"
 #include "runtime/pipelines/pipeline.h"
 #include "runtime/request_check.h"
+#include "tests/runtime/drive.h"
 
 namespace denoised {
 namespace {
@@ -76,10 +77,9 @@ TEST(PromptCacheTest, AJobWithAHitIsTheOneWithout) {
         ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
     parameters.linear = linear;
     AttentionPlanner planner(pipeline.planner_setting(), {}, &observer);
-    const auto job = pipeline.NewRun({prompt, "job", parameters, {}, &planner, &observer});
-    job->Begin();
-    planner.Complete();
-    job->Step(0);
+    const auto job = pipeline.NewRun(
+        {prompt, "job", parameters, {}, &planner, &observer, 1, RunRequest::Decode::kNothing, ""});
+    DriveTo(UnitKind::kDone, &pipeline, job.get());
     std::vector<std::tuple<AttentionRole, AttnBackend, uint64_t>> calls;
     for (const ReceiptEntry& entry : planner.Entries()) {
       calls.emplace_back(entry.role, entry.ran, entry.calls);

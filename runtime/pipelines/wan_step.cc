@@ -1,0 +1,210 @@
+#include "runtime/pipelines/wan_step.h"
+
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <utility>
+
+#include "backends/stop_point.h"
+#include "runtime/caught.h"
+#include "runtime/pipelines/wan_pipeline.h"
+
+namespace denoised {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr auto kSelf = static_cast<size_t>(AttentionRole::kSelf);
+
+// A run that takes part in a step.
+struct Partaker {
+  size_t place;  // among the step's runs
+  WanStepRun* run;
+  std::vector<StepPass> passes;
+  AttentionPlan plan = {};
+  std::vector<at::Tensor> predictions = {};  // one a pass
+};
+
+// One pass of a forward.
+struct Part {
+  Partaker* owner;
+  size_t pass;
+  AttentionPlan plan;  // the owner's, its calls of self-attention tallied with the group's
+
+  const StepPass& step() const { return owner->passes[pass]; }
+  const AttentionSlot& self() const { return owner->plan[kSelf]; }
+  int64_t rows() const { return step().latents.size(0); }
+};
+
+// Parts whose self-attention is one call.
+struct Group {
+  std::vector<Part*> parts;
+  AttentionTally tally;
+  int64_t rows = 0;
+
+  bool Takes(const AttentionSlot& slot) const {
+    const AttentionSlot& own = parts.front()->self();
+    return own.backend == slot.backend && own.metadata == slot.metadata;
+  }
+  void Add(Part* part) {
+    part->plan = part->owner->plan;
+    part->plan[kSelf].tally = &tally;
+    parts.push_back(part);
+    rows += part->rows();
+  }
+  AttnBackend Ran() const { return MostCalled(parts.front()->plan[kSelf]); }
+  // Each part's share of the calls, to its run's planner.
+  void ShareOut() const {
+    for (const Part* part : parts) {
+      const double share = static_cast<double>(part->rows()) / static_cast<double>(rows);
+      part->self().tally->AddShare(tally, 1, share);
+    }
+  }
+};
+
+// By the order of each one's first part.
+std::deque<Group> GroupsOf(std::vector<Part>* parts) {
+  std::deque<Group> groups;
+  for (Part& part : *parts) {
+    const auto found =
+        std::ranges::find_if(groups, [&](const Group& group) { return group.Takes(part.self()); });
+    (found != groups.end() ? *found : groups.emplace_back()).Add(&part);
+  }
+  return groups;
+}
+
+// The kernel that attended most rows.
+AttnBackend MostRows(const std::deque<Group>& groups) {
+  std::array<int64_t, kNumAttnBackends> rows{};
+  for (const Group& group : groups) rows[static_cast<size_t>(group.Ran())] += group.rows;
+  return static_cast<AttnBackend>(std::ranges::max_element(rows) - rows.begin());
+}
+
+// All parts of a forward, in the order of their groups.
+struct Batch {
+  explicit Batch(std::vector<Part>* parts) : groups(GroupsOf(parts)) {
+    for (const Group& group : groups) {
+      for (Part* part : group.parts) {
+        const StepPass& step = part->step();
+        order.push_back(part);
+        sets.push_back({step.latents, step.timestep, step.text, &part->plan});
+        rows.rows.insert(rows.rows.end(), step.rows.begin(), step.rows.end());
+      }
+    }
+    rows.is_cfg_negative = std::ranges::all_of(
+        rows.rows, [](const ForwardRow& row) { return row.branch == Branch::kUnconditional; });
+  }
+  ForwardContext Context() const {
+    ForwardContext context = ContextOf(rows);
+    if (groups.size() == 1) context.attn_metadata = &order.front()->plan;
+    return context;
+  }
+
+  std::deque<Group> groups;
+  std::vector<Part*> order;
+  std::vector<RowSet> sets;
+  ForwardBatch rows;
+};
+
+std::vector<Partaker> PartakersOf(const std::vector<Run*>& runs,
+                                  std::vector<std::optional<Error>>* errors) {
+  std::vector<Partaker> partakers;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    Partaker one{i, dynamic_cast<WanStepRun*>(runs[i]), {}};
+    TORCH_CHECK(one.run != nullptr && runs[i]->Next().kind == UnitKind::kStep,
+                "a step of what has none");
+    (*errors)[i] = Caught([&] { one.plan = one.run->Prepare(&one.passes); });
+    if ((*errors)[i]) {
+      StopPoint();  // what stops one stops all
+    } else {
+      partakers.push_back(std::move(one));
+    }
+  }
+  return partakers;
+}
+
+// Every pass of every run.
+std::vector<Part> PartsOf(std::vector<Partaker>* partakers) {
+  std::vector<Part> parts;
+  for (Partaker& one : *partakers) {
+    one.predictions.resize(one.passes.size());
+    for (size_t pass = 0; pass < one.passes.size(); ++pass) parts.push_back({&one, pass, {}});
+  }
+  return parts;
+}
+
+class Forwards {
+ public:
+  Forwards(const WanTransformer& transformer, const std::string& model, at::Device device)
+      : transformer_(transformer), model_(model) {
+    if (device.is_cpu()) return;
+    // Without this a CUDA forward would be timed by its launches.
+    synchronize_ = [device] {
+      c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+    };
+  }
+
+  // One forward of all parts.
+  void Run(std::vector<Part> parts) const {
+    const Batch batch(&parts);
+    std::vector<at::Tensor> predictions;
+    {
+      const ScopedForwardContext scope(
+          batch.Context(),
+          [&](const ForwardContext& context, double seconds) { Report(batch, context, seconds); },
+          synchronize_);
+      predictions = transformer_.Forward(batch.sets);
+    }
+    for (const Group& group : batch.groups) group.ShareOut();
+    for (size_t i = 0; i < batch.order.size(); ++i) {
+      const Part& part = *batch.order[i];
+      part.owner->predictions[part.pass] = std::move(predictions[i]);
+    }
+  }
+
+ private:
+  void Report(const Batch& batch, const ForwardContext& context, double seconds) const {
+    const auto grid = transformer_.TokenGrid(batch.sets.front().latents.sizes());
+    const auto rows = static_cast<int64_t>(batch.rows.rows.size());
+    batch.order.front()->owner->run->observer()->OnForward(
+        model_, MostRows(batch.groups), context.branch, rows, rows * grid[0] * grid[1] * grid[2],
+        seconds);
+  }
+
+  const WanTransformer& transformer_;
+  const std::string& model_;
+  std::function<void()> synchronize_;
+};
+
+}  // namespace
+
+std::vector<std::optional<Error>> WanPipeline::Step(const std::vector<Run*>& runs) {
+  const c10::InferenceMode inference;
+  const auto start = SteadyClock::now();
+  std::vector<std::optional<Error>> errors(runs.size());
+  std::vector<Partaker> partakers = PartakersOf(runs, &errors);
+  if (partakers.empty()) return errors;
+  const LinearNumerics linear = partakers.front().run->linear();
+  const ScopedLinearNumerics numerics(linear);
+  const Forwards forwards(*transformer_, info_.name, device_);
+  std::vector<Part> parts = PartsOf(&partakers);
+  if (linear == LinearNumerics::kExact) {
+    for (Part& part : parts) forwards.Run({part});
+  } else {
+    forwards.Run(std::move(parts));
+  }
+  const std::chrono::duration<double> seconds = SteadyClock::now() - start;
+  for (Partaker& one : partakers) {
+    one.run->planner()->BookForward();
+    errors[one.place] = Caught([&] { one.run->Take(one.predictions, seconds.count()); });
+    if (!errors[one.place]) one.run->planner()->Complete();
+  }
+  return errors;
+}
+
+}  // namespace denoised

@@ -1,0 +1,368 @@
+#include "tests/runtime/fake_pipeline.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "backends/stop_point.h"
+#include "runtime/caught.h"
+
+namespace denoised {
+namespace {
+
+std::optional<std::string> UpToHeadSize64(const AttentionSpec& spec, const DeviceInfo&) {
+  if (spec.head_size <= 64) return std::nullopt;
+  return "takes head sizes up to 64, got " + std::to_string(spec.head_size);
+}
+
+constexpr uint64_t kLayers = 2;
+
+// As if each layer had called its backend once.
+void PretendForward(const AttentionPlan& plan) {
+  for (const AttentionSlot& slot : plan) {
+    if (slot.tally == nullptr) continue;
+    slot.tally->Of(slot.id).calls += kLayers;
+    slot.tally->Of(slot.id).seconds += 0.5;
+  }
+}
+
+// What a run turns to FakePipeline::Step.
+class FakeStepRun {
+ public:
+  virtual ~FakeStepRun() = default;
+  virtual const std::string& prompt() const = 0;
+  virtual AttentionPlanner* planner() const = 0;
+  virtual const AttentionPlan& Prepare() = 0;
+  virtual void Check() = 0;  // throws
+  virtual void Take() = 0;
+};
+
+class FakeRun : public GenerationRun, public FakeStepRun {
+ public:
+  FakeRun(FakeModel* model, RunRequest request) : model_(model), request_(std::move(request)) {
+    ++model_->live_runs;
+    if (!request_.saved.empty()) Restore();
+  }
+  ~FakeRun() override { --model_->live_runs; }
+
+  Unit Next() const override {
+    const ResolvedParameters& p = request_.parameters;
+    const std::string size = std::to_string(p.num_frames) + "x" + std::to_string(p.height) + "x" +
+                             std::to_string(p.width);
+    const auto tokens = p.num_frames * p.height * p.width / 64;
+    const auto work = static_cast<double>(tokens);
+    if (!begun_) return {UnitKind::kEncodePrompt, 1, 8, "fake text", 8};
+    if (step_ < p.num_inference_steps) {
+      return {UnitKind::kStep, p.guidance_scale > 1 ? 2 : 1, tokens, "fake step " + size, work};
+    }
+    if (request_.decode == RunRequest::Decode::kNothing || finished_) return {};
+    return {UnitKind::kDecode, 1, tokens, "fake frames " + size, work};
+  }
+
+  void Advance() override {
+    const Unit unit = Next();
+    if (model_->on_unit) model_->on_unit(unit, 1);
+    if (unit.kind == UnitKind::kEncodePrompt) {
+      model_->NoteBegin(request_.prompt);
+      if (model_->on_begin) model_->on_begin(request_);
+      begun_ = true;
+    } else {
+      Finish();
+    }
+    planner()->Complete();
+  }
+
+  int64_t steps_done() const override { return step_; }
+
+  DecodedVideo TakeVideo() override {
+    DecodedVideo video;
+    if (request_.decode == RunRequest::Decode::kNothing) return video;
+    video.frames = {1, 2, 2, 16, std::vector<uint8_t>(12, Shade())};
+    if (request_.decode == RunRequest::Decode::kFramesAndValues) {
+      video.values.assign(12, static_cast<float>(Shade()) / 255.0f);
+    }
+    return video;
+  }
+
+  HostTensor Latents() const override {
+    const float value = static_cast<float>(request_.parameters.seed);
+    HostTensor latents{DType::kFloat32, {1, 1, 1, 1, 1}, std::string(sizeof value, '\0')};
+    std::memcpy(latents.data.data(), &value, sizeof value);
+    return latents;
+  }
+
+  // "step prompt".
+  std::string Save() const override { return std::to_string(step_) + ' ' + request_.prompt; }
+
+  const std::string& prompt() const override { return request_.prompt; }
+  AttentionPlanner* planner() const override { return request_.planner; }
+  const AttentionPlan& Prepare() override {
+    return planner()->Prepare(model_->specs, step_, request_.parameters.num_inference_steps);
+  }
+  void Check() override {
+    ++model_->steps_run;
+    if (model_->on_step) model_->on_step(request_, step_);
+  }
+  void Take() override { ++step_; }
+
+ private:
+  uint8_t Shade() const { return static_cast<uint8_t>(request_.parameters.seed % 251); }
+
+  void Restore() {
+    const size_t space = request_.saved.find(' ');
+    const bool own =
+        space != std::string::npos && request_.saved.substr(space + 1) == request_.prompt;
+    if (!own) throw InvalidField("saved", "belongs to another request");
+    step_ = std::atoi(request_.saved.c_str());
+  }
+
+  void Finish() {
+    model_->finish.Pass();
+    if (model_->on_finish) model_->on_finish(request_);
+    StopPoint();
+    finished_ = true;
+  }
+
+  FakeModel* const model_;
+  const RunRequest request_;
+  bool begun_ = false, finished_ = false;
+  int64_t step_ = 0;
+};
+
+class FakeDenoiseRun : public DenoiseRun, public FakeStepRun {
+ public:
+  FakeDenoiseRun(FakeModel* model, const DenoiseRequest& request, AttentionPlanner* planner)
+      : model_(model), request_(request), planner_(planner) {}
+
+  Unit Next() const override {
+    if (done_) return {};
+    const int64_t rows = request_.latents.shape.empty() ? 1 : request_.latents.shape[0];
+    return {UnitKind::kStep, rows * (request_.guidance_scale > 1 ? 2 : 1), 1, "fake call", 1};
+  }
+  void Advance() override {
+    throw Error(StatusCode::kFailedPrecondition, "a call has nothing but its step");
+  }
+  DenoiseResult TakeResult() override {
+    DenoiseResult result;
+    result.tensor = request_.latents;
+    return result;
+  }
+
+  const std::string& prompt() const override { return none_; }
+  AttentionPlanner* planner() const override { return planner_; }
+  const AttentionPlan& Prepare() override { return planner_->Prepare(model_->specs, 0, 1); }
+  void Check() override {
+    ++model_->denoise_calls;
+    if (model_->on_denoise) model_->on_denoise();
+  }
+  void Take() override { done_ = true; }
+
+ private:
+  FakeModel* const model_;
+  const DenoiseRequest& request_;
+  AttentionPlanner* const planner_;
+  const std::string none_;
+  bool done_ = false;
+};
+
+// Those whose selection was not refused.
+std::vector<FakeStepRun*> Prepared(const std::vector<Run*>& runs,
+                                   std::vector<std::optional<Error>>* errors) {
+  std::vector<FakeStepRun*> prepared;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    auto* run = dynamic_cast<FakeStepRun*>(runs[i]);
+    (*errors)[i] = Caught([&] { PretendForward(run->Prepare()); });
+    prepared.push_back((*errors)[i] ? nullptr : run);
+  }
+  return prepared;
+}
+
+std::vector<BackendRegistry::Entry> Entries(const InventedBackends& b) {
+  return {{AttnBackend::kCudnnAttn, nullptr, "not in this build: invented absence", true},
+          {AttnBackend::kFlashAttn, &b.flash, "", true},
+          {AttnBackend::kTorchSdpa, &b.sdpa, "", true},
+          {AttnBackend::kReference, &b.reference, "", true},
+          {AttnBackend::kSageAttn, &b.sage, "", false},
+          {AttnBackend::kSlidingTileAttn, &b.sliding, "", false}};
+}
+
+}  // namespace
+
+void Gate::Pass() {
+  std::unique_lock lock(mutex_);
+  ++arrivals_;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return allowed_ > 0; });
+  if (allowed_ != INT64_MAX) --allowed_;
+}
+
+void Gate::Allow(int64_t passes) {
+  const std::lock_guard lock(mutex_);
+  if (allowed_ != INT64_MAX) allowed_ += passes;
+  changed_.notify_all();
+}
+
+void Gate::Open() { SetAllowed(INT64_MAX); }
+
+void Gate::SetAllowed(int64_t passes) {
+  const std::lock_guard lock(mutex_);
+  allowed_ = passes;
+  changed_.notify_all();
+}
+
+bool Gate::AwaitArrival(int64_t n) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, kPatience, [&] { return arrivals_ >= n; });
+}
+
+int64_t Gate::arrivals() const {
+  const std::lock_guard lock(mutex_);
+  return arrivals_;
+}
+
+class BuildingBackend::Builder : public AttentionMetadataBuilder {
+ public:
+  explicit Builder(std::shared_ptr<Record> record) : record_(std::move(record)) {}
+  std::string Canonical(const MetadataRequest& request) override {
+    if (request.parameters_json == "bad") throw InvalidField("attention.parameters", "are bad");
+    return request.parameters_json.empty() ? "{}" : request.parameters_json;
+  }
+  std::shared_ptr<const AttentionMetadata> Build(const MetadataRequest& request) override {
+    Canonical(request);
+    const std::lock_guard lock(record_->mutex);
+    record_->requests.push_back(request);
+    return std::make_shared<const AttentionMetadata>();
+  }
+
+ private:
+  const std::shared_ptr<Record> record_;
+};
+
+std::unique_ptr<AttentionMetadataBuilder> BuildingBackend::MakeBuilder() const {
+  return std::make_unique<Builder>(record_);
+}
+
+std::vector<MetadataRequest> BuildingBackend::built() const {
+  const std::lock_guard lock(record_->mutex);
+  return record_->requests;
+}
+
+InventedBackends::InventedBackends()
+    : flash(AttnBackend::kFlashAttn, UpToHeadSize64),
+      sdpa(AttnBackend::kTorchSdpa,
+           [this](const AttentionSpec&, const DeviceInfo&) -> std::optional<std::string> {
+             if (sdpa_refuses) return "was told to refuse";
+             return std::nullopt;
+           }),
+      reference(AttnBackend::kReference),
+      sage(AttnBackend::kSageAttn),
+      sliding(AttnBackend::kSlidingTileAttn),
+      registry(Entries(*this)) {}
+
+AttentionSpec SelfSpec() {
+  AttentionSpec spec;
+  spec.role = AttentionRole::kSelf;
+  spec.head_size = 128;
+  spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kReference,
+                    AttnBackend::kSageAttn, AttnBackend::kSlidingTileAttn};
+  return spec;
+}
+
+AttentionSpec CrossSpec() {
+  AttentionSpec spec;
+  spec.role = AttentionRole::kCross;
+  spec.head_size = 128;
+  spec.supported = {AttnBackend::kTorchSdpa, AttnBackend::kReference};
+  return spec;
+}
+
+std::vector<std::string> FakeModel::began() const {
+  const std::lock_guard lock(mutex_);
+  return began_;
+}
+
+void FakeModel::NoteBegin(const std::string& prompt) {
+  const std::lock_guard lock(mutex_);
+  began_.push_back(prompt);
+}
+
+std::vector<std::vector<std::string>> FakeModel::forwards() const {
+  const std::lock_guard lock(mutex_);
+  return forwards_;
+}
+
+void FakeModel::NoteForward(std::vector<std::string> prompts) {
+  const std::lock_guard lock(mutex_);
+  forwards_.push_back(std::move(prompts));
+}
+
+FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default)
+    : model_(model) {
+  info_.name = model->name;
+  info_.is_default = is_default;
+  info_.dtype = info_.vae_dtype = "float32";
+  info_.weights_digest = "digest of " + model->name;
+  info_.model_digest = "model digest of " + model->name;
+  info_.scheduler = "FakeScheduler";
+  ResolvedParameters& d = info_.defaults;
+  d.model = model->name;
+  d.height = d.width = 64;
+  d.num_frames = 5;
+  d.fps = 16;
+  d.num_inference_steps = 3;
+  d.guidance_scale = 5;
+  d.flow_shift = 3;
+  d.max_sequence_length = 512;
+  d.negative_prompt = "the model's own";
+  setting_.registry = &model->backends.registry;
+  setting_.policy = policy;
+  setting_.device.name = "an invented CPU";
+}
+
+void FakePipeline::CheckRun(const GenerationRequest& request, const ResolvedParameters&) const {
+  if (request.latents) CheckHostTensor(*request.latents, "latents");
+}
+
+void FakePipeline::CheckDenoise(const DenoiseRequest& request) const {
+  CheckHostTensor(request.latents, "latents");
+}
+
+std::unique_ptr<GenerationRun> FakePipeline::NewRun(RunRequest request) {
+  return std::make_unique<FakeRun>(model_, std::move(request));
+}
+
+std::unique_ptr<DenoiseRun> FakePipeline::NewDenoiseRun(const DenoiseRequest& request,
+                                                        AttentionPlanner* planner, Observer*) {
+  return std::make_unique<FakeDenoiseRun>(model_, request, planner);
+}
+
+std::vector<std::optional<Error>> FakePipeline::Step(const std::vector<Run*>& runs) {
+  std::vector<std::optional<Error>> errors(runs.size());
+  const std::vector<FakeStepRun*> prepared = Prepared(runs, &errors);
+  std::vector<std::string> prompts;
+  int64_t rows = 0;
+  for (Run* run : runs) {
+    rows += run->Next().rows;
+    prompts.push_back(dynamic_cast<FakeStepRun*>(run)->prompt());
+  }
+  const bool has_job =
+      std::ranges::any_of(runs, [](Run* run) { return dynamic_cast<FakeRun*>(run) != nullptr; });
+  model_->NoteForward(prompts);
+  if (model_->on_unit) model_->on_unit(runs.front()->Next(), rows);
+  (has_job ? model_->steps : model_->denoise).Pass();
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (prepared[i] == nullptr) continue;
+    prepared[i]->planner()->BookForward();
+    errors[i] = Caught([&] { prepared[i]->Check(); });
+    if (errors[i]) StopPoint();  // what stops one stops all
+  }
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (errors[i]) continue;
+    prepared[i]->Take();
+    prepared[i]->planner()->Complete();
+  }
+  return errors;
+}
+
+}  // namespace denoised
