@@ -1,0 +1,151 @@
+// What runs next: the order of all works that wait for a device or have begun on it. Torch-free,
+// no thread and no clock of its own: whoever owns it holds one lock around it and says what time it
+// is. It keeps no jobs, only what the order needs to know of them.
+//
+// Order. A work is due at its deadline; one without gets a due time from its arrival, its length
+// and its priority, so that short works come before long ones and nobody waits for ever: arrivals
+// of later have later due times. Who is due first runs first (earliest deadline first, which meets
+// every set of deadlines that can be met: Horn 1974), and takes the device from one that has begun
+// at the next boundary of units. A due time never changes while a work makes its way, so equal
+// works do not take turns.
+//
+// Where not all deadlines can be met, the longest works up to the first that would be late are
+// given up until the others fit (Moore and Hodgson 1968): they run on as if they had just come and
+// had no deadline.
+//
+// Between tenants: fair_turn.h.
+#ifndef DENOISED_RUNTIME_ENGINE_WORK_QUEUE_H_
+#define DENOISED_RUNTIME_ENGINE_WORK_QUEUE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "runtime/engine/fair_turn.h"
+#include "runtime/engine/order_tree.h"
+#include "runtime/job.h"
+
+namespace denoised {
+
+using TimePoint = std::chrono::steady_clock::time_point;
+
+// A work's state as far as it changes on its way.
+struct WorkProgress {
+  double seconds_left = 0;  // predicted device time to its end where it runs alone
+  // Of its next unit. Works of equal `batch` can share a forward; "" = shares with none.
+  std::string batch;
+  int64_t rows = 1;
+  bool resident = false;  // has begun: has state in memory
+};
+
+struct Work : WorkProgress {
+  WorkId id = 0;  // grows with arrival, never used twice
+  std::string tenant;
+  Priority priority = Priority::kNormal;
+  TimePoint arrived;
+  std::optional<TimePoint> deadline;
+};
+
+struct QueueOptions {
+  // kFifo: in the order of arrival, to the end; no tenants, no deadlines.
+  enum class Policy : uint8_t { kDeadline, kFifo };
+  Policy policy = Policy::kDeadline;
+  bool batching = true;  // false: nobody shares a forward
+};
+
+// What a forward has room for.
+struct Room {
+  int64_t rows = 1;       // in all, those of the lead included
+  int64_t may_begin = 0;  // of those that are not resident, so many may come
+  // Seconds of a forward of so many rows (the cost model's). Empty: rows cost nothing, so all may
+  // come.
+  std::function<double(int64_t rows)> seconds;
+};
+
+class WorkQueue {
+ public:
+  explicit WorkQueue(QueueOptions options = {}) : options_(options) {}
+
+  // All of these are O(log works), and none depends on the number of tenants otherwise.
+  void Add(const Work& work);
+  void Update(WorkId id, const WorkProgress& progress);
+  std::optional<Work> Remove(WorkId id);
+  // The tenant's works used the device for so long. Of a forward that several share, each tenant is
+  // charged with its rows' part.
+  void Charge(const std::string& tenant, double device_seconds);
+
+  // Whose unit is next. `may_begin`: whether it may be one that is not resident.
+  std::optional<WorkId> Lead(TimePoint now, bool may_begin);
+  // The lead and those that share its forward, in order. Nobody comes along at the cost of a
+  // deadline that is met without. Where no deadline is at stake, one comes where all behind it gain
+  // at least what all before it lose. O(those looked at x log works).
+  std::vector<WorkId> Companions(WorkId lead, const Room& room, TimePoint now) const;
+
+  // Works that run before this one if nothing else comes. -1: not here.
+  int64_t Rank(WorkId id) const;
+  // Predicted seconds until it begins, or goes on. Negative: not here.
+  double SecondsAhead(WorkId id) const;
+  // Predicted seconds from now to the end of such a work if it came now: what Submit holds against
+  // a deadline. Not the whole queue, only what comes before it in the order.
+  double PredictedFinish(const Work& work) const;
+  // Those whose deadline has come, the earliest first; they stay until they are removed.
+  std::vector<WorkId> Expired(TimePoint now) const;
+
+  int64_t size() const { return static_cast<int64_t>(works_.size()); }
+  int64_t resident() const { return resident_; }
+  uint64_t visits() const;  // tree nodes looked at: what tests count instead of time
+
+ private:
+  struct Tenant {
+    double virtual_time = 0;
+    OrderTree works;
+    std::set<OrderKey> residents;
+  };
+  struct Kept {
+    Work work;
+    OrderKey key;
+    double length = 0;   // device seconds in all, as predicted when it came
+    bool bound = false;  // a deadline that is to be met
+  };
+  struct Batch {
+    std::set<OrderKey> residents, others;
+  };
+
+  bool fifo() const { return options_.policy == QueueOptions::Policy::kFifo; }
+  Kept Keep(const Work& work) const;
+  const std::string& TenantOf(const Work& work) const;
+  OrderTree::Entry EntryOf(const Kept& kept) const;
+  void Insert(const Kept& kept);
+  void Erase(const Kept& kept);
+  void EnterBatch(const Kept& kept);
+  void LeaveBatch(const Kept& kept);
+  void Seat(const std::string& name, const Tenant& tenant);
+  void RaiseFloor();
+  void GiveUpWhatCannotBeMet(double now);
+  bool Pays(const Kept& rider, int64_t rows, const Room& room, double now) const;
+  OrderTree::Sums Ahead(const OrderKey& key, const std::string& tenant, double length) const;
+  FairTurn::Head HeadOf(const OrderKey& key) const;
+
+  const QueueOptions options_;
+  std::unordered_map<WorkId, Kept> works_;
+  OrderTree order_;  // of all tenants
+  std::map<std::string, Tenant> tenants_;
+  FairTurn turn_, resident_turn_;                      // of all works; of the resident ones
+  std::set<std::pair<int64_t, std::string>> crowded_;  // (works, tenant)
+  std::set<std::pair<double, std::string>> resting_;   // (virtual time, tenant without work)
+  std::unordered_map<std::string, Batch> batches_;
+  std::set<std::pair<TimePoint, WorkId>> deadlines_;
+  double floor_ = 0;  // virtual time at which a tenant that comes begins
+  int64_t resident_ = 0;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_WORK_QUEUE_H_
