@@ -13,6 +13,7 @@ constexpr size_t kMaxRowCounts = 64;  // numbers of rows
 constexpr int64_t kEnough = 5;        // times, to judge by
 constexpr uint64_t kFresh = 256;      // observations; what is older is tried again
 constexpr double kPays = 0.9;         // of a row's time alone
+constexpr double kShared = 0.5;       // what a further row is taken to add before one was tried
 
 double MiddleMean(std::vector<double> times) {
   if (times.size() < 3) return *std::min_element(times.begin(), times.end());
@@ -61,7 +62,7 @@ double UnitTimes::SecondsOfARow() const {
     least = std::min(least, t / r);
   }
   const double spread = w * wrr - wr * wr;
-  if (by_rows_.size() < 2 || spread <= 0) return least;
+  if (by_rows_.size() < 2 || spread <= 0) return kShared * least;
   return std::clamp((w * wrt - wr * wt) / spread, 0.0, wrt / wrr);
 }
 
@@ -82,19 +83,17 @@ double UnitTimes::Seconds(int64_t rows) const {
   return before->second.typical() + share * (after->second.typical() - before->second.typical());
 }
 
-// The least number of rows and those that ran often and lately enough to be judged by: the lower
-// convex hull, so that one number that is badly served does not hide better ones behind it.
+// The least number of rows and those that ran lately: the lower convex hull, so that one number
+// that is badly served does not hide better ones behind it.
 std::vector<UnitTimes::Point> UnitTimes::Tried() const {
   std::vector<Point> hull;
+  const auto slope = [](const Point& a, const Point& b) {
+    return (b.seconds - a.seconds) / static_cast<double>(b.rows - a.rows);
+  };
   for (const auto& [rows, times] : by_rows_) {
-    const bool judged = times.count() >= kEnough && observations_ - times.last() < kFresh;
-    if (!hull.empty() && !judged) continue;
-    const Point point = {rows, times.typical()};
-    const auto slope = [](const Point& a, const Point& b) {
-      return (b.seconds - a.seconds) / static_cast<double>(b.rows - a.rows);
-    };
-    while (hull.size() > 1 &&
-           slope(hull[hull.size() - 2], hull.back()) >= slope(hull.back(), point)) {
+    if (!hull.empty() && observations_ - times.last() >= kFresh) continue;
+    const Point point = {rows, times.typical(), times.count() >= kEnough};
+    while (hull.size() > 1 && slope(hull.end()[-2], hull.back()) >= slope(hull.back(), point)) {
       hull.pop_back();
     }
     hull.push_back(point);
@@ -108,7 +107,9 @@ int64_t UnitTimes::WorthRows(int64_t most) const {
   for (size_t i = 1; i < tried.size(); ++i) {
     const double more = tried[i].seconds - tried[i - 1].seconds;
     const double rows = static_cast<double>(tried[i].rows - tried[i - 1].rows);
-    if (more > kPays * alone * rows) return std::clamp<int64_t>(tried[i - 1].rows, 1, most);
+    if (more <= kPays * alone * rows) continue;
+    // One slow forward is no proof: the same again, until there are enough.
+    return std::clamp<int64_t>(tried[tried[i].judged ? i - 1 : i].rows, 1, most);
   }
   return std::clamp<int64_t>(2 * tried.back().rows, 1, most);
 }

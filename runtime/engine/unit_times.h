@@ -36,7 +36,8 @@ class UnitTimes {
   const std::map<int64_t, RecentTimes>& by_rows() const { return by_rows_; }
 
   // Of a number that ran its own time, between two numbers on the line between them, beyond them on
-  // the line through all. Where one number alone ran, rows are taken to share nothing. Not empty.
+  // the line through all. Where one number alone ran, a further row is taken to add half. Not
+  // empty.
   double Seconds(int64_t rows) const;
   // See CostModel::WorthRows.
   int64_t WorthRows(int64_t most) const;
@@ -45,6 +46,7 @@ class UnitTimes {
   struct Point {
     int64_t rows;
     double seconds;
+    bool judged;  // ran often enough
   };
   double SecondsOfARow() const;
   std::vector<Point> Tried() const;

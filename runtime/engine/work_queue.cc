@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <iterator>
 #include <limits>
 
@@ -9,7 +10,7 @@ namespace denoised {
 namespace {
 
 // A work without a deadline is due when it has waited so many times as long as it takes.
-constexpr std::array<double, 3> kStretch = {64, 8, 1};  // BATCH, NORMAL, URGENT
+constexpr std::array<double, 3> kStretch = {128, 16, 1};  // BATCH, NORMAL, URGENT
 constexpr double kLeastLength = 0.1;  // seconds; below it works are served as they come
 // Who is given up where deadlines cannot be met: the longest, as if it were so much longer.
 constexpr std::array<double, 3> kWeight = {4, 1, 0.25};
@@ -18,6 +19,12 @@ constexpr std::array<double, 3> kWeight = {4, 1, 0.25};
 constexpr int kCrowdedTenants = 32;
 // Works of a batch that are passed by because they have too many rows or do not pay.
 constexpr int kPassedBy = 8;
+// Of works that share: a second lost weighs as much as two that are won, because those before are
+// nearer to their due time.
+constexpr double kLossWeighs = 2;
+// Steps of a batch's works that are remembered, about 1 / (1 - memory), and what is believed at
+// most.
+constexpr double kPaceMemory = 0.99, kLeastPace = 0.1;
 
 double SecondsOf(TimePoint time) {
   return std::chrono::duration<double>(time.time_since_epoch()).count();
@@ -38,7 +45,7 @@ WorkQueue::Kept WorkQueue::Keep(const Work& work) const {
 }
 
 OrderTree::Entry WorkQueue::EntryOf(const Kept& kept) const {
-  const double seconds = kept.work.seconds_left;
+  const double seconds = kept.work.seconds_left * Pace(kept.work);
   return {.key = kept.key,
           .seconds = seconds,
           .bound = kept.bound,
@@ -71,6 +78,22 @@ void WorkQueue::RaiseFloor() {
     tenants_.erase(resting_.begin()->second);
     resting_.erase(resting_.begin());
   }
+}
+
+// How much of their time alone works of this batch take of late because they share forwards.
+double WorkQueue::Pace(const Work& work) const {
+  const auto found = batches_.find(work.batch);
+  if (found == batches_.end() || found->second.alone <= 0) return 1;
+  return std::clamp(found->second.used / found->second.alone, kLeastPace, 1.0);
+}
+
+void WorkQueue::Learn(const Kept& kept, const WorkProgress& progress) {
+  const auto found = batches_.find(kept.work.batch);
+  const double alone = kept.work.seconds_left - progress.seconds_left;
+  if (found == batches_.end() || alone <= 0 || kept.charged <= 0) return;
+  Batch& batch = found->second;
+  batch.used = batch.used * kPaceMemory + kept.charged;
+  batch.alone = batch.alone * kPaceMemory + alone;
 }
 
 void WorkQueue::EnterBatch(const Kept& kept) {
@@ -120,6 +143,7 @@ void WorkQueue::Erase(const Kept& kept) {
 
 void WorkQueue::Add(const Work& work) {
   const Kept& kept = works_.emplace(work.id, Keep(work)).first->second;
+  given_up_ += kept.given_up() ? 1 : 0;
   Insert(kept);
   if (work.deadline) deadlines_.insert({*work.deadline, work.id});
 }
@@ -128,6 +152,7 @@ std::optional<Work> WorkQueue::Remove(WorkId id) {
   const auto found = works_.find(id);
   if (found == works_.end()) return std::nullopt;
   Erase(found->second);
+  given_up_ -= found->second.given_up() ? 1 : 0;
   Work work = std::move(found->second.work);
   works_.erase(found);
   if (work.deadline) deadlines_.erase({*work.deadline, id});
@@ -141,6 +166,8 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   Kept& kept = found->second;
   const bool moves = kept.work.resident != progress.resident;
   const bool leaves = moves || kept.work.batch != progress.batch;
+  Learn(kept, progress);
+  kept.charged = 0;
   if (leaves) LeaveBatch(kept);
   static_cast<WorkProgress&>(kept.work) = progress;
   if (leaves) EnterBatch(kept);
@@ -158,16 +185,14 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   Seat(TenantOf(kept.work), tenant);
 }
 
-void WorkQueue::Charge(const std::string& tenant, double device_seconds) {
-  const auto found = tenants_.find(tenant);
-  if (found == tenants_.end() || fifo()) return;
-  const bool rests = resting_.erase({found->second.virtual_time, tenant}) > 0;
-  found->second.virtual_time += device_seconds;
-  if (rests) {
-    resting_.insert({found->second.virtual_time, tenant});
-  } else {
-    Seat(tenant, found->second);
-  }
+void WorkQueue::Charge(WorkId id, double device_seconds) {
+  const auto found = works_.find(id);
+  if (found == works_.end()) return;
+  found->second.charged += device_seconds;
+  const std::string& name = TenantOf(found->second.work);
+  Tenant& tenant = tenants_.at(name);
+  tenant.virtual_time += device_seconds;
+  Seat(name, tenant);
   RaiseFloor();
 }
 
@@ -178,6 +203,7 @@ void WorkQueue::GiveUpWhatCannotBeMet(double now) {
     Kept& kept = works_.at(heaviest->id);
     Erase(kept);
     kept.bound = false;
+    ++given_up_;
     kept.key.due = SoftDue(kept.work, now);
     Insert(kept);
   }
@@ -190,23 +216,29 @@ std::optional<WorkId> WorkQueue::Lead(TimePoint now, bool may_begin) {
   return head->key.id;
 }
 
-// Whether a forward of `rows` rows had better take this one too.
+// Whether a forward of `rows` rows had better take this one too: what it saves are the seconds that
+// its step would take alone, less what it adds to this forward.
 bool WorkQueue::Pays(const Kept& rider, int64_t rows, const Room& room, double now) const {
-  if (!room.seconds) return true;
+  if (!room.seconds || fifo()) return true;
   const double extra = room.seconds(rows + rider.work.rows) - room.seconds(rows);
   const double saved = room.seconds(rider.work.rows) - extra;
+  const double delay = extra + rider.work.seconds_to_step;
   const OrderTree::Slack slack = order_.SlackBefore(rider.key, now);
-  if (slack.all >= extra) return true;
-  if (slack.bound < extra) return false;
-  const int64_t before = order_.Before(rider.key).count;
-  return saved * static_cast<double>(size() - before) >= extra * static_cast<double>(before);
+  const bool deadlines_before = std::isfinite(slack.bound);
+  if (!deadlines_before && slack.all >= delay) return true;
+  if (slack.bound < delay) return false;
+  if (rider.given_up()) return extra <= 0;
+  const auto before = static_cast<double>(order_.Before(rider.key).count);
+  const double behind = static_cast<double>(size() - given_up_) - before;
+  return saved * behind >= kLossWeighs * extra * before;
 }
 
-std::vector<WorkId> WorkQueue::Companions(WorkId lead, const Room& room, TimePoint now) const {
-  std::vector<WorkId> all = {lead};
+// The lead with those that come along, and the first that would if it were prepared.
+WorkQueue::Sharers WorkQueue::SharersOf(WorkId lead, const Room& room, TimePoint now) const {
+  Sharers sharers = {{lead}, std::nullopt};
   const Kept& first = works_.at(lead);
   const auto found = batches_.find(first.work.batch);
-  if (found == batches_.end()) return all;
+  if (found == batches_.end()) return sharers;
   const Batch& batch = found->second;
   int64_t rows = first.work.rows, may_begin = room.may_begin - (first.work.resident ? 0 : 1);
   int passed = 0;
@@ -215,18 +247,29 @@ std::vector<WorkId> WorkQueue::Companions(WorkId lead, const Room& room, TimePoi
     const bool more = may_begin > 0 && other != batch.others.end();
     if (!more && resident == batch.residents.end()) break;
     const bool begins = more && (resident == batch.residents.end() || *other < *resident);
-    const OrderKey key = begins ? *other++ : *resident++;
-    const Kept& rider = works_.at(key.id);
-    if (key.id == lead) continue;
+    const Kept& rider = works_.at((begins ? other++ : resident++)->id);
+    if (rider.key == first.key) continue;
     if (rows + rider.work.rows > room.rows || !Pays(rider, rows, room, SecondsOf(now))) {
       ++passed;
       continue;
     }
-    all.push_back(key.id);
     rows += rider.work.rows;
     may_begin -= begins ? 1 : 0;
+    if (rider.work.seconds_to_step <= 0) {
+      sharers.first.push_back(rider.work.id);
+    } else if (!sharers.second) {
+      sharers.second = rider.work.id;
+    }
   }
-  return all;
+  return sharers;
+}
+
+std::vector<WorkId> WorkQueue::Companions(WorkId lead, const Room& room, TimePoint now) const {
+  return SharersOf(lead, room, now).first;
+}
+
+std::optional<WorkId> WorkQueue::Awaited(WorkId lead, const Room& room, TimePoint now) const {
+  return SharersOf(lead, room, now).second;
 }
 
 // What runs before a work of that key: all that is due earlier, but of each other tenant no more
