@@ -22,9 +22,6 @@ constexpr int kPassedBy = 8;
 // Of works that share: a second lost weighs as much as two that are won, because those before are
 // nearer to their due time.
 constexpr double kLossWeighs = 2;
-// Steps of a batch's works that are remembered, about 1 / (1 - memory), and what is believed at
-// most.
-constexpr double kPaceMemory = 0.99, kLeastPace = 0.1;
 
 double SecondsOf(TimePoint time) {
   return std::chrono::duration<double>(time.time_since_epoch()).count();
@@ -45,7 +42,7 @@ WorkQueue::Kept WorkQueue::Keep(const Work& work) const {
 }
 
 OrderTree::Entry WorkQueue::EntryOf(const Kept& kept) const {
-  const double seconds = kept.work.seconds_left * Pace(kept.work);
+  const double seconds = kept.work.seconds_left;
   return {.key = kept.key,
           .seconds = seconds,
           .bound = kept.bound,
@@ -78,22 +75,6 @@ void WorkQueue::RaiseFloor() {
     tenants_.erase(resting_.begin()->second);
     resting_.erase(resting_.begin());
   }
-}
-
-// How much of their time alone works of this batch take of late because they share forwards.
-double WorkQueue::Pace(const Work& work) const {
-  const auto found = batches_.find(work.batch);
-  if (found == batches_.end() || found->second.alone <= 0) return 1;
-  return std::clamp(found->second.used / found->second.alone, kLeastPace, 1.0);
-}
-
-void WorkQueue::Learn(const Kept& kept, const WorkProgress& progress) {
-  const auto found = batches_.find(kept.work.batch);
-  const double alone = kept.work.seconds_left - progress.seconds_left;
-  if (found == batches_.end() || alone <= 0 || kept.charged <= 0) return;
-  Batch& batch = found->second;
-  batch.used = batch.used * kPaceMemory + kept.charged;
-  batch.alone = batch.alone * kPaceMemory + alone;
 }
 
 void WorkQueue::EnterBatch(const Kept& kept) {
@@ -166,8 +147,6 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   Kept& kept = found->second;
   const bool moves = kept.work.resident != progress.resident;
   const bool leaves = moves || kept.work.batch != progress.batch;
-  Learn(kept, progress);
-  kept.charged = 0;
   if (leaves) LeaveBatch(kept);
   static_cast<WorkProgress&>(kept.work) = progress;
   if (leaves) EnterBatch(kept);
@@ -185,14 +164,16 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   Seat(TenantOf(kept.work), tenant);
 }
 
-void WorkQueue::Charge(WorkId id, double device_seconds) {
-  const auto found = works_.find(id);
-  if (found == works_.end()) return;
-  found->second.charged += device_seconds;
-  const std::string& name = TenantOf(found->second.work);
-  Tenant& tenant = tenants_.at(name);
-  tenant.virtual_time += device_seconds;
-  Seat(name, tenant);
+void WorkQueue::Charge(const std::string& tenant, double device_seconds) {
+  const auto found = tenants_.find(tenant);
+  if (found == tenants_.end() || fifo()) return;
+  const bool rests = resting_.erase({found->second.virtual_time, tenant}) > 0;
+  found->second.virtual_time += device_seconds;
+  if (rests) {
+    resting_.insert({found->second.virtual_time, tenant});
+  } else {
+    Seat(tenant, found->second);
+  }
   RaiseFloor();
 }
 
@@ -233,9 +214,8 @@ bool WorkQueue::Pays(const Kept& rider, int64_t rows, const Room& room, double n
   return saved * behind >= kLossWeighs * extra * before;
 }
 
-// The lead with those that come along, and the first that would if it were prepared.
-WorkQueue::Sharers WorkQueue::SharersOf(WorkId lead, const Room& room, TimePoint now) const {
-  Sharers sharers = {{lead}, std::nullopt};
+std::vector<WorkId> WorkQueue::Companions(WorkId lead, const Room& room, TimePoint now) const {
+  std::vector<WorkId> sharers = {lead};
   const Kept& first = works_.at(lead);
   const auto found = batches_.find(first.work.batch);
   if (found == batches_.end()) return sharers;
@@ -253,23 +233,11 @@ WorkQueue::Sharers WorkQueue::SharersOf(WorkId lead, const Room& room, TimePoint
       ++passed;
       continue;
     }
+    sharers.push_back(rider.work.id);
     rows += rider.work.rows;
     may_begin -= begins ? 1 : 0;
-    if (rider.work.seconds_to_step <= 0) {
-      sharers.first.push_back(rider.work.id);
-    } else if (!sharers.second) {
-      sharers.second = rider.work.id;
-    }
   }
   return sharers;
-}
-
-std::vector<WorkId> WorkQueue::Companions(WorkId lead, const Room& room, TimePoint now) const {
-  return SharersOf(lead, room, now).first;
-}
-
-std::optional<WorkId> WorkQueue::Awaited(WorkId lead, const Room& room, TimePoint now) const {
-  return SharersOf(lead, room, now).second;
 }
 
 // What runs before a work of that key: all that is due earlier, but of each other tenant no more

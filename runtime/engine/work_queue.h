@@ -80,20 +80,18 @@ class WorkQueue {
   void Add(const Work& work);
   void Update(WorkId id, const WorkProgress& progress);
   std::optional<Work> Remove(WorkId id);
-  // The work used the device for so long: of a forward that several share, its rows' part. Before
-  // Update says how far that brought it, or Remove that it has ended.
-  void Charge(WorkId id, double device_seconds);
+  // The tenant's works used the device for so long. Of a forward that several share, each tenant is
+  // charged with its rows' part.
+  void Charge(const std::string& tenant, double device_seconds);
 
   // Whose unit is next. `may_begin`: whether it may be one that is not resident.
   std::optional<WorkId> Lead(TimePoint now, bool may_begin);
-  // Of a lead whose next unit is a step: the lead and those that share its forward, in order.
-  // Nobody comes along at the cost of a deadline that is met without. Where no deadline is at
-  // stake, one comes where all behind it gain at least what all before it lose. O(those looked at x
-  // log works).
+  // Of a lead whose next unit is a step: the lead, first, and those that share its forward, in
+  // order. Among them are some whose step is not next yet: they are brought that far first, one
+  // unit at a time, then it is asked again. Nobody comes along at the cost of a deadline that is
+  // met without, or of one who is late already, but where all behind it gain twice what all before
+  // it lose. O(those looked at x log works).
   std::vector<WorkId> Companions(WorkId lead, const Room& room, TimePoint now) const;
-  // Who would come along if it were prepared: its unit runs before the lead's step. Empty: nobody,
-  // the step runs.
-  std::optional<WorkId> Awaited(WorkId lead, const Room& room, TimePoint now) const;
 
   // Works that run before this one if nothing else comes. -1: not here.
   int64_t Rank(WorkId id) const;
@@ -120,13 +118,10 @@ class WorkQueue {
     OrderKey key;
     double length = 0;   // device seconds in all, as predicted when it came
     bool bound = false;  // a deadline that is to be met
-    double charged = 0;  // since the last Update
     bool given_up() const { return work.deadline && !bound; }
   };
   struct Batch {
     std::set<OrderKey> residents, others;
-    // Device seconds used by its works and what they would have used alone, the latest count most.
-    double used = 0, alone = 0;
   };
 
   bool fifo() const { return options_.policy == QueueOptions::Policy::kFifo; }
@@ -135,15 +130,11 @@ class WorkQueue {
   OrderTree::Entry EntryOf(const Kept& kept) const;
   void Insert(const Kept& kept);
   void Erase(const Kept& kept);
-  void Learn(const Kept& kept, const WorkProgress& progress);
-  double Pace(const Work& work) const;
   void EnterBatch(const Kept& kept);
   void LeaveBatch(const Kept& kept);
   void Seat(const std::string& name, const Tenant& tenant);
   void RaiseFloor();
   void GiveUpWhatCannotBeMet(double now);
-  using Sharers = std::pair<std::vector<WorkId>, std::optional<WorkId>>;
-  Sharers SharersOf(WorkId lead, const Room& room, TimePoint now) const;
   bool Pays(const Kept& rider, int64_t rows, const Room& room, double now) const;
   OrderTree::Sums Ahead(const OrderKey& key, const std::string& tenant, double length) const;
   FairTurn::Head HeadOf(const OrderKey& key) const;

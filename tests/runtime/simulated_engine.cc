@@ -125,15 +125,18 @@ class Simulation {
            (stall != 0 ? options_.stall : 1);
   }
 
-  // The lead's unit, with whom it is shared; or the unit of one that is prepared for it.
+  // The lead's unit, with whom it is shared; or the unit of one that is brought to its step first.
   std::vector<WorkId> NextUnit(WorkId lead) const {
     if (StageOf(lead) != Stage::kStep) return {lead};
     const UnitKey key = KeyOf(jobs_[lead], Stage::kStep);
     const Room room = {.rows = cost_.WorthRows(key, options_.max_rows),
                        .may_begin = options_.max_running - queue_.resident(),
                        .seconds = [&](int64_t rows) { return cost_.Seconds(key, rows); }};
-    if (const auto awaited = queue_.Awaited(lead, room, At(now_))) return {*awaited};
-    return queue_.Companions(lead, room, At(now_));
+    const std::vector<WorkId> sharers = queue_.Companions(lead, room, At(now_));
+    for (WorkId id : sharers) {
+      if (StageOf(id) != Stage::kStep) return {id};
+    }
+    return sharers;
   }
 
   double TrueSeconds(WorkId id, Stage stage, int64_t rows) const {
@@ -162,7 +165,7 @@ class Simulation {
     cost_.Observe(key, rows, seconds);
     for (WorkId id : sharers) {
       const double share = stage == Stage::kStep ? static_cast<double>(jobs_[id].rows) : 1;
-      queue_.Charge(id, seconds * share / static_cast<double>(rows));
+      queue_.Charge(jobs_[id].tenant, seconds * share / static_cast<double>(rows));
       if (++done_[id] == UnitsOf(id)) {
         End(id, SimulatedOutcome::End::kDone);
       } else {
