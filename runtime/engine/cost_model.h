@@ -38,9 +38,9 @@ class CostModel {
   // Whether Seconds() rests on measured times, of this key or of others of its kind.
   bool known(const UnitKey& key) const;
 
-  // How many rows a forward had better take, 1 to `most`: one more as long as it costs less than
-  // nine tenths of what a row costs alone. What was never tried is tried, twice as many rows each
-  // time.
+  // How many rows a forward had better take, 1 to `most`: more as long as a further row adds less
+  // than nine tenths or so of what each takes without it. Where nothing of a call's time is shared
+  // more rows would only delay everybody. What was never tried is tried, twice as many each time.
   int64_t WorthRows(const UnitKey& key, int64_t most) const;
 
   // Everything learnt, as JSON, to be kept beside the jobs.

@@ -12,7 +12,7 @@ constexpr size_t kKept = 32;          // times of a number of rows
 constexpr size_t kMaxRowCounts = 64;  // numbers of rows
 constexpr int64_t kEnough = 5;        // times, to judge by
 constexpr uint64_t kFresh = 256;      // observations; what is older is tried again
-constexpr double kPays = 0.9;         // of a row's time alone
+constexpr double kPays = 0.93;        // of what a row takes without this one
 constexpr double kShared = 0.5;       // what a further row is taken to add before one was tried
 
 double MiddleMean(std::vector<double> times) {
@@ -103,13 +103,13 @@ std::vector<UnitTimes::Point> UnitTimes::Tried() const {
 
 int64_t UnitTimes::WorthRows(int64_t most) const {
   const std::vector<Point> tried = Tried();
-  const double alone = Seconds(1);
   for (size_t i = 1; i < tried.size(); ++i) {
-    const double more = tried[i].seconds - tried[i - 1].seconds;
-    const double rows = static_cast<double>(tried[i].rows - tried[i - 1].rows);
-    if (more <= kPays * alone * rows) continue;
+    const Point &fewer = tried[i - 1], &more = tried[i];
+    const double of_one =
+        (more.seconds - fewer.seconds) / static_cast<double>(more.rows - fewer.rows);
+    if (of_one <= kPays * fewer.seconds / static_cast<double>(fewer.rows)) continue;
     // One slow forward is no proof: the same again, until there are enough.
-    return std::clamp<int64_t>(tried[tried[i].judged ? i - 1 : i].rows, 1, most);
+    return std::clamp<int64_t>(more.judged ? fewer.rows : more.rows, 1, most);
   }
   return std::clamp<int64_t>(2 * tried.back().rows, 1, most);
 }

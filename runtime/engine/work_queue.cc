@@ -19,8 +19,8 @@ constexpr std::array<double, 3> kWeight = {4, 1, 0.25};
 constexpr int kCrowdedTenants = 32;
 // Works of a batch that are passed by because they have too many rows or do not pay.
 constexpr int kPassedBy = 8;
-// Of works that share: a second lost weighs as much as two that are won, because those before are
-// nearer to their due time.
+// Where deadlines are at stake a second lost weighs as much as two that are won, because those
+// before are nearer to theirs.
 constexpr double kLossWeighs = 2;
 
 double SecondsOf(TimePoint time) {
@@ -211,7 +211,7 @@ bool WorkQueue::Pays(const Kept& rider, int64_t rows, const Room& room, double n
   if (rider.given_up()) return extra <= 0;
   const auto before = static_cast<double>(order_.Before(rider.key).count);
   const double behind = static_cast<double>(size() - given_up_) - before;
-  return saved * behind >= kLossWeighs * extra * before;
+  return saved * behind >= (deadlines_before ? kLossWeighs : 1) * extra * before;
 }
 
 std::vector<WorkId> WorkQueue::Companions(WorkId lead, const Room& room, TimePoint now) const {
@@ -283,9 +283,21 @@ double WorkQueue::SecondsAhead(WorkId id) const {
   return Ahead(kept.key, TenantOf(kept.work), kept.length).seconds;
 }
 
-double WorkQueue::PredictedFinish(const Work& work) const {
+bool WorkQueue::WouldBeGivenUp(const Kept& kept, double now) {
+  order_.Insert(EntryOf(kept));
+  const auto late = order_.FirstLate(now);
+  const bool would = late && order_.HeaviestUpTo(*late) == kept.key;
+  order_.Erase(kept.key);
+  return would;
+}
+
+double WorkQueue::PredictedFinish(const Work& work, TimePoint now) {
+  GiveUpWhatCannotBeMet(SecondsOf(now));
   Kept kept = Keep(work);
   kept.key.id = std::numeric_limits<WorkId>::max();  // after all that are due at once
+  if (kept.bound && WouldBeGivenUp(kept, SecondsOf(now))) {
+    kept.key.due = SoftDue(work, SecondsOf(now));
+  }
   return Ahead(kept.key, TenantOf(work), kept.length).seconds + work.seconds_left;
 }
 

@@ -98,8 +98,9 @@ class WorkQueue {
   // Predicted seconds until it begins, or goes on. Negative: not here.
   double SecondsAhead(WorkId id) const;
   // Predicted seconds from now to the end of such a work if it came now: what Submit holds against
-  // a deadline. Not the whole queue, only what comes before it in the order.
-  double PredictedFinish(const Work& work) const;
+  // a deadline. Not the whole queue, only what comes before it in the order; where its deadline
+  // would be given up so that others are met, as if it had none.
+  double PredictedFinish(const Work& work, TimePoint now);
   // Those whose deadline has come, the earliest first; they stay until they are removed.
   std::vector<WorkId> Expired(TimePoint now) const;
 
@@ -137,6 +138,7 @@ class WorkQueue {
   void GiveUpWhatCannotBeMet(double now);
   bool Pays(const Kept& rider, int64_t rows, const Room& room, double now) const;
   OrderTree::Sums Ahead(const OrderKey& key, const std::string& tenant, double length) const;
+  bool WouldBeGivenUp(const Kept& kept, double now);
   FairTurn::Head HeadOf(const OrderKey& key) const;
 
   const QueueOptions options_;

@@ -101,8 +101,8 @@ class Simulation {
       work.priority = job.priority;
       work.arrived = At(job.arrives);
       if (job.deadline) work.deadline = At(*job.deadline);
-      const bool refused =
-          options_.admits && job.deadline && now_ + queue_.PredictedFinish(work) > *job.deadline;
+      const bool refused = options_.admits && job.deadline &&
+                           now_ + queue_.PredictedFinish(work, At(now_)) > *job.deadline;
       if (refused) {
         result_.outcomes[next_] = {
             .end = SimulatedOutcome::End::kRefused, .began = {}, .ended = now_};
