@@ -65,6 +65,9 @@ class JobStore {
  public:
   virtual ~JobStore() = default;
 
+  // Whether jobs outlive the process.
+  virtual bool durable() const = 0;
+
   // Returns once the job is kept, on disk where the store is durable: the job as it is seen from
   // now on, and true. Where a job was made before under the request's idempotency key, that job and
   // false; ALREADY_EXISTS (reason IDEMPOTENCY_KEY) where its request was another one. A request's

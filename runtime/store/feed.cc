@@ -372,6 +372,7 @@ bool Feed::ForgetOldest(std::deque<std::string>* ended, Which which) {
   const auto oldest = std::find_if(
       ended->begin(), newest, [&](const std::string& id) { return Takes(records_.at(id), which); });
   if (oldest == newest) return false;
+  forgotten_.push_back({*oldest, records_.at(*oldest).row.number});
   Erase(*oldest);
   ended->erase(oldest);
   return true;
@@ -384,8 +385,10 @@ void Feed::ForgetEndedBefore(SystemTime moment) {
       const Record& record = records_.at(id);
       const auto& end = record.row.job.finished_at;
       const bool old = end && *end < moment && Takes(record, Which::kNotInUse);
-      if (old) Erase(id);
-      return old;
+      if (!old) return false;
+      forgotten_.push_back({id, record.row.number});
+      Erase(id);
+      return true;
     });
   }
 }
@@ -417,7 +420,6 @@ void Feed::Erase(const std::string& id) {
   if (const auto key = keys_.find(row.key); key != keys_.end() && key->second == id) {
     keys_.erase(key);
   }
-  forgotten_.push_back({id, row.number});
   records_.erase(found);
 }
 

@@ -81,7 +81,7 @@ class Feed {
   uint64_t RequireEnded(const std::string& id) const;
   void Forget(const std::string& id);
 
-  // Jobs that were forgotten since the last call.
+  // Jobs that were forgotten for their age or number since the last call.
   struct Forgotten {
     std::string id;
     uint64_t number = 0;

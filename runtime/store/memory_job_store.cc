@@ -13,6 +13,7 @@ class MemoryJobStore : public JobStore {
   MemoryJobStore(size_t max_finished, size_t max_artifact_bytes)
       : feed_(max_finished, max_artifact_bytes) {}
 
+  bool durable() const override { return false; }
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                    const GenerationRequest& request) override {
     JobRow row;
@@ -55,7 +56,6 @@ class MemoryJobStore : public JobStore {
   void Delete(const std::string& id) override {
     feed_.RequireEnded(id);
     feed_.Forget(id);
-    feed_.TakeForgotten();
   }
 
   void MarkFetched(const std::string& id) override { feed_.MarkFetched(id); }

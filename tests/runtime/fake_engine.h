@@ -101,6 +101,7 @@ class RecordingStore : public JobStore {
  public:
   explicit RecordingStore(std::unique_ptr<JobStore> inner) : inner_(std::move(inner)) {}
 
+  bool durable() const override { return inner_->durable(); }
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                    const GenerationRequest& request) override;
   std::vector<AcceptedJob> Recover() override { return inner_->Recover(); }

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
+
+#include "tests/runtime/store_harness.h"
 
 namespace denoised {
 namespace {
@@ -33,15 +36,35 @@ std::vector<std::string> IdsOf(const JobPage& page) {
   return ids;
 }
 
-class JobStoreTest : public testing::Test {
+// Both stores are one to their users.
+enum class Kind : uint8_t { kMemory, kDurable };
+
+class JobStoreTest : public testing::TestWithParam<Kind> {
  protected:
+  std::unique_ptr<JobStore> Make(size_t max_finished, size_t max_artifact_bytes) {
+    store_.reset();
+    if (GetParam() == Kind::kMemory) return MakeMemoryJobStore(max_finished, max_artifact_bytes);
+    folder_.emplace();
+    StoreOptions options;
+    options.state_dir = folder_->path();
+    options.max_finished = max_finished;
+    options.max_artifact_bytes = max_artifact_bytes;
+    return OpenJobStore(options, &logger_.logger);
+  }
+  void SetUp() override { store_ = Make(100, 1 << 20); }
   void Add(const std::string& ids) {
     for (char id : ids) store_->Add(JobNamed(std::string(1, id)), {});
   }
-  std::unique_ptr<JobStore> store_ = MakeMemoryJobStore(100, 1 << 20);
+  QuietLogger logger_;
+  std::optional<TemporaryFolder> folder_;
+  std::unique_ptr<JobStore> store_;
 };
+INSTANTIATE_TEST_SUITE_P(Stores, JobStoreTest, testing::Values(Kind::kMemory, Kind::kDurable),
+                         [](const auto& kind) {
+                           return kind.param == Kind::kMemory ? "Memory" : "Durable";
+                         });
 
-TEST_F(JobStoreTest, AnUnknownJobIsNotThere) {
+TEST_P(JobStoreTest, AnUnknownJobIsNotThere) {
   EXPECT_FALSE(store_->Get("a"));
   EXPECT_FALSE(store_->Update("a", [](JobSnapshot&) { FAIL(); }));
   EXPECT_FALSE(store_->GetArtifact("a", ArtifactFormat::kMp4));
@@ -49,7 +72,7 @@ TEST_F(JobStoreTest, AnUnknownJobIsNotThere) {
   EXPECT_FALSE(store_->GetArtifact("a", ArtifactFormat::kNpy));
 }
 
-TEST_F(JobStoreTest, ChangesRaiseTheSequenceByOneUntilTheEnd) {
+TEST_P(JobStoreTest, ChangesRaiseTheSequenceByOneUntilTheEnd) {
   Add("a");
   EXPECT_EQ(store_->Get("a")->sequence, 1u);
   EXPECT_EQ(store_->Update("a", [](JobSnapshot& job) { job.step = 4; })->sequence, 2u);
@@ -61,7 +84,7 @@ TEST_F(JobStoreTest, ChangesRaiseTheSequenceByOneUntilTheEnd) {
   EXPECT_EQ(after->sequence, 3u);
 }
 
-TEST_F(JobStoreTest, ListsNewestFirstInPages) {
+TEST_P(JobStoreTest, ListsNewestFirstInPages) {
   Add("abcde");
   const JobPage first = store_->List(std::nullopt, 2, "");
   EXPECT_THAT(IdsOf(first), ElementsAre("e", "d"));
@@ -73,13 +96,13 @@ TEST_F(JobStoreTest, ListsNewestFirstInPages) {
   EXPECT_EQ(third.next_page_token, "");
 }
 
-TEST_F(JobStoreTest, APageThatEndsTheListHasNoToken) {
+TEST_P(JobStoreTest, APageThatEndsTheListHasNoToken) {
   Add("ab");
   EXPECT_EQ(store_->List(std::nullopt, 2, "").next_page_token, "");
   EXPECT_THAT(store_->List(JobState::kRunning, 2, "").jobs, IsEmpty());
 }
 
-TEST_F(JobStoreTest, ListsByState) {
+TEST_P(JobStoreTest, ListsByState) {
   Add("abcdef");
   for (const char* id : {"a", "c", "e"}) End(*store_, id, JobState::kCancelled);
   const JobPage first = store_->List(JobState::kCancelled, 2, "");
@@ -89,8 +112,8 @@ TEST_F(JobStoreTest, ListsByState) {
   EXPECT_EQ(second.next_page_token, "");
 }
 
-TEST_F(JobStoreTest, PagingGoesOnWhereTheTokensJobIsForgotten) {
-  store_ = MakeMemoryJobStore(2, 1 << 20);
+TEST_P(JobStoreTest, PagingGoesOnWhereTheTokensJobIsForgotten) {
+  store_ = Make(2, 1 << 20);
   Add("abc");
   const JobPage first = store_->List(std::nullopt, 2, "");  // c, b
   End(*store_, "b");
@@ -100,7 +123,7 @@ TEST_F(JobStoreTest, PagingGoesOnWhereTheTokensJobIsForgotten) {
   EXPECT_THAT(IdsOf(store_->List(std::nullopt, 2, first.next_page_token)), ElementsAre("a"));
 }
 
-TEST_F(JobStoreTest, TokensAndPageSizesThatItNeverGaveAreRefused) {
+TEST_P(JobStoreTest, TokensAndPageSizesThatItNeverGaveAreRefused) {
   Add("abc");
   for (const char* token : {"x", "-1", "1 ", "+2", "1e3", "99999999999999999999", "\n"}) {
     EXPECT_THROW(store_->List(std::nullopt, 2, token), Error) << token;
@@ -108,8 +131,8 @@ TEST_F(JobStoreTest, TokensAndPageSizesThatItNeverGaveAreRefused) {
   EXPECT_THROW(store_->List(std::nullopt, 0, ""), Error);
 }
 
-TEST_F(JobStoreTest, ForgetsTheOldestEndedJobsAndNoOthers) {
-  store_ = MakeMemoryJobStore(2, 1 << 20);
+TEST_P(JobStoreTest, ForgetsTheOldestEndedJobsAndNoOthers) {
+  store_ = Make(2, 1 << 20);
   Add("abcd");
   for (const char* id : {"c", "a", "d"}) End(*store_, id);
   EXPECT_FALSE(store_->Get("c")) << "ended first";
@@ -118,8 +141,8 @@ TEST_F(JobStoreTest, ForgetsTheOldestEndedJobsAndNoOthers) {
   EXPECT_TRUE(store_->Get("d"));
 }
 
-TEST_F(JobStoreTest, ResultsStayWithinTheirBudgetAndTheNewestIsKeptWhateverItsSize) {
-  store_ = MakeMemoryJobStore(100, 10);
+TEST_P(JobStoreTest, ResultsStayWithinTheirBudgetAndTheNewestIsKeptWhateverItsSize) {
+  store_ = Make(100, 10);
   Add("abc");
   Put(*store_, "a", 6);
   End(*store_, "a");
@@ -135,8 +158,8 @@ TEST_F(JobStoreTest, ResultsStayWithinTheirBudgetAndTheNewestIsKeptWhateverItsSi
   EXPECT_EQ(ReadAll(*held), "xxxxxx") << "who reads it keeps it";
 }
 
-TEST_F(JobStoreTest, AReplacedArtifactCountsOnce) {
-  store_ = MakeMemoryJobStore(100, 10);
+TEST_P(JobStoreTest, AReplacedArtifactCountsOnce) {
+  store_ = Make(100, 10);
   Add("ab");
   for (int i = 0; i < 5; ++i) Put(*store_, "a", 5);
   End(*store_, "a");
@@ -145,7 +168,7 @@ TEST_F(JobStoreTest, AReplacedArtifactCountsOnce) {
   EXPECT_TRUE(store_->Get("a"));
 }
 
-TEST_F(JobStoreTest, AWatcherIsWokenForEachChangeUntilItsHandleIsGone) {
+TEST_P(JobStoreTest, AWatcherIsWokenForEachChangeUntilItsHandleIsGone) {
   Add("ab");
   auto wakes = std::make_shared<int>(0);
   auto handle = store_->Watch("a", [wakes] { ++*wakes; });
@@ -158,8 +181,8 @@ TEST_F(JobStoreTest, AWatcherIsWokenForEachChangeUntilItsHandleIsGone) {
   EXPECT_EQ(*wakes, 1);
 }
 
-TEST_F(JobStoreTest, TheLastChangeWakesTooEvenWhenItsJobIsForgottenAtOnce) {
-  store_ = MakeMemoryJobStore(1, 10);
+TEST_P(JobStoreTest, TheLastChangeWakesTooEvenWhenItsJobIsForgottenAtOnce) {
+  store_ = Make(1, 10);
   Add("ab");
   Put(*store_, "a", 100);
   End(*store_, "b");
@@ -171,8 +194,8 @@ TEST_F(JobStoreTest, TheLastChangeWakesTooEvenWhenItsJobIsForgottenAtOnce) {
   EXPECT_TRUE(store_->Get("b")) << "without a result it takes no room from results";
 }
 
-TEST_F(JobStoreTest, JobsThatComeToNothingPushOutNobodysResults) {
-  store_ = MakeMemoryJobStore(2, 1 << 20);
+TEST_P(JobStoreTest, JobsThatComeToNothingPushOutNobodysResults) {
+  store_ = Make(2, 1 << 20);
   Add("ab");
   for (const char* id : {"a", "b"}) {
     Put(*store_, id, 5);
@@ -189,8 +212,8 @@ TEST_F(JobStoreTest, JobsThatComeToNothingPushOutNobodysResults) {
   EXPECT_TRUE(store_->Get("c254"));
 }
 
-TEST_F(JobStoreTest, AJobIsNotForgottenUnderItsWatcher) {
-  store_ = MakeMemoryJobStore(1, 1 << 20);
+TEST_P(JobStoreTest, AJobIsNotForgottenUnderItsWatcher) {
+  store_ = Make(1, 1 << 20);
   Add("abcd");
   auto watch = store_->Watch("a", [] {});
   End(*store_, "a");
@@ -204,8 +227,8 @@ TEST_F(JobStoreTest, AJobIsNotForgottenUnderItsWatcher) {
   EXPECT_TRUE(store_->Get("d"));
 }
 
-TEST_F(JobStoreTest, AJobIsNotForgottenWhileItsResultIsRead) {
-  store_ = MakeMemoryJobStore(1, 100);
+TEST_P(JobStoreTest, AJobIsNotForgottenWhileItsResultIsRead) {
+  store_ = Make(1, 100);
   Add("abc");
   Put(*store_, "a", 5);
   End(*store_, "a");
@@ -219,7 +242,7 @@ TEST_F(JobStoreTest, AJobIsNotForgottenWhileItsResultIsRead) {
   EXPECT_TRUE(store_->Get("c"));
 }
 
-TEST_F(JobStoreTest, CountsTheResultsThatNobodyHasFetched) {
+TEST_P(JobStoreTest, CountsTheResultsThatNobodyHasFetched) {
   const auto young = std::chrono::hours(1);
   Add("abc");
   EXPECT_EQ(store_->CountUnfetched(young), 0);
@@ -235,7 +258,7 @@ TEST_F(JobStoreTest, CountsTheResultsThatNobodyHasFetched) {
   EXPECT_EQ(store_->CountUnfetched(std::chrono::seconds(0)), 0) << "none ended just now";
 }
 
-TEST_F(JobStoreTest, APageMayBeCutBehindEachOfItsJobs) {
+TEST_P(JobStoreTest, APageMayBeCutBehindEachOfItsJobs) {
   Add("abcde");
   const JobPage page = store_->List(std::nullopt, 4, "");
   ASSERT_THAT(page.tokens, SizeIs(4));
@@ -243,7 +266,7 @@ TEST_F(JobStoreTest, APageMayBeCutBehindEachOfItsJobs) {
   EXPECT_THAT(IdsOf(store_->List(std::nullopt, 4, page.tokens[1])), ElementsAre("c", "b", "a"));
 }
 
-TEST_F(JobStoreTest, AWatcherMayLetGoOfItsHandleWhileItIsWoken) {
+TEST_P(JobStoreTest, AWatcherMayLetGoOfItsHandleWhileItIsWoken) {
   Add("a");
   auto handle = std::make_shared<std::shared_ptr<void>>();
   int wakes = 0;
@@ -256,13 +279,13 @@ TEST_F(JobStoreTest, AWatcherMayLetGoOfItsHandleWhileItIsWoken) {
   EXPECT_EQ(wakes, 1);
 }
 
-TEST_F(JobStoreTest, WatchersOfUnknownJobsAreHarmless) {
+TEST_P(JobStoreTest, WatchersOfUnknownJobsAreHarmless) {
   const auto handle = store_->Watch("absent", [] { FAIL(); });
   Add("a");
   store_->Update("a", [](JobSnapshot&) {});
 }
 
-TEST_F(JobStoreTest, WatchersMayComeAndGoWhileTheJobChanges) {
+TEST_P(JobStoreTest, WatchersMayComeAndGoWhileTheJobChanges) {
   Add("a");
   std::atomic<bool> stop{false};
   auto wakes = std::make_shared<std::atomic<int64_t>>(0);
@@ -282,7 +305,7 @@ TEST_F(JobStoreTest, WatchersMayComeAndGoWhileTheJobChanges) {
   EXPECT_EQ(wakes.use_count(), 2) << "ours and the lasting one's";
 }
 
-TEST_F(JobStoreTest, ManyThreadsLoseNoChange) {
+TEST_P(JobStoreTest, ManyThreadsLoseNoChange) {
   Add("a");
   std::vector<std::thread> writers;
   for (int i = 0; i < 4; ++i) {
@@ -293,6 +316,144 @@ TEST_F(JobStoreTest, ManyThreadsLoseNoChange) {
   for (std::thread& writer : writers) writer.join();
   EXPECT_EQ(store_->Get("a")->step, 2000);
   EXPECT_EQ(store_->Get("a")->sequence, 2001u);
+}
+
+TEST_P(JobStoreTest, StatesMoveForwardOnly) {
+  Add("a");
+  EXPECT_EQ(store_->Start("a"), 1);
+  EXPECT_EQ(store_->Get("a")->state, JobState::kRunning);
+  EXPECT_TRUE(store_->Get("a")->started_at);
+  const auto go = [&](JobState to) {
+    return store_->Update("a", [to](JobSnapshot& job) { job.state = to; });
+  };
+  EXPECT_THROW(go(JobState::kQueued), Error);
+  EXPECT_EQ(store_->Get("a")->state, JobState::kRunning) << "nothing has changed";
+  EXPECT_EQ(store_->Get("a")->sequence, 2u);
+  EXPECT_EQ(go(JobState::kSuspended)->state, JobState::kSuspended);
+  EXPECT_EQ(go(JobState::kQueued)->state, JobState::kQueued);
+  EXPECT_EQ(store_->Start("a"), 2);
+  store_->Interrupt("a");
+  EXPECT_EQ(store_->Get("a")->state, JobState::kQueued);
+  End(*store_, "a");
+  store_->Interrupt("a");
+  EXPECT_EQ(store_->Get("a")->state, JobState::kSucceeded);
+  EXPECT_THROW(store_->Start("a"), Error);
+  EXPECT_THROW(store_->Start("absent"), Error);
+}
+
+TEST_P(JobStoreTest, AKeyMakesOneJobOfOneRequest) {
+  GenerationRequest request;
+  request.idempotency_key = "order 7";
+  request.prompt = "a red circle";
+  const auto first = store_->Add(JobNamed("a"), request);
+  EXPECT_TRUE(first.second);
+  EXPECT_EQ(first.first.id, "a");
+  const auto again = store_->Add(JobNamed("b"), request);
+  EXPECT_FALSE(again.second);
+  EXPECT_EQ(again.first.id, "a");
+  EXPECT_FALSE(store_->Get("b"));
+  request.prompt = "a blue circle";
+  try {
+    store_->Add(JobNamed("c"), request);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), StatusCode::kAlreadyExists);
+    EXPECT_EQ(error.reason(), "IDEMPOTENCY_KEY");
+  }
+  End(*store_, "a");
+  store_->Delete("a");
+  EXPECT_TRUE(store_->Add(JobNamed("c"), request).second) << "the key went with its job";
+}
+
+TEST_P(JobStoreTest, AKeyMakesOneJobForManyThreadsAtOnce) {
+  GenerationRequest request;
+  request.idempotency_key = "one";
+  std::atomic<int> made{0};
+  std::vector<std::string> ids(8);
+  std::vector<std::thread> clients;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    clients.emplace_back([&, i] {
+      const auto added = store_->Add(JobNamed("job" + std::to_string(i)), request);
+      made += added.second ? 1 : 0;
+      ids[i] = added.first.id;
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(made, 1);
+  EXPECT_THAT(ids, testing::Each(ids.front()));
+  EXPECT_THAT(store_->List(std::nullopt, 100, "").jobs, SizeIs(1));
+}
+
+TEST_P(JobStoreTest, OnlyEndedJobsAreDeleted) {
+  Add("a");
+  Put(*store_, "a", 5);
+  EXPECT_THROW(store_->Delete("a"), Error);
+  EXPECT_THROW(store_->Delete("absent"), Error);
+  End(*store_, "a");
+  const auto reading = store_->GetArtifact("a", ArtifactFormat::kNpy);
+  store_->Delete("a");
+  EXPECT_FALSE(store_->Get("a"));
+  EXPECT_FALSE(store_->GetArtifact("a", ArtifactFormat::kNpy));
+  EXPECT_EQ(ReadAll(*reading), "xxxxx") << "who reads it keeps it";
+  EXPECT_THROW(store_->Delete("a"), Error);
+}
+
+TEST_P(JobStoreTest, ResultsAreReadInPieces) {
+  Add("a");
+  store_->PutArtifact("a", {ArtifactFormat::kMp4, "video.mp4", 0, ""}, "0123456789");
+  const auto artifact = store_->GetArtifact("a", ArtifactFormat::kMp4);
+  std::string piece(4, ' ');
+  EXPECT_EQ(artifact->ReadAt(3, piece.data(), 4), 4u);
+  EXPECT_EQ(piece, "3456");
+  EXPECT_EQ(artifact->ReadAt(8, piece.data(), 4), 2u);
+  EXPECT_EQ(artifact->ReadAt(10, piece.data(), 4), 0u);
+  EXPECT_EQ(artifact->ReadAt(UINT64_MAX, piece.data(), 4), 0u);
+  EXPECT_EQ(artifact->info().sha256,
+            "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882")
+      << "as sha256sum says";
+}
+
+TEST_P(JobStoreTest, AWatcherThatComesBackIsToldWhatItMissed) {
+  Add("a");
+  store_->Start("a");
+  for (int i = 1; i <= 3; ++i) {
+    store_->Update("a", [i](JobSnapshot& job) {
+      job.stage = JobStage::kDenoise;
+      job.step = i;
+      job.stage_seconds.emplace_back(JobStage::kDenoise, i);
+    });
+  }
+  store_->Update("a", [](JobSnapshot& job) {
+    job.state = JobState::kFailed;
+    job.error = JobError{StatusCode::kInternal, "why", "", ""};
+    job.finished_at = std::chrono::system_clock::now();
+  });
+  const auto missed = store_->Replay("a", 2);
+  ASSERT_THAT(missed, SizeIs(4));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(missed[i].sequence, 3u + i);
+    EXPECT_EQ(missed[i].step, i + 1);
+    EXPECT_EQ(missed[i].state, JobState::kRunning);
+    EXPECT_EQ(missed[i].stage_seconds.size(), 1u + i);
+    EXPECT_FALSE(missed[i].error || missed[i].finished_at) << "what came with the end";
+  }
+  EXPECT_EQ(missed[3].state, JobState::kFailed);
+  EXPECT_TRUE(missed[3].error);
+  EXPECT_FALSE(store_->Replay("a", 0).front().started_at) << "it was queued then";
+  EXPECT_THAT(store_->Replay("a", 6), IsEmpty());
+  EXPECT_THAT(store_->Replay("absent", 0), IsEmpty());
+}
+
+TEST_P(JobStoreTest, TheRingOfStatesIsBoundedAndTheLastIsAlwaysThere) {
+  Add("a");
+  for (int i = 0; i < 1000; ++i) store_->Update("a", [](JobSnapshot& job) { ++job.step; });
+  const auto missed = store_->Replay("a", 1);
+  EXPECT_LE(missed.size(), 64u);
+  EXPECT_GE(missed.size(), 8u);
+  EXPECT_EQ(missed.back().sequence, 1001u);
+  for (size_t i = 1; i < missed.size(); ++i) {
+    EXPECT_EQ(missed[i].sequence, missed[i - 1].sequence + 1);
+  }
 }
 
 }  // namespace

@@ -1,0 +1,319 @@
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <utility>
+
+#include "runtime/job_store.h"
+#include "runtime/log.h"
+#include "runtime/store/checkpoints.h"
+#include "runtime/store/feed.h"
+#include "runtime/store/ledger.h"
+#include "runtime/store/memory_artifact.h"
+#include "runtime/store/state_folder.h"
+
+namespace denoised {
+namespace {
+
+using SystemClock = std::chrono::system_clock;
+using SteadyClock = std::chrono::steady_clock;
+
+// Progress does not touch the disk, so a new life does not know how far its job's sequence had
+// come; it begins this much further, which no job's events between two changes of state reach.
+constexpr uint64_t kSequencesOfALife = uint64_t{1} << 20;
+
+std::string FileName(const std::string& id, ArtifactFormat format) {
+  return id + "." + std::string(ArtifactFormatName(format));
+}
+
+// What a request takes on disk, about.
+uint64_t BytesOf(const GenerationRequest& request) {
+  return request.prompt.size() + (request.latents ? request.latents->data.size() : 0);
+}
+
+class FileArtifact : public Artifact {
+ public:
+  FileArtifact(const ArtifactInfo& info, OwnedFd file) : Artifact(info), file_(std::move(file)) {}
+
+  size_t ReadAt(uint64_t offset, char* to, size_t count) const override {
+    if (offset >= size()) return 0;
+    count = std::min<uint64_t>(count, size() - offset);
+    if (ReadFrom(file_, offset, to, count, info().name) == count) return count;
+    throw Error(StatusCode::kDataLoss, "the result " + info().name + " has become shorter");
+  }
+
+ private:
+  const OwnedFd file_;
+};
+
+class DurableJobStore : public JobStore {
+ public:
+  DurableJobStore(const StoreOptions& options, Logger* logger)
+      : keep_results_(options.keep_results),
+        folder_(options.state_dir, options.hooks),
+        feed_(options.max_finished, options.max_artifact_bytes),
+        checkpoints_(&folder_, logger),
+        ledger_(Load(logger), options.hooks, logger) {
+    Requeue();
+    Sweep();
+  }
+
+  bool durable() const override { return true; }
+
+  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
+                                   const GenerationRequest& request) override;
+  std::vector<AcceptedJob> Recover() override;
+  int64_t Start(const std::string& id) override { return feed_.Start(id, Keep("start")); }
+  void Interrupt(const std::string& id) override {
+    checkpoints_.Flush(id);
+    feed_.Interrupt(id, Keep("change"));
+  }
+  void Checkpoint(const std::string& id, int64_t step, std::string bytes) override;
+  std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override;
+
+  std::optional<JobSnapshot> Get(const std::string& id) const override { return feed_.Get(id); }
+  JobPage List(std::optional<JobState> state, size_t page_size,
+               const std::string& page_token) const override {
+    return feed_.List(state, page_size, page_token);
+  }
+  std::optional<JobSnapshot> Update(const std::string& id,
+                                    const std::function<void(JobSnapshot&)>& change) override;
+
+  void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) override;
+  std::shared_ptr<const Artifact> GetArtifact(const std::string& id,
+                                              ArtifactFormat format) const override;
+  void Delete(const std::string& id) override;
+
+  void MarkFetched(const std::string& id) override { feed_.MarkFetched(id); }
+  int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override {
+    return feed_.CountUnfetched(age);
+  }
+  // Results take no memory here.
+  size_t artifact_bytes() const override { return 0; }
+  size_t forgettable_bytes() const override { return 0; }
+  void MakeRoom(size_t) override {}
+
+  std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
+    return feed_.Watch(id, std::move(wake));
+  }
+  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
+    return feed_.Replay(id, sequence);
+  }
+  std::optional<std::string> WhyNotReady() const override {
+    auto why = folder_.WhyNoRoom(0);
+    return why ? why : ledger_.trouble();
+  }
+
+ private:
+  LedgerFile Load(Logger* logger);
+  void RemoveUnknownFiles(const std::set<std::string>& quarantined);
+  void Requeue();
+  Feed::Keep Keep(std::string verb);
+  bool IsOpen(const std::string& id) const;  // as readers see it
+  void Settled(const std::string& id);
+  void Sweep();
+  void RemoveFiles(const std::string& id) const;
+
+  const std::chrono::seconds keep_results_;
+  const StateFolder folder_;
+  std::vector<StoredJob> loaded_;  // until the constructor ends, then those that had not ended
+  Feed feed_;
+  Checkpoints checkpoints_;
+  Ledger ledger_;  // last: its thread may call back until it ends
+};
+
+// ---- at start
+
+LedgerFile DurableJobStore::Load(Logger* logger) {
+  LedgerFile file(folder_.ledger(), logger);
+  loaded_ = file.ReadJobs();
+  RemoveUnknownFiles(file.QuarantinedIds());
+  return file;
+}
+
+// Only what an ended job lists is whole; a job that begins again writes its results anew.
+void DurableJobStore::RemoveUnknownFiles(const std::set<std::string>& quarantined) {
+  std::set<std::string> files, waiting;
+  for (const StoredJob& stored : loaded_) {
+    const JobSnapshot& job = stored.row.job;
+    if (!IsTerminal(job.state)) waiting.insert(job.id);
+    if (!IsTerminal(job.state)) continue;
+    for (const ArtifactInfo& info : job.artifacts) files.insert(FileName(job.id, info.format));
+  }
+  for (const std::string& name : folder_.artifacts().Names()) {
+    const bool kept = files.contains(name) || quarantined.contains(name.substr(0, name.find('.')));
+    if (!kept || name.ends_with(".part")) folder_.artifacts().Remove(name);
+  }
+  checkpoints_.KeepOnly(waiting);
+}
+
+// Ended jobs by their ends, then those that go on: a server that died while one ran crashed it.
+void DurableJobStore::Requeue() {
+  const auto ended =
+      std::stable_partition(loaded_.begin(), loaded_.end(),
+                            [](const StoredJob& job) { return IsTerminal(job.row.job.state); });
+  std::stable_sort(loaded_.begin(), ended, [](const StoredJob& a, const StoredJob& b) {
+    return a.row.job.finished_at < b.row.job.finished_at;
+  });
+  for (auto job = loaded_.begin(); job != ended; ++job) feed_.Restore(std::move(job->row));
+  loaded_.erase(loaded_.begin(), ended);
+  std::vector<JobRow> rows;
+  for (StoredJob& stored : loaded_) {
+    JobSnapshot& job = stored.row.job;
+    job.sequence += kSequencesOfALife;
+    job.step = 0;
+    job.stage = JobStage::kNone;
+    job.eta_seconds.reset();
+    job.stage_seconds.clear();
+    job.artifacts.clear();
+    if (job.state == JobState::kRunning) {
+      job.state = JobState::kQueued;
+      ++stored.row.crashes;
+    }
+    rows.push_back(stored.row);
+  }
+  if (!rows.empty()) ledger_.Recovered(rows);
+  for (JobRow& row : rows) feed_.Restore(std::move(row));
+}
+
+std::vector<AcceptedJob> DurableJobStore::Recover() {
+  std::vector<AcceptedJob> jobs;
+  for (StoredJob& stored : std::exchange(loaded_, {})) {
+    AcceptedJob job;
+    job.snapshot = stored.row.job;
+    job.request = *std::move(stored.request);
+    job.request.idempotency_key = stored.row.key;
+    job.crashes = stored.row.crashes;
+    const auto waited = SystemClock::now() - job.snapshot.created_at;
+    job.queued_at = SteadyClock::now() - std::max(waited, SystemClock::duration(0));
+    if (auto checkpoint = checkpoints_.Read(job.snapshot.id)) {
+      job.checkpoint = std::move(checkpoint->bytes);
+      job.checkpoint_step = checkpoint->step;
+    }
+    jobs.push_back(std::move(job));
+  }
+  return jobs;
+}
+
+// ---- verbs
+
+std::pair<JobSnapshot, bool> DurableJobStore::Add(const JobSnapshot& job,
+                                                  const GenerationRequest& request) {
+  if (!IsPlainId(job.id)) throw InvalidField("id", "letters, digits, '_' and '-'");
+  JobRow row;
+  row.job = job;
+  row.key = request.idempotency_key;
+  if (!row.key.empty()) row.request_digest = RequestDigest(request);
+  // A retry of what is kept already needs no room, so this comes first.
+  if (auto known = feed_.Reserve(&row)) return {*std::move(known), false};
+  try {
+    if (const auto why = folder_.WhyNoRoom(BytesOf(request))) {
+      throw Error(StatusCode::kResourceExhausted, *why, "", "DISK");
+    }
+    ledger_.Accept(row, request);
+  } catch (...) {
+    feed_.Abandon(job.id);
+    throw;
+  }
+  return {feed_.Publish(job.id), true};
+}
+
+Feed::Keep DurableJobStore::Keep(std::string verb) {
+  return [this, verb = std::move(verb)](const JobRow& row) {
+    const std::string& id = row.job.id;
+    if (IsTerminal(row.job.state)) {
+      return ledger_.Finish(row, [this, id] {
+        feed_.Settle(id);
+        Settled(id);
+      });
+    }
+    ledger_.Change(verb, {row});
+    return true;
+  };
+}
+
+std::optional<JobSnapshot> DurableJobStore::Update(
+    const std::string& id, const std::function<void(JobSnapshot&)>& change) {
+  bool applied = false;
+  auto after = feed_.Update(
+      id,
+      [&](JobSnapshot& job) {
+        applied = true;
+        change(job);
+      },
+      Keep("change"));
+  if (applied && after && IsTerminal(after->state) && !IsOpen(id)) Settled(id);
+  return after;
+}
+
+bool DurableJobStore::IsOpen(const std::string& id) const {
+  const auto job = feed_.Get(id);
+  return job && !IsTerminal(job->state);
+}
+
+// The job's end is on disk: its state is needed no more, and older jobs may be too many.
+void DurableJobStore::Settled(const std::string& id) {
+  checkpoints_.Drop(id);
+  Sweep();
+}
+
+void DurableJobStore::Sweep() {
+  feed_.ForgetEndedBefore(SystemClock::now() - keep_results_);
+  const std::vector<Feed::Forgotten> forgotten = feed_.TakeForgotten();
+  if (forgotten.empty()) return;
+  std::vector<uint64_t> numbers;
+  for (const Feed::Forgotten& job : forgotten) numbers.push_back(job.number);
+  ledger_.ForgetLater(std::move(numbers), [this, forgotten] {
+    for (const Feed::Forgotten& job : forgotten) RemoveFiles(job.id);
+  });
+}
+
+void DurableJobStore::RemoveFiles(const std::string& id) const {
+  for (int format = 0; format <= static_cast<int>(ArtifactFormat::kSafetensors); ++format) {
+    folder_.artifacts().Remove(FileName(id, static_cast<ArtifactFormat>(format)));
+  }
+}
+
+void DurableJobStore::Checkpoint(const std::string& id, int64_t step, std::string bytes) {
+  if (IsOpen(id)) checkpoints_.Put(id, {step, std::move(bytes)});
+  if (!IsOpen(id)) checkpoints_.Drop(id);  // it may have ended meanwhile
+}
+
+std::optional<std::pair<int64_t, std::string>> DurableJobStore::ReadCheckpoint(
+    const std::string& id) {
+  auto checkpoint = checkpoints_.Read(id);
+  if (!checkpoint) return std::nullopt;
+  return std::pair(checkpoint->step, std::move(checkpoint->bytes));
+}
+
+// ---- results
+
+void DurableJobStore::PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) {
+  if (!feed_.Get(id)) return;
+  info = Completed(std::move(info), bytes);
+  folder_.RequireRoom(bytes.size());
+  folder_.artifacts().Write(FileName(id, info.format), {bytes});
+  feed_.AddResult(id, info, nullptr);
+}
+
+std::shared_ptr<const Artifact> DurableJobStore::GetArtifact(const std::string& id,
+                                                             ArtifactFormat format) const {
+  const auto result = feed_.FindResult(id, format);
+  if (!result) return nullptr;
+  auto file = folder_.artifacts().Open(FileName(id, format));
+  if (!file || SizeOf(*file) != result->info.size_bytes) return nullptr;
+  return WhileRead(std::make_shared<FileArtifact>(result->info, std::move(*file)), result->reading);
+}
+
+void DurableJobStore::Delete(const std::string& id) {
+  ledger_.Forget(feed_.RequireEnded(id));
+  feed_.Forget(id);
+  RemoveFiles(id);
+}
+
+}  // namespace
+
+std::unique_ptr<JobStore> OpenJobStore(const StoreOptions& options, Logger* logger) {
+  return std::make_unique<DurableJobStore>(options, logger);
+}
+
+}  // namespace denoised

@@ -1,0 +1,209 @@
+#include "runtime/store/ledger.h"
+
+#include <chrono>
+#include <future>
+#include <memory>
+#include <utility>
+
+#include "runtime/caught.h"
+
+namespace denoised {
+namespace {
+
+// While the disk takes nothing, it is asked again this often.
+constexpr std::chrono::milliseconds kRetry{250};
+
+}  // namespace
+
+Ledger::Ledger(LedgerFile file, StoreHooks* hooks, Logger* logger)
+    : file_(std::move(file)), hooks_(hooks), logger_(logger), thread_([this] { Loop(); }) {}
+
+Ledger::~Ledger() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+// ---- the callers' side
+
+void Ledger::Post(Verb verb) {
+  {
+    const std::lock_guard lock(mutex_);
+    verbs_.push_back(std::move(verb));
+  }
+  wake_.notify_all();
+}
+
+void Ledger::Await(Verb verb) {
+  // Shared: the other thread may still be inside set_value when this one has the answer.
+  auto answer = std::make_shared<std::promise<std::optional<Error>>>();
+  verb.done = [answer](const std::optional<Error>& error) { answer->set_value(error); };
+  Post(std::move(verb));
+  if (const auto error = answer->get_future().get()) throw *error;
+}
+
+void Ledger::Accept(const JobRow& row, const GenerationRequest& request) {
+  const RequestRow written = WriteRequest(request);
+  Await({"accept",
+         [&](LedgerFile& file) {
+           file.InsertJob(row);
+           file.InsertRequest(row.number, written);
+         },
+         {}});
+}
+
+void Ledger::Change(std::string_view verb, const std::vector<JobRow>& rows) {
+  Await({std::string(verb),
+         [&](LedgerFile& file) {
+           for (const JobRow& row : rows) file.UpdateJob(row);
+         },
+         {}});
+}
+
+void Ledger::Forget(uint64_t number) {
+  Await({"forget", [number](LedgerFile& file) { file.RemoveJob(number); }, {}});
+}
+
+bool Ledger::Finish(const JobRow& row, std::function<void()> kept) {
+  return Insist({"finish",
+                 [row](LedgerFile& file) {
+                   file.UpdateJob(row);
+                   file.RemoveRequest(row.number);  // whose tensors may be large
+                 },
+                 {}},
+                std::move(kept));
+}
+
+bool Ledger::Recovered(const std::vector<JobRow>& rows) {
+  return Insist({"recover",
+                 [rows](LedgerFile& file) {
+                   for (const JobRow& row : rows) file.UpdateJob(row);
+                 },
+                 {}},
+                [] {});
+}
+
+bool Ledger::Insist(Verb verb, std::function<void()> kept) {
+  // Shared with the verb, which may outlive this call.
+  auto first = std::make_shared<std::promise<bool>>();
+  auto asked = std::make_shared<bool>(false);
+  verb.done = [first, asked, kept = std::move(kept)](const std::optional<Error>& error) {
+    if (!*asked) {
+      *asked = true;
+      first->set_value(!error);
+    } else if (!error) {
+      kept();
+    }
+  };
+  verb.keep_trying = true;
+  Post(std::move(verb));
+  return first->get_future().get();
+}
+
+void Ledger::ForgetLater(std::vector<uint64_t> numbers, std::function<void()> done) {
+  Post({"forget",
+        [numbers = std::move(numbers)](LedgerFile& file) {
+          for (const uint64_t number : numbers) file.RemoveJob(number);
+        },
+        [done = std::move(done)](const std::optional<Error>& error) {
+          if (!error) done();
+        },
+        /*keep_trying=*/true});
+}
+
+std::optional<std::string> Ledger::trouble() const {
+  const std::lock_guard lock(mutex_);
+  return trouble_;
+}
+
+// ---- the ledger's thread
+
+void Ledger::Loop() {
+  for (;;) {
+    std::deque<Verb> verbs;
+    bool last = false;
+    {
+      std::unique_lock lock(mutex_);
+      const auto news = [this] { return stopping_ || !verbs_.empty(); };
+      if (trouble_ || !held_.empty()) {
+        wake_.wait_for(lock, kRetry, news);
+      } else {
+        wake_.wait(lock, news);
+      }
+      verbs.swap(verbs_);
+      last = stopping_ && verbs.empty();
+    }
+    // What was held goes first: it came first.
+    verbs.insert(verbs.begin(), std::make_move_iterator(held_.begin()),
+                 std::make_move_iterator(held_.end()));
+    held_.clear();
+    if (verbs.empty() && !last) {
+      verbs.push_back({"probe", [](LedgerFile& file) { file.Touch(); }, [](const auto&) {}});
+    }
+    Process(std::move(verbs));
+    if (last) return;
+  }
+}
+
+void Ledger::Process(std::deque<Verb> verbs) {
+  if (verbs.empty()) return;
+  std::vector<Verb*> all;
+  for (Verb& verb : verbs) all.push_back(&verb);
+  auto error = Try(all);
+  if (!error || verbs.size() == 1) {
+    Note(error);
+    for (Verb& verb : verbs) Answer(std::move(verb), error);
+    return;
+  }
+  for (Verb& verb : verbs) {
+    error = Try({&verb});
+    Note(error);
+    Answer(std::move(verb), error);
+  }
+}
+
+std::optional<Error> Ledger::Try(const std::vector<Verb*>& verbs) {
+  auto error = Caught([&] {
+    file_.database().Begin();
+    for (Verb* verb : verbs) verb->apply(file_);
+    At(verbs, ".before_commit");
+    file_.database().Commit();
+  });
+  if (error) {
+    file_.database().Rollback();
+    return error;
+  }
+  At(verbs, ".after_commit");
+  return std::nullopt;
+}
+
+void Ledger::At(const std::vector<Verb*>& verbs, std::string_view edge) {
+  if (hooks_ == nullptr) return;
+  for (const Verb* verb : verbs) hooks_->At(verb->name + std::string(edge));
+}
+
+void Ledger::Answer(Verb verb, const std::optional<Error>& error) {
+  verb.done(error);
+  if (error && verb.keep_trying) held_.push_back(std::move(verb));
+}
+
+// Says each trouble once, and its end.
+void Ledger::Note(const std::optional<Error>& error) {
+  bool changed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    changed = trouble_.has_value() != error.has_value();
+    trouble_ = error ? std::optional<std::string>(error->what()) : std::nullopt;
+  }
+  if (!changed) return;
+  if (error) {
+    logger_->Warning("ledger.not_written", {{"why", error->what()}});
+  } else {
+    logger_->Info("ledger.written_again");
+  }
+}
+
+}  // namespace denoised

@@ -1,0 +1,123 @@
+// What tests of stores need: a folder that goes away, a log that can be read, jobs and requests.
+#ifndef DENOISED_TESTS_RUNTIME_STORE_HARNESS_H_
+#define DENOISED_TESTS_RUNTIME_STORE_HARNESS_H_
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "runtime/job_store.h"
+#include "runtime/log.h"
+
+namespace denoised {
+
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    // In memory where there is such a place: what is tested is order, not the disk's patience.
+    const bool quick = access("/dev/shm", W_OK) == 0;
+    std::string name =
+        (quick ? std::string("/dev/shm") : testing::TempDir()) + "/denoised_store_XXXXXX";
+    path_ = mkdtemp(name.data());
+  }
+  ~TemporaryFolder() {
+    std::error_code error;
+    std::filesystem::remove_all(path_, error);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// Its lines are for the test alone.
+struct QuietLogger {
+  std::FILE* stream = std::tmpfile();
+  Logger logger{stream};
+
+  ~QuietLogger() {
+    logger.Flush(std::chrono::seconds(20));
+    std::fclose(stream);
+  }
+  std::string Text() {
+    logger.Flush(std::chrono::seconds(20));
+    std::rewind(stream);
+    std::string text;
+    for (int c = std::fgetc(stream); c != EOF; c = std::fgetc(stream)) {
+      text.push_back(static_cast<char>(c));
+    }
+    return text;
+  }
+};
+
+inline std::string FileBytes(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+inline void WriteBytes(const std::filesystem::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+// Files below `folder`, by their names.
+inline std::vector<std::string> FilesIn(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    names.push_back(entry.path().filename().string());
+  }
+  return names;
+}
+
+// The exit status of a child; 128 and more where a signal ended it.
+inline int AwaitChild(pid_t child) {
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+inline JobSnapshot NewJob(const std::string& id) {
+  JobSnapshot job;
+  job.id = id;
+  job.prompt = "a red circle";
+  job.created_at = std::chrono::system_clock::now();
+  return job;
+}
+
+inline GenerationRequest NewRequest(const std::string& prompt = "a red circle") {
+  GenerationRequest request;
+  request.prompt = prompt;
+  request.formats = {ArtifactFormat::kMp4};
+  return request;
+}
+
+inline void EndJob(JobStore& store, const std::string& id, JobState state) {
+  store.Update(id, [=](JobSnapshot& job) {
+    job.state = state;
+    job.finished_at = std::chrono::system_clock::now();
+  });
+}
+
+// Runs it, keeps one result and ends it.
+inline void Complete(JobStore& store, const std::string& id, const std::string& bytes) {
+  store.Start(id);
+  store.PutArtifact(id, {ArtifactFormat::kMp4, "video.mp4", 0, ""}, bytes);
+  const ArtifactInfo info = store.GetArtifact(id, ArtifactFormat::kMp4)->info();
+  store.Update(id, [&](JobSnapshot& job) { job.artifacts = {info}; });
+  EndJob(store, id, JobState::kSucceeded);
+}
+
+}  // namespace denoised
+
+#endif  // DENOISED_TESTS_RUNTIME_STORE_HARNESS_H_
