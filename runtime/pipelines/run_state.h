@@ -1,5 +1,5 @@
 // A job between two of its steps, as bytes: a safetensors file whose metadata say what it is, with
-// a digest over all of it. Torch-free.
+// a digest over all of it.
 #ifndef DENOISED_RUNTIME_PIPELINES_RUN_STATE_H_
 #define DENOISED_RUNTIME_PIPELINES_RUN_STATE_H_
 

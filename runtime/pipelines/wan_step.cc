@@ -47,9 +47,11 @@ struct Group {
   AttentionTally tally;
   int64_t rows = 0;
 
+  // LibTorch's own attention does not promise a row its bits in any company: each has its call.
   bool Takes(const AttentionSlot& slot) const {
     const AttentionSlot& own = parts.front()->self();
-    return own.backend == slot.backend && own.metadata == slot.metadata;
+    return own.backend == slot.backend && own.metadata == slot.metadata &&
+           slot.id != AttnBackend::kTorchSdpa;
   }
   void Add(Part* part) {
     part->plan = part->owner->plan;

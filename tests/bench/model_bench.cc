@@ -125,6 +125,7 @@ class Bench {
         {"gemm_rate", &Bench::GemmRate},
         {"load_transformer", &Bench::LoadTransformer},
         {"transformer_forward", &Bench::TransformerForward},
+        {"forward_rows", &Bench::ForwardRows},
         {"load_text_encoder", &Bench::LoadTextEncoder},
         {"encode_text", &Bench::EncodeText},
         {"load_vae", &Bench::LoadVae},
@@ -182,6 +183,35 @@ class Bench {
     return {{"seconds", seconds},
             {"shape", out.sizes().vec()},
             {"backend", plan.Name(AttentionRole::kSelf)}};
+  }
+
+  // Forwards of so many rows, each a job of its own at a step of its own, in turns: the least
+  // seconds of each.
+  Json ForwardRows(const Json& request) {
+    const at::Tensor latents = ReadTensor(request.at("latents")).to(transformer_->dtype());
+    const at::Tensor context = ReadTensor(request.at("context")).to(transformer_->dtype());
+    const auto grid = transformer_->TokenGrid(latents.sizes());
+    Plan plan;
+    plan.Add(transformer_->SelfSpec(grid));
+    plan.Add(transformer_->CrossSpec(grid, context.size(1)));
+    const ScopedForwardContext scope = Enter(plan);
+    const auto counts = request.at("rows").get<std::vector<int64_t>>();
+    std::vector<RowSet> sets;
+    std::vector<TextContext> texts(static_cast<size_t>(std::ranges::max(counts)));
+    for (size_t i = 0; i < texts.size(); ++i) {
+      texts[i] = transformer_->EncodeText(context);
+      sets.push_back({latents.clone(), at::full({1}, 999 - static_cast<int64_t>(i), at::kLong),
+                      &texts[i], plan.get()});
+    }
+    std::vector<double> least(counts.size(), INFINITY);
+    for (int round = 0; round <= request.at("repeat").get<int>(); ++round) {
+      for (size_t i = 0; i < counts.size(); ++i) {
+        const std::vector<RowSet> some(sets.begin(), sets.begin() + counts[i]);
+        const double seconds = Seconds([&] { transformer_->Forward(some); }, 1);
+        if (round > 0) least[i] = std::min(least[i], seconds);
+      }
+    }
+    return {{"seconds", least}};
   }
 
   Json LoadTextEncoder(const Json& request) {

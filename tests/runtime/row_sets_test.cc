@@ -1,0 +1,199 @@
+// A forward of many row sets: each row has the bits that it has alone, whatever the others are.
+#include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/InferenceMode.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backends/stop_point.h"
+#include "runtime/attention/forward_context.h"
+#include "runtime/models/wan_transformer.h"
+#include "runtime/threads.h"
+#include "tests/runtime/random_transformer.h"
+
+namespace denoised {
+namespace {
+
+using Axes = std::array<int64_t, 3>;
+
+struct Backend {
+  AttnBackend id;
+  std::string parameters;
+};
+
+// All that a CPU has for self-attention, some of them in two settings.
+const std::vector<Backend>& Backends() {
+  static const std::vector<Backend> backends = {
+      {AttnBackend::kFlashAttn, ""},
+      {AttnBackend::kSageAttn, ""},
+      {AttnBackend::kReference, ""},
+      {AttnBackend::kVideoSparseAttn, R"({"tile":[1,2,4],"sparsity":0.5})"},
+      {AttnBackend::kVideoSparseAttn, R"({"tile":[1,2,4],"sparsity":0.5,"dense_layers":[0]})"},
+      {AttnBackend::kSlidingTileAttn, R"({"tile":[1,2,4]})"},
+      {AttnBackend::kVmobaAttn, ""},
+      {AttnBackend::kSlaAttn, R"({"ratio":0.5})"},
+      {AttnBackend::kNablaAttn, ""},
+      {AttnBackend::kBsaAttn, ""}};
+  return backends;
+}
+
+// One set with all that it points to.
+struct Set {
+  at::Tensor latents, timestep;
+  TextContext text;
+  AttentionPlan plan;
+};
+
+class RowSets : public testing::TestWithParam<std::tuple<at::ScalarType, LinearNumerics>> {
+ protected:
+  RowSets()
+      : folder_(std::filesystem::temp_directory_path() / ("row_sets_" + std::to_string(getpid()))) {
+  }
+  ~RowSets() override { std::filesystem::remove_all(folder_); }
+
+  void Load(const RandomShape& shape) {
+    shape_ = shape;
+    const auto [dtype, linear] = GetParam();
+    model_ = WanTransformer::Load(ModelFolder(WriteRandomTransformer(folder_, shape, 5).string()),
+                                  dtype, at::kCPU, LinearNumerics::kPacked);
+  }
+
+  // Of a set of latents of this size, random but for what it is told.
+  Set Make(const Axes& size, const Backend& backend, int64_t rows, int64_t text_length,
+           bool per_token) {
+    const c10::InferenceMode inference;
+    const ScopedLinearNumerics numerics(std::get<1>(GetParam()));
+    const auto random = [&](std::vector<int64_t> shape) {
+      return at::randn(shape, generator_, at::TensorOptions(at::kFloat));
+    };
+    Set set;
+    set.latents = random({rows, shape_.channels, size[0], size[1], size[2]});
+    const Axes grid = model_->TokenGrid(set.latents.sizes());
+    const int64_t tokens = grid[0] * grid[1] * grid[2];
+    // Few values, so that some are met again in this set and in others.
+    const auto shape = per_token ? std::vector<int64_t>{rows, tokens} : std::vector<int64_t>{rows};
+    set.timestep = at::randint(0, 4, shape, generator_, at::TensorOptions(at::kFloat)).mul_(249.75);
+    set.text = model_->EncodeText(random({rows, text_length, shape_.text}));
+    set.plan = PlanFor(*model_, grid, text_length, backend.id, backend.parameters);
+    return set;
+  }
+
+  std::vector<at::Tensor> Forward(const std::vector<const Set*>& sets) {
+    const c10::InferenceMode inference;
+    const ScopedLinearNumerics numerics(std::get<1>(GetParam()));
+    std::vector<RowSet> rows;
+    for (const Set* set : sets)
+      rows.push_back({set->latents, set->timestep, &set->text, &set->plan});
+    const ScopedForwardContext scope(ForwardContext{});
+    return model_->Forward(rows);
+  }
+
+  void ExpectBitsOfTheirOwn(const std::vector<Set>& sets) {
+    std::vector<const Set*> all;
+    for (const Set& set : sets) all.push_back(&set);
+    SetIntraOpThreads(2);
+    const std::vector<at::Tensor> together = Forward(all);
+    ASSERT_EQ(together.size(), sets.size());
+    for (const int threads : {1, 2}) {
+      SetIntraOpThreads(threads);
+      for (size_t i = 0; i < sets.size(); ++i) {
+        EXPECT_TRUE(at::equal(Forward({all[i]}).front(), together[i]))
+            << "set " << i << ", " << threads;
+      }
+    }
+    SetIntraOpThreads(1);
+    const std::vector<at::Tensor> again = Forward(all);
+    for (size_t i = 0; i < sets.size(); ++i) EXPECT_TRUE(at::equal(again[i], together[i])) << i;
+  }
+
+  const std::filesystem::path folder_;
+  RandomShape shape_;
+  std::unique_ptr<WanTransformer> model_;
+  at::Generator generator_ = at::detail::createCPUGenerator(3);
+  std::mt19937 random_{7};
+};
+
+TEST_P(RowSets, OfAnyBackendsTextsAndTimestepsHaveTheBitsThatTheyHaveAlone) {
+  for (const RandomShape& shape : {RandomShape{}, RandomShape{3, 64, 520}}) {
+    Load(shape);
+    for (const Axes& size : {Axes{6, 8, 8}, Axes{1, 10, 14}}) {  // 96 and 35 tokens
+      std::vector<Set> sets;
+      for (const Backend& backend : Backends()) {
+        sets.push_back(Make(size, backend, 1 + random_() % 2, 1 + random_() % 40, false));
+      }
+      std::shuffle(sets.begin(), sets.end(), random_);
+      ExpectBitsOfTheirOwn(sets);
+    }
+  }
+}
+
+TEST_P(RowSets, MayHaveATimestepForEachToken) {
+  Load({});
+  std::vector<Set> sets;
+  for (int i = 0; i < 3; ++i) sets.push_back(Make({2, 8, 12}, Backends()[i], 1 + i % 2, 9, true));
+  ExpectBitsOfTheirOwn(sets);
+  // One value a row, said for every token, is the value of the row.
+  Set row = Make({2, 8, 12}, Backends()[0], 2, 9, false);
+  const at::Tensor wanted = Forward({&row}).front();
+  row.timestep = row.timestep.unsqueeze(1).expand({2, 48}).contiguous();
+  EXPECT_TRUE(at::equal(Forward({&row}).front(), wanted));
+}
+
+TEST_P(RowSets, ThatAgreeInBackendMetadataAndTallyShareTheCallsOfSelfAttention) {
+  Load({});
+  AttentionTally mine, other;
+  std::vector<Set> sets;
+  for (int i = 0; i < 5; ++i) sets.push_back(Make({1, 8, 8}, Backends()[3], 1, 9, false));
+  const auto self = static_cast<size_t>(AttentionRole::kSelf);
+  for (Set& set : sets) set.plan[self] = sets[0].plan[self];
+  for (int i : {0, 1, 3}) sets[i].plan[self].tally = &mine;
+  for (int i : {2, 4}) sets[i].plan[self].tally = &other;
+  Forward({&sets[0], &sets[1], &sets[3], &sets[2], &sets[4]});
+  EXPECT_EQ(mine.Of(AttnBackend::kVideoSparseAttn).calls, 2u) << "one a layer";
+  EXPECT_EQ(other.Of(AttnBackend::kVideoSparseAttn).calls, 2u);
+  Forward({&sets[0], &sets[2], &sets[1]});
+  EXPECT_EQ(mine.Of(AttnBackend::kVideoSparseAttn).calls, 6u) << "only neighbours";
+}
+
+TEST_P(RowSets, OfAnotherShapeOrFormAreRefused) {
+  Load({});
+  const Set a = Make({1, 8, 8}, Backends()[0], 1, 9, false),
+            b = Make({2, 8, 8}, Backends()[0], 1, 9, false);
+  const Set c = Make({1, 8, 8}, Backends()[0], 1, 9, true);
+  EXPECT_THROW(Forward({&a, &b}), Error);
+  EXPECT_THROW(Forward({&a, &c}), Error);
+}
+
+TEST_P(RowSets, AStopPointLeavesTheForward) {
+  Load({});
+  const Set a = Make({1, 8, 8}, Backends()[0], 1, 9, false),
+            b = Make({1, 8, 8}, Backends()[3], 1, 7, false);
+  const at::Tensor wanted = Forward({&a, &b}).back();
+  {
+    int asked = 0;
+    const ScopedStopCheck stop([&]() -> std::optional<Error> {
+      if (++asked < 20) return std::nullopt;
+      return Error(StatusCode::kCancelled, "stop");
+    });
+    EXPECT_THROW(Forward({&a, &b}), Error);
+  }
+  EXPECT_FALSE(HasForwardContext());
+  EXPECT_TRUE(at::equal(Forward({&a, &b}).back(), wanted));
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, RowSets,
+                         testing::Values(std::tuple(at::kFloat, LinearNumerics::kPacked),
+                                         std::tuple(at::kBFloat16, LinearNumerics::kPacked),
+                                         std::tuple(at::kFloat, LinearNumerics::kInt8)),
+                         [](const auto& info) {
+                           return std::string(at::toString(std::get<0>(info.param))) +
+                                  std::string(LinearNumericsName(std::get<1>(info.param)));
+                         });
+
+}  // namespace
+}  // namespace denoised
