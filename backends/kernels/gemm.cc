@@ -1,18 +1,12 @@
 #include "backends/kernels/gemm.h"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstring>
 #include <thread>
-#include <utility>
+#include <vector>
 
-#include "backends/kernels/activations.h"
 #include "backends/kernels/gemm_kernels.h"
 #include "backends/kernels/gemm_pack.h"
-#include "backends/kernels/rounding.h"
 #include "backends/stop_point.h"
 
 namespace denoised::kernels {
@@ -20,60 +14,21 @@ namespace {
 
 // Units that are summed from zero before they are added to the rest.
 constexpr int64_t kPieceUnits = 256;
-// Rows and panels of a task: their part of x, of the weights and of the sums stay in a core's
-// cache.
+// Most rows of a task: their part of a piece stays in a core's cache while panels stream past.
 constexpr int64_t kTaskRows = 96;
-constexpr int64_t kMostTaskPanels = 8;
-// Rows that are packed before they are multiplied, in units.
-constexpr int64_t kMostPackedUnits = int64_t{8} << 20;
+// Panels whose sums are held at once.
+constexpr int64_t kMostGroupPanels = 8;
+// Weights that stay in a core's cache whatever the order of the tasks.
+constexpr int64_t kNearBytes = int64_t{512} << 10;
+// Multiply-adds that take no longer than waking another thread.
+constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
 
-// Of a short call: enough for every core to have some. How columns are shared out changes no bit.
+// Enough for every core to have some, and for the last ones to end about together. How rows and
+// columns are shared out changes no bit.
 int64_t WantedTasks() {
   static const int64_t cores = std::thread::hardware_concurrency();
-  return std::max<int64_t>(16, 2 * cores);
+  return std::max<int64_t>(16, 8 * cores);
 }
-
-// ---- results -----------------------------------------------------------------------------------
-
-constexpr int64_t kLanes = 8;
-
-// Eight of `from`; the last ones may lie past its end: zeros.
-__m256 LoadEight(const float* from, int64_t left) {
-  if (left >= kLanes) return _mm256_loadu_ps(from);
-  alignas(32) float padded[kLanes] = {};
-  std::memcpy(padded, from, static_cast<size_t>(left) * 4);
-  return _mm256_load_ps(padded);
-}
-
-template <typename T>
-void StoreSome(T* to, int64_t left, __m256 x) {
-  if (left >= kLanes) return StoreEight(to, x);
-  T rounded[kLanes];
-  StoreEight(rounded, x);
-  std::memcpy(to, rounded, static_cast<size_t>(left) * sizeof(T));
-}
-
-// One row of a task: sums + bias, activated, to where the call wants it. Sums are padded to whole
-// panels; the other pointers are at the row's first column of the task, and may be null.
-template <typename T>
-void FinishRow(const float* sums, const float* bias, Activation activation, int64_t columns, T* y,
-               float* add_to, const float* gate) {
-  for (int64_t n = 0; n < columns; n += kLanes) {
-    const int64_t left = columns - n;
-    __m256 x = _mm256_loadu_ps(sums + n);
-    if (bias != nullptr) x = _mm256_add_ps(x, LoadEight(bias + n, left));
-    if (activation == Activation::kGeluTanh) x = GeluTanh8(x);
-    if (activation == Activation::kSilu) x = Silu8(x);
-    if (add_to == nullptr) {
-      StoreSome(y + n, left, x);
-      continue;
-    }
-    if (gate != nullptr) x = _mm256_mul_ps(x, LoadEight(gate + n, left));
-    StoreSome(add_to + n, left, _mm256_add_ps(LoadEight(add_to + n, left), x));
-  }
-}
-
-// ---- one call ----------------------------------------------------------------------------------
 
 // Frames what a thread does with a tile kernel.
 class KernelSession {
@@ -91,6 +46,12 @@ class KernelSession {
   const GemmTileKernel& kernel_;
 };
 
+// Neighbouring panels of one product.
+struct PanelGroup {
+  const GemmProduct* product;
+  int64_t begin, end;
+};
+
 class GemmRunner {
  public:
   GemmRunner(std::span<const GemmProduct> products, const GemmTileKernel& tile)
@@ -98,115 +59,169 @@ class GemmRunner {
         kernel_(products[0].weight->kernel()),
         tile_(tile),
         source_(RowsOf(products[0])),
-        units_(products[0].weight->units()) {}
+        units_(products[0].weight->units()),
+        tiles_(CeilDiv(source_.rows, tile_rows_)) {
+    ShareOut();
+  }
 
   void Run(const RunWorkers& run_workers) {
-    const int64_t tiles = CeilDiv(source_.rows, tile_rows_);
-    const int64_t at_once = std::clamp<int64_t>(kMostPackedUnits / (units_ * tile_rows_),
-                                                task_tiles_, tiles + task_tiles_) /
-                            task_tiles_ * task_tiles_;
-    packed_ = Allocate<uint32_t>(std::min(at_once, tiles) * tile_rows_ * units_);
-    if (kernel_.int8()) scales_ = Allocate<float>(std::min(at_once, tiles) * tile_rows_);
-    for (int64_t first = 0; first < tiles; first += at_once) {
-      RunTiles(first, std::min(tiles, first + at_once), run_workers);
-      stop_.ThrowIfAsked();
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+      Desk desk(*this);
+      const KernelSession session(tile_);
+      for (int64_t i; (i = next.fetch_add(1)) < blocks_ * shares_;) {
+        if (!RunTask(i / shares_, i % shares_, &desk)) return;
+      }
+    };
+    if (IsSmall()) {
+      work();
+    } else {
+      run_workers(blocks_ * shares_, work);
     }
+    stop_.ThrowIfAsked();
   }
 
  private:
-  void RunTiles(int64_t first, int64_t last, const RunWorkers& run_workers) {
-    packed_first_ = first;
-    std::atomic<int64_t> next{first};
-    run_workers(last - first, [&] {
-      for (int64_t t; (t = next.fetch_add(1)) < last;) {
-        PackTileRows(kernel_, source_, t * tile_rows_, HeightOf(t), Packed(t), Scales(t));
-      }
-    });
-    const int64_t row_blocks = CeilDiv(last - first, task_tiles_);
-    int64_t panels = 0, tasks = 0;
+  // A thread's own: a block of rows as tiles read them, and the sums of a group of panels.
+  struct Desk {
+    explicit Desk(const GemmRunner& runner)
+        : rows(Allocate<uint32_t>(runner.block_tiles_ * runner.tile_rows_ * runner.units_)),
+          scales(Allocate<float>(runner.block_tiles_ * runner.tile_rows_)),
+          sums(Allocate<float>(runner.block_tiles_ * runner.tile_rows_ * kMostGroupPanels *
+                               kPanelColumns)) {}
+    int64_t block = -1;  // whose rows these are
+    const Buffer<uint32_t> rows;
+    const Buffer<float> scales, sums;
+  };
+
+  bool IsSmall() const {
+    int64_t columns = 0;
+    for (const GemmProduct& product : products_) columns += product.weight->n();
+    return tiles_ * tile_rows_ * columns * products_[0].weight->k() <= kFewMultiplyAdds;
+  }
+
+  // A task is a block of rows against a share of the groups of panels. Each thread packs the rows
+  // that it takes, so where panels are few and near, lower blocks are better than many shares.
+  void ShareOut() {
+    const int64_t wanted = WantedTasks();
+    int64_t panels = 0;
     for (const GemmProduct& product : products_) panels += product.weight->panels();
-    const int64_t width =
-        std::clamp<int64_t>(panels * row_blocks / WantedTasks(), 1, kMostTaskPanels);
+    const int64_t bytes = panels * units_ * products_[0].weight->unit_bytes();
+    const int64_t tallest = kTaskRows / tile_rows_;
+    const int64_t lowest = bytes <= kNearBytes ? std::min<int64_t>(2, tallest) : tallest;
+    block_tiles_ = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
+    blocks_ = CeilDiv(tiles_, block_tiles_);
+    Group(std::clamp<int64_t>(panels * blocks_ / wanted, 1, kMostGroupPanels));
+    shares_ = std::min(CeilDiv(wanted, blocks_), static_cast<int64_t>(groups_.size()));
+  }
+
+  void Group(int64_t width) {
     for (const GemmProduct& product : products_) {
-      tasks += row_blocks * CeilDiv(product.weight->panels(), width);
-    }
-    std::atomic<int64_t> task{0};
-    run_workers(tasks, [&] {
-      const Buffer<float> sums =
-          Allocate<float>(task_tiles_ * tile_rows_ * kMostTaskPanels * kPanelColumns);
-      const KernelSession session(tile_);
-      for (int64_t i; (i = task.fetch_add(1)) < tasks && !stop_.Asked();) {
-        const int64_t tile = first + i % row_blocks * task_tiles_;
-        const auto [product, panel] = ColumnsOf(i / row_blocks, width);
-        const int64_t end = std::min(product->weight->panels(), panel + width);
-        RunTask(*product, tile, std::min(last, tile + task_tiles_), panel, end, sums.get());
+      const int64_t panels = product.weight->panels();
+      for (int64_t p = 0; p < panels; p += width) {
+        groups_.push_back({&product, p, std::min(panels, p + width)});
       }
-    });
-  }
-
-  // The product and first panel of the `index`th `width` panels over all products.
-  std::pair<const GemmProduct*, int64_t> ColumnsOf(int64_t index, int64_t width) const {
-    const GemmProduct* product = products_.data();
-    for (int64_t of_it; index >= (of_it = CeilDiv(product->weight->panels(), width)); ++product) {
-      index -= of_it;
     }
-    return {product, index * width};
   }
 
-  // All of K for some tiles of rows against some panels.
-  void RunTask(const GemmProduct& product, int64_t tile_begin, int64_t tile_end,
-               int64_t panel_begin, int64_t panel_end, float* sums) const {
-    const int64_t stride = (panel_end - panel_begin) * kPanelColumns;
+  // Whether to go on.
+  bool RunTask(int64_t block, int64_t share, Desk* desk) {
+    const int64_t groups = static_cast<int64_t>(groups_.size());
+    for (int64_t g = share * groups / shares_; g < (share + 1) * groups / shares_; ++g) {
+      if (stop_.Asked()) return false;
+      if (desk->block != block) PackBlock(block, desk);
+      RunGroup(groups_[g], *desk);
+    }
+    return true;
+  }
+
+  void PackBlock(int64_t block, Desk* desk) const {
+    desk->block = block;
+    for (int64_t t = 0; t < TilesOf(block); ++t) {
+      PackTileRows(kernel_, source_, (block * block_tiles_ + t) * tile_rows_, HeightOf(block, t),
+                   desk->rows.get() + t * tile_rows_ * units_, desk->scales.get() + t * tile_rows_);
+    }
+  }
+
+  // All of K for a block of rows against some panels.
+  void RunGroup(const PanelGroup& group, const Desk& desk) const {
     for (int64_t unit = 0; unit < units_; unit += kPieceUnits) {
-      const int64_t count = std::min(kPieceUnits, units_ - unit);
-      for (int64_t p = panel_begin; p < panel_end; ++p) {
-        for (int64_t t = tile_begin; t < tile_end; ++t) {
-          const int height = HeightOf(t);
-          tile_.run(
-              {Packed(t) + unit * height, product.weight->Panel(p, unit), count, height, unit == 0,
-               sums + (t - tile_begin) * tile_rows_ * stride + (p - panel_begin) * kPanelColumns,
-               stride});
-        }
-      }
+      for (int64_t p = group.begin; p < group.end; ++p) RunPiece(group, p, unit, desk);
     }
-    Finish(product, tile_begin, tile_end, panel_begin, panel_end, sums);
   }
 
-  void Finish(const GemmProduct& product, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-              int64_t panel_end, float* sums) const {
+  // A piece of K for one panel; after the last one its sums become results while they are near.
+  void RunPiece(const PanelGroup& group, int64_t panel, int64_t unit, const Desk& desk) const {
+    const WeightPanels& weight = *group.product->weight;
+    const int64_t count = std::min(kPieceUnits, units_ - unit), tiles = TilesOf(desk.block);
+    const bool first = unit == 0, last = unit + count == units_;
+    const int64_t step = weight.unit_bytes() / tiles;  // each tile fetches its part of the next
+    const char* const soon =
+        panel + 1 < group.end ? weight.Panel(panel + 1, unit) : AfterPiece(group, unit, count);
+    constexpr int64_t kColumns = kPanelColumns;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int height = HeightOf(desk.block, t);
+      const int64_t place = first && last ? 0 : (panel - group.begin) * tiles + t;
+      float* const sums = desk.sums.get() + place * tile_rows_ * kColumns;
+      GemmTile tile{desk.rows.get() + t * tile_rows_ * units_ + unit * height,
+                    weight.Panel(panel, unit),
+                    count,
+                    height,
+                    first,
+                    sums,
+                    kColumns};
+      tile.soon = soon + t * step * count;
+      tile.soon_step = step;
+      tile_.run(tile);
+      if (last) Finish(*group.product, panel, t, desk, sums);
+    }
+  }
+
+  // The panel that is read when all of the group have had this piece.
+  static const char* AfterPiece(const PanelGroup& group, int64_t unit, int64_t count) {
+    const WeightPanels& weight = *group.product->weight;
+    if (unit + count < weight.units()) return weight.Panel(group.begin, unit + count);
+    return weight.Panel(group.end < weight.panels() ? group.end : group.begin, 0);
+  }
+
+  void Finish(const GemmProduct& product, int64_t panel, int64_t tile, const Desk& desk,
+              float* sums) const {
+    const GemmCall& call = product.call;
     const WeightPanels& weight = *product.weight;
-    const int64_t stride = (panel_end - panel_begin) * kPanelColumns;
-    const int64_t column = panel_begin * kPanelColumns;
-    const int64_t columns = std::min(weight.n(), panel_end * kPanelColumns) - column;
-    const int64_t begin = tile_begin * tile_rows_;
-    const int64_t end = std::min(source_.rows, tile_end * tile_rows_);
-    for (int64_t row = begin; row < end; ++row, sums += stride) {
-      if (kernel_.int8()) {
-        ScaleSums(sums, Scales(tile_begin)[row - begin], weight.scales() + column,
-                  weight.offsets() + column, stride);
-      }
-      if (weight.element() == Element::kFloat32) {
-        FinishTo<float>(product.call, row, column, columns, sums);
-      } else {
-        FinishTo<uint16_t>(product.call, row, column, columns, sums);
+    const int64_t column = panel * kPanelColumns;
+    const int64_t first = (desk.block * block_tiles_ + tile) * tile_rows_;
+    const int64_t rows = std::min(source_.rows - first, tile_rows_);
+    if (kernel_.int8()) {
+      for (int64_t r = 0; r < rows; ++r) {
+        ScaleSums(sums + r * kPanelColumns, desk.scales[tile * tile_rows_ + r],
+                  weight.scales() + column, weight.offsets() + column, kPanelColumns);
       }
     }
+    const bool half = weight.element() == Element::kBFloat16;
+    const int64_t at = first * call.y_stride + column;
+    GemmFinish finish{};
+    finish.sums = sums;
+    finish.rows = static_cast<int>(rows);
+    finish.columns = static_cast<int>(std::min<int64_t>(weight.n() - column, kPanelColumns));
+    finish.bias = call.bias != nullptr ? call.bias + column : nullptr;
+    finish.activation = call.activation;
+    finish.half = half;
+    finish.stride = call.y_stride;
+    if (call.y != nullptr) finish.y = static_cast<char*>(call.y) + at * (half ? 2 : 4);
+    if (call.add_to != nullptr) finish.add_to = call.add_to + at;
+    const float* gates[kMostTileRows];
+    if (call.gate != nullptr) finish.gates = GatesOf(call, first, rows, column, gates);
+    kernel_.finish(finish);
   }
 
-  static const float* GateOf(const GemmCall& call, int64_t row) {
-    const int64_t nth = row / call.rows_a_gate;
-    return call.gate + (call.gate_index != nullptr ? call.gate_index[nth] : nth) * call.gate_stride;
-  }
-
-  template <typename T>
-  static void FinishTo(const GemmCall& call, int64_t row, int64_t column, int64_t columns,
-                       const float* sums) {
-    const int64_t at = row * call.y_stride + column;
-    const float* const bias = call.bias != nullptr ? call.bias + column : nullptr;
-    const float* const gate = call.gate != nullptr ? GateOf(call, row) + column : nullptr;
-    FinishRow(sums, bias, call.activation, columns,
-              call.y != nullptr ? static_cast<T*>(call.y) + at : nullptr,
-              call.add_to != nullptr ? call.add_to + at : nullptr, gate);
+  static const float* const* GatesOf(const GemmCall& call, int64_t first, int64_t rows,
+                                     int64_t column, const float** gates) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t nth = (first + r) / call.rows_a_gate;
+      const int64_t row = call.gate_index != nullptr ? call.gate_index[nth] : nth;
+      gates[r] = call.gate + row * call.gate_stride + column;
+    }
+    return gates;
   }
 
   static RowSource RowsOf(const GemmProduct& product) {
@@ -214,15 +229,13 @@ class GemmRunner {
     return {call.x, product.weight->element(), call.rows, product.weight->k(), call.x_stride};
   }
 
-  int HeightOf(int64_t tile) const {
-    const int64_t left = source_.rows - tile * tile_rows_, step = kernel_.row_step();
+  int64_t TilesOf(int64_t block) const {
+    return std::min(block_tiles_, tiles_ - block * block_tiles_);
+  }
+  int HeightOf(int64_t block, int64_t tile) const {
+    const int64_t left = source_.rows - (block * block_tiles_ + tile) * tile_rows_;
+    const int64_t step = kernel_.row_step();
     return static_cast<int>(std::min(tile_rows_, CeilDiv(left, step) * step));
-  }
-  uint32_t* Packed(int64_t tile) const {
-    return packed_.get() + (tile - packed_first_) * tile_rows_ * units_;
-  }
-  float* Scales(int64_t tile) const {  // null but in int8
-    return kernel_.int8() ? scales_.get() + (tile - packed_first_) * tile_rows_ : nullptr;
   }
 
   const std::span<const GemmProduct> products_;
@@ -230,10 +243,9 @@ class GemmRunner {
   const GemmTileKernel& tile_;
   const RowSource source_;
   const int64_t units_;
-  const int64_t tile_rows_ = kernel_.tile_rows(), task_tiles_ = kTaskRows / tile_rows_;
-  int64_t packed_first_ = 0;  // the tile that packed_ and scales_ begin with
-  Buffer<uint32_t> packed_;
-  Buffer<float> scales_;
+  const int64_t tile_rows_ = kernel_.tile_rows(), tiles_;
+  int64_t block_tiles_ = 1, blocks_ = 1, shares_ = 1;
+  std::vector<PanelGroup> groups_;
   SharedStop stop_;
 };
 

@@ -21,6 +21,7 @@
 #include "backends/attention_spec.h"
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/buffer.h"
+#include "backends/kernels/gemm_tile.h"
 
 namespace denoised::kernels {
 
@@ -55,8 +56,7 @@ GemmIsa BestConvolutionIsa(Element element, const DeviceInfo& cpu);
 // Largest K in int8: more could sum to what 32 bits do not hold.
 inline constexpr int64_t kMostInt8K = 131072;
 
-struct GemmKernel;      // gemm_kernels.h
-struct GemmTileKernel;  // gemm_tile.h
+struct GemmKernel;  // gemm_kernels.h
 
 // A RunWorkers on the caller's thread alone.
 void RunHere(int64_t tasks, const std::function<void()>& worker);
@@ -98,8 +98,6 @@ class WeightPanels {
   Buffer<float> scales_;
   Buffer<int32_t> offsets_;
 };
-
-enum class Activation : uint8_t { kNone, kGeluTanh, kSilu };
 
 // x and y are rows of the weights' element type; strides in elements.
 struct GemmCall {

@@ -1,7 +1,11 @@
 // The GEMM tile on AVX2 and FMA.
 #include <immintrin.h>
 
+#include <cstring>
+
+#include "backends/kernels/activations.h"
 #include "backends/kernels/gemm_tile.h"
+#include "backends/kernels/rounding.h"
 
 namespace denoised::kernels {
 namespace {
@@ -49,9 +53,29 @@ struct WordPanels {
   }
 };
 
+// Of the lanes the first `left` are there; the others are zeros.
+struct SomeOfEight : Floats8 {
+  static F Load(const float* p, int left) {
+    if (left >= kLanes) return _mm256_loadu_ps(p);
+    alignas(32) float padded[kLanes] = {};
+    std::memcpy(padded, p, static_cast<size_t>(left) * 4);
+    return _mm256_load_ps(padded);
+  }
+  template <typename T>
+  static void Store(T* p, int left, F x) {
+    if (left >= kLanes) return StoreEight(p, x);
+    T rounded[kLanes];
+    StoreEight(rounded, x);
+    std::memcpy(p, rounded, static_cast<size_t>(left) * sizeof(T));
+  }
+};
+
+#include "backends/kernels/gemm_finish_impl.h"
 #include "backends/kernels/gemm_tile_impl.h"
 
 }  // namespace
+
+void FinishAvx2(const GemmFinish& finish) { RunFinish<SomeOfEight>(finish); }
 
 void GemmTileAvx2(const GemmTile& tile) { RunGemmTile<FloatPanels, 6>(tile); }
 void GemmTileAvx2Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 6>(tile); }

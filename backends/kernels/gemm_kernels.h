@@ -29,7 +29,8 @@ struct GemmKernel {
   bool (*has)(const DeviceInfo& cpu);
   GemmUnits units;
   GemmTileKernel tile;
-  GemmTileKernel half_tile;  // panels of bfloat16, where float32 has other ones
+  GemmTileKernel half_tile;                  // panels of bfloat16, where float32 has other ones
+  void (*finish)(const GemmFinish& finish);  // the same bits whichever it is
   bool amx = false;
 
   bool int8() const { return units == GemmUnits::kWords || units == GemmUnits::kBytes; }

@@ -1,4 +1,4 @@
-// What the GEMM driver hands to an instruction set's tile kernel: raw pointers only, for the reason
+// What the GEMM driver hands to an instruction set's kernels: raw pointers only, for the reason
 // that tile.h gives.
 #ifndef DENOISED_BACKENDS_KERNELS_GEMM_TILE_H_
 #define DENOISED_BACKENDS_KERNELS_GEMM_TILE_H_
@@ -34,6 +34,26 @@ struct GemmTile {
   // units of rows are `row_stride` apart. 0: one run over [units][height]. Not in int8 nor on AMX.
   int runs = 1;
   int64_t row_stride = 0;
+  // What will be read soon: beside each unit the line at `soon` is fetched, which moves on by
+  // `soon_step` bytes. Null: nothing. AMX leaves it to the processor.
+  const char* soon = nullptr;
+  int64_t soon_step = 0;
+};
+
+enum class Activation : uint8_t { kNone, kGeluTanh, kSilu };
+
+// What becomes of the sums of a tile: + bias, activated, stored in y; or instead, times a gate,
+// added to what stands in `add_to`. Pointers are at the first row and column of the tile.
+struct GemmFinish {
+  const float* sums;  // [rows][kPanelColumns]
+  int rows, columns;
+  const float* bias;  // or null
+  Activation activation;
+  void* y;
+  bool half;                  // y is bfloat16
+  int64_t stride;             // of y and add_to, in elements
+  float* add_to;              // or null
+  const float* const* gates;  // a row each, or null: ones
 };
 
 // `begin` and `end` frame any number of runs on one thread; null where there is nothing to do.
@@ -53,6 +73,8 @@ void GemmTileAvx512Bf16(const GemmTile& tile);  // pairs of bfloat16
 void GemmTileVnniInt8(const GemmTile& tile);    // bytes
 void GemmTileAmxBf16(const GemmTile& tile);     // between BeginAmx and EndAmx
 void GemmTileAmxInt8(const GemmTile& tile);
+void FinishAvx2(const GemmFinish& finish);
+void FinishAvx512(const GemmFinish& finish);
 void BeginAmx();
 void EndAmx();
 

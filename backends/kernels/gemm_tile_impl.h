@@ -11,9 +11,12 @@ inline void TileColumns(const GemmTile& tile, int column) {
     for (auto& x : row) x = S::Zero();
   }
   int64_t u = 0;
+  const char* soon = tile.soon;
   for (int run = 0; run < tile.runs; ++run) {
     const uint32_t* rows = tile.rows + run;
     for (const int64_t end = u + tile.units; u < end; ++u, rows += tile.row_stride) {
+      __builtin_prefetch(soon, 0, 3);
+      soon += tile.soon_step;
       typename S::F panel[kV];
       for (int v = 0; v < kV; ++v) panel[v] = S::LoadPanel(tile.panel, u, column + v * S::kLanes);
       for (int r = 0; r < kHeight; ++r) {
@@ -36,6 +39,7 @@ inline void RunGemmTile(const GemmTile& tile) {
   constexpr int kV = 2;
   GemmTile part = tile;
   if (part.row_stride == 0) part.row_stride = tile.height;
+  if (part.soon == nullptr) part.soon = static_cast<const char*>(part.panel);
   for (int row = 0; row < tile.height; row += kMost) {
     part.rows = tile.rows + row;
     part.sums = tile.sums + row * tile.sum_stride;

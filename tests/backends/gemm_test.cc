@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -119,17 +120,18 @@ TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
   }
 }
 
-TEST_P(GemmTest, TurnsOfPackedRowsChangeNothing) {
-  // More rows than are packed at once, whatever a unit holds.
-  const int64_t k = 8960;
-  const WeightPanels weight = Pack(Random(33, k));
-  const int64_t at_once = (int64_t{8} << 20) / weight.units(), rows = at_once + 150;
-  const at::Tensor x = Random(rows, k);
-  const at::Tensor whole = Multiply(x, weight, {}, {2});
-  for (const int64_t first : {int64_t{0}, at_once - 50, at_once + 50}) {
-    EXPECT_TRUE(at::equal(Multiply(x.narrow(0, first, 100).contiguous(), weight, {}),
-                          whole.narrow(0, first, 100)))
-        << first;
+TEST_P(GemmTest, HowACallIsCutIntoTasksChangesNothing) {
+  // Low blocks of rows on near panels, tall ones on far panels, many shares of few rows.
+  for (const auto& [rows, k, n] :
+       std::vector<std::array<int64_t, 3>>{{1300, 70, 40}, {230, 2100, 140}, {50, 2100, 300}}) {
+    const at::Tensor x = Random(rows, k), bias = at::randn({n});
+    const WeightPanels weight = Pack(Random(n, k));
+    const at::Tensor whole = Multiply(x, weight, bias, {3});
+    for (const int64_t first : {int64_t{0}, rows / 5, rows - 40}) {
+      EXPECT_TRUE(at::equal(Multiply(x.narrow(0, first, 40).contiguous(), weight, bias),
+                            whole.narrow(0, first, 40)))
+          << rows << " x " << k << " x " << n << " from " << first;
+    }
   }
 }
 
@@ -199,9 +201,33 @@ TEST(GemmLevelsTest, FloatsHaveTheSameBitsOnAvx2AndAvx512) {
   for (const Element element : {Element::kFloat32, Element::kBFloat16}) {
     const at::Tensor x = at::randn({29, 777}).to(TypeOf(element));
     const at::Tensor w = at::randn({45, 777}).to(TypeOf(element)), bias = at::randn({45});
-    const auto on = [&](GemmIsa isa) { return Multiply(x, Pack(w, {isa, element}), bias); };
-    EXPECT_TRUE(at::equal(on(GemmIsa::kAvx2), on(GemmIsa::kAvx512)));
+    for (const Activation activation :
+         {Activation::kNone, Activation::kGeluTanh, Activation::kSilu}) {
+      const auto on = [&](GemmIsa isa) {
+        return Multiply(x, Pack(w, {isa, element}), bias, {1, 0, 0, activation});
+      };
+      EXPECT_TRUE(at::equal(on(GemmIsa::kAvx2), on(GemmIsa::kAvx512)));
+    }
   }
+}
+
+TEST(GemmLevelsTest, EndsOfBranchesHaveTheSameBitsOnAvx2AndAvx512) {
+  if (!Runs(GemmIsa::kAvx512)) GTEST_SKIP() << "this CPU has no AVX-512";
+  at::manual_seed(4);
+  const int64_t rows = 29, k = 300, n = 45;
+  const at::Tensor x = at::randn({rows, k}), w = at::randn({n, k}), bias = at::randn({n});
+  const at::Tensor gates = at::randn({rows, n}), before = at::randn({rows, n});
+  const auto on = [&](GemmIsa isa) {
+    const WeightPanels weight = Pack(w, {isa, Element::kFloat32});
+    at::Tensor sum = before.clone();
+    GemmCall call{rows, x.const_data_ptr(), k, nullptr, n, bias.const_data_ptr<float>()};
+    call.add_to = sum.mutable_data_ptr<float>();
+    call.gate = gates.const_data_ptr<float>();
+    call.gate_stride = n;
+    Gemm(call, weight, RunHere);
+    return sum;
+  };
+  EXPECT_TRUE(at::equal(on(GemmIsa::kAvx2), on(GemmIsa::kAvx512)));
 }
 
 TEST(BestGemmIsaTest, IsTheWidestThatTheCpuHas) {
