@@ -33,12 +33,15 @@ struct EngineOptions {
   std::string vae_dtype = "auto";  // the same names: of the decoder
   std::string variant;  // of the weight files ("fp16"); "" = the plain ones, else the only one
   bool strict_repository = false;  // one folder that cannot be loaded fails Create
-  std::string state_dir;           // keeps digests of files between starts; "" = nothing is kept
+  // Jobs, results, and the digests of files that a start need not read again; "" = jobs and results
+  // are in memory, nothing outlives the process.
+  std::string state_dir;
   std::optional<AttnBackend> environment_backend;  // FASTVIDEO_ATTENTION_BACKEND
   int64_t max_queued_jobs = 64;
   int64_t max_queued_denoise_calls = 256;
   int64_t max_finished_jobs = 256;
   int64_t max_artifact_bytes = int64_t{1} << 30;
+  std::chrono::seconds keep_results = std::chrono::hours(7 * 24);  // in state_dir
   // What the process may take: "auto", "none" or a size such as "8GiB" (memory_budget.h). Work that
   // would not fit is refused.
   std::string max_memory = "auto";

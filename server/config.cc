@@ -5,6 +5,7 @@
 #include <google/protobuf/text_format.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -73,11 +74,18 @@ std::vector<Flag> WhereFlags(Config* config) {
        "Which weight files to take where a folder has several: \"fp16\" for NAME.fp16.safetensors. "
        "Folders without it give their plain files. Unset: the plain ones, or the only variant.",
        SetWord("variant", &config->engine.variant)},
-      {"state_dir", "DIR", "",
-       "Folder for what outlives the process; made where it is missing. This version keeps the "
-       "digests of weight files there, so that a start need not read every byte to know them; jobs "
-       "and results stay in memory.",
-       SetString(&config->engine.state_dir)},
+      {"state_dir", "DIR", "$XDG_STATE_HOME/denoised",
+       "Folder for what outlives the process, made where it is missing: jobs, results, "
+       "checkpoints, "
+       "and the digests of weight files, so that a start need not read every byte to know them. "
+       "One "
+       "server at a time. Where XDG_STATE_HOME is unset, ~/.local/state/denoised. none: jobs and "
+       "results are in memory and end with the process.",
+       [config](const std::string& text) {
+         if (text.empty()) throw UsageError("--state_dir is a folder or none, got ''");
+         config->engine.state_dir = text == "none" ? "" : text;
+         config->state_dir_given = true;
+       }},
   };
 }
 
@@ -119,9 +127,21 @@ std::vector<Flag> LimitFlags(Config* config) {
        "are forgotten first, except while somebody watches or reads them.",
        SetInt("max_finished_jobs", 1, 1000000,
               [engine](int64_t n) { engine->max_finished_jobs = n; })},
-      {"max_artifact_mib", "N", "1024", "MiB of results to keep, 1 to 1048576.",
+      {"max_artifact_mib", "N", "1024",
+       "MiB of results to keep, 1 to 1048576: on disk, or in memory with --state_dir=none.",
        SetInt("max_artifact_mib", 1, 1 << 20,
               [engine](int64_t n) { engine->max_artifact_bytes = n * kMiB; })},
+      {"keep_results", "TIME", "7d",
+       "How long after its end a job in the state folder is remembered, with its results (1s to "
+       "ten "
+       "years).",
+       [engine](const std::string& text) {
+         const auto time = ParseDuration("keep_results", text);
+         if (time < std::chrono::seconds(1)) {
+           throw UsageError("--keep_results is 1s or longer, got '" + text + "'");
+         }
+         engine->keep_results = std::chrono::duration_cast<std::chrono::seconds>(time);
+       }},
       MaxMemoryFlag(&engine->max_memory),
       {"max_message_mib", "N", "64",
        "MiB of one request message, 1 to 1024; a larger one gets RESOURCE_EXHAUSTED.",
@@ -290,9 +310,22 @@ Config ParseConfig(const std::vector<std::string>& arguments) {
   CheckPublic("listen", config.listen, config);
   CheckPublic("admin_listen", config.admin_listen, config);
   CheckPublic("http_listen", config.http_listen, config);
-  CheckStateDir(config.engine.state_dir);
+  if (config.state_dir_given) {
+    CheckStateDir(config.engine.state_dir);
+  } else {
+    config.engine.state_dir = DefaultStateDir();  // made when the store opens
+  }
   config.engine.environment_backend = EnvironmentBackend();
   return config;
+}
+
+std::string DefaultStateDir() {
+  const char* const state = std::getenv("XDG_STATE_HOME");
+  if (state != nullptr && state[0] == '/') return std::string(state) + "/denoised";
+  const char* const home = std::getenv("HOME");
+  if (home != nullptr && home[0] == '/') return std::string(home) + "/.local/state/denoised";
+  throw UsageError(
+      "--state_dir: neither XDG_STATE_HOME nor HOME says where; name a folder, or none");
 }
 
 std::optional<AttnBackend> EnvironmentBackend() {

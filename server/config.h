@@ -19,6 +19,7 @@ struct Config {
   EngineOptions engine;
   CpuIsa cpu_isa = CpuIsa::kAuto;       // main() pins it
   bool model_repository_given = false;  // else FindModelRepository says where it is
+  bool state_dir_given = false;         // else ParseConfig takes DefaultStateDir
   ListenAddress listen, admin_listen, http_listen;
   int64_t max_message_bytes = int64_t{64} << 20;
   std::chrono::milliseconds drain_grace{30000};
@@ -36,6 +37,10 @@ struct Config {
 // file key, value out of range, public address without --insecure_public, folder that cannot be
 // written.
 Config ParseConfig(const std::vector<std::string>& arguments);
+
+// $XDG_STATE_HOME/denoised, else ~/.local/state/denoised. Throws UsageError where neither that
+// variable nor HOME is set.
+std::string DefaultStateDir();
 
 // What FASTVIDEO_ATTENTION_BACKEND asks for; empty where it is unset or blank. Throws UsageError
 // for a name that is none.

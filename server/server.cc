@@ -175,7 +175,8 @@ std::string Server::ReadyLine() const {
 std::string Server::NotReady() const {
   const Engine* const engine = gate_.engine();
   if (engine == nullptr) return "loading";
-  return engine->draining() ? "draining" : "";
+  if (engine->draining()) return "draining";
+  return gate_.engine()->jobs().WhyNotReady().value_or("");
 }
 
 std::string Server::ReadyNote() const {

@@ -667,16 +667,27 @@ void EngineImpl::FinishJob(const QueuedJob& job, const std::optional<Error>& err
   }
 }
 
+namespace {
+
+std::unique_ptr<JobStore> OpenStore(const EngineOptions& options, Logger* logger) {
+  const auto max_finished = static_cast<size_t>(options.max_finished_jobs);
+  const auto max_bytes = static_cast<size_t>(options.max_artifact_bytes);
+  if (options.state_dir.empty()) return MakeMemoryJobStore(max_finished, max_bytes);
+  return OpenJobStore({options.state_dir, max_finished, max_bytes, options.keep_results, nullptr},
+                      logger);
+}
+
+}  // namespace
+
 std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* observer,
                                        Logger* logger) {
+  auto store = OpenStore(options, logger);  // first: a folder in use is found before any load
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   SetIntraOpThreads(options.threads);
   auto loaded = LoadPipelines({options.model_repository, options.device, options.dtype,
                                options.admit_unmeasured, options.variant, options.strict_repository,
                                options.state_dir, options.linear, options.vae_dtype},
                               policy.get(), observer, logger);
-  auto store = MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
-                                  static_cast<size_t>(options.max_artifact_bytes));
   return std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded.pipelines),
                                       std::move(store), observer, logger,
                                       std::chrono::steady_clock::now, std::move(loaded.failed));

@@ -62,7 +62,7 @@ def start_row(options):
         start = time.perf_counter()
         with subprocess.Popen(
                 [str(ROOT / "build/bin/denoised"), f"--model_repository={repository}", "--listen=127.0.0.1:0",
-                 "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0"],
+                 "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0", "--state_dir=none"],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             line = process.stdout.readline()
             seconds = time.perf_counter() - start

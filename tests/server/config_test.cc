@@ -91,6 +91,22 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_TRUE(config.insecure_public);
 }
 
+TEST_F(ConfigTest, TheStateFolderIsTheUsersUnlessOneIsNamed) {
+  setenv("XDG_STATE_HOME", "/somewhere", 1);
+  EXPECT_EQ(ParseConfig({}).engine.state_dir, "/somewhere/denoised");
+  setenv("XDG_STATE_HOME", "relative", 1);  // which the specification says to ignore
+  setenv("HOME", "/home/somebody", 1);
+  EXPECT_EQ(ParseConfig({}).engine.state_dir, "/home/somebody/.local/state/denoised");
+  unsetenv("XDG_STATE_HOME");
+  unsetenv("HOME");
+  EXPECT_THROW(ParseConfig({}), UsageError);
+  EXPECT_EQ(ParseConfig({"--state_dir=none"}).engine.state_dir, "");
+  EXPECT_EQ(ParseConfig({FileWith("state_dir: 'none' keep_results: '2d'")}).engine.keep_results,
+            std::chrono::hours(48));
+  setenv("HOME", "/home/somebody", 1);
+  EXPECT_EQ(ParseConfig({}).engine.keep_results, std::chrono::hours(7 * 24));
+}
+
 TEST_F(ConfigTest, AGivenRepositoryIsToldFromTheDefaultOne) {
   EXPECT_FALSE(ParseConfig({}).model_repository_given);
   EXPECT_TRUE(ParseConfig({"--model_repository=model_repository"}).model_repository_given);
@@ -133,6 +149,9 @@ TEST_F(ConfigTest, MistakesAreNamedInOneLine) {
       {"--config=/no/such/file", "/no/such/file"},
       {"--state_dir=/proc/denoised", "--state_dir"},
       {"--state_dir", "needs a value"},
+      {"--state_dir=", "a folder or none"},
+      {"--keep_results=7", "30s"},
+      {"--keep_results=10ms", "1s or longer"},
       {"--max_memory=lots", "--max_memory"},
       {"--max_memory=8", "--max_memory"},
       {"--max_memory=12KiB", "--max_memory"},

@@ -1,11 +1,13 @@
 """What every system test needs: the built programs, a tiny random model, stubs made from proto/."""
 
+import atexit
 import functools
 import http.client
 import importlib
 import os
 import pathlib
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("DENOISED_BIN", ROOT / "build/bin"))
 # Models and stubs outlive one test program: several run against one build.
 WORK = BIN.parent / "tests/system/work"
+
+# No test writes into the home folder, nor finds what an earlier one left.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="denoised_state_")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
 SMALL = dict(height=64, width=64, num_frames=5)
@@ -61,7 +67,8 @@ def clean_environment(**extra):
 
 
 class Server:
-    """A running `denoised` on free ports. Use as a context; leaving it stops the server."""
+    """A running `denoised` on free ports, its jobs in memory unless a flag names a state folder. Use as
+    a context; leaving it stops the server."""
 
     def __init__(self, *flags, environment=None, repository=None, wrapper=(), stderr=None):
         """`wrapper` is a command that executes the server's; `stderr` takes its log elsewhere."""
@@ -69,7 +76,8 @@ class Server:
         # "" leaves it to the program to find one.
         given = [] if repository == "" else [f"--model_repository={repository or model_repository()}"]
         dtype = [] if any(flag.startswith("--dtype") for flag in flags) else ["--dtype=float32"]
-        command = [*wrapper, str(BIN / "denoised"), *given,
+        state = [] if any(flag.startswith("--state_dir") for flag in flags) else ["--state_dir=none"]
+        command = [*wrapper, str(BIN / "denoised"), *given, *state,
                    "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
                    "--threads=1", *dtype, *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,

@@ -37,7 +37,8 @@ class Starting:
         self.public, self.admin, self.http = (f"127.0.0.1:{port}" for port in self.ports)
         self.process = subprocess.Popen(
             [*wrapper, str(BIN / "denoised"), f"--model_repository={repository}", f"--listen={self.public}",
-             f"--admin_listen={self.admin}", f"--http_listen={self.http}", "--threads=1"],
+             f"--admin_listen={self.admin}", f"--http_listen={self.http}", "--threads=1",
+             "--state_dir=none"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
         eventually(self.answers, what="the HTTP port")
 
