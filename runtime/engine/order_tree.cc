@@ -162,20 +162,6 @@ std::optional<OrderKey> OrderTree::First() const {
   return nodes_[at].entry.key;
 }
 
-OrderTree::Sums OrderTree::Before(const OrderKey& key) const {
-  Sums before;
-  for (Index at = root_; at != kNone;) {
-    const Node& node = At(at);
-    if (node.entry.key < key) {
-      before = before + SumsOf(node.left) + One(node.entry);
-      at = node.right;
-    } else {
-      at = node.left;
-    }
-  }
-  return before;
-}
-
 OrderTree::Sums OrderTree::Within(double seconds) const {
   Sums within;
   for (Index at = root_; at != kNone;) {
@@ -240,19 +226,20 @@ std::optional<OrderKey> OrderTree::HeaviestUpTo(const OrderKey& key) const {
   return nodes_[entry].entry.key;
 }
 
-OrderTree::Slack OrderTree::SlackBefore(const OrderKey& key, double now) const {
-  Slack slack = {kInfinite, kInfinite};
+OrderTree::Beginning OrderTree::BeforeFrom(const OrderKey& key, double now) const {
+  Beginning before = {{}, {kInfinite, kInfinite}};
   for (Index at = root_; at != kNone;) {
     const Node& node = At(at);
     if (node.entry.key < key) {
-      slack = Least(slack, Least(SlackOf(node.left, now), OwnSlack(node, now)));
-      now += SumsOf(node.left).seconds + node.entry.seconds;
+      const double later = now + before.sums.seconds;
+      before.slack = Least(before.slack, Least(SlackOf(node.left, later), OwnSlack(node, later)));
+      before.sums = before.sums + SumsOf(node.left) + One(node.entry);
       at = node.right;
     } else {
       at = node.left;
     }
   }
-  return slack;
+  return before;
 }
 
 }  // namespace denoised

@@ -51,16 +51,20 @@ class OrderTree {
   Sums total() const;
   std::optional<OrderKey> First() const;
   // Of all before `key`, which need not be here.
-  Sums Before(const OrderKey& key) const;
+  Sums Before(const OrderKey& key) const { return BeforeFrom(key, 0).sums; }
   // Of the longest beginning that takes no more than so many seconds.
   Sums Within(double seconds) const;
   // The first bound entry that ends after its due time where all run in order from `now` on.
   std::optional<OrderKey> FirstLate(double now) const;
   // The heaviest bound entry up to `key`, itself included.
   std::optional<OrderKey> HeaviestUpTo(const OrderKey& key) const;
-  // By how much all before `key` can begin later without one among them ending after its due time;
-  // negative where one does, infinite where there is none.
-  Slack SlackBefore(const OrderKey& key, double now) const;
+  // The same, and by how much all of them can begin later than `now` without one among them ending
+  // after its due time: negative where one does, infinite where there is none.
+  struct Beginning {
+    Sums sums;
+    Slack slack;
+  };
+  Beginning BeforeFrom(const OrderKey& key, double now) const;
 
   // Nodes looked at since the tree was made: what tests count instead of time.
   uint64_t visits() const { return visits_; }

@@ -204,12 +204,12 @@ bool WorkQueue::Pays(const Kept& rider, int64_t rows, const Room& room, double n
   const double extra = room.seconds(rows + rider.work.rows) - room.seconds(rows);
   const double saved = room.seconds(rider.work.rows) - extra;
   const double delay = extra + rider.work.seconds_to_step;
-  const OrderTree::Slack slack = order_.SlackBefore(rider.key, now);
+  const auto [sums, slack] = order_.BeforeFrom(rider.key, now);
   const bool deadlines_before = std::isfinite(slack.bound);
   if (!deadlines_before && slack.all >= delay) return true;
   if (slack.bound < delay) return false;
   if (rider.given_up()) return extra <= 0;
-  const auto before = static_cast<double>(order_.Before(rider.key).count);
+  const auto before = static_cast<double>(sums.count);
   const double behind = static_cast<double>(size() - given_up_) - before;
   return saved * behind >= (deadlines_before ? kLossWeighs : 1) * extra * before;
 }

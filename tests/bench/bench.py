@@ -74,6 +74,7 @@ GROUPS = (
     (server_rows.ROWS, server_rows.measure),
     (gpu_rows.ROWS, gpu_rows.measure),
     (("G1", "G2"), in_one_process("gemm_bench")),
+    (("B1", "B1b", "B2", "B5", "B15", "B16"), in_one_process("queue_bench")),
     (("A0", "A4", "A5", "A6", "A6b", "A6c", "E1", "E2", "E3", "E11", "E17"), in_one_process("attention_bench")),
 )
 

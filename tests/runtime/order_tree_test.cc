@@ -103,8 +103,8 @@ class OrderTreeTest : public testing::Test {
     EXPECT_EQ(tree_.Within(within).count, counted_.Within(within).count);
     EXPECT_EQ(tree_.Within(within).seconds, counted_.Within(within).seconds);
     EXPECT_EQ(tree_.FirstLate(now), counted_.FirstLate(now));
-    EXPECT_EQ(tree_.SlackBefore(key, now).all, counted_.SlackBefore(key, now).all);
-    EXPECT_EQ(tree_.SlackBefore(key, now).bound, counted_.SlackBefore(key, now).bound);
+    EXPECT_EQ(tree_.BeforeFrom(key, now).slack.all, counted_.SlackBefore(key, now).all);
+    EXPECT_EQ(tree_.BeforeFrom(key, now).slack.bound, counted_.SlackBefore(key, now).bound);
     const auto heaviest = tree_.HeaviestUpTo(key);
     EXPECT_EQ(heaviest.has_value(), counted_.HeaviestUpTo(key) >= 0);
     if (!heaviest) return;
@@ -136,7 +136,7 @@ TEST_F(OrderTreeTest, AnEmptyOneHasNothing) {
   EXPECT_EQ(tree_.FirstLate(1e9), std::nullopt);
   EXPECT_EQ(tree_.HeaviestUpTo({1e9, 9}), std::nullopt);
   EXPECT_EQ(tree_.total().count, 0);
-  EXPECT_TRUE(std::isinf(tree_.SlackBefore({1e9, 9}, 0).all));
+  EXPECT_TRUE(std::isinf(tree_.BeforeFrom({1e9, 9}, 0).slack.all));
 }
 
 // Also of entries that come in order, which would make a chain of a tree that is not balanced.
@@ -149,7 +149,7 @@ TEST_F(OrderTreeTest, LooksAtAFewNodesOfAHundredThousand) {
     const OrderKey key = {static_cast<double>(id * 97) * 10, id * 97};
     tree_.Change(key, 2, 2);
     tree_.Before(key);
-    tree_.SlackBefore(key, 0);
+    tree_.BeforeFrom(key, 0);
     tree_.FirstLate(0);
   }
   EXPECT_LE((tree_.visits() - before) / 1000, 250u);
