@@ -31,6 +31,9 @@ struct EngineOptions {
   std::string device = "auto";     // auto | cpu | cuda:N
   std::string dtype = "auto";      // auto | float32 | bfloat16: of the transformer and text encoder
   std::string vae_dtype = "auto";  // the same names: of the decoder
+  // "auto", "always" or "never": whether the text encoder's weights stay in memory between two
+  // prompts. auto is as long as jobs fit beside them.
+  std::string keep_text_encoder = "auto";
   std::string variant;  // of the weight files ("fp16"); "" = the plain ones, else the only one
   bool strict_repository = false;  // one folder that cannot be loaded fails Create
   // Jobs, results, and the digests of files that a start need not read again; "" = jobs and results

@@ -24,6 +24,8 @@ class Observer {
                          int64_t batch_size, int64_t batch_tokens, double seconds) {}
   virtual void OnStep(const std::string& model, double seconds) {}
   virtual void OnStage(const std::string& model, JobStage stage, double seconds) {}
+  // A prompt's embeddings were wanted: whether the cache had them, and the cache's bytes after it.
+  virtual void OnPrompt(const std::string& model, bool cached, int64_t cache_bytes) {}
   // Attention of one forward by one backend's kernel, summed over its layers. No seconds where they
   // are not known.
   virtual void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,

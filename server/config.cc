@@ -100,6 +100,7 @@ std::vector<Flag> ComputeFlags(Config* config) {
        "the checkpoint's files hold.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       VaeDtypeFlag(&engine->vae_dtype),
+      KeepTextEncoderFlag(&engine->keep_text_encoder),
       {"admit_unmeasured", "", "false",
        "Let attention kernels serve that compile but have not run on a device yet. Refused "
        "otherwise; "

@@ -373,6 +373,16 @@ Flag VaeDtypeFlag(std::string* target) {
           SetChoice("vae_dtype", {"auto", "float32", "bfloat16"}, target)};
 }
 
+Flag KeepTextEncoderFlag(std::string* target) {
+  return {
+      "keep_text_encoder", "WHEN", "auto",
+      "auto, always or never: whether the text encoder's weights stay in memory between two "
+      "prompts. Where they go they are read again, and checked, for the next prompt that is not "
+      "kept. auto keeps them as long as --max_memory holds a job beside them; on a CUDA device, "
+      "whose memory it does not count, always.",
+      SetChoice("keep_text_encoder", {"auto", "always", "never"}, target)};
+}
+
 std::string FlagsHelp(const std::vector<Flag>& flags) {
   std::string out;
   for (const Flag& flag : flags) {

@@ -85,6 +85,9 @@ std::vector<std::string> LinearChoices();
 // --vae_dtype, likewise.
 Flag VaeDtypeFlag(std::string* target);
 
+// --keep_text_encoder, likewise.
+Flag KeepTextEncoderFlag(std::string* target);
+
 // The table as text, wrapped at 100 columns.
 std::string FlagsHelp(const std::vector<Flag>& flags);
 

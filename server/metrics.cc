@@ -109,6 +109,12 @@ struct Metrics::Families {
       Spread("denoised_step_seconds", "Time of one denoising step.", {"model"}, SecondsBuckets());
   Histograms stage_seconds = Spread("denoised_stage_seconds", "Time of one stage of a job.",
                                     {"model", "stage"}, SecondsBuckets());
+  Counters prompt_cache_hits =
+      Count("denoised_prompt_cache_hits_total", "Prompts whose embeddings were kept.", {"model"});
+  Counters prompt_cache_misses = Count("denoised_prompt_cache_misses_total",
+                                       "Prompts that the text encoder had to run for.", {"model"});
+  GaugeSeries prompt_cache_bytes =
+      Level("denoised_prompt_cache_bytes", "Memory of kept embeddings.", {"model"});
   Histograms attention_seconds =
       Spread("denoised_attention_seconds", "Attention time of one forward, summed over its layers.",
              {"backend", "role"}, SecondsBuckets());
@@ -210,6 +216,11 @@ void Metrics::OnStage(const std::string& model, JobStage stage, double seconds) 
   families_->stage_seconds.At({model, ToText(JobStageName(stage))}).Observe(seconds);
 }
 
+void Metrics::OnPrompt(const std::string& model, bool cached, int64_t cache_bytes) {
+  (cached ? families_->prompt_cache_hits : families_->prompt_cache_misses).At({model}).Increment();
+  families_->prompt_cache_bytes.At({model}).Set(static_cast<double>(cache_bytes));
+}
+
 void Metrics::OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
                           std::optional<double> seconds) {
   const Names labels = {ToText(AttnBackendName(backend)), ToText(AttentionRoleName(role))};
@@ -241,6 +252,9 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   for (JobState outcome : {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
     families_->jobs.At({model, ToText(JobStateName(outcome))});
   }
+  families_->prompt_cache_hits.At({model});
+  families_->prompt_cache_misses.At({model});
+  families_->prompt_cache_bytes.At({model});
 }
 
 void Metrics::OnModelFailed(const std::string& model, const std::string& reason) {

@@ -39,6 +39,7 @@ class Metrics : public Observer {
                  int64_t batch_size, int64_t batch_tokens, double seconds) override;
   void OnStep(const std::string& model, double seconds) override;
   void OnStage(const std::string& model, JobStage stage, double seconds) override;
+  void OnPrompt(const std::string& model, bool cached, int64_t cache_bytes) override;
   void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
                    std::optional<double> seconds) override;
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override;

@@ -500,7 +500,8 @@ void EngineImpl::DriveRun(const QueuedJob& job, AttentionPlanner* planner) {
                         : wants(ArtifactFormat::kNpy) ? Decode::kFramesAndValues
                                                       : Decode::kFrames;
   auto run = job.pipeline->NewRun({job.request.prompt, job.id, job.parameters, job.request.latents,
-                                   planner, observer_, job.estimate.decode_bands, decode, ""});
+                                   planner, observer_, job.estimate.decode_bands, decode, "",
+                                   job.estimate.releases_text_encoder});
   const auto advance = [&](UnitKind kind) {
     for (; run->Next().kind == kind; Interlude(job)) run->Advance();
   };
@@ -684,10 +685,11 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
   auto store = OpenStore(options, logger);  // first: a folder in use is found before any load
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   SetIntraOpThreads(options.threads);
-  auto loaded = LoadPipelines({options.model_repository, options.device, options.dtype,
-                               options.admit_unmeasured, options.variant, options.strict_repository,
-                               options.state_dir, options.linear, options.vae_dtype},
-                              policy.get(), observer, logger);
+  auto loaded = LoadPipelines(
+      {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
+       options.variant, options.strict_repository, options.state_dir, options.linear,
+       options.vae_dtype, options.keep_text_encoder},
+      policy.get(), observer, logger);
   return std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded.pipelines),
                                       std::move(store), observer, logger,
                                       std::chrono::steady_clock::now, std::move(loaded.failed));

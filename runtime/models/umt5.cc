@@ -83,27 +83,54 @@ Umt5Config Umt5Config::Read(const ConfigReader& reader) {
   return c;
 }
 
+int64_t Umt5Config::Numbers() const {
+  const int64_t attention = 4 * d_model * num_heads * d_kv + num_buckets * num_heads;
+  return vocab_size * d_model + d_model +
+         num_layers * (attention + 3 * d_model * d_ff + 2 * d_model);
+}
+
+Umt5Encoder::Umt5Encoder(Umt5Config config, at::ScalarType dtype, at::Device device,
+                         LinearNumerics linear)
+    : config_(config),
+      dtype_(dtype),
+      device_(device),
+      linear_(linear),
+      own_(LoadOptions{nullptr, dtype, device, linear}) {}
+
 std::unique_ptr<Umt5Encoder> Umt5Encoder::Load(const ModelFolder& folder, at::ScalarType dtype,
                                                at::Device device, LinearNumerics linear) {
   const Umt5Config config = Umt5Config::Read(ConfigReader::FromFile(folder, "config.json"));
   SpecDType(dtype);
-  Weights weights = Weights::Open(folder, "model");
-  const LoadOptions from{&weights, dtype, device, linear};
-  std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype));
-  encoder->own_ = OwnKernels(from);
+  std::unique_ptr<Umt5Encoder> encoder(new Umt5Encoder(config, dtype, device, linear));
+  encoder->Reload(folder);
+  return encoder;
+}
+
+void Umt5Encoder::Release() {
+  loaded_ = false;
+  weights_ = {};
+}
+
+void Umt5Encoder::Reload(const ModelFolder& folder) {
+  Weights files = Weights::Open(folder, "model");
+  const LoadOptions from{&files, dtype_, device_, linear_};
   // Tied: writers keep one name or the other, some keep both.
   const std::string tied = "encoder.embed_tokens.weight";
-  const std::string name = weights.Contains("shared.weight") || !weights.Contains(tied)
+  const std::string name = files.Contains("shared.weight") || !files.Contains(tied)
                                ? std::string("shared.weight")
                                : tied;
-  encoder->embedding_ = from.Take(name, {config.vocab_size, config.d_model});
-  for (int64_t i = 0; i < config.num_layers; ++i) {
-    encoder->blocks_.push_back(encoder->TakeBlock(from, i));
-  }
-  encoder->final_norm_ = from.Take("encoder.final_layer_norm.weight", {config.d_model});
-  encoder->unused_ = weights.Unused();
-  std::erase(encoder->unused_, tied);
-  return encoder;
+  AllWeights taken;
+  taken.embedding = from.Take(name, {config_.vocab_size, config_.d_model});
+  for (int64_t i = 0; i < config_.num_layers; ++i) taken.blocks.push_back(TakeBlock(from, i));
+  taken.final_norm = from.Take("encoder.final_layer_norm.weight", {config_.d_model});
+  unused_ = files.Unused();
+  std::erase(unused_, tied);
+  weights_ = std::move(taken);
+  loaded_ = true;
+}
+
+int64_t Umt5Encoder::WeightBytes() const {
+  return config_.Numbers() * static_cast<int64_t>(c10::elementSize(dtype_));
 }
 
 Umt5Encoder::Block Umt5Encoder::TakeBlock(const LoadOptions& from, int64_t index) const {
@@ -156,6 +183,9 @@ struct Umt5Encoder::Scratch {
 
 at::Tensor Umt5Encoder::Forward(const at::Tensor& ids, const at::Tensor& mask) const {
   c10::InferenceMode guard;
+  if (!loaded_) {
+    throw Error(StatusCode::kFailedPrecondition, "the text encoder's weights were released");
+  }
   RequireDim(ids, 2, "token ids");
   RequireDim(mask, 2, "token mask");
   RequireSize(mask, 1, ids.size(1), "token mask");
@@ -166,21 +196,21 @@ at::Tensor Umt5Encoder::Forward(const at::Tensor& ids, const at::Tensor& mask) c
   const int64_t batch = ids.size(0), length = ids.size(1);
   const int64_t rows = RowsToCompute(mask, own_.InUse() ? 1 : kExactRows);
   const int64_t keys = own_.InUse() ? rows : length;
-  const at::TensorOptions options = embedding_.options();
+  const at::TensorOptions options = weights_.embedding.options();
   Scratch scratch;
-  scratch.buckets = RelativeBuckets(rows, config_, embedding_.device());
-  const at::Tensor real = mask.to(embedding_.device()).ne(0);
+  scratch.buckets = RelativeBuckets(rows, config_, options.device());
+  const at::Tensor real = mask.to(options.device()).ne(0);
   scratch.real = real.narrow(1, 0, rows).view({batch, 1, 1, rows});
   scratch.mask = at::full({batch, config_.num_heads, rows, keys}, LowestOf(dtype_), options);
   scratch.key = at::zeros({batch, keys, config_.num_heads, config_.d_kv}, options);
   scratch.value = at::zeros_like(scratch.key);
 
-  at::Tensor x = at::embedding(embedding_, ids.to(embedding_.device()).narrow(1, 0, rows));
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    x = x + Attend(blocks_[i], static_cast<int>(i), x, &scratch);
-    x = x + FeedForward(blocks_[i], x);
+  at::Tensor x = at::embedding(weights_.embedding, ids.to(options.device()).narrow(1, 0, rows));
+  for (size_t i = 0; i < weights_.blocks.size(); ++i) {
+    x = x + Attend(weights_.blocks[i], static_cast<int>(i), x, &scratch);
+    x = x + FeedForward(weights_.blocks[i], x);
   }
-  x = Norm(x, final_norm_);
+  x = Norm(x, weights_.final_norm);
   at::Tensor out = at::zeros({batch, length, config_.d_model}, options);
   const at::Tensor kept = real.narrow(1, 0, rows).unsqueeze(-1);
   out.narrow(1, 0, rows).copy_(x.masked_fill(kept.logical_not(), 0));

@@ -8,6 +8,7 @@
 
 #include <ATen/ATen.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,10 +33,13 @@ struct Umt5Config {
 
   // INVALID_ARGUMENT naming file, key and value for anything that this encoder does not do.
   static Umt5Config Read(const ConfigReader& reader);
+  // Of all its tensors.
+  int64_t Numbers() const;
 };
 
-// Immutable after Load; used by the engine thread, inside a ScopedForwardContext whose plan has a
-// backend for AttentionRole::kTextEncoder.
+// Used by the engine thread, Forward inside a ScopedForwardContext whose plan has a backend for
+// AttentionRole::kTextEncoder. Immutable after Load but for its weights, which can be away between
+// two prompts: they are most of what a text-to-video model holds, and needed for a moment.
 class Umt5Encoder {
  public:
   // Reads config.json and the model.safetensors (or shards) of `folder`.
@@ -52,6 +56,15 @@ class Umt5Encoder {
   // keep the keys of padding, which weigh exactly zero: the kept rows have the bits of the
   // full-length computation wherever LibTorch's products give a row the same bits in any company.
   at::Tensor Forward(const at::Tensor& ids, const at::Tensor& mask) const;
+
+  // Frees the weights: Forward throws FAILED_PRECONDITION until Reload has read them again.
+  // `folder` is one of the same files (the caller compares digests); where that fails they stay
+  // away.
+  void Release();
+  void Reload(const ModelFolder& folder);
+  bool loaded() const { return loaded_; }  // any thread
+  // Of the weights while they are here; any thread, as everything below.
+  int64_t WeightBytes() const;
 
   // What the encoder's attention needs, for Select().
   AttentionSpec Spec(int64_t length) const;
@@ -72,8 +85,13 @@ class Umt5Encoder {
     Linear wi_0, wi_1, wo;      // gated feed-forward
   };
   struct Scratch;
+  struct AllWeights {
+    at::Tensor embedding;  // [vocab_size, d_model]
+    std::vector<Block> blocks;
+    at::Tensor final_norm;  // [d_model]
+  };
 
-  Umt5Encoder(Umt5Config config, at::ScalarType dtype) : config_(config), dtype_(dtype) {}
+  Umt5Encoder(Umt5Config config, at::ScalarType dtype, at::Device device, LinearNumerics linear);
   Block TakeBlock(const LoadOptions& from, int64_t index) const;
   at::Tensor Attend(const Block& block, int layer, const at::Tensor& x, Scratch* scratch) const;
   at::Tensor FeedForward(const Block& block, const at::Tensor& x) const;
@@ -81,10 +99,11 @@ class Umt5Encoder {
 
   const Umt5Config config_;
   const at::ScalarType dtype_;
-  OwnKernels own_;
-  at::Tensor embedding_;  // [vocab_size, d_model]
-  std::vector<Block> blocks_;
-  at::Tensor final_norm_;
+  const at::Device device_;
+  const LinearNumerics linear_;
+  const OwnKernels own_;
+  AllWeights weights_;
+  std::atomic<bool> loaded_{false};
   std::vector<std::string> unused_;
 };
 

@@ -17,6 +17,7 @@
 #include "runtime/job.h"
 #include "runtime/log.h"
 #include "runtime/media/artifacts.h"
+#include "runtime/media/preview.h"
 #include "runtime/model_info.h"
 #include "runtime/pipelines/estimate.h"
 #include "runtime/request_check.h"
@@ -82,7 +83,8 @@ struct RunRequest {
   // What is wanted beside the latents; the unrounded values are for .npy.
   enum class Decode : uint8_t { kNothing, kFrames, kFramesAndValues };
   Decode decode = Decode::kFrames;
-  std::string saved;  // GenerationRun::Save's; "" = from the start
+  std::string saved;                  // GenerationRun::Save's; "" = from the start
+  bool release_text_encoder = false;  // after the prompts; as the estimate says
 };
 
 // A loaded model.
@@ -103,16 +105,23 @@ class Pipeline {
   virtual void CheckDenoise(const DenoiseRequest& request) const = 0;
 
   // What a checked request will take, `cost` of each of its attentions asked for, with the fewest
-  // decode_bands that `available` bytes hold; any thread.
+  // decode_bands that `available` bytes hold, and with the text encoder kept if they do; any
+  // thread.
   virtual WorkEstimate EstimateRun(const GenerationRequest& request,
                                    const ResolvedParameters& parameters, int64_t available,
                                    const CostOfAttention& cost) const = 0;
   virtual WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                        const CostOfAttention& cost) const = 0;
 
-  // What calls have made since loading that stays, such as a second form of the weights; any
-  // thread.
+  // What calls have made since loading that stays, such as a second form of the weights, less what
+  // was released since; any thread.
   virtual int64_t MadeBytes() const = 0;
+  // For previews of latents; made at the first call, a unit of work by itself: engine thread. What
+  // it gives stays where it is and serves any thread. Without colours: a family without previews.
+  virtual const LatentColours& Colours() {
+    static const LatentColours kNone;
+    return kNone;
+  }
 
   // Of checked requests. Throws INVALID_ARGUMENT where RunRequest::saved is damaged or another
   // request's.
@@ -145,6 +154,7 @@ struct RepositoryOptions {
   std::string state_dir;
   std::optional<LinearNumerics> linear;
   std::string vae_dtype = "auto";
+  std::string keep_text_encoder = "auto";
 };
 
 // By name. Exactly one pipeline is the default.

@@ -1,6 +1,7 @@
 #include "runtime/pipelines/wan_estimate.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "runtime/media/artifacts.h"
 #include "runtime/models/model_bytes.h"
@@ -107,6 +108,41 @@ Forward EstimateStep(const WanParts& parts, std::vector<int64_t> latents, int64_
   return step;
 }
 
+// Of an encoder forward.
+int64_t PromptBytes(const WanParts& parts, int64_t length, LinearNumerics linear,
+                    const CostOfAttention& cost) {
+  return parts.text_encoder.FormBytes(linear) +
+         TextEncoderBytes(parts.text_encoder.config(), length, TextElement(parts),
+                          cost(parts.text_encoder.Spec(length), 1).bytes);
+}
+
+// Where they were released, with what their reading takes beside them.
+int64_t WeightsComeBack(const Umt5Encoder& encoder) {
+  return encoder.loaded() ? 0 : encoder.WeightBytes() + encoder.WeightBytes() / 8;
+}
+
+// A run's bytes in its stages; prompts and steps with their gaps.
+struct RunBytes {
+  int64_t state = 0, frames = 0;
+  int64_t prompts = 0, steps = 0;
+  int64_t encoder = 0;  // of its weights after the prompts, against what is loaded now
+};
+
+// `decode` may be empty.
+WorkEstimate WithFewestBands(WorkEstimate estimate, const RunBytes& run,
+                             const std::optional<Decodes>& decode, int64_t available) {
+  const int64_t most = decode ? decode->most() : 1;
+  for (int64_t bands = 1;; bands = std::min(most, bands + (bands + 1) / 2)) {
+    const DecodeBytes bytes = decode ? decode->Bytes(bands) : DecodeBytes{};
+    const int64_t last = WithGaps(run.state + run.frames + bytes.peak, kDecodeGaps);
+    estimate.decode_bands = bands;
+    estimate.held_bytes = run.state + run.frames + bytes.held;
+    estimate.peak_bytes =
+        kLibraries + std::max(run.prompts, std::max(run.steps, last) + run.encoder);
+    if (estimate.peak_bytes <= available || bands == most) return estimate;
+  }
+}
+
 }  // namespace
 
 double WanForwardMultiplyAdds(const WanParts& parts, const std::vector<int64_t>& latents,
@@ -133,26 +169,25 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   if (!parts.on_cpu) {
     estimate.held_bytes = frames;
     estimate.peak_bytes = kLibraries + encode;
+    estimate.releases_text_encoder = parts.keep == KeepTextEncoder::kNever;
     return estimate;
   }
-  const int64_t encoder = parts.text_encoder.FormBytes(p.linear) +
-                          TextEncoderBytes(parts.text_encoder.config(), length, element,
-                                           cost(parts.text_encoder.Spec(length), 1).bytes);
-  estimate.held_bytes = state + frames;
-  const int64_t before = WithGaps(state + std::max({encoder, forward.bytes, encode}), kOtherGaps);
-  if (!decodes) {
-    estimate.peak_bytes = kLibraries + std::max(before, WithGaps(state, kDecodeGaps));
-    return estimate;
+  RunBytes run{state, frames};
+  run.prompts = WithGaps(state + PromptBytes(parts, length, p.linear, cost), kOtherGaps) +
+                WeightsComeBack(parts.text_encoder);
+  run.steps = WithGaps(state + std::max(forward.bytes, encode), kOtherGaps);
+  std::optional<Decodes> decode;
+  if (decodes) decode.emplace(parts.vae, latents, p.linear, cost);
+  const bool may_keep = parts.keep != KeepTextEncoder::kNever;
+  const bool may_release = parts.keep != KeepTextEncoder::kAlways;
+  if (may_keep) {
+    run.encoder = parts.text_encoder.loaded() ? 0 : parts.text_encoder.WeightBytes();
+    estimate = WithFewestBands(estimate, run, decode, available);
+    if (!may_release || estimate.peak_bytes <= available) return estimate;
   }
-  const Decodes decode(parts.vae, latents, p.linear, cost);
-  for (int64_t bands = 1;; bands = std::min(decode.most(), bands + (bands + 1) / 2)) {
-    estimate.decode_bands = bands;
-    const DecodeBytes bytes = decode.Bytes(bands);
-    estimate.held_bytes = state + frames + bytes.held;
-    const int64_t peak = WithGaps(state + frames + bytes.peak, kDecodeGaps);
-    estimate.peak_bytes = kLibraries + std::max(before, peak);
-    if (estimate.peak_bytes <= available || bands == decode.most()) return estimate;
-  }
+  run.encoder = parts.text_encoder.loaded() ? -parts.text_encoder.WeightBytes() : 0;
+  estimate.releases_text_encoder = true;
+  return WithFewestBands(estimate, run, decode, available);
 }
 
 WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& latents,

@@ -2,6 +2,7 @@
 #ifndef DENOISED_RUNTIME_PIPELINES_WAN_ESTIMATE_H_
 #define DENOISED_RUNTIME_PIPELINES_WAN_ESTIMATE_H_
 
+#include <cstdint>
 #include <vector>
 
 #include "runtime/job.h"
@@ -12,14 +13,20 @@
 
 namespace denoised {
 
+// Whether the text encoder's weights stay in memory between two prompts: where a job fits beside
+// them, always, or never.
+enum class KeepTextEncoder : uint8_t { kAuto, kAlways, kNever };
+
 struct WanParts {
   const Umt5Encoder& text_encoder;
   const WanTransformer& transformer;
   const WanVaeDecoder& vae;
   bool on_cpu;
+  KeepTextEncoder keep = KeepTextEncoder::kAlways;
 };
 
-// `latents` is the shape [1, C, f, h, w]. With the fewest decode_bands that `available` bytes hold.
+// `latents` is the shape [1, C, f, h, w]. With the fewest decode_bands that `available` bytes hold;
+// where none do and `keep` leaves it open, with the text encoder released after the prompts.
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& parameters,
                             const std::vector<ArtifactFormat>& formats, int64_t available,

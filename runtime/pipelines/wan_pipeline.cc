@@ -4,6 +4,7 @@
 
 #include "runtime/loaders/weights.h"
 #include "runtime/pipelines/device.h"
+#include "runtime/pipelines/latent_colours.h"
 #include "runtime/pipelines/tensor_convert.h"
 #include "runtime/pipelines/wan_denoise_run.h"
 #include "runtime/pipelines/wan_run.h"
@@ -67,6 +68,13 @@ std::optional<LinearNumerics> ReadLinear(const ConfigReader& own) {
               own.path());
 }
 
+KeepTextEncoder ParseKeepTextEncoder(const std::string& name) {
+  if (name == "auto") return KeepTextEncoder::kAuto;
+  if (name == "always") return KeepTextEncoder::kAlways;
+  if (name == "never") return KeepTextEncoder::kNever;
+  throw InvalidField("keep_text_encoder", "wanted auto, always or never, got \"" + name + "\"");
+}
+
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
 void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
   const auto check = [&](const std::string& key, int64_t said, int64_t real) {
@@ -82,6 +90,11 @@ void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
 
 }  // namespace
 
+const LatentColours& WanPipeline::Colours() {
+  if (!colours_) colours_ = FitLatentColours(*vae_, setting_);
+  return *colours_;
+}
+
 std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const std::string& name,
                                                const RepositoryOptions& options,
                                                const SelectionPolicy* policy, Logger* logger) {
@@ -93,6 +106,7 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->setting_.policy = policy;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
   pipeline->info_.name = name;
+  pipeline->keep_text_encoder_ = ParseKeepTextEncoder(options.keep_text_encoder);
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);
   std::optional<ConfigReader> own;
@@ -102,7 +116,11 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->LoadComponents(folder, index, options, wanted.value_or(LinearNumerics::kPacked));
   pipeline->SetDefaults();
   if (own) pipeline->ReadDefaults(*own);
-  pipeline->Describe(folder.Seal());
+  const Manifest manifest = folder.Seal();
+  pipeline->Describe(manifest);
+  pipeline->text_encoder_source_.emplace(folder, manifest);
+  if (pipeline->keep_text_encoder_ == KeepTextEncoder::kNever) pipeline->ReleaseTextEncoder();
+  pipeline->text_encoder_bytes_at_load_ = pipeline->TextEncoderBytes();
   pipeline->WarnUnused(logger);
   if (wanted) pipeline->WarnOtherNumerics(*wanted, logger);
   return pipeline;

@@ -20,6 +20,7 @@
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/pipeline.h"
 #include "runtime/pipelines/prompt_cache.h"
+#include "runtime/pipelines/text_encoder_source.h"
 #include "runtime/pipelines/wan_estimate.h"
 #include "runtime/schedulers/scheduler.h"
 #include "runtime/tokenizer/tokenizer.h"
@@ -44,7 +45,8 @@ class WanPipeline : public Pipeline {
                            int64_t available, const CostOfAttention& cost) const override;
   WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                const CostOfAttention& cost) const override;
-  int64_t MadeBytes() const override { return transformer_->MadeBytes() + prompts_.bytes(); }
+  int64_t MadeBytes() const override;
+  const LatentColours& Colours() override;
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
                                             AttentionPlanner* planner, Observer* observer) override;
@@ -63,13 +65,18 @@ class WanPipeline : public Pipeline {
   Prompt Tokenize(const std::string& field, const std::string& prompt, int64_t max_length) const;
   // The embeddings of its real tokens [1, length, d], on the CPU. NON_FINITE where the encoder
   // gives NaN or infinity. The encoder runs once for a prompt that prompts_ still knows.
-  at::Tensor EncodePrompt(const Prompt& prompt, AttentionPlanner* planner) const;
+  at::Tensor EncodePrompt(const Prompt& prompt, AttentionPlanner* planner,
+                          Observer* observer) const;
+  // Frees the text encoder's weights until the next prompt that the cache does not know.
+  void ReleaseTextEncoder() const;
   // What they are to the transformer.
   TextContext ContextOf(const at::Tensor& embeds, const Prompt& prompt) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
   std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
 
-  WanParts parts() const { return {*text_encoder_, *transformer_, *vae_, device_.is_cpu()}; }
+  WanParts parts() const {
+    return {*text_encoder_, *transformer_, *vae_, device_.is_cpu(), keep_text_encoder_};
+  }
   const WanTransformer& transformer() const { return *transformer_; }
   const WanVaeDecoder& vae() const { return *vae_; }
   const Scheduler& scheduler() const { return *scheduler_; }  // runs take clones
@@ -79,6 +86,7 @@ class WanPipeline : public Pipeline {
   explicit WanPipeline(at::Device device) : device_(device) {}
   at::Tensor RunTextEncoder(const std::vector<int64_t>& padded_ids, int64_t length,
                             const AttentionPlan& plan) const;
+  int64_t TextEncoderBytes() const;
   void LoadScheduler(const ModelFolder& folder, const ModelIndex& index);
   void LoadComponents(const ModelFolder& folder, const ModelIndex& index,
                       const RepositoryOptions& options, LinearNumerics linear);
@@ -96,11 +104,15 @@ class WanPipeline : public Pipeline {
   const at::Device device_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  KeepTextEncoder keep_text_encoder_ = KeepTextEncoder::kAuto;
   std::unique_ptr<Umt5Encoder> text_encoder_;
+  std::optional<TextEncoderSource> text_encoder_source_;
+  int64_t text_encoder_bytes_at_load_ = 0;  // when loading was done
   std::unique_ptr<WanTransformer> transformer_;
   std::unique_ptr<WanVaeDecoder> vae_;
   // Of some hundred prompts; a part of every estimate.
   mutable PromptCache prompts_{int64_t{64} << 20};
+  std::optional<LatentColours> colours_;
   ModelInfo info_;
   GeometryRules rules_;
   PlannerSetting setting_;

@@ -124,7 +124,7 @@ void WanRun::Advance() {
 
 void WanRun::EncodeNext() {
   const WanPipeline::Prompt& prompt = prompts_[contexts_.size()];
-  at::Tensor embeds = pipeline_.EncodePrompt(prompt, planner());
+  at::Tensor embeds = pipeline_.EncodePrompt(prompt, planner(), observer());
   const std::string digest =
       Sha256Hex(embeddings_ + Sha256Hex({static_cast<const char*>(embeds.const_data_ptr()),
                                          static_cast<size_t>(embeds.nbytes())}));
@@ -136,6 +136,7 @@ void WanRun::EncodeNext() {
   }
   contexts_.push_back(pipeline_.ContextOf(embeds, prompt));
   embeddings_ = digest;
+  if (last && request_.release_text_encoder) pipeline_.ReleaseTextEncoder();
 }
 
 const AttentionPlan& WanRun::Prepare(std::vector<StepPass>* passes) {

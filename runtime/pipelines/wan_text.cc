@@ -1,4 +1,6 @@
 // WanPipeline: prompts to embeddings.
+#include <malloc.h>
+
 #include "runtime/pipelines/wan_pipeline.h"
 #include "runtime/tokenizer/prompt_clean.h"
 
@@ -24,7 +26,8 @@ WanPipeline::Prompt WanPipeline::Tokenize(const std::string& field, const std::s
   return {field, tokenizer_->Encode(CleanPrompt(prompt), max_length)};
 }
 
-at::Tensor WanPipeline::EncodePrompt(const Prompt& prompt, AttentionPlanner* planner) const {
+at::Tensor WanPipeline::EncodePrompt(const Prompt& prompt, AttentionPlanner* planner,
+                                     Observer* observer) const {
   const Tokenizer::Encoding& tokens = prompt.tokens;
   if (tokens.wanted > tokens.length) {
     planner->AddNote(prompt.field + ": cut at " + std::to_string(tokens.length) + " of " +
@@ -46,6 +49,7 @@ at::Tensor WanPipeline::EncodePrompt(const Prompt& prompt, AttentionPlanner* pla
                   "the text encoder gave numbers that are not finite for the " + prompt.field);
     prompts_.Put(key, {embeds, WithoutSeconds(*slot.tally)});
   }
+  observer->OnPrompt(info_.name, /*cached=*/kept != nullptr, prompts_.bytes());
   planner->BookForward();
   return embeds;
 }
@@ -60,6 +64,7 @@ TextContext WanPipeline::ContextOf(const at::Tensor& embeds, const Prompt& promp
 // Rows of the `length` real tokens, on the CPU.
 at::Tensor WanPipeline::RunTextEncoder(const std::vector<int64_t>& padded_ids, int64_t length,
                                        const AttentionPlan& plan) const {
+  if (!text_encoder_->loaded()) text_encoder_source_->Reload(text_encoder_.get());
   const at::Tensor ids = at::tensor(padded_ids, at::kLong).unsqueeze(0).to(device_);
   const at::Tensor mask = at::arange(ids.size(1), ids.options()).lt(length).to(at::kLong);
   ForwardContext context;
@@ -67,6 +72,21 @@ at::Tensor WanPipeline::RunTextEncoder(const std::vector<int64_t>& padded_ids, i
   const ScopedForwardContext scope(context);
   const at::Tensor embeds = text_encoder_->Forward(ids, mask.unsqueeze(0));
   return embeds.narrow(1, 0, length).to(at::kCPU).clone();
+}
+
+void WanPipeline::ReleaseTextEncoder() const {
+  text_encoder_->Release();
+  malloc_trim(0);  // the heap keeps what is freed (threads.h), and this is most of a model
+}
+
+// Of host memory, now.
+int64_t WanPipeline::TextEncoderBytes() const {
+  return device_.is_cpu() && text_encoder_->loaded() ? text_encoder_->WeightBytes() : 0;
+}
+
+int64_t WanPipeline::MadeBytes() const {
+  return transformer_->MadeBytes() + prompts_.bytes() + TextEncoderBytes() -
+         text_encoder_bytes_at_load_;
 }
 
 }  // namespace denoised

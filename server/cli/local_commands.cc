@@ -70,6 +70,7 @@ std::vector<Flag> RunFlags(RunOptions* options) {
       {"dtype", "DTYPE", engine->dtype, "auto, float32 or bfloat16.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       VaeDtypeFlag(&engine->vae_dtype),
+      KeepTextEncoderFlag(&engine->keep_text_encoder),
       {"variant", "NAME", "",
        "Which weight files to take where the folder has several, as of `denoised`.",
        SetWord("variant", &engine->variant)},

@@ -34,12 +34,14 @@ struct Shape {
 
 class Loaded {
  public:
-  explicit Loaded(const std::string& dtype) : logger_(stderr, LogLevel::kError) {
+  explicit Loaded(const std::string& dtype, const std::string& keep_text_encoder = "auto")
+      : logger_(stderr, LogLevel::kError) {
     KeepFreedMemory();  // as the programs do
     RepositoryOptions options;
     options.repository = DENOISED_SHAPES;
     options.device = "cpu";
     options.dtype = dtype;
+    options.keep_text_encoder = keep_text_encoder;
     pipeline_ = std::move(LoadPipelines(options, &policy_, &observer_, &logger_).pipelines.front());
   }
 
@@ -73,7 +75,7 @@ class Loaded {
         });
   }
 
-  DecodedVideo Run(const Work& work, int64_t decode_bands = 1) {
+  DecodedVideo Run(const Work& work, int64_t decode_bands = 1, bool release_text_encoder = false) {
     AttentionPlanner planner(pipeline_->planner_setting(), work.request.attention, &observer_);
     const auto wants = [&](ArtifactFormat format) {
       return std::find(work.request.formats.begin(), work.request.formats.end(), format) !=
@@ -91,7 +93,8 @@ class Loaded {
                                         &observer_,
                                         decode_bands,
                                         decode,
-                                        ""});
+                                        "",
+                                        release_text_encoder});
     DriveTo(UnitKind::kDone, pipeline_.get(), run.get());
     const DecodedVideo video = run->TakeVideo();
     std::vector<std::string> files;
@@ -187,6 +190,49 @@ TEST(Estimates, ADecodeTakesTheBandsThatMemoryAsksForAndGivesTheSameVideo) {
     EXPECT_LE(peak.Bytes(), spare.peak_bytes + spare.peak_bytes / 20);
   }
   EXPECT_EQ(banded.frames.rgb, loaded.Run(work).frames.rgb);
+}
+
+// Of the shipped model's text encoder: 1.4 MB in its file.
+constexpr int64_t kEncoderBytes = 1400000;
+
+TEST(Estimates, ATextEncoderIsReleasedWhereNoDecodeFitsBesideIt) {
+  Loaded loaded("float32");
+  const auto large = loaded.WorkOf({256, 256, 33});
+  const WorkEstimate kept = loaded.Estimate(large);
+  EXPECT_FALSE(kept.releases_text_encoder);
+  EXPECT_FALSE(loaded.Estimate(large, kept.peak_bytes).releases_text_encoder);
+  const WorkEstimate released = loaded.Estimate(large, kept.peak_bytes - 1);
+  EXPECT_TRUE(released.releases_text_encoder);
+  EXPECT_LE(released.peak_bytes, kept.peak_bytes - kEncoderBytes * 9 / 10);
+  EXPECT_GE(released.peak_bytes, kept.peak_bytes - 3 * kEncoderBytes / 2);
+  loaded.Run(loaded.WorkOf({64, 64, 1}), 1, /*release_text_encoder=*/true);
+  // What is not there is not counted, and comes back with the next prompt.
+  EXPECT_LT(loaded.MadeBytes(), -kEncoderBytes * 8 / 10);
+  const WorkEstimate again = loaded.Estimate(large);
+  EXPECT_FALSE(again.releases_text_encoder);
+  EXPECT_GE(again.peak_bytes, kept.peak_bytes + kEncoderBytes * 9 / 10);
+}
+
+TEST(Estimates, TheTextEncoderStaysOrGoesAsItsOwnerWishes) {
+  Loaded always("float32", "always"), never("float32", "never");
+  const auto work = always.WorkOf({64, 64, 1});
+  EXPECT_FALSE(always.Estimate(work, 0).releases_text_encoder);
+  EXPECT_TRUE(never.Estimate(work).releases_text_encoder);
+  EXPECT_EQ(never.MadeBytes(), 0);
+  never.Run(work, 1, /*release_text_encoder=*/true);
+  EXPECT_LT(never.MadeBytes(), kEncoderBytes / 10) << "only the prompt's embeddings";
+}
+
+TEST(Estimates, AJobWhoseTextEncoderWasReleasedIsTheOneWhereItWasKept) {
+  Loaded loaded("float32");
+  const auto work =
+      loaded.WorkOf({64, 64, 1, "float32", AttnBackend::kFlashAttn, {ArtifactFormat::kPng}});
+  const auto kept = Loaded("float32").Run(work).frames.rgb;
+  auto other = work;
+  other.request.prompt = "a green star";
+  loaded.Run(other, 1, /*release_text_encoder=*/true);
+  EXPECT_EQ(loaded.Run(work).frames.rgb, kept) << "with the weights read again";
+  EXPECT_GT(loaded.MadeBytes(), 0);
 }
 
 TEST(Estimates, OfAVideoThatNoSmallMachineHoldsAreLarge) {

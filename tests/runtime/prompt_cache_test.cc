@@ -56,9 +56,19 @@ TEST(PromptCacheTest, TellsApartWhateverChangesBits) {
   EXPECT_NE(cache.Find(KeyOf(1)), nullptr);
 }
 
+struct CountsPrompts : Observer {
+  void OnPrompt(const std::string& model, bool cached, int64_t cache_bytes) override {
+    EXPECT_EQ(model, "shapes");
+    ++(cached ? hits : misses);
+    bytes = cache_bytes;
+  }
+  int hits = 0, misses = 0;
+  int64_t bytes = 0;
+};
+
 TEST(PromptCacheTest, AJobWithAHitIsTheOneWithout) {
   SelectionPolicy policy{std::nullopt};
-  Observer observer;
+  CountsPrompts observer;
   Logger logger(stderr, LogLevel::kError);
   RepositoryOptions options;
   options.repository = DENOISED_SHAPES;
@@ -91,6 +101,10 @@ TEST(PromptCacheTest, AJobWithAHitIsTheOneWithout) {
   const auto other = run("a blue square moving up", LinearNumerics::kPacked);
   EXPECT_NE(other.first, first.first);
   EXPECT_EQ(run("a red circle moving left", LinearNumerics::kPacked), first);
+  // With guidance: of three jobs two texts were new, and once the empty negative one.
+  EXPECT_EQ(observer.misses, 3);
+  EXPECT_EQ(observer.hits, 3);
+  EXPECT_EQ(observer.bytes, pipeline.MadeBytes());
   const auto exact = run("a red circle moving left", LinearNumerics::kExact);
   EXPECT_NE(exact.first, first.first);
   EXPECT_EQ(run("a red circle moving left", LinearNumerics::kExact), exact);

@@ -68,7 +68,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
       "max_queued_denoise_calls: 4 max_finished_jobs: 5 max_artifact_mib: 6 max_message_mib: 7 "
       "drain_grace: '1500ms' log_level: 'error' insecure_public: true "
       "admit_unmeasured: true cpu_isa: 'avx512_vnni' max_memory: '8GiB' "
-      "linear: 'int8' vae_dtype: 'bfloat16'")});
+      "linear: 'int8' vae_dtype: 'bfloat16' keep_text_encoder: 'never'")});
   EXPECT_EQ(config.engine.model_repository, "m");
   EXPECT_EQ(config.listen.port, 1);
   EXPECT_EQ(config.admin_listen.ToString(), "[::1]:2");
@@ -80,6 +80,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_EQ(config.cpu_isa, CpuIsa::kAvx512Vnni);
   EXPECT_EQ(config.engine.linear, LinearNumerics::kInt8);
   EXPECT_EQ(config.engine.vae_dtype, "bfloat16");
+  EXPECT_EQ(config.engine.keep_text_encoder, "never");
   EXPECT_EQ(config.engine.max_queued_jobs, 3);
   EXPECT_EQ(config.engine.max_queued_denoise_calls, 4);
   EXPECT_EQ(config.engine.max_finished_jobs, 5);
@@ -141,6 +142,7 @@ TEST_F(ConfigTest, MistakesAreNamedInOneLine) {
       {"--cpu_isa=sse2", "avx512_vnni"},
       {"--linear=int4", "packed"},
       {"--vae_dtype=float16", "auto, float32, bfloat16"},
+      {"--keep_text_encoder=sometimes", "auto, always, never"},
       {"--device=cuda:x", "cuda:N"},
       {"--drain_grace=5", "30s"},
       {"--drain_grace=100h", "24h"},

@@ -22,6 +22,9 @@ void ReportEverything(Metrics* metrics) {
   metrics->OnForward("m", AttnBackend::kTorchSdpa, Branch::kConditional, 2, 128, 0.02);
   metrics->OnStep("m", 0.04);
   metrics->OnStage("m", JobStage::kDecode, 1.5);
+  metrics->OnPrompt("m", false, 1 << 20);
+  metrics->OnPrompt("m", true, 3 << 20);
+  metrics->OnPrompt("m", true, 2 << 20);
   metrics->OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, 0.01);
   metrics->OnFallback(AttnBackend::kSageAttn, AttnBackend::kTorchSdpa, SelectionSource::kRequest);
   metrics->OnBackendSwitch(SelectionSource::kForce);
@@ -54,13 +57,17 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_forward_batch_tokens_sum{model=\"m\"} 128",
         "denoised_step_seconds_count{model=\"m\"} 1",
         "denoised_stage_seconds_count{model=\"m\",stage=\"decode\"} 1",
+        "denoised_prompt_cache_hits_total{model=\"m\"} 2",
+        "denoised_prompt_cache_misses_total{model=\"m\"} 1",
+        "denoised_prompt_cache_bytes{model=\"m\"} 2097152",
         "denoised_attention_seconds_count{backend=\"FLASH_ATTN\",role=\"cross\"} 1",
         "denoised_attention_calls_total{backend=\"FLASH_ATTN\",role=\"cross\"} 30",
         "denoised_attention_fallback_total{from=\"SAGE_ATTN\",reason=\"request\",to=\"TORCH_SDPA\"}"
         " "
         "1",
         "denoised_model_load_failed{model=\"bad\\\"name\",reason=\"LFS_POINTER\"} 1",
-        "denoised_models_failed 1", "denoised_backend_switch_total{cause=\"force\"} 1",
+        "denoised_models_failed 1",
+        "denoised_backend_switch_total{cause=\"force\"} 1",
         "denoised_queue_wait_seconds_count 1",
         "denoised_jobs_total{model=\"m\",outcome=\"SUCCEEDED\"} 1",
         "denoised_model_load_seconds_count{model=\"m\"} 1",
