@@ -249,10 +249,14 @@ class Convolver {
     const int64_t taps = (tap_frame * call_.taps.rows + tap_row) * call_.taps.columns;
     for (const Chain& chain : chains_) {
       const int64_t unit = (taps + chain.column) * channels_.units + chain.unit;
+      const int64_t step = weight_.unit_bytes() / count;  // each tile fetches its part of the next
       for (int64_t p = 0; p < weight_.panels(); ++p) {
+        const char* const soon = weight_.Panel(p + 1 < weight_.panels() ? p + 1 : 0, unit);
         for (int64_t i = 0; i < count; ++i) {
           if (!inside[i]) continue;
           GemmTile tile{};
+          tile.soon = soon + i * step * chain.units * chain.runs;
+          tile.soon_step = step;
           tile.rows = StripOf(scratch, i) + chain.unit * kStrip + chain.column;
           tile.panel = weight_.Panel(p, unit);
           tile.units = chain.units;
