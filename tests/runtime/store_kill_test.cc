@@ -171,7 +171,8 @@ class KilledStore : public testing::Test {
 
   void Check() {
     CheckIntegrity();
-    const auto store = OpenJobStore(options_, &logger_.logger);
+    QuietLogger logger;  // with the thread that it has: none may run where a child is forked
+    const auto store = OpenJobStore(options_, &logger.logger);
     std::map<std::string, AcceptedJob> recovered;
     for (AcceptedJob& job : store->Recover()) recovered[job.snapshot.id] = std::move(job);
     for (int job = 0; job < log_->jobs; ++job) CheckJob(*store, recovered, job);
@@ -244,7 +245,6 @@ class KilledStore : public testing::Test {
   }
 
  protected:
-  QuietLogger logger_;
   TemporaryFolder folder_;
   StoreOptions options_;
   Log* log_ = nullptr;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "runtime/store/hooks.h"
@@ -31,7 +32,8 @@ class DurableStore : public testing::Test {
   // Ends the store that there is, and opens the folder anew.
   JobStore& Reopen() {
     store_.reset();
-    store_ = OpenJobStore(options_, &logger_.logger);
+    if (!logger_) logger_.emplace();
+    store_ = OpenJobStore(options_, &logger_->logger);
     return *store_;
   }
   JobStore& store() { return *store_; }
@@ -39,7 +41,22 @@ class DurableStore : public testing::Test {
     return std::filesystem::path(options_.state_dir) / name;
   }
 
-  QuietLogger logger_;
+  // A server that dies without a word: a child, forked while no thread runs here.
+  void DieAfter(const std::function<void(JobStore&)>& work) {
+    store_.reset();
+    logger_.reset();
+    const pid_t child = fork();
+    if (child == 0) {
+      Logger logger(std::tmpfile());
+      const auto store = OpenJobStore(options_, &logger);
+      store->Recover();
+      work(*store);
+      _exit(0);
+    }
+    ASSERT_EQ(AwaitChild(child), 0);
+  }
+
+  std::optional<QuietLogger> logger_;
   TemporaryFolder folder_;
   StoreOptions options_;
   std::unique_ptr<JobStore> store_;
@@ -120,21 +137,8 @@ TEST_F(DurableStore, DeadlinesAreTimesOfDay) {
   EXPECT_LT(*jobs[1].request.deadline, now + minutes(11));
 }
 
-// Dies without a word, as far as the folder knows: the child holds the store and is killed.
-void DieAfter(const StoreOptions& options, const std::function<void(JobStore&)>& work) {
-  const pid_t child = fork();
-  if (child == 0) {
-    Logger logger(std::tmpfile());
-    const auto store = OpenJobStore(options, &logger);
-    store->Recover();
-    work(*store);
-    _exit(0);
-  }
-  ASSERT_EQ(AwaitChild(child), 0);
-}
-
 TEST_F(DurableStore, AttemptsAreCountedAndCrashesAmongThem) {
-  DieAfter(options_, [](JobStore& store) {
+  DieAfter([](JobStore& store) {
     store.Add(NewJob("a"), NewRequest());
     store.Add(NewJob("waits"), NewRequest());
     if (store.Start("a") != 1) _exit(1);
@@ -150,8 +154,7 @@ TEST_F(DurableStore, AttemptsAreCountedAndCrashesAmongThem) {
   jobs = Reopen().Recover();
   EXPECT_EQ(jobs[0].snapshot.attempt, 2);
   EXPECT_EQ(jobs[0].crashes, 1) << "a stop in order is none";
-  store_.reset();
-  DieAfter(options_, [](JobStore& store) {
+  DieAfter([](JobStore& store) {
     if (store.Start("a") != 3) _exit(1);
   });
   EXPECT_EQ(Reopen().Recover()[0].crashes, 2);
@@ -159,7 +162,7 @@ TEST_F(DurableStore, AttemptsAreCountedAndCrashesAmongThem) {
 }
 
 TEST_F(DurableStore, ASuspendedJobStaysSuspended) {
-  DieAfter(options_, [](JobStore& store) {
+  DieAfter([](JobStore& store) {
     store.Add(NewJob("a"), NewRequest());
     store.Start("a");
     store.Update("a", [](JobSnapshot& job) { job.state = JobState::kSuspended; });
@@ -238,7 +241,7 @@ TEST_F(DurableStore, ADamagedCheckpointIsNone) {
   }
   WriteBytes(InState("checkpoints/a"), whole.substr(0, 500));
   EXPECT_EQ(Reopen().Recover()[0].checkpoint, "");
-  EXPECT_THAT(logger_.Text(), HasSubstr("checkpoint.damaged"));
+  EXPECT_THAT(logger_->Text(), HasSubstr("checkpoint.damaged"));
 }
 
 TEST_F(DurableStore, LeftoversAreRemovedAtStartAndNothingElse) {
@@ -329,7 +332,7 @@ TEST_F(DurableStore, OneServerHasTheFolderAndTheOtherIsToldWho) {
   Reopen();
   StoreOptions options = options_;
   try {
-    OpenJobStore(options, &logger_.logger);
+    OpenJobStore(options, &logger_->logger);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), StatusCode::kFailedPrecondition);
@@ -341,15 +344,16 @@ TEST_F(DurableStore, OneServerHasTheFolderAndTheOtherIsToldWho) {
 }
 
 TEST_F(DurableStore, ALockThatADeadServerLeftHoldsNobodyUp) {
-  DieAfter(options_, [](JobStore&) {});
+  DieAfter([](JobStore&) {});
   EXPECT_NE(FileBytes(InState("lock")), "");
   Reopen();
 }
 
 TEST_F(DurableStore, AFolderThatCannotBeMadeIsNamed) {
   options_.state_dir = "/proc/denoised";
+  QuietLogger logger;
   try {
-    OpenJobStore(options_, &logger_.logger);
+    OpenJobStore(options_, &logger.logger);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), StatusCode::kFailedPrecondition);

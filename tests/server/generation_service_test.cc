@@ -399,6 +399,29 @@ TEST_F(GenerationServiceTest, WatchResumesAfterASequence) {
   EXPECT_TRUE(nothing_new->Finish().ok());
 }
 
+TEST_F(GenerationServiceTest, AWatcherThatComesBackIsToldWhatItMissed) {
+  const std::string id = SubmitPrompt("p");
+  const uint64_t seen = Get(id).sequence();
+  for (int i = 1; i <= 5; ++i) engine_->Change(id, [i](JobSnapshot& j) { j.step = i; });
+  engine_->Succeed(id, "x");
+  grpc::ClientContext context;
+  v1::WatchJobRequest request;
+  request.set_job_id(id);
+  request.set_after_sequence(seen);
+  const auto reader = generation_->WatchJob(&context, request);
+  v1::Job job;
+  for (int i = 1; i <= 5; ++i) {
+    ASSERT_TRUE(reader->Read(&job));
+    EXPECT_EQ(job.sequence(), seen + i);
+    EXPECT_EQ(job.step(), i);
+    EXPECT_NE(job.state(), v1::SUCCEEDED);
+  }
+  ASSERT_TRUE(reader->Read(&job));
+  EXPECT_EQ(job.state(), v1::SUCCEEDED);
+  EXPECT_FALSE(reader->Read(&job));
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
 TEST_F(GenerationServiceTest, SlowWatcherSkipsStatesAndSeesTheLast) {
   const std::string id = SubmitPrompt("p");
   // States of 64 KiB fill the stream's window soon, so that the watcher falls behind.
