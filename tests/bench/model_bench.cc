@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -39,6 +40,13 @@ double Seconds(const std::function<void()>& work, int repeat) {
   for (int i = 0; i < repeat; ++i) work();
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   return elapsed.count() / repeat;
+}
+
+// Of all threads; on a machine that others use, nearer to what work takes than the clock is.
+double CpuSeconds() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 at::Tensor ReadTensor(const Json& tensor) {
@@ -203,15 +211,18 @@ class Bench {
       sets.push_back({latents.clone(), at::full({1}, 999 - static_cast<int64_t>(i), at::kLong),
                       &texts[i], plan.get()});
     }
-    std::vector<double> least(counts.size(), INFINITY);
+    std::vector<double> least(counts.size(), INFINITY), busy = least;
     for (int round = 0; round <= request.at("repeat").get<int>(); ++round) {
       for (size_t i = 0; i < counts.size(); ++i) {
         const std::vector<RowSet> some(sets.begin(), sets.begin() + counts[i]);
+        const double before = CpuSeconds();
         const double seconds = Seconds([&] { transformer_->Forward(some); }, 1);
-        if (round > 0) least[i] = std::min(least[i], seconds);
+        if (round == 0) continue;
+        least[i] = std::min(least[i], seconds);
+        busy[i] = std::min(busy[i], CpuSeconds() - before);
       }
     }
-    return {{"seconds", least}};
+    return {{"seconds", least}, {"cpu_seconds", busy}};
   }
 
   Json LoadTextEncoder(const Json& request) {

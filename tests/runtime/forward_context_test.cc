@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <stdexcept>
 #include <thread>
 
@@ -49,6 +50,38 @@ TEST(ForwardContext, HoldsWhatItWasGiven) {
   EXPECT_EQ(seen.expert, 1);
   EXPECT_EQ(seen.attn_metadata, &plan);
   EXPECT_EQ(seen.forward_batch->rows[1].request_id, "job-2");
+}
+
+TEST(ForwardContext, SaysOnceWhatIsSoOfEveryRow) {
+  const ForwardBatch alike{
+      {{"a", Branch::kNone, 3, 750.5, 0.75}, {"b", Branch::kNone, 3, 750.5, 0.75}}};
+  const ForwardContext same = ContextOf(alike);
+  EXPECT_EQ(same.forward_batch, &alike);
+  EXPECT_EQ(same.current_timestep, 3);
+  EXPECT_EQ(same.timestep, 750.5);
+  EXPECT_EQ(same.sigma, 0.75);
+  EXPECT_EQ(same.branch, Branch::kNone);
+
+  const ForwardBatch mixed{{{"a", Branch::kConditional, 3, 750.5, 0.75},
+                            {"a", Branch::kUnconditional, 3, 750.5, 0.75},
+                            {"b", Branch::kNone, 4, 600, 0.5}}};
+  const ForwardContext differing = ContextOf(mixed);
+  EXPECT_EQ(differing.current_timestep, ForwardContext::kMixedStep);
+  EXPECT_TRUE(std::isnan(differing.timestep));
+  EXPECT_TRUE(std::isnan(differing.sigma));
+  EXPECT_EQ(differing.branch, Branch::kMixed);
+}
+
+TEST(ForwardContext, SharedCallsAreSharedOutByRowsAndCountForEachPass) {
+  AttentionTally shared, one, other;
+  shared.Of(AttnBackend::kFlashAttn) = {6, 4.0};
+  one.Of(AttnBackend::kFlashAttn) = {1, 1.0};
+  one.AddShare(shared, 2, 0.5);
+  other.AddShare(shared, 1, 0.25);
+  EXPECT_EQ(one.Of(AttnBackend::kFlashAttn).calls, 13u);
+  EXPECT_DOUBLE_EQ(one.Of(AttnBackend::kFlashAttn).seconds, 3.0);
+  EXPECT_EQ(other.Of(AttnBackend::kFlashAttn).calls, 6u);
+  EXPECT_DOUBLE_EQ(other.Of(AttnBackend::kFlashAttn).seconds, 1.0);
 }
 
 TEST(ForwardContext, NestsAndRestores) {

@@ -86,6 +86,43 @@ TEST_F(AttentionPlannerTest, ABuilderMakesMetadataForEveryStep) {
   EXPECT_EQ(built[1].parameters_json, R"({"window": 3})");
 }
 
+// Real backends: STA tells dense first steps from the others, and with a strategy every step.
+TEST_F(AttentionPlannerTest, EqualSettingsHaveOneMetadataAcrossJobsAndStepsThatAreAlike) {
+  setting_.registry = &BackendRegistry::Default();
+  AttentionSpec spec = SelfSpec();
+  spec.grid = {2, 4, 4};
+  spec.q_len = spec.kv_len = 32;
+  const auto metadata = [&](AttentionPlanner& planner, int64_t step) {
+    return Slot(planner.Prepare({spec}, step, 9), AttentionRole::kSelf).metadata;
+  };
+  const std::string dense_first = R"({"tile":[1,4,4],"dense_first_steps":2})";
+  AttentionPlanner one = Make(AttnBackend::kSlidingTileAttn, dense_first);
+  AttentionPlanner other =
+      Make(AttnBackend::kSlidingTileAttn, R"({"dense_first_steps":2, "tile":[1,4,4]})");
+  const auto dense = metadata(one, 0);
+  EXPECT_EQ(metadata(other, 1), dense) << "another spelling, another step";
+  const auto sparse = metadata(one, 2);
+  EXPECT_NE(sparse, dense);
+  EXPECT_EQ(metadata(other, 7), sparse);
+  AttentionPlanner third = Make(AttnBackend::kSlidingTileAttn, R"({"tile":[1,4,4]})");
+  EXPECT_NE(metadata(third, 3), sparse) << "other parameters";
+  AttentionPlanner by_step =
+      Make(AttnBackend::kSlidingTileAttn, R"({"tile":[1,4,4],"strategy":{"1_0_0":[1,1,1]}})");
+  const auto first = metadata(by_step, 0);
+  EXPECT_NE(metadata(by_step, 1), first);
+  spec.grid = {2, 2, 8};
+  EXPECT_NE(metadata(one, 5), sparse) << "another grid";
+}
+
+TEST_F(AttentionPlannerTest, WhatLayersTalliedInAStepThatWasLeftIsForgotten) {
+  AttentionPlanner planner = Make();
+  Slot(planner.Prepare({SelfSpec()}, 0, 2), AttentionRole::kSelf)
+      .tally->Of(AttnBackend::kTorchSdpa)
+      .calls += 5;
+  RunToEnd(planner, {SelfSpec()}, 0, 2, 3);
+  EXPECT_EQ(planner.Entries().at(0).calls, 3u);
+}
+
 TEST_F(AttentionPlannerTest, AnotherBackendGetsNeitherTheMetadataNorTheParameters) {
   AttentionPlanner planner = Make(AttnBackend::kSageAttn, R"({"of": "sage"})");
   planner.Prepare(specs_, 0, 3);
