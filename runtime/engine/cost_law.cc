@@ -21,6 +21,8 @@ constexpr Vector kDoubt = {0.3, 0.4, 0.0, 0.5, 0.6};
 // How far a neighbour's error reaches, in powers of e of the size, and the weight of "no error".
 constexpr double kReach = 0.5;
 constexpr double kTrustInLaw = 0.5;
+// Seconds. A law without a constant would have a unit whose sizes nobody knows take no time.
+constexpr double kLeast = 1e-6;
 
 // Least squares over the terms in `chosen`, from the normal equations; empty where they are not
 // independent or one would be negative.
@@ -115,7 +117,9 @@ void CostLaw::Fit() {
   }
 }
 
-double CostLaw::Law(const UnitSize& size) const { return Product(TermsOf(size), coefficients_); }
+double CostLaw::Law(const UnitSize& size) const {
+  return std::max(kLeast, Product(TermsOf(size), coefficients_));
+}
 
 double CostLaw::Seconds(const UnitSize& size) const {
   double missed = 0, weights = kTrustInLaw;

@@ -11,6 +11,7 @@ namespace {
 
 // A work without a deadline is due when it has waited so many times as long as it takes.
 constexpr std::array<double, 3> kStretch = {128, 16, 1};  // BATCH, NORMAL, URGENT
+constexpr double kMostSeconds = 1e8;
 constexpr double kLeastLength = 0.1;  // seconds; below it works are served as they come
 // Who is given up where deadlines cannot be met: the longest, as if it were so much longer.
 constexpr std::array<double, 3> kWeight = {4, 1, 0.25};
@@ -27,6 +28,9 @@ double SecondsOf(TimePoint time) {
   return std::chrono::duration<double>(time.time_since_epoch()).count();
 }
 
+// A prediction that is none must not make an order that is none.
+double Sane(double seconds) { return std::min(std::max(0.0, seconds), kMostSeconds); }
+
 double SoftDue(const Work& work, double from) {
   return from + kStretch[static_cast<size_t>(work.priority)] * (work.seconds_left + kLeastLength);
 }
@@ -34,10 +38,12 @@ double SoftDue(const Work& work, double from) {
 }  // namespace
 
 WorkQueue::Kept WorkQueue::Keep(const Work& work) const {
-  Kept kept{.work = work, .key = {.id = work.id}, .length = work.seconds_left};
+  Kept kept{.work = work, .key = {.id = work.id}, .length = Sane(work.seconds_left)};
+  kept.work.seconds_left = kept.length;
   if (fifo()) return kept;
   kept.bound = work.deadline.has_value();
-  kept.key.due = kept.bound ? SecondsOf(*work.deadline) : SoftDue(work, SecondsOf(work.arrived));
+  kept.key.due =
+      kept.bound ? SecondsOf(*work.deadline) : SoftDue(kept.work, SecondsOf(work.arrived));
   return kept;
 }
 
@@ -149,6 +155,7 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   const bool leaves = moves || kept.work.batch != progress.batch;
   if (leaves) LeaveBatch(kept);
   static_cast<WorkProgress&>(kept.work) = progress;
+  kept.work.seconds_left = Sane(progress.seconds_left);
   if (leaves) EnterBatch(kept);
   Tenant& tenant = tenants_.at(TenantOf(kept.work));
   const OrderTree::Entry entry = EntryOf(kept);
@@ -296,9 +303,9 @@ double WorkQueue::PredictedFinish(const Work& work, TimePoint now) {
   Kept kept = Keep(work);
   kept.key.id = std::numeric_limits<WorkId>::max();  // after all that are due at once
   if (kept.bound && WouldBeGivenUp(kept, SecondsOf(now))) {
-    kept.key.due = SoftDue(work, SecondsOf(now));
+    kept.key.due = SoftDue(kept.work, SecondsOf(now));
   }
-  return Ahead(kept.key, TenantOf(work), kept.length).seconds + work.seconds_left;
+  return Ahead(kept.key, TenantOf(work), kept.length).seconds + kept.length;
 }
 
 std::vector<WorkId> WorkQueue::Expired(TimePoint now) const {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
@@ -138,6 +139,25 @@ TEST(CostModelTest, WhereNothingRanThereIsAGuessAndItSaysSo) {
   EXPECT_GT(model.Seconds(Step(6240), 1), model.Seconds(Step(96), 1));
   EXPECT_GT(model.Seconds({}, 1), 0);
   EXPECT_EQ(model.WorthRows(Step(96), 16), 1);
+}
+
+TEST(CostModelTest, ShapesOfUnknownSizeHaveATimeToo) {
+  CostModel model;
+  UnitKey nameless = Step(96);
+  nameless.group = "?";
+  nameless.multiply_adds = nameless.tokens = 0;
+  for (int i = 0; i < 10; ++i) {
+    for (int64_t tokens : {96, 320, 1560}) {
+      model.Observe(Step(tokens), 1, static_cast<double>(tokens) * 1e-3);
+    }
+  }
+  const double guess = model.Seconds(nameless, 1);
+  EXPECT_TRUE(std::isfinite(guess) && guess > 0);
+  model.Observe(nameless, 1, 0.3);
+  nameless.group = "another";
+  EXPECT_TRUE(std::isfinite(model.Seconds(nameless, 2)));
+  EXPECT_GT(model.Seconds(nameless, 2), 0);
+  EXPECT_TRUE(std::isfinite(model.Seconds(Step(780), 1)));
 }
 
 TEST(CostModelTest, TimesThatAreNoneAreIgnored) {

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <random>
 
@@ -249,6 +251,26 @@ TEST(WorkQueueTest, WhatHasRunIsNotAheadAnyMore) {
   ASSERT_TRUE(removed);
   EXPECT_DOUBLE_EQ(removed->seconds_left, 4);
   EXPECT_DOUBLE_EQ(queue.SecondsAhead(2), 0);
+}
+
+TEST(WorkQueueTest, APredictionThatIsNoneStillLeavesAnOrder) {
+  WorkQueue queue;
+  const double infinite = std::numeric_limits<double>::infinity();
+  WorkId id = 1;
+  for (double seconds : {std::nan(""), infinite, -infinite, -1.0, 1e300, 5.0}) {
+    queue.Add(Arrives(id++, 0, seconds));
+    queue.Add(WithDeadline(Arrives(id++, 0, seconds), 100));
+    queue.Update(id - 1, Begun(seconds));
+    EXPECT_GE(queue.PredictedFinish(Arrives(99, 0, seconds), At(0)), 0);
+  }
+  std::vector<bool> ranks(12, false);
+  for (WorkId one = 1; one < id; ++one) {
+    EXPECT_GE(queue.SecondsAhead(one), 0);
+    ranks.at(static_cast<size_t>(queue.Rank(one))) = true;
+  }
+  EXPECT_EQ(std::count(ranks.begin(), ranks.end(), true), 12);
+  while (const auto lead = queue.Lead(At(0), true)) queue.Remove(*lead);
+  EXPECT_EQ(queue.size(), 0);
 }
 
 TEST(WorkQueueTest, SaysWhoseDeadlineHasCome) {
