@@ -48,6 +48,8 @@ MARKS = {
     "B1b": Mark("the same, share of what a schedule meets that knows everything", 0.90, 0.97),
     "B2": Mark("p99 of short jobs at load 0.8 against first come, first served", 4.0, 10.0),
     "B5": Mark("median error of a predicted step on unseen shapes", 0.08, 0.03, lower=True),
+    "B8f": Mark("rate of a row in a forward of many against alone, tiny"),
+    "B9": Mark("the same above saturation, mid", 0.98, 1.0),
     "B15": Mark("queue decision at 100,000 queued jobs over one at 10", 4.0, 2.0, lower=True),
     "B16": Mark("jobs done a minute at ten times the load, of the uncontended rate", 0.95, 0.99),
     "C1": Mark("unary calls on an idle server against a bare echo", round(1 / 1.3, 3), round(1 / 1.1, 3)),

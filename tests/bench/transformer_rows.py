@@ -7,7 +7,7 @@ from inputs import (dtype_error, model_folder, our_worker, pairwise, peer_worker
                     scratch_inputs)
 from pairs import ROOT, under_roofline
 
-ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11")
+ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9")
 
 # Latents of a forward: frames, height, width. Patches are 1 x 2 x 2.
 LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104), "shipped": (5, 16, 16)}
@@ -127,7 +127,26 @@ def overhead_row(options):
                 "value": call / forward, "dtype": dtype, "calls_seconds": call, "forward_seconds": forward}
 
 
+def shared_forward_row(options, row, preset, counts, repeat):
+    """Rows of one forward, each a job's, against forwards of one row: in one run, by the clock, and in
+    `cpu_rates` by the processor's time, which says what rows share when the machine has other work.
+    """
+    with our_worker(options) as ours, scratch_inputs() as inputs:
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+        load((ours,), folder_of(preset), dtype)
+        request = {**forward_request(inputs, preset, repeat), "do": "forward_rows", "rows": counts}
+        answer = ours.ask(**request)
+        rates = {kind: [answer[kind][0] * count / seconds for count, seconds in zip(counts, answer[kind])]
+                 for kind in ("seconds", "cpu_seconds")}
+        return {"row": row, "name": f"rate of a row in a forward of {counts[-1]} against alone, {preset}, {dtype}",
+                "value": rates["seconds"][-1], "rows": counts, "rates": rates["seconds"],
+                "cpu_rates": rates["cpu_seconds"], "seconds": answer["seconds"], "dtype": dtype}
+
+
 def measure(options, rows):
+    for row, preset, counts, repeat in (("B8f", "tiny", [1, 2, 4, 8, 16], 40), ("B9", "mid", [1, 2, 4, 8], 2)):
+        if row in rows:
+            yield shared_forward_row(options, row, preset, counts, repeat)
     if {"A1", "A3"} & set(rows):
         yield from diffusers_rows(options, rows)
     for row, function in (("A2", compiled_row), ("A1i", int8_row), ("A3b", earlier_row), ("A11", overhead_row)):
