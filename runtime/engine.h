@@ -1,8 +1,10 @@
 // The engine: one thread that owns a device, its models and its random numbers. Torch-free face.
 //
-// Two crossings only: the job queue in, the job store (and the Denoise callback) out. Between two
-// steps the engine looks at forces and waiting Denoise calls; at cancels, deadlines and its own end
-// also inside a step, at the stop points of models, backends and encoders (backends/stop_point.h).
+// Two crossings only: work in, the job store (and the Denoise callback) out. The thread runs units:
+// a prompt, one denoising step of all that can share it, a chunk of frames. Between two of them it
+// looks at arrivals, forces, cancels, deadlines and the order of the work, so that nobody waits
+// longer than one unit for a turn; at cancels, deadlines and its own end also inside a unit, at the
+// stop points of models, backends and encoders (backends/stop_point.h). Files are written beside it.
 #ifndef DENOISED_RUNTIME_ENGINE_H_
 #define DENOISED_RUNTIME_ENGINE_H_
 
@@ -36,10 +38,18 @@ struct EngineOptions {
   std::string keep_text_encoder = "auto";
   std::string variant;  // of the weight files ("fp16"); "" = the plain ones, else the only one
   bool strict_repository = false;  // one folder that cannot be loaded fails Create
-  // Jobs, results, and the digests of files that a start need not read again; "" = jobs and results
-  // are in memory, nothing outlives the process.
+  // Where jobs, results and checkpoints outlive the process, with digests of files and the times of
+  // units; "" = nothing does.
   std::string state_dir;
   std::optional<AttnBackend> environment_backend;  // FASTVIDEO_ATTENTION_BACKEND
+  // The order of work: by deadlines, priorities and fair shares, or of arrival, one after the other.
+  enum class Policy : uint8_t { kDeadline, kFifo };
+  Policy policy = Policy::kDeadline;
+  bool batching = true;         // steps that can share a forward do
+  int64_t max_batch_rows = 16;  // of a forward
+  int64_t max_running_jobs = 0;  // that have begun and not ended; 0 = as many as memory holds
+  // Steps between two checkpoints of a job; 0 = none, -1 = as often as costs next to nothing.
+  int64_t checkpoint_every = -1;
   int64_t max_queued_jobs = 64;
   int64_t max_queued_denoise_calls = 256;
   int64_t max_finished_jobs = 256;
@@ -103,12 +113,21 @@ class Engine {
 
   // Any thread, all of these.
 
-  // Validates and queues. The value is INVALID_ARGUMENT (field named), NOT_FOUND (model),
-  // RESOURCE_EXHAUSTED (queue full, reason QUEUE_FULL; more than fits, reason MEMORY),
-  // UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE (draining, reason
-  // DRAINING).
+  // Validates and queues; the job is kept (on disk, where the store is durable) when this returns.
+  // The value is INVALID_ARGUMENT (field named), NOT_FOUND (model), RESOURCE_EXHAUSTED (queue full,
+  // reason QUEUE_FULL; more than fits, reason MEMORY; nowhere to keep it, reason DISK),
+  // FAILED_PRECONDITION (reason DEADLINE_UNREACHABLE), ALREADY_EXISTS (the key of another request,
+  // reason IDEMPOTENCY_KEY), UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE
+  // (draining, reason DRAINING).
   virtual SubmitResult Submit(GenerationRequest request) = 0;
   virtual CancelResult Cancel(const std::string& job_id) = 0;
+  // Puts a job aside at its next boundary of units, and lets it go on from there, with the same
+  // bits. No value: done, or it was so. NOT_FOUND; FAILED_PRECONDITION where it has ended, or its
+  // files are being written.
+  virtual std::optional<Error> Suspend(const std::string& job_id) = 0;
+  virtual std::optional<Error> Resume(const std::string& job_id) = 0;
+  // Forgets an ended job with its files. NOT_FOUND, FAILED_PRECONDITION.
+  virtual std::optional<Error> Delete(const std::string& job_id) = 0;
   virtual JobStore& jobs() = 0;
 
   // One step. `done` runs exactly once, on the engine thread (or on the caller's, for an early
@@ -132,17 +151,22 @@ class Engine {
   virtual std::vector<Explanation> Explain(const ExplainQuery& query) const = 0;
 
   virtual int64_t queue_depth() const = 0;   // waiting jobs
-  virtual int64_t running_jobs() const = 0;  // 0 or 1
+  virtual int64_t running_jobs() const = 0;  // that have begun and not ended
 
   // Refuses new work from now on; queued and running jobs go on. Idempotent.
   virtual void Drain() = 0;
   virtual bool draining() const = 0;
-  // True once nothing is queued or running; waits at most `timeout`.
+  // Drains; where the store is durable, jobs that wait stay there for the next start.
+  virtual void BeginNoMore() = 0;
+  // Since BeginNoMore on a durable store: what does not run goes on at the next start only.
+  virtual bool leaves_waiting() const = 0;
+  // True once nothing runs, and nothing waits but what BeginNoMore leaves; waits at most `timeout`.
   virtual bool WaitIdle(std::chrono::milliseconds timeout) = 0;
-  // Drains, and cancels every job and call. Returns at once: what runs ends at its next stop point,
-  // everything else has ended already.
-  virtual void CancelAll() = 0;
-  // CancelAll, then joins the thread. The destructor does the same.
+  // Drains, and ends all work: jobs go on at the next start where the store is durable, and are
+  // cancelled else. Returns at once: what runs ends at its next stop point, everything else has
+  // ended already.
+  virtual void Stop() = 0;
+  // Stop, then joins the thread. The destructor does the same.
   virtual void Shutdown() = 0;
 };
 

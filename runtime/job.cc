@@ -72,6 +72,10 @@ std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name) {
 
 std::string_view ArtifactMediaType(ArtifactFormat format) { return RowOf(format).media_type; }
 
+JobError ToJobError(const Error& error) {
+  return {error.code(), error.what(), error.field(), error.reason()};
+}
+
 std::string_view PriorityName(Priority priority) {
   constexpr std::array<std::string_view, 3> kNames = {"BATCH", "NORMAL", "URGENT"};
   return kNames.at(static_cast<size_t>(priority));

@@ -135,6 +135,7 @@ struct JobError {
   StatusCode code = StatusCode::kUnknown;
   std::string message, field, reason;
 };
+JobError ToJobError(const Error& error);
 
 // A job at one moment. Cheap to copy except for the receipt (kilobytes).
 struct JobSnapshot {

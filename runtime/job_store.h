@@ -76,6 +76,9 @@ class JobStore {
   // Blocks: never call it under a lock that a reader or the engine thread needs.
   virtual std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                            const GenerationRequest& request) = 0;
+  // The job that the request's key made before, as Add would give it; empty where none did, or the
+  // request has no key. Throws ALREADY_EXISTS as Add does.
+  virtual std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const = 0;
   // Once, before anything else: jobs that had not ended when the last server stopped or died,
   // oldest first. Ended ones are there for Get and List.
   virtual std::vector<AcceptedJob> Recover() = 0;

@@ -35,9 +35,17 @@ class Observer {
   virtual void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) {}
   // The self-attention backend changed between two steps of a job.
   virtual void OnBackendSwitch(SelectionSource cause) {}
-  virtual void OnJobStarted(const std::string& model, double queue_wait_seconds) {}
+  // Its first unit is next, or the first one after it was put aside or its server ended.
+  virtual void OnJobStarted(const std::string& model, Priority priority,
+                            double queue_wait_seconds) {}
   // Any thread (a queued job may be cancelled from outside).
   virtual void OnJobFinished(const std::string& model, JobState outcome) {}
+  // A job's state was handed to the store; seconds that it held the engine thread.
+  virtual void OnCheckpoint(const std::string& model, double seconds) {}
+  // A job that had begun was passed over for another one.
+  virtual void OnPreemption(const std::string& model) {}
+  // A job goes on from a checkpoint, or from its beginning after another attempt.
+  virtual void OnJobResumed(const std::string& model, bool from_checkpoint) {}
   virtual void OnModelLoaded(const std::string& model, double seconds) {}
   // A folder that could not be loaded; the values are FailedModel's.
   virtual void OnModelFailed(const std::string& model, const std::string& reason) {}

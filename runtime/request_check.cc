@@ -1,6 +1,8 @@
 #include "runtime/request_check.h"
 
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -130,9 +132,32 @@ void CheckGeometry(int64_t height, int64_t width, int64_t num_frames, const Geom
   }
 }
 
+namespace {
+
+void CheckTenant(const std::string& tenant) {
+  constexpr size_t kMost = 64;
+  const bool plain = std::all_of(tenant.begin(), tenant.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '.' || c == '_' || c == '-';
+  });
+  if (plain && tenant.size() <= kMost) return;
+  throw InvalidField("tenant", "at most 64 of a-z, A-Z, 0-9, '.', '_' and '-'");
+}
+
+void CheckIdempotencyKey(const std::string& key) {
+  constexpr size_t kMost = 128;
+  const bool plain =
+      std::all_of(key.begin(), key.end(), [](unsigned char c) { return c > 0x20 && c < 0x7f; });
+  if (plain && key.size() <= kMost) return;
+  throw InvalidField("idempotency_key", "at most 128 printable characters of ASCII, no blanks");
+}
+
+}  // namespace
+
 ResolvedParameters ResolveRequest(const GenerationRequest& request,
                                   const ResolvedParameters& defaults, const GeometryRules& rules) {
   ResolvedParameters resolved = defaults;
+  CheckTenant(request.tenant);
+  CheckIdempotencyKey(request.idempotency_key);
   CheckLimit("prompt", Bytes(request.prompt));
   if (request.negative_prompt) {
     CheckLimit("negative_prompt", Bytes(*request.negative_prompt));

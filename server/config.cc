@@ -113,6 +113,49 @@ std::vector<Flag> ComputeFlags(Config* config) {
   };
 }
 
+std::vector<Flag> OrderFlags(Config* config) {
+  EngineOptions* engine = &config->engine;
+  return {
+      {"policy", "POLICY", "deadline",
+       "Whose step is next: deadline (by deadlines, priorities and fair shares of the tenants; "
+       "what "
+       "is more urgent overtakes at the next step) or fifo (in the order of arrival, to the end).",
+       [engine](const std::string& text) {
+         std::string name;
+         SetChoice("policy", {"deadline", "fifo"}, &name)(text);
+         engine->policy =
+             name == "fifo" ? EngineOptions::Policy::kFifo : EngineOptions::Policy::kDeadline;
+       }},
+      {"batching", "ON", "on",
+       "on or off: whether jobs and calls of one model and shape share the forwards of their "
+       "steps. "
+       "No result depends on it.",
+       [engine](const std::string& text) {
+         std::string name;
+         SetChoice("batching", {"on", "off"}, &name)(text);
+         engine->batching = name == "on";
+       }},
+      {"max_batch_rows", "N", "16",
+       "Rows of one forward, 1 to 256; a job with guidance has two. As many share it as pay.",
+       SetInt("max_batch_rows", 1, 256, [engine](int64_t n) { engine->max_batch_rows = n; })},
+      {"max_running_jobs", "N", "0",
+       "Jobs that have begun and not ended, 1 to 100000; 0 = as many as memory holds.",
+       SetInt("max_running_jobs", 0, 100000,
+              [engine](int64_t n) { engine->max_running_jobs = n; })},
+      {"checkpoint_every", "N", "auto",
+       "auto, off or a number of steps: how often a running job's state is kept in the state "
+       "folder. auto is as often as costs next to nothing.",
+       [engine](const std::string& text) {
+         if (text == "auto" || text == "off") {
+           engine->checkpoint_every = text == "auto" ? -1 : 0;
+         } else {
+           SetInt("checkpoint_every", 1, 10000,
+                  [engine](int64_t n) { engine->checkpoint_every = n; })(text);
+         }
+       }},
+  };
+}
+
 std::vector<Flag> LimitFlags(Config* config) {
   EngineOptions* engine = &config->engine;
   return {
@@ -149,9 +192,10 @@ std::vector<Flag> LimitFlags(Config* config) {
        SetInt("max_message_mib", 1, 1024,
               [config](int64_t n) { config->max_message_bytes = n * kMiB; })},
       {"drain_grace", "TIME", "30s",
-       "After SIGTERM: how long queued and running jobs, open streams and results that were not "
-       "fetched yet (for 5 s after the job's end) may go on before they are cancelled (500ms, 30s, "
-       "5m; at most 24h). A second signal ends the process at once.",
+       "After SIGTERM: how long running work and open streams may go on (500ms, 30s, 5m; at most "
+       "24h). Then jobs are kept as checkpoints for the next start. With --state_dir=none waiting "
+       "jobs run too, results that nobody fetched are kept for 5 s after their job's end, and what "
+       "is left is cancelled. A second signal ends the process at once.",
        SetDrainGrace(config)},
   };
 }
@@ -182,7 +226,8 @@ std::vector<Flag> ConnectionFlags(Config* config) {
 // Everything that the file may say too.
 std::vector<Flag> FileFlags(Config* config) {
   std::vector<Flag> flags = WhereFlags(config);
-  for (auto part : {ComputeFlags(config), LimitFlags(config), ConnectionFlags(config)}) {
+  for (auto part :
+       {ComputeFlags(config), OrderFlags(config), LimitFlags(config), ConnectionFlags(config)}) {
     flags.insert(flags.end(), part.begin(), part.end());
   }
   flags.push_back({"log_level", "LEVEL", "info",

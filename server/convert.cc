@@ -216,6 +216,12 @@ void FillProgress(const JobSnapshot& job, v1::Job* message) {
   message->set_num_steps(job.num_steps);
   if (job.eta_seconds) *message->mutable_eta() = DurationToProto(*job.eta_seconds);
   message->set_queue_position(job.queue_position);
+  if (job.starts_in_seconds) {
+    *message->mutable_starts_in() = DurationToProto(*job.starts_in_seconds);
+  }
+  message->set_attempt(job.attempt);
+  message->set_priority(static_cast<v1::Priority>(static_cast<int>(job.priority) + 1));
+  message->set_tenant(job.tenant);
 }
 
 void FillTimes(const JobSnapshot& job, v1::Job* message) {
@@ -267,6 +273,15 @@ void AddDetails(const JobError& error, google::rpc::Status* status) {
   }
 }
 
+Priority PriorityFromProto(v1::Priority priority) {
+  if (!v1::Priority_IsValid(priority)) {
+    throw InvalidField("priority",
+                       "BATCH, NORMAL or URGENT, got number " + std::to_string(priority));
+  }
+  if (priority == v1::PRIORITY_UNSPECIFIED) return Priority::kNormal;
+  return static_cast<Priority>(priority - 1);
+}
+
 }  // namespace
 
 GenerationRequest FromProto(v1::GenerationRequest&& message) {
@@ -297,6 +312,10 @@ GenerationRequest FromProto(v1::GenerationRequest&& message) {
     request.deadline =
         std::chrono::steady_clock::now() + FromProto(message.time_limit(), "time_limit");
   }
+  request.priority = PriorityFromProto(message.priority());
+  request.tenant = message.tenant();
+  request.idempotency_key = message.idempotency_key();
+  request.best_effort_deadline = message.best_effort_deadline();
   return request;
 }
 

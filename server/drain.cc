@@ -21,10 +21,14 @@ milliseconds Left(Clock::time_point deadline) {
   return std::chrono::ceil<milliseconds>(std::max(deadline - Clock::now(), Clock::duration(0)));
 }
 
-// Jobs that did not reach a cancel point in time.
-void DeclareCancelled(JobStore* jobs, Logger* logger) {
+// Jobs that did not reach a stop point in time: cancelled, or begun again by the next server.
+void Abandon(JobStore* jobs, Logger* logger) {
   for (const JobSnapshot& job : jobs->List(JobState::kRunning, 1000, "").jobs) {
     logger->Warning("job_abandoned", {{"job", job.id}});
+    if (jobs->durable()) {
+      jobs->Interrupt(job.id);
+      continue;
+    }
     jobs->Update(job.id, [](JobSnapshot& snapshot) {
       snapshot.state = JobState::kCancelled;
       snapshot.finished_at = std::chrono::system_clock::now();
@@ -39,15 +43,17 @@ bool WaitQuiet(Engine* engine, const OpenCalls& calls, milliseconds grace) {
   const auto deadline = Clock::now() + grace;
   for (;;) {
     if (!engine->WaitIdle(Left(deadline)) || !calls.WaitNone(deadline)) return false;
-    if (engine->jobs().CountUnfetched(kResultWait) == 0 && calls.count() == 0) return true;
+    const bool fetched =
+        engine->jobs().durable() || engine->jobs().CountUnfetched(kResultWait) == 0;
+    if (fetched && calls.count() == 0) return true;
     if (Clock::now() >= deadline) return false;
     std::this_thread::sleep_for(std::min(kLook, Left(deadline)));
   }
 }
 
-void CancelWork(Engine* engine, const OpenCalls& calls, Logger* logger) {
-  engine->CancelAll();
-  if (!engine->WaitIdle(kCancelWait)) DeclareCancelled(&engine->jobs(), logger);
+void EndWork(Engine* engine, const OpenCalls& calls, Logger* logger) {
+  engine->Stop();
+  if (!engine->WaitIdle(kCancelWait)) Abandon(&engine->jobs(), logger);
   calls.WaitNone(Clock::now() + kStreamWait);
 }
 

@@ -2,7 +2,9 @@
 //
 // 1. Until the grace is over: no new work. What runs goes on, so do open streams, and a client that
 //    has not yet fetched its result still can.
-// 2. Then everything is cancelled, and watchers see the terminal state.
+//    Jobs that wait in a durable store stay there for the next start, and their watchers are told.
+// 2. Then everything is ended: kept for the next start where the store is durable, cancelled else.
+//    Watchers see it.
 // 3. Then gRPC closes, which is the server's business.
 #ifndef DENOISED_SERVER_DRAIN_H_
 #define DENOISED_SERVER_DRAIN_H_
@@ -23,8 +25,8 @@ inline constexpr std::chrono::seconds kResultWait{5};
 bool WaitQuiet(Engine* engine, const OpenCalls& calls, std::chrono::milliseconds grace);
 
 // Phase 2; takes at most a second and a half. A job that is still inside a step by then is declared
-// CANCELLED all the same, so that its watchers know.
-void CancelWork(Engine* engine, const OpenCalls& calls, Logger* logger);
+// CANCELLED, or left to the next start, all the same, so that its watchers know.
+void EndWork(Engine* engine, const OpenCalls& calls, Logger* logger);
 
 }  // namespace denoised
 

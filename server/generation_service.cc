@@ -105,6 +105,12 @@ v1::Job Cancel(Engine& engine, const std::string& id) {
   return ToProto(FindJob(engine, id));
 }
 
+// After a verb that may refuse.
+v1::Job NowOrRefusal(Engine& engine, const std::string& id, const std::optional<Error>& refusal) {
+  if (refusal) throw *refusal;
+  return ToProto(FindJob(engine, id));
+}
+
 // Runs `make`, which starts a stream; a failure before that becomes the stream's status.
 template <typename Make>
 Stream* StartStream(const CallTimer& timer, const Make& make) {
@@ -145,10 +151,40 @@ grpc::ServerUnaryReactor* GenerationService::ListJobs(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* GenerationService::CancelJob(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::CancelJobRequest>(context, in, out, with_.metrics, "CancelJob",
-                                           [this](const v1::CancelJobRequest& request) {
-                                             return Cancel(with_.gate->Require(), request.job_id());
-                                           });
+  return AnswerFromPool<v1::CancelJobRequest>(
+      with_.pool, in, out, with_.metrics, "CancelJob", [this](v1::CancelJobRequest&& request) {
+        return Cancel(with_.gate->Require(), request.job_id());
+      });
+}
+
+grpc::ServerUnaryReactor* GenerationService::SuspendJob(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* in,
+                                                        grpc::ByteBuffer* out) {
+  return AnswerFromPool<v1::SuspendJobRequest>(
+      with_.pool, in, out, with_.metrics, "SuspendJob", [this](v1::SuspendJobRequest&& request) {
+        Engine& engine = with_.gate->Require();
+        return NowOrRefusal(engine, request.job_id(), engine.Suspend(request.job_id()));
+      });
+}
+
+grpc::ServerUnaryReactor* GenerationService::ResumeJob(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* in,
+                                                       grpc::ByteBuffer* out) {
+  return AnswerFromPool<v1::ResumeJobRequest>(
+      with_.pool, in, out, with_.metrics, "ResumeJob", [this](v1::ResumeJobRequest&& request) {
+        Engine& engine = with_.gate->Require();
+        return NowOrRefusal(engine, request.job_id(), engine.Resume(request.job_id()));
+      });
+}
+
+grpc::ServerUnaryReactor* GenerationService::DeleteJob(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* in,
+                                                       grpc::ByteBuffer* out) {
+  return AnswerFromPool<v1::DeleteJobRequest>(
+      with_.pool, in, out, with_.metrics, "DeleteJob", [this](v1::DeleteJobRequest&& request) {
+        if (const auto refusal = with_.gate->Require().Delete(request.job_id())) throw *refusal;
+        return v1::DeleteJobResponse();
+      });
 }
 
 Stream* GenerationService::WatchJob(grpc::CallbackServerContext* context,
@@ -204,7 +240,10 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
         if (deadline) {
           request.deadline = std::min(request.deadline.value_or(*deadline), *deadline);
         }
-        stream->Own(SubmitTo(engine, std::move(request)).id);
+        // Under a key the job may be an earlier call's: it belongs to nobody alone.
+        const bool keyed = !request.idempotency_key.empty();
+        const std::string id = SubmitTo(engine, std::move(request)).id;
+        keyed ? stream->Follow(id, 0) : stream->Own(id);
       });
     });
     if (!posted) stream->Open([] { throw TooBusy(); });

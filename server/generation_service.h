@@ -13,9 +13,12 @@ using RawGenerationService = v1::GenerationService::WithRawCallbackMethod_Submit
         v1::GenerationService::WithRawCallbackMethod_WatchJob<
             v1::GenerationService::WithRawCallbackMethod_ListJobs<
                 v1::GenerationService::WithRawCallbackMethod_CancelJob<
-                    v1::GenerationService::WithRawCallbackMethod_FetchArtifact<
-                        v1::GenerationService::WithRawCallbackMethod_Generate<
-                            v1::GenerationService::Service>>>>>>>;
+                    v1::GenerationService::WithRawCallbackMethod_SuspendJob<
+                        v1::GenerationService::WithRawCallbackMethod_ResumeJob<
+                            v1::GenerationService::WithRawCallbackMethod_DeleteJob<
+                                v1::GenerationService::WithRawCallbackMethod_FetchArtifact<
+                                    v1::GenerationService::WithRawCallbackMethod_Generate<
+                                        v1::GenerationService::Service>>>>>>>>>>;
 
 // Thread-safe. Methods as in generation.proto.
 class GenerationService : public RawGenerationService {
@@ -29,6 +32,12 @@ class GenerationService : public RawGenerationService {
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* SuspendJob(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ResumeJob(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* DeleteJob(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
   grpc::ServerWriteReactor<grpc::ByteBuffer>* WatchJob(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in) override;

@@ -108,6 +108,16 @@ std::optional<v1::ArtifactChunk> ChunkSource::Next() {
 
 // ---- WatchStream
 
+namespace {
+
+JobError LeftForTheNextStart() {
+  return {StatusCode::kUnavailable,
+          "the server is draining; the job is kept, and goes on when it starts again", "",
+          "DRAINING"};
+}
+
+}  // namespace
+
 void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
   job_id_ = job_id;
   last_sequence_ = after_sequence;
@@ -147,7 +157,9 @@ PulledStream::Action WatchStream::Next() {
     last_sequence_ = job->sequence;
     return {.message = Wrap(*job), .end = std::nullopt};
   }
-  return final_ ? AfterEnd(*final_) : Action{};
+  if (final_) return AfterEnd(*final_);
+  const bool left = engine_->leaves_waiting() && job->state != JobState::kRunning;
+  return left ? Action{.message = std::nullopt, .end = ToStatus(LeftForTheNextStart())} : Action{};
 }
 
 grpc::ByteBuffer WatchStream::Wrap(const JobSnapshot& job) const {

@@ -133,7 +133,16 @@ struct Metrics::Families {
   GaugeSeries jobs_running = Level("denoised_jobs_running", "Jobs that run.", {});
   Histograms queue_wait_seconds =
       Spread("denoised_queue_wait_seconds", "Time of a job between its acceptance and its start.",
-             {}, SecondsBuckets());
+             {"priority"}, SecondsBuckets());
+  Counters preemptions = Count("denoised_preemptions_total",
+                               "Jobs that had begun and were passed over for another.", {"model"});
+  Histograms checkpoint_seconds = Spread(
+      "denoised_checkpoint_seconds", "Time that a checkpoint of a running job held the device up.",
+      {"model"}, SecondsBuckets());
+  Counters jobs_resumed =
+      Count("denoised_jobs_resumed_total",
+            "Jobs that went on after they were put aside or their server ended, and from where.",
+            {"model", "from"});
   Counters jobs = Count("denoised_jobs_total", "Ended jobs.", {"model", "outcome"});
   Histograms rpc_seconds = Spread("denoised_rpc_seconds", "Time of one call, streams included.",
                                   {"method", "code"}, SecondsBuckets());
@@ -164,7 +173,9 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   // A series that never moved is 0, not absent: alerts and rates need the first point.
   families_->queue_depth.At({});
   families_->jobs_running.At({});
-  families_->queue_wait_seconds.At({});
+  for (Priority priority : {Priority::kBatch, Priority::kNormal, Priority::kUrgent}) {
+    families_->queue_wait_seconds.At({ToText(PriorityName(priority))});
+  }
   families_->models_failed.At({});
   StartCounters();
 }
@@ -239,8 +250,20 @@ void Metrics::OnBackendSwitch(SelectionSource cause) {
   families_->backend_switch.At({ToText(SelectionSourceName(cause))}).Increment();
 }
 
-void Metrics::OnJobStarted(const std::string& model, double queue_wait_seconds) {
-  families_->queue_wait_seconds.At({}).Observe(queue_wait_seconds);
+void Metrics::OnJobStarted(const std::string& model, Priority priority, double queue_wait_seconds) {
+  families_->queue_wait_seconds.At({ToText(PriorityName(priority))}).Observe(queue_wait_seconds);
+}
+
+void Metrics::OnCheckpoint(const std::string& model, double seconds) {
+  families_->checkpoint_seconds.At({model}).Observe(seconds);
+}
+
+void Metrics::OnPreemption(const std::string& model) {
+  families_->preemptions.At({model}).Increment();
+}
+
+void Metrics::OnJobResumed(const std::string& model, bool from_checkpoint) {
+  families_->jobs_resumed.At({model, from_checkpoint ? "checkpoint" : "beginning"}).Increment();
 }
 
 void Metrics::OnJobFinished(const std::string& model, JobState outcome) {
@@ -255,6 +278,9 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   families_->prompt_cache_hits.At({model});
   families_->prompt_cache_misses.At({model});
   families_->prompt_cache_bytes.At({model});
+  families_->preemptions.At({model});
+  families_->checkpoint_seconds.At({model});
+  for (const char* from : {"checkpoint", "beginning"}) families_->jobs_resumed.At({model, from});
 }
 
 void Metrics::OnModelFailed(const std::string& model, const std::string& reason) {

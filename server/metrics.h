@@ -44,7 +44,11 @@ class Metrics : public Observer {
                    std::optional<double> seconds) override;
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override;
   void OnBackendSwitch(SelectionSource cause) override;
-  void OnJobStarted(const std::string& model, double queue_wait_seconds) override;
+  void OnJobStarted(const std::string& model, Priority priority,
+                    double queue_wait_seconds) override;
+  void OnCheckpoint(const std::string& model, double seconds) override;
+  void OnPreemption(const std::string& model) override;
+  void OnJobResumed(const std::string& model, bool from_checkpoint) override;
   void OnJobFinished(const std::string& model, JobState outcome) override;
   void OnModelLoaded(const std::string& model, double seconds) override;
   void OnModelFailed(const std::string& model, const std::string& reason) override;

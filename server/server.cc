@@ -214,8 +214,9 @@ void Server::Drain() {
 
 bool Server::DrainAndWait() {
   Drain();
+  if (engine_) engine_->BeginNoMore();
   const bool quiet = WaitQuiet(engine_.get(), open_calls_, config_.drain_grace);
-  if (!quiet) CancelWork(engine_.get(), open_calls_, logger_);
+  if (!quiet) EndWork(engine_.get(), open_calls_, logger_);
   logger_->Info("server.drained", {{"cancelled", quiet ? "false" : "true"}});
   return quiet;
 }
@@ -224,7 +225,7 @@ void Server::Stop() {
   Drain();
   metrics_.SetGaugeSource({});
   if (engine_) {
-    engine_->CancelAll();
+    engine_->Stop();
     engine_->policy().Clear();  // ends the streams that hold one
   }
   const auto deadline = std::chrono::system_clock::now() + kCallGrace;

@@ -152,6 +152,15 @@ std::vector<ReceiptEntry> AttentionPlanner::Entries() const {
   return entries;
 }
 
+// What is done again where a run goes on comes onto the receipt again.
+void AttentionPlanner::Restore(std::vector<ReceiptEntry> entries, std::vector<std::string> notes) {
+  done_ = std::move(entries);
+  std::erase_if(done_, [](const ReceiptEntry& row) {
+    return row.role == AttentionRole::kTextEncoder || row.role == AttentionRole::kVae;
+  });
+  notes_ = std::move(notes);
+}
+
 std::optional<AttnBackend> AttentionPlanner::Current(AttentionRole role) const {
   const RoleState& state = roles_[static_cast<size_t>(role)];
   return state.spec ? std::optional(state.selection.granted.backend) : std::nullopt;

@@ -66,6 +66,10 @@ class AttentionPlanner {
   // for as long as the planner.
   std::function<AttentionCost(const AttentionSpec&, int64_t rows)> CostNow() const;
 
+  // Of a planner that has prepared nothing yet: what another one's Entries and Notes were, of steps
+  // that need not run again.
+  void Restore(std::vector<ReceiptEntry> entries, std::vector<std::string> notes);
+
   // For the receipt, each sentence once: what the backends that ran had to say, and what others
   // add.
   void AddNote(std::string note);

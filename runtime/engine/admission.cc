@@ -1,20 +1,33 @@
-// What the engine asks of memory before it takes work, and again before it begins it.
+// What the engine asks of a request, of memory and of time before it takes work, and of memory
+// again before it begins it. Any thread.
 #include <algorithm>
+#include <random>
 
 #include "runtime/engine/engine_impl.h"
+#include "runtime/media/artifacts.h"
+#include "runtime/request_check.h"
 
 namespace denoised {
 namespace {
 
 // With the backends that would serve now. A later force can only choose among plans that are
 // bounded (backends/attention_cost.h).
-CostOfAttention CostNow(const Pipeline& pipeline, const AttentionOptions& options) {
-  return [&pipeline, &options](const AttentionSpec& spec, int64_t rows) {
+// `self` (or null) learns which one self-attention would have.
+CostOfAttention CostNow(const Pipeline& pipeline, const AttentionOptions& options,
+                        AttnBackend* self = nullptr) {
+  return [&pipeline, &options, self](const AttentionSpec& spec, int64_t rows) {
     const PlannerSetting& setting = pipeline.planner_setting();
     const Wish granted = ChooseNow(setting, options, spec).granted;
+    if (self != nullptr && spec.role == AttentionRole::kSelf) *self = granted.backend;
     return setting.registry->Find(granted.backend)
         ->backend->Estimate(spec, granted.parameters, rows);
   };
+}
+
+std::string SecondsText(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, seconds < 10 ? "%.1f s" : "%.0f s", seconds);
+  return text;
 }
 
 std::string Described(const ResolvedParameters& p) {
@@ -30,46 +43,165 @@ std::string Described(const DenoiseRequest& request) {
   return "a step of latents [" + shape + "]";
 }
 
+uint64_t RandomWord() {
+  thread_local std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+// 128 random bits, hex.
+std::string NewJobId() {
+  std::string id(32, '0');
+  constexpr std::string_view kHex = "0123456789abcdef";
+  for (size_t word = 0; word < 2; ++word) {
+    uint64_t bits = RandomWord();
+    for (size_t i = 0; i < 16; ++i, bits >>= 4) id[word * 16 + i] = kHex[bits & 15];
+  }
+  return id;
+}
+
+// Seeds stay within what a double holds, so that JSON clients can send them back.
+int64_t DrawSeed() { return static_cast<int64_t>(RandomWord() >> 32); }
+
+void CheckFormats(const std::vector<ArtifactFormat>& formats) {
+  for (ArtifactFormat format : formats) {
+    const auto why_not = WhyNotWritten(format);
+    if (!why_not) continue;
+    throw Error(StatusCode::kUnimplemented, "formats: " + *why_not, "formats",
+                "FORMAT_NOT_IN_BUILD");
+  }
+}
+
+// What it adds beside others, one of which takes so much above what it keeps in its largest unit.
+WorkEstimate Beside(WorkEstimate estimate, int64_t excess) {
+  estimate.peak_bytes = std::max(estimate.peak_bytes, estimate.held_bytes + excess);
+  return estimate;
+}
+
 }  // namespace
 
-WorkEstimate EngineImpl::EstimateOf(const QueuedJob& job, Attention attention) const {
+JobPtr EngineImpl::Admit(GenerationRequest request) {
+  const Pipeline& pipeline = *models_.Find(request.model);
+  const auto job = std::make_shared<JobWork>();
+  job->id = NewJobId();
+  job->parameters = ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
+  if (!request.seed) job->parameters.seed = DrawSeed();
+  pipeline.CheckRun(request, job->parameters);
+  CheckFormats(request.formats);
+  job->request = std::move(request);
+  FillIn(job.get());
+  RequireTime(*job);
+  return job;
+}
+
+// What follows from a request, checked or taken from the store. First without attention, so that no
+// plan is made for what is too large anyway.
+void EngineImpl::FillIn(JobWork* job) const {
+  job->pipeline = models_.Find(job->parameters.model);
+  job->tenant = job->request.tenant;
+  job->priority = job->request.priority;
+  job->deadline = job->request.deadline;
+  job->cancel = std::make_shared<CancelToken>();
+  job->queued_at = std::chrono::steady_clock::now();
+  job->arrived = clock_();
+  job->estimate = EstimateOf(*job, Attention::kLeftOut, 0);
+  RequireMemoryLater(*job);
+  CheckAttention(job);
+  job->estimate = EstimateOf(*job, Attention::kIncluded, 0);
+  RequireMemoryLater(*job);
+  job->left = job->estimate.units;
+}
+
+void EngineImpl::FillIn(CallWork* call) const {
+  call->pipeline = models_.Find(call->request.model);
+  call->pipeline->CheckDenoise(call->request);
+  // One tenant for all of them, beside those of jobs: neither holds the other up.
+  call->tenant = "/calls";
+  call->deadline = call->request.deadline;
+  call->queued_at = std::chrono::steady_clock::now();
+  call->arrived = clock_();
+  call->estimate = call->pipeline->EstimateDenoise(
+      call->request, CostNow(*call->pipeline, call->request.attention, &call->backend));
+  RequireMemory(*call);
+  call->left = call->estimate.units;
+}
+
+// Refuses at once what could only fail later: parameters that do not fit, hidden by a force or not,
+// and a strict request that the layers cannot have. Explain asks the same question.
+void EngineImpl::CheckAttention(JobWork* job) const {
+  for (const AttentionSpec& spec : job->pipeline->DenoiseSpecs(job->parameters)) {
+    const Selection chosen =
+        ChooseNow(job->pipeline->planner_setting(), job->request.attention, spec);
+    if (spec.role == AttentionRole::kSelf) job->backend = chosen.granted.backend;
+  }
+}
+
+// A deadline that by prediction cannot be met is refused, where there is anything to predict from.
+void EngineImpl::RequireTime(const JobWork& job) {
+  if (!job.deadline || job.request.best_effort_deadline || !Known(job)) return;
+  const auto now = clock_();
+  double predicted = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    predicted = table_.queue.PredictedFinish(Queued(job), now);
+  }
+  const double given = std::chrono::duration<double>(*job.deadline - now).count();
+  if (predicted <= given) return;
+  throw Error(StatusCode::kFailedPrecondition,
+              "the job would end in about " + SecondsText(predicted) + ", and its deadline is in " +
+                  SecondsText(given) + "; best_effort_deadline takes it all the same",
+              "time_limit", "DEADLINE_UNREACHABLE");
+}
+
+// ---- memory ------------------------------------------------------------------------------------
+
+// `beside` = what others hold then.
+WorkEstimate EngineImpl::EstimateOf(const JobWork& job, Attention attention, int64_t beside) const {
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
-  return job.pipeline->EstimateRun(job.request, job.parameters, memory_.Available(HeldLater()),
-                                   attention == Attention::kLeftOut
-                                       ? CostOfAttention(nothing)
+  return job.pipeline->EstimateRun(
+      job.request, job.parameters, memory_.Available(HeldLater() + beside),
+      attention == Attention::kLeftOut ? CostOfAttention(nothing)
                                        : CostNow(*job.pipeline, job.request.attention));
 }
 
 // A job that waits may count on what is left of older results then.
-void EngineImpl::RequireMemoryLater(const QueuedJob& job) const {
+void EngineImpl::RequireMemoryLater(const JobWork& job) const {
   memory_.Require(Described(job.parameters), job.estimate, HeldLater());
 }
 
 int64_t EngineImpl::HeldLater() const {
   const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
+  const std::lock_guard lock(mutex_);
   return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults();
 }
 
-// What the models hold by now may be other than when the job came: its estimate is made again.
-void EngineImpl::RequireMemoryNow(QueuedJob* job) const {
-  const WorkEstimate estimate = EstimateOf(*job, Attention::kIncluded);
+// Engine thread. What the models and others hold by now may be other than when the job came: its
+// estimate is made again.
+void EngineImpl::RequireMemoryNow(JobWork* job) {
+  int64_t beside = 0, excess = 0;
   {
     const std::lock_guard lock(mutex_);
-    job->estimate = estimate;
+    table_.ChangeEstimate(job, {});
+    beside = table_.resident_bytes();
+    excess = table_.largest_excess();
   }
-  RequireBesideResults(Described(job->parameters), job->estimate, HeldBesideResults());
+  const WorkEstimate estimate = EstimateOf(*job, Attention::kIncluded, beside);
+  int64_t held = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    table_.ChangeEstimate(job, estimate);
+    held = HeldBesideResults() + beside;
+  }
+  RequireBesideResults(Described(job->parameters), Beside(estimate, excess), held);
 }
 
-// Denoise calls run between a job's steps, beside what it keeps.
-void EngineImpl::RequireMemory(const DenoiseCall& call) const {
-  const WorkEstimate estimate =
-      call.pipeline->EstimateDenoise(call.request, CostNow(*call.pipeline, call.request.attention));
-  int64_t held = HeldBesideResults() + BytesOf(call.request);
+// Calls run beside what jobs keep between their steps.
+void EngineImpl::RequireMemory(const CallWork& call) const {
+  int64_t held = BytesOf(call.request);
   {
     const std::lock_guard lock(mutex_);
-    held += running_ ? running_->estimate.held_bytes : 0;
+    held += HeldBesideResults() + table_.resident_bytes();
   }
-  RequireBesideResults(Described(call.request), estimate, held);
+  RequireBesideResults(Described(call.request), call.estimate, held);
 }
 
 // Work goes before old results: as many as it takes are forgotten.
@@ -83,13 +215,27 @@ void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimat
   memory_.Require(what, estimate, held + kept());
 }
 
+// From here on under mutex_. Requests, and what models have made since loading.
 int64_t EngineImpl::HeldBesideResults() const {
-  const std::lock_guard lock(mutex_);
-  int64_t bytes = running_ ? BytesOf(running_->request) : 0;
-  for (const auto& pipeline : pipelines_) bytes += pipeline->MadeBytes();
-  for (const QueuedJob& job : jobs_) bytes += BytesOf(job.request);
-  for (const DenoiseCall& call : calls_) bytes += BytesOf(call.request);
-  return bytes;
+  return table_.request_bytes() + models_.MadeBytes();
+}
+
+// Whether it fits beside those that have begun, in its own largest unit and in theirs.
+bool EngineImpl::FitsBesideResidents(const EngineWork& work) const {
+  const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
+  const int64_t results = static_cast<int64_t>(kept - std::min(kept, movable));
+  return memory_.Lacking(Beside(work.estimate, table_.largest_excess()),
+                         HeldBesideResults() + results + table_.resident_bytes()) == 0;
+}
+
+// Rows of a forward that the lead's peak leaves room for.
+int64_t EngineImpl::RowsThatFit(const EngineWork& lead) const {
+  const int64_t own = StepUnitOf(lead).rows, row = lead.estimate.row_bytes;
+  if (row <= 0) return options_.max_batch_rows;
+  const int64_t held = HeldBesideResults() + static_cast<int64_t>(store_->artifact_bytes()) +
+                       table_.resident_bytes() - lead.estimate.held_bytes +
+                       lead.estimate.peak_bytes;
+  return own + std::max<int64_t>(0, memory_.Available(held)) / row;
 }
 
 }  // namespace denoised

@@ -38,9 +38,10 @@ class CostModel {
   // Whether Seconds() rests on measured times, of this key or of others of its kind.
   bool known(const UnitKey& key) const;
 
-  // How many rows a forward had better take, 1 to `most`: more as long as a further row adds less
-  // than nine tenths or so of what each takes without it. Where nothing of a call's time is shared
-  // more rows would only delay everybody. What was never tried is tried, twice as many each time.
+  // How many rows a forward may take, 1 to `most`, without loss: more as long as a further row adds
+  // no more, but for noise, than what each takes without it. Where nothing of a call's time is
+  // shared rows neither gain nor lose: that nobody is delayed who must not be is the queue's
+  // business. What was never tried is tried, twice as many each time.
   int64_t WorthRows(const UnitKey& key, int64_t most) const;
 
   // Everything learnt, as JSON, to be kept beside the jobs.

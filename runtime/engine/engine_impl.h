@@ -2,8 +2,8 @@
 #ifndef DENOISED_RUNTIME_ENGINE_ENGINE_IMPL_H_
 #define DENOISED_RUNTIME_ENGINE_ENGINE_IMPL_H_
 
+#include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -13,9 +13,12 @@
 #include <vector>
 
 #include "runtime/engine.h"
+#include "runtime/engine/cost_model.h"
+#include "runtime/engine/encoder_thread.h"
 #include "runtime/engine/memory_admission.h"
-#include "runtime/pipelines/estimate.h"
-#include "runtime/pipelines/pipeline.h"
+#include "runtime/engine/models.h"
+#include "runtime/engine/work.h"
+#include "runtime/engine/work_table.h"
 
 namespace denoised {
 
@@ -23,7 +26,8 @@ class EngineImpl : public Engine {
  public:
   using Clock = std::function<std::chrono::steady_clock::time_point()>;
 
-  // `pipelines` has exactly one default; deadlines are looked up on `clock`. Starts the thread.
+  // `pipelines` has exactly one default; deadlines and the order of work are looked up on `clock`.
+  // Takes up what the store has not seen the end of, and starts the threads.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
              std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
              Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now,
@@ -32,113 +36,162 @@ class EngineImpl : public Engine {
 
   SubmitResult Submit(GenerationRequest request) override;
   CancelResult Cancel(const std::string& job_id) override;
+  std::optional<Error> Suspend(const std::string& job_id) override;
+  std::optional<Error> Resume(const std::string& job_id) override;
+  std::optional<Error> Delete(const std::string& job_id) override;
   JobStore& jobs() override { return *store_; }
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                std::function<void(DenoiseOutcome)> done) override;
-  std::vector<ModelInfo> ListModels() const override;
+  std::vector<ModelInfo> ListModels() const override { return models_.List(); }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
   SelectionPolicy& policy() override { return *policy_; }
   std::optional<Error> CheckForce(AttnBackend backend,
-                                  const std::string& parameters_json) const override;
-  std::vector<BackendInfo> ListBackends() const override;
-  std::vector<Explanation> Explain(const ExplainQuery& query) const override;
+                                  const std::string& parameters_json) const override {
+    return models_.CheckForce(backend, parameters_json);
+  }
+  std::vector<BackendInfo> ListBackends() const override { return models_.ListBackends(); }
+  std::vector<Explanation> Explain(const ExplainQuery& query) const override {
+    return models_.Explain(query);
+  }
   int64_t queue_depth() const override;
   int64_t running_jobs() const override;
   void Drain() override;
+  void BeginNoMore() override;
+  bool leaves_waiting() const override;
   bool draining() const override;
   bool WaitIdle(std::chrono::milliseconds timeout) override;
-  void CancelAll() override;
+  void Stop() override;
   void Shutdown() override;
 
  private:
-  struct QueuedJob {
-    std::string id;
-    GenerationRequest request;
-    ResolvedParameters parameters;
-    Pipeline* pipeline = nullptr;
-    std::shared_ptr<CancelToken> cancel;
-    std::chrono::steady_clock::time_point queued_at;
-    WorkEstimate estimate;
-  };
-  struct DenoiseCall {
-    DenoiseRequest request;
-    Pipeline* pipeline = nullptr;
-    std::shared_ptr<CancelToken> cancel;
-    std::function<void(DenoiseOutcome)> done;
-    std::chrono::steady_clock::time_point queued_at;
+  struct UnitTime {
+    double seconds;  // that the unit took
+    double share;    // this work's part of it
   };
 
-  struct EncodedResult {
-    ArtifactInfo info;
-    std::string bytes;
-  };
+  // engine.cc: the callers' side. Any thread.
+  SubmitResult Accept(const JobPtr& job);
+  bool Full() const;  // under mutex_, as the next two
+  Error QueueFull() const;
+  void Enter(const JobPtr& job);
+  void Readmit(AcceptedJob accepted);
+  void ExpireWaiting();
+  void Close(const WorkPtr& work);
+  void EndWaiting(const WorkPtr& work, const Error& error);
 
-  // Any thread.
-  Pipeline* FindPipeline(const std::string& name) const;  // throws NOT_FOUND
-  QueuedJob Admit(GenerationRequest request) const;
-  void CheckAttention(const Pipeline& pipeline, const std::vector<AttentionSpec>& specs,
-                      const AttentionOptions& options) const;
-  Explanation ExplainSpec(const PlannerSetting& setting, const AttentionSpec& spec,
-                          const AttentionOptions& options) const;
-  // engine_admission.cc. RequireMemory throws RESOURCE_EXHAUSTED, reason MEMORY.
+  // admission.cc. Any thread. What requires throws RESOURCE_EXHAUSTED, reason MEMORY, or
+  // FAILED_PRECONDITION, reason DEADLINE_UNREACHABLE.
   enum class Attention : uint8_t { kLeftOut, kIncluded };
-  WorkEstimate EstimateOf(const QueuedJob& job, Attention attention) const;
-  void RequireMemoryLater(const QueuedJob& job) const;
-  void RequireMemoryNow(QueuedJob* job) const;
-  void RequireMemory(const DenoiseCall& call) const;
+  JobPtr Admit(GenerationRequest request);
+  void FillIn(JobWork* job) const;
+  void FillIn(CallWork* call) const;
+  void CheckAttention(JobWork* job) const;
+  void RequireTime(const JobWork& job);
+  WorkEstimate EstimateOf(const JobWork& job, Attention attention, int64_t beside) const;
+  void RequireMemoryLater(const JobWork& job) const;
+  void RequireMemoryNow(JobWork* job);
+  void RequireMemory(const CallWork& call) const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
   int64_t HeldLater() const;
-  // By what waits and runs, and by what models have made since loading; takes mutex_.
-  int64_t HeldBesideResults() const;
-  void FinishJob(const QueuedJob& job, const std::optional<Error>& error, Receipt receipt);
-  void RefreshQueuePositions();
-  bool Idle() const;  // under mutex_
+  int64_t HeldBesideResults() const;  // under mutex_, as the next two
+  bool FitsBesideResidents(const EngineWork& work) const;
+  int64_t RowsThatFit(const EngineWork& lead) const;
 
-  // Engine thread.
+  // predictions.cc. Of work that has begun: engine thread.
+  UnitKey KeyOf(const EngineWork& work, const Unit& unit) const;
+  double SecondsOf(const EngineWork& work, bool steps_too) const;  // of what is left
+  double SecondsBeforeStep(const EngineWork& work) const;
+  bool Known(const EngineWork& work) const;
+  WorkProgress ProgressOf(const EngineWork& work) const;
+  Work Queued(const EngineWork& work) const;
+
+  // loop.cc. Engine thread.
   void Loop();
-  bool TakeJob();
-  void RunDenoiseCalls();
-  bool TakeDenoiseCall(DenoiseCall* call, size_t* left);
-  DenoiseOutcome RunDenoise(const DenoiseCall& call);
-  void RunJob(QueuedJob* taken);
-  void DriveRun(const QueuedJob& job, AttentionPlanner* planner);
-  void Denoising(const QueuedJob& job, GenerationRun* run);
-  std::vector<EncodedResult> EncodeResults(const QueuedJob& job, const DecodedVideo& video,
-                                           const HostTensor& latents) const;
-  void StoreResults(const QueuedJob& job, std::vector<EncodedResult> results);
-  void CloseToCancels(const QueuedJob& job);
-  void Stage(const QueuedJob& job, JobStage stage, const std::function<void()>& work);
-  bool Late(const std::optional<std::chrono::steady_clock::time_point>& deadline) const;
-  std::optional<Error> WhyStop(const QueuedJob& job) const;
-  std::optional<Error> WhyStop(const DenoiseCall& call) const;
-  void Interlude(const QueuedJob& job);
-  void ExpireQueued();
+  void EndAsked();
+  bool MayBegin() const;  // under mutex_, as all to NotePreemptions
+  int64_t MayBegin(int64_t most_at_once) const;
+  void MarkBegun(const WorkPtr& work);
+  WorkPtr NextLead();
+  std::vector<WorkPtr> NextTurn();
+  void AddCompanions(std::vector<WorkPtr>* turn);
+  void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
+  void RunTurn(const std::vector<WorkPtr>& turn);
+  std::vector<WorkPtr> Begin(const std::vector<WorkPtr>& turn);
+  void BeginCall(CallWork* call);
+  void RunAlone(const WorkPtr& work);
+  void RunStep(const std::vector<WorkPtr>& works);
+  std::optional<double> ShareOf(const std::vector<WorkPtr>& works,
+                                const std::vector<Unit>& units) const;
+  void AfterNobody(const std::vector<WorkPtr>& works, const Error& error);
+  void AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime& time,
+                 const std::optional<Error>& error);
+  void PutBack(const WorkPtr& work);
+  void End(const WorkPtr& work, const std::optional<Error>& error);
+  bool GoesOnLater(const JobWork& job) const;                  // any thread
+  bool Late(const EngineWork& work) const;                     // any thread
+  std::optional<Error> WhyStop(const EngineWork& work) const;  // any thread
+  std::optional<Error> WhyStopAll(const std::vector<WorkPtr>& works) const;
+
+  // jobs.cc: what a job's store and watchers see. Engine thread, or as the comment says.
+  void BeginJob(JobWork* job);
+  std::unique_ptr<GenerationRun> NewRun(JobWork* job, RunRequest request);
+  void EnterStage(JobWork* job, JobStage stage);
+  void LeaveStage(JobWork* job);  // also encoder thread
+  void UnitDone(JobWork* job, UnitKind kind, double seconds);
+  Receipt ReceiptOf(const JobWork& job) const;  // also encoder thread
+  void FinishRun(const JobPtr& job);
+  void EncodeAndStore(const JobPtr& job, const DecodedVideo& video,
+                      const HostTensor& latents);  // encoder thread
+  void CloseToCancels(JobWork* job);               // encoder thread
+  void EndJob(const JobPtr& job, const std::optional<Error>& error, Receipt receipt);  // any
+  void EndCall(const CallPtr& call, const std::optional<Error>& error);                // any
+  void LogEnd(const JobWork& job, JobState outcome, const std::optional<Error>& error);
+  bool WaitsForRoom(const WorkPtr& work, const Error& error);
+  void TellPositions();  // any thread
+
+  // keeping.cc: jobs that are put aside, put away, or kept for the case of a crash. Engine thread.
+  std::string IdentityOf(const JobWork& job) const;
+  Checkpoint CheckpointOf(const JobWork& job) const;
+  void NoteBegunAgain(JobWork* job, int64_t step, const std::string& why);
+  Checkpoint GoOnFrom(JobWork* job);
+  void PutAside(const JobPtr& job);
+  void TellSuspended(const std::string& id);  // any thread
+  void Park(const JobPtr& job);               // also encoder thread
+  bool CheckpointIsDue(const JobWork& job) const;
+  void MaybeCheckpoint(JobWork* job);
 
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;
-  const std::vector<std::unique_ptr<Pipeline>> pipelines_;
+  const Models models_;
   const std::vector<FailedModel> failed_models_;
   const std::unique_ptr<JobStore> store_;
   Observer* const observer_;
   Logger* const logger_;
   const Clock clock_;
   const MemoryAdmission memory_;
-  RoughSpeed speed_;
+  CostModel cost_;                    // by itself thread-safe
+  std::atomic<bool> ending_ = false;  // all work ends, or is put away for the next start
 
-  std::mutex positions_mutex_;  // one refresh of the queue positions at a time; before mutex_
+  std::mutex positions_mutex_;  // one telling at a time; before mutex_
+  std::mutex suspend_mutex_;    // one suspension or resumption at a time; before mutex_
   mutable std::mutex mutex_;    // guards all below
   std::condition_variable wake_, idle_;
-  std::deque<QueuedJob> jobs_;
-  std::deque<DenoiseCall> calls_;
-  std::optional<QueuedJob> running_;  // written by the engine thread under mutex_
-  bool closing_ = false;              // running_ has its results: too late to cancel
-  bool calling_ = false;              // a Denoise call is inside the pipeline
-  bool draining_ = false;             // no new work
-  bool cancelling_ = false;           // all work ends
-  bool stopping_ = false;             // the thread ends
+  WorkTable table_;
+  std::vector<WorkId> asked_;    // begun, and somebody wants them to stop
+  int64_t entering_ = 0;         // jobs on their way to the disk
+  bool draining_ = false;        // no new work
+  bool begins_no_more_ = false;  // what waits stays in the store
+  bool stopping_ = false;        // the thread ends
+  // Until then nothing begins: there was no room, in memory or on the disk.
+  std::chrono::steady_clock::time_point no_begin_until_;
+  bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
+  std::vector<WorkId> last_turn_;
+  bool positions_moved_ = false;
+  std::chrono::steady_clock::time_point positions_told_;
 
   std::mutex join_mutex_;
+  EncoderThread encoder_;
   std::thread thread_;  // last: starts when everything else is there
 };
 

@@ -22,6 +22,7 @@ constexpr int kCrowdedTenants = 32;
 constexpr int kPassedBy = 8;
 // Where deadlines are at stake a second lost weighs as much as two that are won, because those
 // before are nearer to theirs.
+constexpr double kFar = 4;  // times what a deadline might lose
 constexpr double kLossWeighs = 2;
 
 double SecondsOf(TimePoint time) {
@@ -216,6 +217,9 @@ bool WorkQueue::Pays(const Kept& rider, int64_t rows, const Room& room, double n
   if (!deadlines_before && slack.all >= delay) return true;
   if (slack.bound < delay) return false;
   if (rider.given_up()) return extra <= 0;
+  // Where it rode along for all that comes before it, deadlines would still be far.
+  const double delays = delay + sums.seconds * extra / std::max(room.seconds(rows), 1e-9);
+  if (slack.all >= delay && slack.bound >= kFar * delays) return true;
   const auto before = static_cast<double>(sums.count);
   const double behind = static_cast<double>(size() - given_up_) - before;
   return saved * behind >= (deadlines_before ? kLossWeighs : 1) * extra * before;

@@ -20,24 +20,10 @@
 #include "runtime/media/preview.h"
 #include "runtime/model_info.h"
 #include "runtime/pipelines/estimate.h"
+#include "runtime/pipelines/unit.h"
 #include "runtime/request_check.h"
 
 namespace denoised {
-
-// What a run does next.
-enum class UnitKind : uint8_t { kEncodePrompt, kStep, kDecode, kDone };
-
-// One unit of work: nothing interrupts it but its stop points (backends/stop_point.h).
-struct Unit {
-  UnitKind kind = UnitKind::kDone;
-  int64_t rows = 1;    // kStep: of the transformer's forward, passes of guidance counted; else 1
-  int64_t tokens = 0;  // kEncodePrompt: of the prompt; kStep: of a row; kDecode: latent positions
-  // kStep: runs of one pipeline with equal groups can share a forward, whatever their timesteps,
-  // step counts, prompts, guidance, solvers and attention backends. Of every kind: the name under
-  // which times are kept, so never empty but at kDone.
-  std::string group;
-  double multiply_adds = 0;  // of one row
-};
 
 // A piece of work inside a pipeline: a job or a Denoise call, that goes from unit to unit. What a
 // unit throws leaves the run as it was before the unit.

@@ -4,6 +4,7 @@
 #include "runtime/pipelines/tensor_convert.h"
 #include "runtime/pipelines/wan_estimate.h"
 #include "runtime/pipelines/wan_pipeline.h"
+#include "runtime/pipelines/wan_units.h"
 #include "runtime/tokenizer/prompt_clean.h"
 
 namespace denoised {
@@ -131,14 +132,23 @@ void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {
 WorkEstimate WanPipeline::EstimateRun(const GenerationRequest& request,
                                       const ResolvedParameters& parameters, int64_t available,
                                       const CostOfAttention& cost) const {
-  return EstimateWanRun(parts(), LatentShape(parameters), parameters, request.formats, available,
-                        cost);
+  const std::vector<int64_t> latents = LatentShape(parameters);
+  WorkEstimate estimate =
+      EstimateWanRun(parts(), latents, parameters, request.formats, available, cost);
+  estimate.units = WanJobUnits(parts(), latents, request, parameters, cost);
+  return estimate;
 }
 
 WorkEstimate WanPipeline::EstimateDenoise(const DenoiseRequest& request,
                                           const CostOfAttention& cost) const {
-  return EstimateWanCall(parts(), request.latents.shape, request.encoder_hidden_states.shape[1],
-                         request.guidance_scale > 1, LinearOf(request, *this), cost);
+  const std::vector<int64_t>& latents = request.latents.shape;
+  const int64_t length = request.encoder_hidden_states.shape[1];
+  const bool guided = request.guidance_scale > 1;
+  const LinearNumerics linear = LinearOf(request, *this);
+  WorkEstimate estimate = EstimateWanCall(parts(), latents, length, guided, linear, cost);
+  estimate.units = {
+      {WanStepUnit(parts(), latents, latents[0] * (guided ? 2 : 1), length, linear, cost), 1}};
+  return estimate;
 }
 
 }  // namespace denoised

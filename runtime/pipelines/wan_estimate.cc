@@ -30,6 +30,7 @@ int64_t WithGaps(int64_t bytes, double gaps) {
 
 struct Forward {
   int64_t bytes = 0;
+  int64_t row_bytes = 0;  // of each row of it
   double multiply_adds = 0;
 };
 
@@ -43,10 +44,10 @@ Forward EstimateForward(const WanParts& parts, const std::vector<int64_t>& laten
                          transformer.has_gate()};
   const AttentionCost self = cost(transformer.SelfSpec(grid), size.rows);
   const AttentionCost cross = cost(transformer.CrossSpec(grid, text_length), size.rows);
-  return {
-      ForwardBytes(config, size, std::max(self.bytes, cross.bytes)) + transformer.FormBytes(linear),
-      ForwardMultiplyAdds(config, size) +
-          static_cast<double>(config.num_layers) * (self.multiply_adds + cross.multiply_adds)};
+  const int64_t bytes = ForwardBytes(config, size, std::max(self.bytes, cross.bytes));
+  return {bytes + transformer.FormBytes(linear), bytes / size.rows,
+          ForwardMultiplyAdds(config, size) +
+              static_cast<double>(config.num_layers) * (self.multiply_adds + cross.multiply_adds)};
 }
 
 int64_t TextElement(const WanParts& parts) {
@@ -103,9 +104,7 @@ Forward EstimateStep(const WanParts& parts, std::vector<int64_t> latents, int64_
                      bool guided, LinearNumerics linear, const CostOfAttention& cost) {
   const bool together = linear != LinearNumerics::kExact;
   if (guided && together) latents[0] *= 2;
-  Forward step = EstimateForward(parts, latents, text_length, linear, cost);
-  if (guided && !together) step.multiply_adds *= 2;
-  return step;
+  return EstimateForward(parts, latents, text_length, linear, cost);
 }
 
 // Of an encoder forward.
@@ -165,7 +164,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);
   const Forward forward = EstimateStep(parts, latents, length, branches > 1, p.linear, cost);
   WorkEstimate estimate;
-  estimate.step_multiply_adds = forward.multiply_adds;
+  estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kOtherGaps) : 0;
   if (!parts.on_cpu) {
     estimate.held_bytes = frames;
     estimate.peak_bytes = kLibraries + encode;
@@ -201,7 +200,7 @@ WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& 
       kFloat;
   const int64_t text = TextContextBytes(parts.transformer.config(), latents[0], length, element);
   WorkEstimate estimate;
-  estimate.step_multiply_adds = forward.multiply_adds;
+  estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kOtherGaps) : 0;
   estimate.peak_bytes =
       kLibraries + tensors + (parts.on_cpu ? WithGaps(text + forward.bytes, kOtherGaps) : 0);
   return estimate;

@@ -1,9 +1,13 @@
 #include "runtime/pipelines/wan_units.h"
 
+#include <algorithm>
+
 #include "runtime/models/model_bytes.h"
 
 namespace denoised {
 namespace {
+
+constexpr int64_t kUsualPrompt = 32;  // tokens, before it is read
 
 std::string GroupOf(const char* component, const std::vector<int64_t>& sizes,
                     LinearNumerics linear) {
@@ -34,6 +38,29 @@ Unit WanDecodeUnit(const WanParts& parts, const std::vector<int64_t>& latents, i
                    LinearNumerics linear) {
   return {UnitKind::kDecode, 1, positions, GroupOf("vae", {latents[3], latents[4]}, linear),
           DecodeMultiplyAdds(parts.vae.config(), positions)};
+}
+
+std::vector<PlannedUnits> WanJobUnits(const WanParts& parts, const std::vector<int64_t>& latents,
+                                      const GenerationRequest& request,
+                                      const ResolvedParameters& parameters,
+                                      const CostOfAttention& cost) {
+  const int64_t passes = parameters.guidance_scale > 1 ? 2 : 1;
+  const int64_t tokens = std::min(parameters.max_sequence_length, kUsualPrompt);
+  std::vector<PlannedUnits> units = {
+      {WanEncodeUnit(parts, tokens, parameters.linear), passes},
+      {WanStepUnit(parts, latents, passes, parameters.max_sequence_length, parameters.linear, cost),
+       parameters.num_inference_steps}};
+  const bool only_latents =
+      request.formats.size() == 1 && request.formats.front() == ArtifactFormat::kSafetensors;
+  if (only_latents) return units;
+  const int64_t frames = latents[2], plane = latents[3] * latents[4];
+  const int64_t chunk = WanVaeDecoder::ChunkFrames(frames, latents[3], latents[4]);
+  units.push_back({WanDecodeUnit(parts, latents, plane, parameters.linear), 1});
+  if (frames > 1) {
+    units.push_back({WanDecodeUnit(parts, latents, chunk * plane, parameters.linear),
+                     (frames - 2 + chunk) / chunk});
+  }
+  return units;
 }
 
 }  // namespace denoised

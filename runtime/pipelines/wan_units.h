@@ -21,6 +21,12 @@ Unit WanEncodeUnit(const WanParts& parts, int64_t tokens, LinearNumerics linear)
 Unit WanDecodeUnit(const WanParts& parts, const std::vector<int64_t>& latents, int64_t positions,
                    LinearNumerics linear);
 
+// What a job does, in order, with its decode in one band.
+std::vector<PlannedUnits> WanJobUnits(const WanParts& parts, const std::vector<int64_t>& latents,
+                                      const GenerationRequest& request,
+                                      const ResolvedParameters& parameters,
+                                      const CostOfAttention& cost);
+
 }  // namespace denoised
 
 #endif  // DENOISED_RUNTIME_PIPELINES_WAN_UNITS_H_

@@ -61,6 +61,10 @@ class DurableJobStore : public JobStore {
 
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                    const GenerationRequest& request) override;
+  std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
+    if (request.idempotency_key.empty()) return std::nullopt;
+    return feed_.MadeBefore(request.idempotency_key, RequestDigest(request));
+  }
   std::vector<AcceptedJob> Recover() override;
   int64_t Start(const std::string& id) override { return feed_.Start(id, Keep("start")); }
   void Interrupt(const std::string& id) override {

@@ -7,6 +7,12 @@
 namespace denoised {
 namespace {
 
+Error OtherRequest(const std::string& id) {
+  return Error(StatusCode::kAlreadyExists,
+               "idempotency_key: job '" + id + "' was made under this key by another request",
+               "idempotency_key", "IDEMPOTENCY_KEY");
+}
+
 Error NoJob(const std::string& id) {
   return Error(StatusCode::kNotFound, "no job '" + id.substr(0, 64) + "'", "job_id",
                "JOB_NOT_FOUND");
@@ -59,16 +65,23 @@ Feed::Record* Feed::Find(const std::string& id) {
 
 // ---- coming in
 
+std::optional<JobSnapshot> Feed::MadeBefore(const std::string& key,
+                                            const std::string& digest) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = keys_.find(key);
+  if (found == keys_.end()) return std::nullopt;
+  const Record& record = records_.at(found->second);
+  if (record.row.request_digest != digest) throw OtherRequest(record.row.job.id);
+  return record.accepting ? std::nullopt : std::optional(record.row.job);
+}
+
 std::optional<JobSnapshot> Feed::Reserve(JobRow* row) {
   std::unique_lock lock(mutex_);
   for (auto found = keys_.find(row->key); !row->key.empty() && found != keys_.end();
        found = keys_.find(row->key)) {
     const JobRow& known = records_.at(found->second).row;
     if (known.request_digest != row->request_digest) {
-      throw Error(
-          StatusCode::kAlreadyExists,
-          "idempotency_key: job '" + known.job.id + "' was made under this key by another request",
-          "idempotency_key", "IDEMPOTENCY_KEY");
+      throw OtherRequest(known.job.id);
     }
     if (!records_.at(found->second).accepting) return known.job;
     settled_.wait(lock);

@@ -41,6 +41,7 @@ class Feed {
   // A place for a new job that nobody sees before Publish; gives it its number and sequence. Where
   // its key made one before, that job's snapshot (once it is published itself), or ALREADY_EXISTS.
   std::optional<JobSnapshot> Reserve(JobRow* row);
+  std::optional<JobSnapshot> MadeBefore(const std::string& key, const std::string& digest) const;
   JobSnapshot Publish(const std::string& id);
   void Abandon(const std::string& id);
   // A job of an earlier life. Ended ones come in the order in which they ended.

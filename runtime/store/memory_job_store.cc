@@ -23,6 +23,10 @@ class MemoryJobStore : public JobStore {
     if (auto known = feed_.Reserve(&row)) return {*std::move(known), false};
     return {feed_.Publish(job.id), true};
   }
+  std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
+    if (request.idempotency_key.empty()) return std::nullopt;
+    return feed_.MadeBefore(request.idempotency_key, RequestDigest(request));
+  }
   std::vector<AcceptedJob> Recover() override { return {}; }
   int64_t Start(const std::string& id) override { return feed_.Start(id, {}); }
   void Interrupt(const std::string& id) override { feed_.Interrupt(id, {}); }

@@ -153,6 +153,9 @@ GenerationRequest ReadRequest(const RequestRow& row) {
 
 std::string RequestDigest(const GenerationRequest& request) {
   Json json = WriteContent(request);
+  // Keys in one order, whatever order they came in.
+  const Json parameters = Json::parse(request.attention.parameters_json, nullptr, false);
+  if (!parameters.is_discarded()) json["attention"]["parameters"] = Dump(parameters);
   json["has_deadline"] = request.deadline.has_value();
   Sha256 hash;
   hash.Update(Dump(json));  // keys in order, so canonical

@@ -96,6 +96,27 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
          *request->mutable_time_limit() =
              google::protobuf::util::TimeUtil::MillisecondsToDuration(limit.count());
        }},
+      {"priority", "CLASS", "normal",
+       "Whose work comes first: batch (whenever there is room), normal or urgent.",
+       [request](const std::string& text) {
+         std::string name;
+         SetChoice("priority", {"batch", "normal", "urgent"}, &name)(text);
+         request->set_priority(name == "batch"    ? v1::BATCH
+                               : name == "urgent" ? v1::URGENT
+                                                  : v1::NORMAL);
+       }},
+      {"tenant", "NAME", "", "Who asks: tenants share the device fairly.",
+       [request](const std::string& name) { request->set_tenant(name); }},
+      {"idempotency_key", "KEY", "",
+       "Makes a repeated command safe: the job that was made under KEY before is taken.",
+       [request](const std::string& key) { request->set_idempotency_key(key); }},
+      {"best_effort_deadline", "", "false",
+       "Try a --time_limit that by the server's prediction cannot be met.",
+       [request](const std::string& text) {
+         bool wanted = false;
+         SetBool("best_effort_deadline", &wanted)(text);
+         request->set_best_effort_deadline(wanted);
+       }},
   };
   for (Flag& flag : AttentionFlags(request->mutable_attention())) flags.push_back(std::move(flag));
   return flags;

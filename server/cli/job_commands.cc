@@ -150,8 +150,9 @@ v1::JobState StateFromName(const std::string& name) {
                  [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
   v1::JobState state;
   if (!v1::JobState_Parse(upper, &state) || state == v1::JOB_STATE_UNSPECIFIED) {
-    throw UsageError("--state is QUEUED, RUNNING, SUCCEEDED, FAILED or CANCELLED, got '" + name +
-                     "'");
+    throw UsageError(
+        "--state is QUEUED, RUNNING, SUSPENDED, SUCCEEDED, FAILED or CANCELLED, got '" + name +
+        "'");
   }
   return state;
 }
@@ -183,7 +184,7 @@ int Jobs(const Invocation& call) {
   int64_t limit = 20;
   const std::vector<Flag> flags = {
       {"state", "STATE", "",
-       "Only jobs in this state: queued, running, succeeded, failed, cancelled.",
+       "Only jobs in this state: queued, running, suspended, succeeded, failed, cancelled.",
        [&](const std::string& name) { request.set_state(StateFromName(name)); }},
       {"limit", "N", "20", "At most this many, newest first; 1 to 1000000.",
        SetInt("limit", 1, 1000000, [&](int64_t n) { limit = n; })}};
@@ -243,25 +244,48 @@ int Watch(const Invocation& call) {
   return kExitOk;
 }
 
-int Cancel(const Invocation& call) {
+// A verb on one job, by its ID; what the job is now, or `done` and its ID.
+template <typename Request>
+int OnJob(const Invocation& call, const char* done,
+          grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, v1::Job*)) {
   CommonOptions options;
   const auto rest = ParseCommand(call, {}, &options, 1, 1);
   if (!rest) return kExitOk;
   const auto stub = MakeStub(options);
-  v1::CancelJobRequest request;
+  Request request;
   request.set_job_id(FullId(stub, options, rest->front()));
-  const v1::Job job = Call(stub, &Stub::CancelJob, request, options.server);
+  const v1::Job job = Call(stub, method, request, options.server);
   if (options.json) {
     PrintJson(job);
   } else {
-    PrintLine("cancelling " + job.id());
+    PrintLine(std::string(done) + " " + job.id());
   }
+  return kExitOk;
+}
+
+int Cancel(const Invocation& call) { return OnJob(call, "cancelling", &Stub::CancelJob); }
+int Suspend(const Invocation& call) { return OnJob(call, "suspending", &Stub::SuspendJob); }
+int Resume(const Invocation& call) { return OnJob(call, "resumed", &Stub::ResumeJob); }
+
+int Delete(const Invocation& call) {
+  CommonOptions options;
+  const auto rest = ParseCommand(call, {}, &options, 1, 1);
+  if (!rest) return kExitOk;
+  const auto stub = MakeStub(options);
+  v1::DeleteJobRequest request;
+  request.set_job_id(FullId(stub, options, rest->front()));
+  const v1::DeleteJobResponse response = Call(stub, &Stub::DeleteJob, request, options.server);
+  options.json ? PrintJson(response) : PrintLine("deleted " + request.job_id());
   return kExitOk;
 }
 
 // Why there is nothing to fetch, with what to do instead; returns where there is.
 void RequireResult(const v1::Job& job, v1::ArtifactFormat format) {
   const std::string name = "job '" + job.id() + "' ";
+  if (job.state() == v1::SUSPENDED) {
+    throw CommandError("FAILED_PRECONDITION: " + name + "is SUSPENDED; denoisectl resume " +
+                       job.id() + " lets it go on");
+  }
   if (job.state() == v1::QUEUED || job.state() == v1::RUNNING) {
     throw CommandError("FAILED_PRECONDITION: " + name + "is " + v1::JobState_Name(job.state()) +
                        "; denoisectl watch " + job.id() + " waits for its end");
@@ -329,6 +353,12 @@ std::vector<Command> JobCommands() {
        Uses::kServer, Watch, "  denoisectl watch 63b4\n", kShortIds},
       {"cancel", "ID", "Asks a job to stop; it does within one step.", Uses::kServer, Cancel,
        "  denoisectl cancel 63b4\n", kShortIds},
+      {"suspend", "ID", "Puts a job aside; it keeps what it has reached.", Uses::kServer, Suspend,
+       "  denoisectl suspend 63b4\n", kShortIds},
+      {"resume", "ID", "Lets a suspended job go on from there.", Uses::kServer, Resume,
+       "  denoisectl resume 63b4\n", kShortIds},
+      {"delete", "ID", "Forgets an ended job and its results.", Uses::kServer, Delete,
+       "  denoisectl delete 63b4\n", kShortIds},
       {"fetch", "ID -o FILE", "Writes a result of a job that succeeded.", Uses::kServer, Fetch,
        "  denoisectl fetch 63b4 -o circle.mp4\n"
        "  denoisectl fetch 63b4 -o - | ffprobe -      (the job's first format)\n",

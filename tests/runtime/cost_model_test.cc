@@ -203,14 +203,21 @@ TEST(CostModelTest, TakesAllRowsWhereTheyShareWhatACallCosts) {
   }
 }
 
-TEST(CostModelTest, TakesOneWhereRowsShareNothing) {
+TEST(CostModelTest, TakesAllWhereRowsShareNothingAndLoseNothing) {
+  EXPECT_EQ(SettledRows([](double rows, double) { return 0.01 + 0.1 * rows; }, 16, 1), 16);
+}
+
+TEST(CostModelTest, StopsWhereFurtherRowsCostMore) {
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    EXPECT_LE(SettledRows([](double rows, double) { return 0.001 + 0.1 * rows; }, 16, seed), 2);
+    EXPECT_LE(SettledRows([](double rows, double) { return 0.1 * std::pow(rows, 1.3); }, 16, seed),
+              2);
   }
 }
 
-TEST(CostModelTest, StopsWhereMoreRowsOnlyDelayEverybody) {
-  const Law law = [](double rows, double) { return 0.1 * std::max(rows, 4.0); };
+TEST(CostModelTest, StopsWhereACacheNoLongerHoldsTheRows) {
+  const Law law = [](double rows, double) {
+    return 0.1 * std::max(rows, 4.0) + 0.05 * std::max(0.0, rows - 4);
+  };
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     const int64_t rows = SettledRows(law, 64, seed);
     EXPECT_GE(rows, 4);

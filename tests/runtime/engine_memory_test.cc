@@ -125,7 +125,8 @@ TEST(EngineMemory, AResultThatIsReadMakesNoWay) {
 TEST(EngineMemory, ADenoiseCallRunsBesideWhatARunningJobHolds) {
   FakeEngine fake(WithRoom(1024 * kMiB));
   Promised<Engine::DenoiseOutcome> alone, beside;
-  fake.model.estimate = {.peak_bytes = 700 * kMiB, .held_bytes = 500 * kMiB};
+  fake.model.estimate.peak_bytes = 700 * kMiB;
+  fake.model.estimate.held_bytes = 500 * kMiB;
   ASSERT_TRUE(Call(fake, alone).Await());
   EXPECT_TRUE(std::holds_alternative<DenoiseResult>(alone.value()));
   fake.model.steps.Close();
@@ -177,7 +178,6 @@ TEST(EngineMemory, AWrongLimitIsRefusedBeforeAnythingElse) {
 
 TEST(EngineTime, TheFirstStepsSpeedTellsALaterJobsTime) {
   FakeEngine fake;
-  fake.model.estimate.step_multiply_adds = 1e9;
   const auto eta_before_a_step = [&](const std::string& id) {
     for (const JobSnapshot& job : fake.store->History(id)) {
       if (job.stage == JobStage::kDenoise && job.step == 0 && job.eta_seconds) return true;

@@ -48,7 +48,9 @@ TEST(EngineQueue, JobsRunInTheOrderInWhichTheyCame) {
 }
 
 TEST(EngineQueue, QueuePositionsCountFromTheRunningJobAndMoveUp) {
-  FakeEngine fake;
+  EngineOptions options;
+  options.policy = EngineOptions::Policy::kFifo;
+  FakeEngine fake(options);
   const std::string first = StartBlocked(fake, "first");
   const std::string second = fake.Submit("second");
   const std::string third = fake.Submit("third");

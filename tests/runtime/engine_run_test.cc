@@ -21,6 +21,7 @@ using testing::IsEmpty;
 using testing::Not;
 using testing::SizeIs;
 using testing::StartsWith;
+using testing::UnorderedElementsAre;
 
 TEST(EngineRun, AJobGoesThroughItsStagesToSuccess) {
   FakeEngine fake;
@@ -230,9 +231,9 @@ TEST(EngineRun, TheObserverCountsWhatHappened) {
   EXPECT_EQ(fake.observer.finished[JobState::kFailed], 1);
   EXPECT_EQ(fake.observer.finished[JobState::kCancelled], 1);
   EXPECT_THAT(fake.observer.stages,
-              ElementsAre(JobStage::kTextEncode, JobStage::kDenoise, JobStage::kEncode,
-                          JobStage::kTextEncode, JobStage::kTextEncode, JobStage::kDenoise,
-                          JobStage::kEncode));
+              UnorderedElementsAre(JobStage::kTextEncode, JobStage::kDenoise, JobStage::kEncode,
+                                   JobStage::kTextEncode, JobStage::kTextEncode, JobStage::kDenoise,
+                                   JobStage::kEncode));
 }
 
 // Prompts are private: what is logged about a job is its id and its end.
@@ -254,6 +255,8 @@ TEST(EngineRun, PromptsAreNotLogged) {
 TEST(EngineRun, OldJobsAreForgottenAndRunningOnesNever) {
   EngineOptions options;
   options.max_finished_jobs = 2;
+  options.policy = EngineOptions::Policy::kFifo;
+  options.batching = false;
   FakeEngine fake(options);
   std::vector<std::string> ids;
   for (int i = 0; i < 4; ++i) ids.push_back(fake.Submit("job " + std::to_string(i)));

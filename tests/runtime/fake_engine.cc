@@ -49,9 +49,11 @@ FakeEngine::FakeEngine(EngineOptions options) : log_stream(std::tmpfile()), logg
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend, clock.function());
   std::vector<std::unique_ptr<Pipeline>> pipelines;
   pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));
-  auto recording = std::make_unique<RecordingStore>(
-      MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
-                         static_cast<size_t>(options.max_artifact_bytes)));
+  auto inner = options.state_dir.empty()
+                   ? MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
+                                        static_cast<size_t>(options.max_artifact_bytes))
+                   : OpenJobStore({.state_dir = options.state_dir, .hooks = nullptr}, &logger);
+  auto recording = std::make_unique<RecordingStore>(std::move(inner));
   store = recording.get();
   engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
                                         std::move(recording), &observer, &logger, clock.function());

@@ -79,16 +79,17 @@ class CountingObserver : public Observer {
     const std::lock_guard lock(mutex);
     switches.push_back(cause);
   }
-  void OnJobStarted(const std::string&, double queue_wait_seconds) override {
+  void OnJobStarted(const std::string&, Priority, double queue_wait_seconds) override {
     ++started;
     if (queue_wait_seconds < 0) ++negative_waits;
   }
+  void OnPreemption(const std::string&) override { ++preemptions; }
   void OnJobFinished(const std::string&, JobState outcome) override {
     const std::lock_guard lock(mutex);
     ++finished[outcome];
   }
 
-  std::atomic<int64_t> steps{0}, started{0}, negative_waits{0};
+  std::atomic<int64_t> steps{0}, started{0}, negative_waits{0}, preemptions{0};
   std::mutex mutex;
   std::vector<JobStage> stages;
   std::vector<std::tuple<AttnBackend, AttnBackend, SelectionSource>> fallbacks;
@@ -104,6 +105,9 @@ class RecordingStore : public JobStore {
   bool durable() const override { return inner_->durable(); }
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                    const GenerationRequest& request) override;
+  std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
+    return inner_->MadeBefore(request);
+  }
   std::vector<AcceptedJob> Recover() override { return inner_->Recover(); }
   int64_t Start(const std::string& id) override;
   void Interrupt(const std::string& id) override;

@@ -27,6 +27,31 @@ void PretendForward(const AttentionPlan& plan) {
   }
 }
 
+std::string SizeOf(const ResolvedParameters& p) {
+  return std::to_string(p.num_frames) + "x" + std::to_string(p.height) + "x" +
+         std::to_string(p.width);
+}
+
+int64_t TokensOf(const ResolvedParameters& p) { return p.num_frames * p.height * p.width / 64; }
+
+Unit PromptUnit() { return {UnitKind::kEncodePrompt, 1, 8, "fake text", 8}; }
+
+Unit StepUnit(const ResolvedParameters& p) {
+  const int64_t tokens = TokensOf(p);
+  return {UnitKind::kStep, p.guidance_scale > 1 ? 2 : 1, tokens, "fake step " + SizeOf(p),
+          static_cast<double>(tokens)};
+}
+
+Unit FramesUnit(const ResolvedParameters& p) {
+  const int64_t tokens = TokensOf(p);
+  return {UnitKind::kDecode, 1, tokens, "fake frames " + SizeOf(p), static_cast<double>(tokens)};
+}
+
+Unit CallUnit(const DenoiseRequest& request) {
+  const int64_t rows = request.latents.shape.empty() ? 1 : request.latents.shape[0];
+  return {UnitKind::kStep, rows * (request.guidance_scale > 1 ? 2 : 1), 1, "fake call", 1};
+}
+
 // What a run turns to FakePipeline::Step.
 class FakeStepRun {
  public:
@@ -48,16 +73,10 @@ class FakeRun : public GenerationRun, public FakeStepRun {
 
   Unit Next() const override {
     const ResolvedParameters& p = request_.parameters;
-    const std::string size = std::to_string(p.num_frames) + "x" + std::to_string(p.height) + "x" +
-                             std::to_string(p.width);
-    const auto tokens = p.num_frames * p.height * p.width / 64;
-    const auto work = static_cast<double>(tokens);
-    if (!begun_) return {UnitKind::kEncodePrompt, 1, 8, "fake text", 8};
-    if (step_ < p.num_inference_steps) {
-      return {UnitKind::kStep, p.guidance_scale > 1 ? 2 : 1, tokens, "fake step " + size, work};
-    }
+    if (!begun_) return PromptUnit();
+    if (step_ < p.num_inference_steps) return StepUnit(p);
     if (request_.decode == RunRequest::Decode::kNothing || finished_) return {};
-    return {UnitKind::kDecode, 1, tokens, "fake frames " + size, work};
+    return FramesUnit(p);
   }
 
   void Advance() override {
@@ -135,11 +154,7 @@ class FakeDenoiseRun : public DenoiseRun, public FakeStepRun {
   FakeDenoiseRun(FakeModel* model, const DenoiseRequest& request, AttentionPlanner* planner)
       : model_(model), request_(request), planner_(planner) {}
 
-  Unit Next() const override {
-    if (done_) return {};
-    const int64_t rows = request_.latents.shape.empty() ? 1 : request_.latents.shape[0];
-    return {UnitKind::kStep, rows * (request_.guidance_scale > 1 ? 2 : 1), 1, "fake call", 1};
-  }
+  Unit Next() const override { return done_ ? Unit{} : CallUnit(request_); }
   void Advance() override {
     throw Error(StatusCode::kFailedPrecondition, "a call has nothing but its step");
   }
@@ -326,6 +341,24 @@ void FakePipeline::CheckRun(const GenerationRequest& request, const ResolvedPara
 
 void FakePipeline::CheckDenoise(const DenoiseRequest& request) const {
   CheckHostTensor(request.latents, "latents");
+}
+
+WorkEstimate FakePipeline::EstimateRun(const GenerationRequest& request,
+                                       const ResolvedParameters& p, int64_t,
+                                       const CostOfAttention&) const {
+  WorkEstimate estimate = model_->estimate;
+  estimate.units = {{PromptUnit(), 1}, {StepUnit(p), p.num_inference_steps}};
+  const bool only_latents =
+      request.formats.size() == 1 && request.formats.front() == ArtifactFormat::kSafetensors;
+  if (!only_latents) estimate.units.push_back({FramesUnit(p), 1});
+  return estimate;
+}
+
+WorkEstimate FakePipeline::EstimateDenoise(const DenoiseRequest& request,
+                                           const CostOfAttention&) const {
+  WorkEstimate estimate = model_->estimate;
+  estimate.units = {{CallUnit(request), 1}};
+  return estimate;
 }
 
 std::unique_ptr<GenerationRun> FakePipeline::NewRun(RunRequest request) {

@@ -92,7 +92,7 @@ struct FakeModel {
   std::function<void(const Unit&, int64_t rows)> on_unit;
   std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
   InventedBackends backends;
-  WorkEstimate estimate;  // of every job and call
+  WorkEstimate estimate;  // of every job and call, but for the units
   std::atomic<int64_t> made_bytes = 0;
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
@@ -120,13 +120,10 @@ class FakePipeline : public Pipeline {
   }
   void CheckRun(const GenerationRequest& request, const ResolvedParameters&) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
-  WorkEstimate EstimateRun(const GenerationRequest&, const ResolvedParameters&, int64_t,
-                           const CostOfAttention&) const override {
-    return model_->estimate;
-  }
-  WorkEstimate EstimateDenoise(const DenoiseRequest&, const CostOfAttention&) const override {
-    return model_->estimate;
-  }
+  WorkEstimate EstimateRun(const GenerationRequest& request, const ResolvedParameters& parameters,
+                           int64_t, const CostOfAttention&) const override;
+  WorkEstimate EstimateDenoise(const DenoiseRequest& request,
+                               const CostOfAttention&) const override;
   int64_t MadeBytes() const override { return model_->made_bytes; }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,

@@ -119,12 +119,20 @@ TEST(CompanionsTest, NeverMakeADeadlineMissedThatIsMetWithout) {
 TEST(CompanionsTest, WithDeadlinesComeWhereThoseBehindGainTwiceWhatThoseBeforeLose) {
   WorkQueue queue;
   for (WorkId id = 1; id <= 9; ++id) {
-    queue.Add(WithDeadline(Shares(Arrives(id, 0, 1), "x"), 1000 + static_cast<double>(id)));
+    queue.Add(WithDeadline(Shares(Arrives(id, 0, 1), "x"), static_cast<double>(id) + 0.3));
   }
   // Of nine the n-th comes where saved * (10 - n) >= 2 * extra * (n - 1).
   EXPECT_THAT(queue.Companions(1, Costs(0.11, 0.1), At(0)), SizeIs(4));
   EXPECT_THAT(queue.Companions(1, Costs(0.1, 0.01), At(0)), SizeIs(8));
   EXPECT_THAT(queue.Companions(1, Costs(0.01, 0.1), At(0)), SizeIs(1));
+}
+
+TEST(CompanionsTest, ComeAlongWhereDeadlinesAreFar) {
+  WorkQueue queue;
+  for (WorkId id = 1; id <= 8; ++id) {
+    queue.Add(WithDeadline(Shares(Arrives(id, 0, 1), "x"), 1000 + static_cast<double>(id)));
+  }
+  EXPECT_THAT(queue.Companions(1, Costs(0.01, 0.1), At(0)), SizeIs(8));
 }
 
 TEST(CompanionsTest, WhoseDeadlineIsGivenUpDelaysNobody) {

@@ -69,8 +69,8 @@ TEST_F(DrainTest, AJobThatIsStuckInAStepIsDeclaredCancelled) {
   const std::string id = Submit();
   engine_.Change(id, [](JobSnapshot& job) { job.state = JobState::kRunning; });
   engine_.idle = false;  // and never gets idle
-  CancelWork(&engine_, calls_, &logger_);
-  EXPECT_EQ(engine_.cancel_alls, 1);
+  EndWork(&engine_, calls_, &logger_);
+  EXPECT_EQ(engine_.stops, 1);
   const JobSnapshot job = *engine_.jobs().Get(id);
   EXPECT_EQ(job.state, JobState::kCancelled);
   EXPECT_EQ(job.error->reason, "CANCELLED");

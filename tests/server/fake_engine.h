@@ -65,6 +65,21 @@ class FakeEngine : public Engine {
     return CancelResult::kCancelling;
   }
 
+  std::optional<Error> Suspend(const std::string& job_id) override {
+    return Move(job_id, JobState::kSuspended);
+  }
+  std::optional<Error> Resume(const std::string& job_id) override {
+    return Move(job_id, JobState::kQueued);
+  }
+  std::optional<Error> Delete(const std::string& job_id) override {
+    try {
+      store_->Delete(job_id);
+      return std::nullopt;
+    } catch (const Error& error) {
+      return error;
+    }
+  }
+
   JobStore& jobs() override { return *store_; }
 
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
@@ -129,8 +144,10 @@ class FakeEngine : public Engine {
     std::lock_guard lock(mutex_);
     return draining_;
   }
+  void BeginNoMore() override { leaves = true; }
+  bool leaves_waiting() const override { return leaves && store_->durable(); }
   bool WaitIdle(std::chrono::milliseconds) override { return idle; }
-  void CancelAll() override { ++cancel_alls; }
+  void Stop() override { ++stops; }
   void Shutdown() override {}
 
   // ---- for tests
@@ -188,7 +205,8 @@ class FakeEngine : public Engine {
     done(denoise_outcome);
   }
 
-  std::atomic<int> cancel_alls{0};
+  std::atomic<int> stops{0};
+  std::atomic<bool> leaves{false};
   std::atomic<bool> idle{true};
   int64_t max_queued = 1000000;
   std::function<void()> before_submit;
@@ -203,6 +221,16 @@ class FakeEngine : public Engine {
     std::array<char, 16> name{};
     pthread_getname_np(pthread_self(), name.data(), name.size());
     threads_[call] = name.data();
+  }
+
+  std::optional<Error> Move(const std::string& job_id, JobState to) {
+    const auto job = store_->Get(job_id);
+    if (!job) return Error(StatusCode::kNotFound, "no such job", "job_id", "JOB_NOT_FOUND");
+    if (IsTerminal(job->state)) {
+      return Error(StatusCode::kFailedPrecondition, "ended", "", "JOB_FINISHED");
+    }
+    Change(job_id, [to](JobSnapshot& changed) { changed.state = to; });
+    return std::nullopt;
   }
 
   template <typename Condition>

@@ -28,7 +28,7 @@ void ReportEverything(Metrics* metrics) {
   metrics->OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, 0.01);
   metrics->OnFallback(AttnBackend::kSageAttn, AttnBackend::kTorchSdpa, SelectionSource::kRequest);
   metrics->OnBackendSwitch(SelectionSource::kForce);
-  metrics->OnJobStarted("m", 3);
+  metrics->OnJobStarted("m", Priority::kNormal, 3);
   metrics->OnJobFinished("m", JobState::kSucceeded);
   metrics->OnModelLoaded("m", 12);
   metrics->OnModelFailed("bad\"name", "LFS_POINTER");
@@ -68,7 +68,7 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_model_load_failed{model=\"bad\\\"name\",reason=\"LFS_POINTER\"} 1",
         "denoised_models_failed 1",
         "denoised_backend_switch_total{cause=\"force\"} 1",
-        "denoised_queue_wait_seconds_count 1",
+        "denoised_queue_wait_seconds_count{priority=\"NORMAL\"} 1",
         "denoised_jobs_total{model=\"m\",outcome=\"SUCCEEDED\"} 1",
         "denoised_model_load_seconds_count{model=\"m\"} 1",
         "denoised_rpc_seconds_count{code=\"NOT_FOUND\",method=\"GetJob\"} 1",

@@ -75,11 +75,11 @@ class Server:
         self.log = tempfile.TemporaryFile(mode="w+")
         # "" leaves it to the program to find one.
         given = [] if repository == "" else [f"--model_repository={repository or model_repository()}"]
-        dtype = [] if any(flag.startswith("--dtype") for flag in flags) else ["--dtype=float32"]
-        state = [] if any(flag.startswith("--state_dir") for flag in flags) else ["--state_dir=none"]
-        command = [*wrapper, str(BIN / "denoised"), *given, *state,
+        usual = [flag for flag in ("--dtype=float32", "--threads=1", "--state_dir=none")
+                 if not any(one.startswith(flag.split("=")[0]) for one in flags)]
+        command = [*wrapper, str(BIN / "denoised"), *given,
                    "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
-                   "--threads=1", *dtype, *flags]
+                   *usual, *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,
                                         env=clean_environment(**(environment or {})))
         ready, _, _ = select.select([self.process.stdout], [], [], 120)
@@ -137,7 +137,8 @@ class Server:
         raise AssertionError(f"the job ended without it: {job}")
 
     def wait_for_end(self, job_id, timeout=120):
-        return self.wait_until(job_id, lambda job: job.state >= stubs().SUCCEEDED, timeout)
+        ends = (stubs().SUCCEEDED, stubs().FAILED, stubs().CANCELLED)
+        return self.wait_until(job_id, lambda job: job.state in ends, timeout)
 
     def fetch(self, job_id, artifact_format):
         request = stubs().FetchArtifactRequest(job_id=job_id, format=artifact_format)

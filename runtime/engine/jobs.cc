@@ -1,0 +1,273 @@
+// What a job's store and its watchers see of its way through the engine.
+#include <algorithm>
+#include <utility>
+
+#include "backends/stop_point.h"
+#include "runtime/caught.h"
+#include "runtime/engine/engine_impl.h"
+#include "runtime/engine/receipt.h"
+#include "runtime/engine/refusals.h"
+#include "runtime/loaders/sha256.h"
+#include "runtime/media/artifacts.h"
+
+namespace denoised {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+using SystemClock = std::chrono::system_clock;
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+// A job that is done sooner makes none.
+constexpr std::chrono::seconds kFirstCheckpoint(2);
+
+RunRequest::Decode DecodeOf(const JobWork& job) {
+  const bool only_latents =
+      job.request.formats.size() == 1 && job.Wants(ArtifactFormat::kSafetensors);
+  if (only_latents) return RunRequest::Decode::kNothing;
+  return job.Wants(ArtifactFormat::kNpy) ? RunRequest::Decode::kFramesAndValues
+                                         : RunRequest::Decode::kFrames;
+}
+
+}  // namespace
+
+// Engine thread, as all until EncodeAndStore.
+void EngineImpl::BeginJob(JobWork* job) {
+  job->planner = std::make_unique<AttentionPlanner>(job->pipeline->planner_setting(),
+                                                    job->request.attention, observer_);
+  RequireMemoryNow(job);
+  job->attempt = store_->Start(job->id);
+  if (!std::exchange(job->told_start, true)) {
+    observer_->OnJobStarted(job->parameters.model, job->priority, SecondsSince(job->queued_at));
+  }
+  store_->Update(job->id, [&](JobSnapshot& snapshot) {
+    snapshot.queue_position = 0;
+    snapshot.starts_in_seconds.reset();
+    if (!snapshot.started_at) snapshot.started_at = SystemClock::now();
+  });
+  RunRequest request{job->request.prompt,
+                     job->id,
+                     job->parameters,
+                     job->request.latents,
+                     job->planner.get(),
+                     observer_,
+                     job->estimate.decode_bands,
+                     DecodeOf(*job),
+                     "",
+                     job->estimate.releases_text_encoder};
+  job->generation = NewRun(job, std::move(request));
+  job->left = job->estimate.units;
+  for (int64_t i = 0; i < job->generation->steps_done(); ++i) {
+    CountDown(UnitKind::kStep, &job->left);
+  }
+  job->next_checkpoint = SteadyClock::now() + kFirstCheckpoint;
+}
+
+// From its checkpoint, where there is one that can be read.
+std::unique_ptr<GenerationRun> EngineImpl::NewRun(JobWork* job, RunRequest request) {
+  Checkpoint from = GoOnFrom(job);
+  if (!from.run.empty()) {
+    request.saved = from.run;
+    std::unique_ptr<GenerationRun> run;
+    const auto error = Caught([&] { run = job->pipeline->NewRun(request); });
+    if (!error) {
+      job->planner->Restore(std::move(from.entries), std::move(from.notes));
+      return run;
+    }
+    NoteBegunAgain(job, from.step, error->what());
+    request.saved.clear();
+  }
+  return job->pipeline->NewRun(std::move(request));
+}
+
+void EngineImpl::EnterStage(JobWork* job, JobStage stage) {
+  if (job->stage == stage) return;
+  LeaveStage(job);
+  job->stage = stage;
+  store_->Update(job->id, [&](JobSnapshot& snapshot) {
+    snapshot.stage = stage;
+    if (stage == JobStage::kDenoise && Known(*job)) snapshot.eta_seconds = SecondsOf(*job, true);
+  });
+}
+
+// Its seconds are those of its units: what ran between them is not its own.
+void EngineImpl::LeaveStage(JobWork* job) {
+  const JobStage stage = std::exchange(job->stage, JobStage::kNone);
+  if (stage == JobStage::kNone) return;
+  const double seconds = std::exchange(job->stage_seconds, 0);
+  observer_->OnStage(job->parameters.model, stage, seconds);
+  store_->Update(job->id, [&](JobSnapshot& snapshot) {
+    snapshot.stage_seconds.emplace_back(stage, seconds);
+    snapshot.eta_seconds.reset();
+  });
+}
+
+void EngineImpl::UnitDone(JobWork* job, UnitKind kind, double seconds) {
+  job->stage_seconds += seconds;
+  if (kind != UnitKind::kStep) return;
+  observer_->OnStep(job->parameters.model, seconds);
+  const auto now = SteadyClock::now();
+  // From step to step, what others had of the device in between included.
+  const double pace =
+      job->last_step_at ? std::chrono::duration<double>(now - *job->last_step_at).count() : seconds;
+  job->last_step_at = now;
+  job->backend = job->planner->Current(AttentionRole::kSelf).value_or(job->backend);
+  job->step_pace = job->step_pace > 0 ? 0.7 * job->step_pace + 0.3 * pace : pace;
+  const int64_t done = job->generation->steps_done();
+  const double left = static_cast<double>(job->parameters.num_inference_steps - done);
+  store_->Update(job->id, [&](JobSnapshot& snapshot) {
+    snapshot.step = done;
+    snapshot.eta_seconds = left * job->step_pace + SecondsOf(*job, false);
+  });
+  MaybeCheckpoint(job);
+}
+
+Receipt EngineImpl::ReceiptOf(const JobWork& job) const {
+  Receipt receipt;
+  if (job.planner == nullptr) return receipt;
+  receipt.entries = job.planner->Entries();
+  receipt.notes = job.planner->Notes();
+  StampReceipt(job.pipeline->info(), job.pipeline->planner_setting(), job.parameters.linear,
+               &receipt);
+  receipt.fingerprint = Fingerprint(receipt, job.request, job.parameters);
+  return receipt;
+}
+
+// The device is done with the job; its files are written beside the next units.
+void EngineImpl::FinishRun(const JobPtr& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    table_.ToEncoder(job.get());
+    positions_moved_ = true;
+  }
+  auto video = std::make_shared<DecodedVideo>();
+  HostTensor latents;
+  const auto error = Caught([&] {
+    *video = job->generation->TakeVideo();
+    if (job->Wants(ArtifactFormat::kSafetensors)) latents = job->generation->Latents();
+  });
+  if (error) return End(job, error);
+  job->generation.reset();
+  EnterStage(job.get(), JobStage::kEncode);
+  encoder_.Post(
+      [this, job, video, latents = std::move(latents)] { EncodeAndStore(job, *video, latents); });
+}
+
+// Encoder thread.
+void EngineImpl::EncodeAndStore(const JobPtr& job, const DecodedVideo& video,
+                                const HostTensor& latents) {
+  const auto start = SteadyClock::now();
+  const auto error = Caught([&] {
+    const ScopedStopCheck stop([&] { return WhyStop(*job); });
+    std::vector<std::pair<ArtifactInfo, std::string>> files;
+    for (ArtifactFormat format : job->request.formats) {
+      StopPoint();
+      std::string bytes = EncodeArtifact(format, video, latents);
+      const ArtifactInfo info{format, "video." + std::string(ArtifactFormatName(format)),
+                              bytes.size(), Sha256Hex(bytes)};
+      files.emplace_back(info, std::move(bytes));
+    }
+    CloseToCancels(job.get());
+    for (auto& [info, bytes] : files) {
+      store_->PutArtifact(job->id, info, std::move(bytes));
+      store_->Update(job->id,
+                     [&info = info](JobSnapshot& snapshot) { snapshot.artifacts.push_back(info); });
+    }
+  });
+  job->stage_seconds = SecondsSince(start);
+  if (error && GoesOnLater(*job)) return Park(job);
+  if (!error) LeaveStage(job.get());
+  EndJob(job, error, ReceiptOf(*job));
+}
+
+// A cancel that was accepted is kept: from here on the job can only succeed, and is told so.
+void EngineImpl::CloseToCancels(JobWork* job) {
+  const std::lock_guard lock(mutex_);
+  if (job->cancel->cancelled) throw Cancelled();
+  job->closing = true;
+}
+
+// Any thread; the job has left the queue.
+void EngineImpl::EndJob(const JobPtr& job, const std::optional<Error>& error, Receipt receipt) {
+  const JobState outcome = !error                                    ? JobState::kSucceeded
+                           : error->code() == StatusCode::kCancelled ? JobState::kCancelled
+                                                                     : JobState::kFailed;
+  store_->Update(job->id, [&](JobSnapshot& snapshot) {
+    snapshot.state = outcome;
+    snapshot.finished_at = SystemClock::now();
+    snapshot.eta_seconds.reset();
+    snapshot.starts_in_seconds.reset();
+    snapshot.queue_position = 0;
+    snapshot.receipt = std::move(receipt);
+    if (error) snapshot.error = ToJobError(*error);
+  });
+  observer_->OnJobFinished(job->parameters.model, outcome);
+  LogEnd(*job, outcome, error);
+  {
+    const std::lock_guard lock(mutex_);
+    table_.Forget(job);
+    positions_moved_ = true;
+  }
+  wake_.notify_one();  // there may be room for another one
+  idle_.notify_all();
+}
+
+void EngineImpl::LogEnd(const JobWork& job, JobState outcome, const std::optional<Error>& error) {
+  if (!error) return logger_->Info("job_ended", {{"job", job.id}, {"state", "SUCCEEDED"}});
+  logger_->Warning("job_ended", {{"job", job.id},
+                                 {"state", std::string(JobStateName(outcome))},
+                                 {"reason", error->reason()},
+                                 {"message", error->what()}});
+}
+
+// Any thread; the call has left the queue.
+void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error) {
+  DenoiseResult result;
+  const auto failed = error ? error : Caught([&] {
+    result = call->call->TakeResult();
+    result.receipt.entries = call->planner->Entries();
+    result.receipt.notes = call->planner->Notes();
+    StampReceipt(call->pipeline->info(), call->pipeline->planner_setting(),
+                 LinearOf(call->request, *call->pipeline), &result.receipt);
+    result.receipt.fingerprint = Fingerprint(result.receipt, call->request);
+    result.queue_seconds = call->queue_seconds;
+  });
+  call->call.reset();
+  failed ? call->done(*failed) : call->done(std::move(result));
+  idle_.notify_all();
+}
+
+// Any thread. Where a job stands among those that wait. Watchers hear of it when it has moved, of a
+// long queue not at every unit.
+void EngineImpl::TellPositions() {
+  constexpr int64_t kShort = 64, kLong = 1000;  // of a longer one nobody hears where he stands
+  constexpr std::chrono::seconds kPace(1);
+  const std::lock_guard one_at_a_time(positions_mutex_);  // else an older view could be told last
+  std::vector<std::tuple<JobPtr, int64_t, double>> moved;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto now = SteadyClock::now();
+    const bool paced = table_.waiting_jobs() > kShort && now < positions_told_ + kPace;
+    if (!positions_moved_ || paced || table_.waiting_jobs() > kLong) return;
+    positions_moved_ = false;
+    positions_told_ = now;
+    for (const WorkPtr& work : table_.All()) {
+      if (!work->is_job() || work->begun) continue;
+      const auto job = std::static_pointer_cast<JobWork>(work);
+      const int64_t position = table_.queue.Rank(job->number);
+      if (std::exchange(job->told_position, position) == position) continue;
+      moved.emplace_back(job, position, table_.queue.SecondsAhead(job->number));
+    }
+  }
+  for (const auto& [job, position, seconds] : moved) {
+    store_->Update(job->id, [&, position = position, seconds = seconds](JobSnapshot& snapshot) {
+      if (snapshot.state != JobState::kQueued) return;
+      snapshot.queue_position = position;
+      snapshot.starts_in_seconds = seconds;
+    });
+  }
+}
+
+}  // namespace denoised

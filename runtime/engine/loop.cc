@@ -1,0 +1,335 @@
+// The engine thread: one unit of work after the other.
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "backends/stop_point.h"
+#include "runtime/caught.h"
+#include "runtime/engine/engine_impl.h"
+#include "runtime/engine/refusals.h"
+#include "runtime/threads.h"
+
+namespace denoised {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kLook(100), kMemoryPause(20), kDiskPause(1000);
+
+JobStage StageOf(UnitKind kind) {
+  return kind == UnitKind::kEncodePrompt ? JobStage::kTextEncode
+         : kind == UnitKind::kStep       ? JobStage::kDenoise
+                                         : JobStage::kDecode;
+}
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+JobPtr JobOf(const WorkPtr& work) {
+  return work->is_job() ? std::static_pointer_cast<JobWork>(work) : nullptr;
+}
+
+}  // namespace
+
+void EngineImpl::Loop() {
+  SetIntraOpThreads(options_.threads);
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      idle_.notify_all();
+      const auto next = [this] { return stopping_ || !asked_.empty() || NextLead() != nullptr; };
+      // What waits without being able to begin can still be late.
+      table_.idle() ? wake_.wait(lock, next) : void(wake_.wait_for(lock, kLook, next));
+      if (stopping_ && asked_.empty()) return;
+    }
+    EndAsked();
+    if (const std::vector<WorkPtr> turn = NextTurn(); !turn.empty()) RunTurn(turn);
+    TellPositions();
+  }
+}
+
+// Begun work that somebody wants to stop, and whatever is late.
+void EngineImpl::EndAsked() {
+  std::vector<WorkPtr> works;
+  {
+    const std::lock_guard lock(mutex_);
+    std::set<WorkId> numbers;  // each once, however often it was asked
+    for (WorkId number : std::exchange(asked_, {})) numbers.insert(number);
+    for (WorkId number : table_.queue.Expired(clock_())) numbers.insert(number);
+    for (WorkId number : numbers) works.push_back(table_.InQueue(number));
+  }
+  for (const WorkPtr& work : works) {
+    if (work == nullptr || !work->begun) continue;
+    if (const auto why = WhyStop(*work)) {
+      End(work, why);
+    } else if (const JobPtr job = JobOf(work); job && job->suspend) {
+      PutAside(job);
+    }
+  }
+  ExpireWaiting();
+}
+
+bool EngineImpl::MayBegin() const {
+  const int64_t most = options_.max_running_jobs;
+  return !ending_ && (most == 0 || table_.running_jobs() < most) &&
+         SteadyClock::now() >= no_begin_until_;
+}
+
+// Where the next one does not fit beside what has begun, that goes on alone until there is room;
+// where nothing has, it is begun, and fails by itself.
+WorkPtr EngineImpl::NextLead() {
+  const auto now = clock_();
+  const auto at = [&](std::optional<WorkId> number) {
+    return number ? table_.InQueue(*number) : nullptr;
+  };
+  const WorkPtr lead = at(table_.queue.Lead(now, MayBegin()));
+  takes_companions_ = true;
+  if (lead == nullptr || lead->begun || FitsBesideResidents(*lead)) return lead;
+  if (table_.begun() == 0 && !table_.encodes()) return lead;
+  takes_companions_ = false;
+  return at(table_.queue.Lead(now, false));
+}
+
+std::vector<WorkPtr> EngineImpl::NextTurn() {
+  const std::lock_guard lock(mutex_);
+  const WorkPtr lead = NextLead();
+  if (lead == nullptr) return {};
+  std::vector<WorkPtr> turn = {lead};
+  MarkBegun(lead);
+  if (!lead->alone) AddCompanions(&turn);
+  NotePreemptions(turn);
+  return turn;
+}
+
+void EngineImpl::MarkBegun(const WorkPtr& work) {
+  if (work->begun) return;
+  WorkProgress progress = ProgressOf(*work);
+  progress.resident = true;
+  table_.MarkBegun(work.get(), progress);
+  positions_moved_ = true;
+}
+
+int64_t EngineImpl::MayBegin(int64_t most_at_once) const {
+  if (!takes_companions_ || !MayBegin()) return 0;
+  const int64_t most = options_.max_running_jobs;
+  return most == 0 ? most_at_once : std::min(most_at_once, most - table_.running_jobs());
+}
+
+void EngineImpl::AddCompanions(std::vector<WorkPtr>* turn) {
+  const EngineWork& lead = *turn->front();
+  const UnitKey key = KeyOf(lead, StepUnitOf(lead));
+  Room room;
+  room.rows = cost_.WorthRows(key, std::min(options_.max_batch_rows, RowsThatFit(lead)));
+  room.may_begin = MayBegin(options_.max_batch_rows);
+  room.seconds = [&](int64_t rows) { return cost_.Seconds(key, rows); };
+  for (WorkId number : table_.queue.Companions(lead.number, room, clock_())) {
+    const WorkPtr work = table_.InQueue(number);
+    if (number == lead.number || work->alone) continue;
+    if (!work->begun && !FitsBesideResidents(*work)) continue;
+    MarkBegun(work);
+    turn->push_back(work);
+  }
+}
+
+// A job that ran in the last turn, has not ended, and is passed over for another job now.
+void EngineImpl::NotePreemptions(const std::vector<WorkPtr>& turn) {
+  const auto in = [](const std::vector<WorkId>& numbers, WorkId number) {
+    return std::count(numbers.begin(), numbers.end(), number) > 0;
+  };
+  std::vector<WorkId> now;
+  for (const WorkPtr& work : turn) now.push_back(work->number);
+  const std::vector<WorkId> before = std::exchange(last_turn_, now);
+  if (!turn.front()->is_job() || in(before, turn.front()->number)) return;
+  for (WorkId number : before) {
+    const WorkPtr work = table_.InQueue(number);
+    if (work && work->is_job() && !in(now, number)) {
+      observer_->OnPreemption(work->pipeline->info().name);
+    }
+  }
+}
+
+// Who is not at a step yet goes first, alone: the others wait no longer than that unit, and the
+// step has one more row then.
+void EngineImpl::RunTurn(const std::vector<WorkPtr>& turn) {
+  std::vector<WorkPtr> works;
+  for (const WorkPtr& work : Begin(turn)) {
+    if (work->run()->Next().kind != UnitKind::kStep) return RunAlone(work);
+    works.push_back(work);
+  }
+  if (!works.empty()) RunStep(works);
+}
+
+// Gives what has none a run; those that could not begin have ended.
+std::vector<WorkPtr> EngineImpl::Begin(const std::vector<WorkPtr>& turn) {
+  std::vector<WorkPtr> begun;
+  for (const WorkPtr& work : turn) {
+    const auto error = Caught([&] {
+      if (work->run() != nullptr) return;
+      if (const auto why = WhyStop(*work)) throw *why;
+      if (const JobPtr job = JobOf(work)) {
+        BeginJob(job.get());
+      } else {
+        BeginCall(static_cast<CallWork*>(work.get()));
+      }
+    });
+    if (!error) {
+      begun.push_back(work);
+    } else if (!WaitsForRoom(work, *error)) {
+      End(work, error);
+    }
+  }
+  return begun;
+}
+
+// What was accepted does not fail for want of room that others will give back, or of a disk that
+// may be emptied: it waits on, and nothing begins for a while.
+bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
+  if (!work->is_job() || (error.reason() != "MEMORY" && error.reason() != "DISK")) return false;
+  const bool disk = error.reason() == "DISK";
+  const std::lock_guard lock(mutex_);
+  if (!disk && table_.begun() == 1 && !table_.encodes()) return false;  // it is its own size
+  WorkProgress progress = ProgressOf(*work);
+  progress.resident = false;
+  table_.TakeBack(work.get(), progress);
+  work->planner.reset();
+  no_begin_until_ = SteadyClock::now() + (disk ? kDiskPause : kMemoryPause);
+  return true;
+}
+
+void EngineImpl::BeginCall(CallWork* call) {
+  call->queue_seconds = SecondsSince(call->queued_at);
+  call->planner = std::make_unique<AttentionPlanner>(call->pipeline->planner_setting(),
+                                                     call->request.attention, observer_);
+  call->call = call->pipeline->NewDenoiseRun(call->request, call->planner.get(), observer_);
+}
+
+void EngineImpl::RunAlone(const WorkPtr& work) {
+  const Unit unit = work->run()->Next();
+  if (const JobPtr job = JobOf(work)) EnterStage(job.get(), StageOf(unit.kind));
+  const auto start = SteadyClock::now();
+  const auto error = Caught([&] {
+    const ScopedStopCheck stop([&] { return WhyStop(*work); });
+    work->run()->Advance();
+    work->planner->Complete();
+  });
+  const double seconds = SecondsSince(start);
+  if (!error) cost_.Observe(KeyOf(*work, unit), 1, seconds);
+  AfterUnit(work, unit, {seconds, seconds}, error);
+}
+
+void EngineImpl::RunStep(const std::vector<WorkPtr>& works) {
+  std::vector<Unit> units;
+  std::vector<Run*> runs;
+  int64_t rows = 0;
+  for (const WorkPtr& work : works) {
+    runs.push_back(work->run());
+    units.push_back(runs.back()->Next());
+    rows += units.back().rows;
+    if (const JobPtr job = JobOf(work)) EnterStage(job.get(), JobStage::kDenoise);
+  }
+  const UnitKey key = KeyOf(*works.front(), units.front());
+  std::vector<std::optional<Error>> errors;
+  const auto start = SteadyClock::now();
+  const auto nobody = Caught([&] {
+    const ScopedStopCheck stop([&] { return WhyStopAll(works); });
+    errors = works.front()->pipeline->Step(runs);
+  });
+  if (nobody) return AfterNobody(works, *nobody);
+  const double seconds = SecondsSince(start);
+  if (const auto as_one = ShareOf(works, units)) cost_.Observe(key, rows, seconds * *as_one);
+  for (size_t i = 0; i < works.size(); ++i) {
+    const double share = static_cast<double>(units[i].rows) / static_cast<double>(rows);
+    AfterUnit(works[i], units[i], {seconds, share * seconds}, errors[i]);
+  }
+}
+
+// What a forward of all rows with the lead's backend would take of the time of this one, by what
+// rows of each take alone. Nothing where that is not known.
+std::optional<double> EngineImpl::ShareOf(const std::vector<WorkPtr>& works,
+                                          const std::vector<Unit>& units) const {
+  const UnitKey own = KeyOf(*works.front(), units.front());
+  double as_own = 0, as_they_are = 0;
+  for (size_t i = 0; i < works.size(); ++i) {
+    const UnitKey key = KeyOf(*works[i], units[i]);
+    if (key.backend != own.backend && !cost_.known(key)) return std::nullopt;
+    as_own += cost_.Seconds(own, units[i].rows);
+    as_they_are += cost_.Seconds(key, units[i].rows);
+  }
+  return as_own / as_they_are;
+}
+
+// What fails for several at once is tried by each alone: it may be the fault of one, or of their
+// number.
+void EngineImpl::AfterNobody(const std::vector<WorkPtr>& works, const Error& error) {
+  for (const WorkPtr& work : works) {
+    if (const auto why = works.size() == 1 ? error : WhyStop(*work)) {
+      End(work, why);
+    } else {
+      work->alone = true;
+      PutBack(work);
+    }
+  }
+}
+
+void EngineImpl::AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime& time,
+                           const std::optional<Error>& error) {
+  work->alone = false;
+  {
+    const std::lock_guard lock(mutex_);
+    table_.queue.Charge(work->tenant, time.share);
+  }
+  if (error) return End(work, error);
+  CountDown(unit.kind, &work->left);
+  const JobPtr job = JobOf(work);
+  if (job) UnitDone(job.get(), unit.kind, time.seconds);
+  if (work->run()->Next().kind != UnitKind::kDone) return PutBack(work);
+  job ? FinishRun(job) : End(work, std::nullopt);
+}
+
+void EngineImpl::PutBack(const WorkPtr& work) {
+  const std::lock_guard lock(mutex_);
+  table_.queue.Update(work->number, ProgressOf(*work));
+}
+
+// Only the engine's end stops it, and the store keeps it.
+bool EngineImpl::GoesOnLater(const JobWork& job) const {
+  return ending_ && store_->durable() && !job.cancel->cancelled && !Late(job);
+}
+
+void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
+  {
+    const std::lock_guard lock(mutex_);
+    table_.LeaveQueue(work.get());
+    positions_moved_ = true;
+  }
+  const JobPtr job = JobOf(work);
+  if (job == nullptr) return EndCall(std::static_pointer_cast<CallWork>(work), error);
+  if (error && GoesOnLater(*job)) return Park(job);
+  const Receipt receipt = ReceiptOf(*job);
+  job->generation.reset();
+  EndJob(job, error, receipt);
+}
+
+bool EngineImpl::Late(const EngineWork& work) const {
+  return work.deadline && clock_() >= *work.deadline;
+}
+
+std::optional<Error> EngineImpl::WhyStop(const EngineWork& work) const {
+  if (work.cancel && work.cancel->cancelled) return Cancelled();
+  if (Late(work)) return DeadlinePassed();
+  if (!ending_) return std::nullopt;
+  return work.is_job() && !store_->durable() ? Cancelled() : Stopped();
+}
+
+// A shared step goes on while somebody needs it.
+std::optional<Error> EngineImpl::WhyStopAll(const std::vector<WorkPtr>& works) const {
+  std::optional<Error> why;
+  for (const WorkPtr& work : works) {
+    why = WhyStop(*work);
+    if (!why) return std::nullopt;
+  }
+  return why;
+}
+
+}  // namespace denoised

@@ -1,0 +1,37 @@
+// The loaded models by name, and the questions about attention that need no running work.
+#ifndef DENOISED_RUNTIME_ENGINE_MODELS_H_
+#define DENOISED_RUNTIME_ENGINE_MODELS_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/engine.h"
+#include "runtime/pipelines/pipeline.h"
+
+namespace denoised {
+
+// Any thread.
+class Models {
+ public:
+  // Exactly one is the default.
+  explicit Models(std::vector<std::unique_ptr<Pipeline>> all) : all_(std::move(all)) {}
+
+  // "" = the default. Throws NOT_FOUND naming what there is.
+  Pipeline* Find(const std::string& name) const;
+  std::vector<ModelInfo> List() const;
+  int64_t MadeBytes() const;
+
+  // As Engine has them.
+  std::optional<Error> CheckForce(AttnBackend backend, const std::string& parameters_json) const;
+  std::vector<BackendInfo> ListBackends() const;
+  std::vector<Explanation> Explain(const ExplainQuery& query) const;
+
+ private:
+  const std::vector<std::unique_ptr<Pipeline>> all_;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_MODELS_H_

@@ -1,0 +1,93 @@
+// What the engine tells the queue and the clients about time.
+#include <algorithm>
+
+#include "runtime/engine/engine_impl.h"
+
+namespace denoised {
+namespace {
+
+constexpr std::string_view KindName(UnitKind kind) {
+  constexpr std::array<std::string_view, 4> kNames = {"encode_prompt", "step", "decode", "done"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+}  // namespace
+
+Unit StepUnitOf(const EngineWork& work) {
+  const auto& units = work.estimate.units;
+  const auto step = std::find_if(units.begin(), units.end(), [](const PlannedUnits& planned) {
+    return planned.unit.kind == UnitKind::kStep;
+  });
+  return step == units.end() ? Unit{} : step->unit;
+}
+
+void CountDown(UnitKind kind, std::vector<PlannedUnits>* left) {
+  for (PlannedUnits& planned : *left) {
+    if (planned.unit.kind != kind || planned.count == 0) continue;
+    --planned.count;
+    return;
+  }
+}
+
+UnitKey EngineImpl::KeyOf(const EngineWork& work, const Unit& unit) const {
+  const bool attends = unit.kind == UnitKind::kStep;
+  return {work.pipeline->info().name,
+          std::string(KindName(unit.kind)),
+          unit.group,
+          attends ? std::string(AttnBackendName(work.backend)) : "",
+          unit.multiply_adds,
+          static_cast<double>(unit.tokens)};
+}
+
+double EngineImpl::SecondsOf(const EngineWork& work, bool steps_too) const {
+  double seconds = 0;
+  for (const PlannedUnits& planned : work.left) {
+    if (planned.count == 0 || (!steps_too && planned.unit.kind == UnitKind::kStep)) continue;
+    seconds += static_cast<double>(planned.count) *
+               cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
+  }
+  return seconds;
+}
+
+double EngineImpl::SecondsBeforeStep(const EngineWork& work) const {
+  double seconds = 0;
+  for (const PlannedUnits& planned : work.left) {
+    if (planned.unit.kind != UnitKind::kEncodePrompt) break;
+    seconds += static_cast<double>(planned.count) *
+               cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
+  }
+  return seconds;
+}
+
+bool EngineImpl::Known(const EngineWork& work) const {
+  return cost_.known(KeyOf(work, StepUnitOf(work)));
+}
+
+// Its steps, from now on, or all of what is to come: what it can share is the step that it is at or
+// goes to.
+WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
+  WorkProgress progress;
+  progress.seconds_left = SecondsOf(work, true);
+  progress.resident = work.begun || !work.is_job();  // a call needs no leave to begin
+  const Unit step = StepUnitOf(work);
+  progress.seconds_to_step = SecondsBeforeStep(work);
+  const auto steps_left = std::any_of(work.left.begin(), work.left.end(), [](const auto& planned) {
+    return planned.unit.kind == UnitKind::kStep && planned.count > 0;
+  });
+  if (!steps_left || step.group.empty()) return progress;
+  progress.batch = work.pipeline->info().name + "\n" + step.group;
+  progress.rows = step.rows;
+  return progress;
+}
+
+Work EngineImpl::Queued(const EngineWork& work) const {
+  Work queued;
+  static_cast<WorkProgress&>(queued) = ProgressOf(work);
+  queued.tenant = work.tenant;
+  queued.priority = work.priority;
+  queued.arrived = work.arrived;
+  queued.deadline = work.deadline;
+  return queued;
+}
+
+}  // namespace denoised

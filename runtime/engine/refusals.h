@@ -1,0 +1,39 @@
+// What the engine says where work ends early or is not taken.
+#ifndef DENOISED_RUNTIME_ENGINE_REFUSALS_H_
+#define DENOISED_RUNTIME_ENGINE_REFUSALS_H_
+
+#include <string>
+
+#include "backends/error.h"
+
+namespace denoised {
+
+inline Error Cancelled() { return Error(StatusCode::kCancelled, "cancelled", "", "CANCELLED"); }
+
+inline Error DeadlinePassed() {
+  return Error(StatusCode::kDeadlineExceeded, "the deadline passed before the work was done", "",
+               "DEADLINE_EXCEEDED");
+}
+
+inline Error Draining() {
+  return Error(StatusCode::kUnavailable, "the server is draining and takes no new work", "",
+               "DRAINING");
+}
+
+inline Error Stopped() {
+  return Error(StatusCode::kUnavailable, "the server stopped before the work was done", "",
+               "DRAINING");
+}
+
+inline Error UnknownJob(const std::string& id) {
+  return Error(StatusCode::kNotFound, "job_id: no job is called \"" + id + "\"", "job_id",
+               "JOB_NOT_FOUND");
+}
+
+inline Error WrongState(const std::string& what, const std::string& reason) {
+  return Error(StatusCode::kFailedPrecondition, what, "", reason);
+}
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_REFUSALS_H_

@@ -1,0 +1,104 @@
+// What the engine works on, from its acceptance to its end: jobs and Denoise calls.
+#ifndef DENOISED_RUNTIME_ENGINE_WORK_H_
+#define DENOISED_RUNTIME_ENGINE_WORK_H_
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/attention/attention_planner.h"
+#include "runtime/engine.h"
+#include "runtime/engine/checkpoint.h"
+#include "runtime/engine/memory_admission.h"
+#include "runtime/engine/work_queue.h"
+#include "runtime/job_store.h"
+#include "runtime/pipelines/pipeline.h"
+
+namespace denoised {
+
+// Owned by the engine's table. What the comment does not give to the engine thread is constant, or
+// guarded by the engine's mutex.
+struct EngineWork {
+  virtual ~EngineWork() = default;
+  virtual Run* run() = 0;  // null before its first unit; engine thread
+  virtual const AttentionOptions& attention() const = 0;
+  virtual int64_t request_bytes() const = 0;
+  virtual bool is_job() const = 0;
+
+  WorkId number = 0;
+  Pipeline* pipeline = nullptr;
+  std::string tenant;
+  Priority priority = Priority::kNormal;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  std::shared_ptr<CancelToken> cancel;
+  std::chrono::steady_clock::time_point queued_at;  // by the machine's clock: waits are measured
+  WorkEstimate estimate;
+  AttnBackend backend = AttnBackend::kReference;  // of self-attention, as it was last seen
+  bool begun = false;                             // its first unit runs or has run
+  bool encodes = false;                           // its files are being written
+  // Since when it waits, for its place in the order.
+  std::chrono::steady_clock::time_point arrived;
+
+  // Engine thread.
+  std::unique_ptr<AttentionPlanner> planner;
+  std::vector<PlannedUnits> left;  // of its estimate
+  bool alone = false;              // its next step shares no forward: a shared one failed
+};
+using WorkPtr = std::shared_ptr<EngineWork>;
+
+// A step of it, alone.
+Unit StepUnitOf(const EngineWork& work);
+// One of these is done.
+void CountDown(UnitKind kind, std::vector<PlannedUnits>* left);
+
+struct JobWork : EngineWork {
+  Run* run() override { return generation.get(); }
+  const AttentionOptions& attention() const override { return request.attention; }
+  int64_t request_bytes() const override { return BytesOf(request); }
+  bool is_job() const override { return true; }
+  bool Wants(ArtifactFormat format) const {
+    return std::find(request.formats.begin(), request.formats.end(), format) !=
+           request.formats.end();
+  }
+
+  std::string id;
+  GenerationRequest request;
+  ResolvedParameters parameters;
+  std::atomic<bool> suspend{false};  // to be put aside at its next boundary
+  bool closing = false;              // ends, or has its results: too late to cancel
+  bool told_start = false;           // engine thread
+  int64_t told_position = -1;        // of its queue position, what watchers know
+  Checkpoint checkpoint;             // to go on from; no run in it: from the start
+  int64_t attempt = 0;
+
+  // Engine thread.
+  std::unique_ptr<GenerationRun> generation;
+  JobStage stage = JobStage::kNone;
+  double stage_seconds = 0;  // in units of the present stage
+  std::optional<std::chrono::steady_clock::time_point> last_step_at;
+  double step_pace = 0;  // seconds from one of its steps to the next, waits included
+  std::chrono::steady_clock::time_point next_checkpoint;
+};
+
+struct CallWork : EngineWork {
+  Run* run() override { return call.get(); }
+  const AttentionOptions& attention() const override { return request.attention; }
+  int64_t request_bytes() const override { return BytesOf(request); }
+  bool is_job() const override { return false; }
+
+  DenoiseRequest request;
+  std::function<void(Engine::DenoiseOutcome)> done;
+
+  // Engine thread.
+  std::unique_ptr<DenoiseRun> call;
+  double queue_seconds = 0;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_WORK_H_

@@ -1,0 +1,114 @@
+#include "runtime/engine/work_table.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace denoised {
+namespace {
+
+int64_t ExcessOf(const WorkEstimate& estimate) {
+  return std::max<int64_t>(0, estimate.peak_bytes - estimate.held_bytes);
+}
+
+}  // namespace
+
+int64_t* WorkTable::WaitingLike(const EngineWork& work) {
+  return work.is_job() ? &waiting_jobs_ : &waiting_calls_;
+}
+
+void WorkTable::Hold(const WorkEstimate& estimate) {
+  resident_bytes_ += estimate.held_bytes;
+  excesses_.insert(ExcessOf(estimate));
+}
+
+void WorkTable::Release(const WorkEstimate& estimate) {
+  resident_bytes_ -= estimate.held_bytes;
+  excesses_.erase(excesses_.find(ExcessOf(estimate)));
+}
+
+void WorkTable::Enter(const WorkPtr& work, Work queued) {
+  work->number = queued.id = ++last_number_;
+  queued_[work->number] = work;
+  queue.Add(queued);
+  ++*WaitingLike(*work);
+  request_bytes_ += work->request_bytes();
+}
+
+void WorkTable::MarkBegun(EngineWork* work, const WorkProgress& progress) {
+  work->begun = true;
+  --*WaitingLike(*work);
+  ++begun_;
+  if (work->is_job()) ++begun_jobs_, ++running_jobs_;
+  Hold(work->estimate);
+  queue.Update(work->number, progress);
+}
+
+void WorkTable::TakeBack(EngineWork* work, const WorkProgress& progress) {
+  work->begun = false;
+  ++*WaitingLike(*work);
+  --begun_;
+  if (work->is_job()) --begun_jobs_, --running_jobs_;
+  Release(work->estimate);
+  queue.Update(work->number, progress);
+}
+
+WorkPtr WorkTable::InQueue(WorkId number) const {
+  const auto found = queued_.find(number);
+  return found == queued_.end() ? nullptr : found->second;
+}
+
+JobPtr WorkTable::Job(const std::string& id) const {
+  const auto found = jobs_.find(id);
+  return found == jobs_.end() ? nullptr : found->second;
+}
+
+std::vector<WorkPtr> WorkTable::All() const {
+  std::vector<WorkPtr> all;
+  for (const auto& [number, work] : queued_) all.push_back(work);
+  return all;
+}
+
+std::vector<JobPtr> WorkTable::Aside() const {
+  std::vector<JobPtr> aside;
+  for (const auto& [id, job] : jobs_) {
+    if (!job->begun && !queued_.contains(job->number)) aside.push_back(job);
+  }
+  return aside;
+}
+
+void WorkTable::ChangeEstimate(EngineWork* work, const WorkEstimate& estimate) {
+  Release(work->estimate);
+  work->estimate = estimate;
+  Hold(work->estimate);
+}
+
+void WorkTable::LeaveQueue(EngineWork* work) {
+  if (queued_.erase(work->number) == 0) return;
+  queue.Remove(work->number);
+  request_bytes_ -= work->request_bytes();
+  if (!work->begun) {
+    --*WaitingLike(*work);
+    return;
+  }
+  --begun_;
+  if (work->is_job()) --begun_jobs_;
+  if (!work->encodes) Release(work->estimate);
+}
+
+void WorkTable::ToEncoder(JobWork* job) {
+  job->encodes = true;
+  LeaveQueue(job);
+}
+
+void WorkTable::PutAside(JobWork* job) {
+  LeaveQueue(job);
+  if (std::exchange(job->begun, false)) --running_jobs_;
+}
+
+void WorkTable::Forget(const JobPtr& job) {
+  if (jobs_.erase(job->id) == 0 || !job->begun) return;
+  --running_jobs_;
+  if (job->encodes) Release(job->estimate);
+}
+
+}  // namespace denoised

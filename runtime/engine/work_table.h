@@ -1,0 +1,81 @@
+// All work that has not ended: by id, by number, in the queue's order, and how much of it there is.
+#ifndef DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_
+#define DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_
+
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/engine/work.h"
+#include "runtime/engine/work_queue.h"
+
+namespace denoised {
+
+using JobPtr = std::shared_ptr<JobWork>;
+using CallPtr = std::shared_ptr<CallWork>;
+
+// Guarded by the engine's mutex. Work waits (entered), has begun, or has left the queue: a job that
+// is being encoded or is put aside is still known by its id.
+class WorkTable {
+ public:
+  explicit WorkTable(const QueueOptions& options) : queue(options) {}
+
+  // Numbers it and puts it into the queue.
+  void Enter(const WorkPtr& work, Work queued);
+  // It holds memory from now on; and gives it back without having run.
+  void MarkBegun(EngineWork* work, const WorkProgress& progress);
+  void TakeBack(EngineWork* work, const WorkProgress& progress);
+  // Null where it is not in the queue.
+  WorkPtr InQueue(WorkId number) const;
+  // Null where it has ended.
+  JobPtr Job(const std::string& id) const;
+  // What is in the queue.
+  std::vector<WorkPtr> All() const;
+  // Jobs that are known and neither wait nor have begun.
+  std::vector<JobPtr> Aside() const;
+
+  void ChangeEstimate(EngineWork* work, const WorkEstimate& estimate);
+  void LeaveQueue(EngineWork* work);  // nothing where it has left
+  void ToEncoder(JobWork* job);       // leaves the queue, and keeps what it holds until Forget
+  void PutAside(JobWork* job);        // leaves the queue as if it had not begun
+  void Forget(const JobPtr& job);     // it has ended
+  void KnowById(const JobPtr& job) { jobs_[job->id] = job; }
+
+  int64_t waiting_jobs() const { return waiting_jobs_; }
+  int64_t waiting_calls() const { return waiting_calls_; }
+  int64_t jobs_aside() const {
+    return static_cast<int64_t>(jobs_.size()) - waiting_jobs_ - running_jobs_;
+  }
+  int64_t begun() const { return begun_; }  // and still in the queue
+  // Jobs that have begun and not ended, those that are encoded among them.
+  int64_t running_jobs() const { return running_jobs_; }
+  int64_t request_bytes() const { return request_bytes_; }  // of all in the queue
+  int64_t resident_bytes() const {
+    return resident_bytes_;
+  }  // kept between units by what has begun
+  // What one of those takes above that in its largest unit, at most.
+  int64_t largest_excess() const { return excesses_.empty() ? 0 : *excesses_.rbegin(); }
+  bool encodes() const { return running_jobs_ > begun_jobs_; }
+  bool idle() const { return queued_.empty() && running_jobs_ == 0; }
+
+  WorkQueue queue;
+
+ private:
+  int64_t* WaitingLike(const EngineWork& work);
+  void Hold(const WorkEstimate& estimate);
+  void Release(const WorkEstimate& estimate);
+
+  std::unordered_map<WorkId, WorkPtr> queued_;
+  std::unordered_map<std::string, JobPtr> jobs_;
+  std::multiset<int64_t> excesses_;
+  WorkId last_number_ = 0;
+  int64_t waiting_jobs_ = 0, waiting_calls_ = 0;
+  int64_t begun_ = 0, begun_jobs_ = 0, running_jobs_ = 0;
+  int64_t request_bytes_ = 0, resident_bytes_ = 0;
+};
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_

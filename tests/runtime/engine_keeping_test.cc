@@ -1,0 +1,217 @@
+// Jobs that are put aside, and jobs that outlive their engine.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "runtime/engine/checkpoint.h"
+#include "tests/runtime/fake_engine.h"
+
+namespace denoised {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// A state folder of its own.
+class EngineKeeping : public testing::Test {
+ protected:
+  EngineKeeping() {
+    std::string name =
+        (std::filesystem::temp_directory_path() / "denoised_keeping_XXXXXX").string();
+    folder_ = ::mkdtemp(name.data());
+  }
+  ~EngineKeeping() override { std::filesystem::remove_all(folder_); }
+  EngineOptions Options() const {
+    EngineOptions options;
+    options.state_dir = folder_;
+    options.checkpoint_every = 1;
+    return options;
+  }
+  std::string folder_;
+};
+
+void Steps(GenerationRequest& request, int64_t steps) { request.num_inference_steps = steps; }
+
+// Every step of self-attention is on the receipt once.
+void ExpectStepsCovered(const JobSnapshot& job, int64_t steps) {
+  int64_t next = 0;
+  for (const ReceiptEntry& row : job.receipt.entries) {
+    if (row.role != AttentionRole::kSelf) continue;
+    EXPECT_EQ(row.first_step, next);
+    next = row.last_step + 1;
+  }
+  EXPECT_EQ(next, steps);
+}
+
+TEST(EngineSuspend, ARunningJobGivesBackItsStateAndGoesOnFromThere) {
+  FakeEngine fake;
+  fake.model.steps.Close();
+  const std::string id = fake.Submit("aside", [](auto& r) { Steps(r, 5); });
+  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  EXPECT_FALSE(fake.engine->Suspend(id));
+  fake.model.steps.Open();
+  ASSERT_TRUE(fake.WaitIdle()) << "a suspended job is no work";
+  EXPECT_EQ(fake.Get(id).state, JobState::kSuspended);
+  EXPECT_EQ(fake.Get(id).step, 1);
+  EXPECT_EQ(fake.model.live_runs, 0);
+  EXPECT_FALSE(fake.engine->Resume(id));
+  const JobSnapshot job = fake.AwaitEnd(id);
+  EXPECT_EQ(job.state, JobState::kSucceeded);
+  EXPECT_EQ(job.attempt, 2);
+  EXPECT_EQ(fake.model.steps_run, 5) << "no step runs twice";
+  ExpectStepsCovered(job, 5);
+}
+
+TEST(EngineSuspend, AWaitingJobNeverBeginsUntilItIsResumed) {
+  FakeEngine fake;
+  fake.model.steps.Close();
+  const std::string first = fake.Submit("first"),
+                    second = fake.Submit("second", [](auto&r) { r.width = 128; });
+  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  EXPECT_FALSE(fake.engine->Suspend(second));
+  EXPECT_EQ(fake.Get(second).state, JobState::kSuspended);
+  fake.model.steps.Open();
+  ASSERT_TRUE(fake.WaitIdle());
+  EXPECT_THAT(fake.model.began(), ElementsAre("first"));
+  fake.engine->Resume(second);
+  EXPECT_EQ(fake.AwaitEnd(second).state, JobState::kSucceeded);
+}
+
+TEST(EngineSuspend, ASuspendedJobCanBeCancelledAndAnEndedOneNotSuspended) {
+  FakeEngine fake;
+  fake.model.steps.Close();
+  const std::string id = fake.Submit("aside");
+  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  fake.engine->Suspend(id);
+  fake.model.steps.Open();
+  ASSERT_TRUE(fake.WaitIdle());
+  EXPECT_EQ(fake.engine->Cancel(id), Engine::CancelResult::kCancelling);
+  EXPECT_EQ(fake.Get(id).state, JobState::kCancelled);
+  EXPECT_EQ(fake.engine->Suspend(id)->reason(), "JOB_FINISHED");
+  EXPECT_EQ(fake.engine->Resume(id)->reason(), "JOB_FINISHED");
+  EXPECT_EQ(fake.engine->Suspend("nobody")->code(), StatusCode::kNotFound);
+}
+
+TEST_F(EngineKeeping, AJobGoesOnAtTheNextStartWithoutRunningAStepTwice) {
+  std::string running, waiting;
+  int64_t ran = 0;
+  {
+    FakeEngine fake(Options());
+    fake.model.steps.Close();
+    running = fake.Submit("running", [](auto& r) { Steps(r, 6); });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    waiting = fake.Submit("waiting", [](auto& r) { r.width = 128; });
+    fake.model.steps.Allow(2);
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(3));
+    fake.engine->Stop();
+    fake.model.steps.Open();
+    fake.engine->Shutdown();
+    ran = fake.model.steps_run;
+    EXPECT_EQ(fake.Get(running).state, JobState::kQueued);
+    EXPECT_EQ(fake.Get(waiting).state, JobState::kQueued);
+  }
+  FakeEngine next(Options());
+  const JobSnapshot job = next.AwaitEnd(running);
+  EXPECT_EQ(job.state, JobState::kSucceeded);
+  EXPECT_EQ(job.attempt, 2);
+  EXPECT_EQ(next.AwaitEnd(waiting).state, JobState::kSucceeded);
+  EXPECT_EQ(ran + next.model.steps_run, 6 + 3);
+  ExpectStepsCovered(job, 6);
+}
+
+TEST_F(EngineKeeping, ASuspendedJobStaysSuspendedOverARestart) {
+  std::string id;
+  {
+    FakeEngine fake(Options());
+    fake.model.steps.Close();
+    id = fake.Submit("aside", [](auto& r) { Steps(r, 5); });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    fake.engine->Suspend(id);
+    fake.model.steps.Open();
+    ASSERT_TRUE(fake.WaitIdle());
+  }
+  FakeEngine next(Options());
+  ASSERT_TRUE(next.WaitIdle());
+  EXPECT_EQ(next.Get(id).state, JobState::kSuspended);
+  next.engine->Resume(id);
+  EXPECT_EQ(next.AwaitEnd(id).state, JobState::kSucceeded);
+  EXPECT_EQ(next.model.steps_run, 4);
+}
+
+TEST_F(EngineKeeping, AnotherBackendBeginsTheJobAnewAndItsReceiptSaysSo) {
+  std::string id;
+  {
+    FakeEngine fake(Options());
+    fake.model.steps.Close();
+    id = fake.Submit("moved", [](auto& r) { Steps(r, 4); });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    fake.engine->Stop();
+    fake.model.steps.Open();
+    fake.engine->Shutdown();
+  }
+  EngineOptions options = Options();
+  options.environment_backend = AttnBackend::kReference;
+  FakeEngine next(options);
+  const JobSnapshot job = next.AwaitEnd(id);
+  EXPECT_EQ(job.state, JobState::kSucceeded);
+  EXPECT_EQ(next.model.steps_run, 4);
+  std::string notes;
+  for (const std::string& note : job.receipt.notes) notes += note + "\n";
+  EXPECT_THAT(notes, HasSubstr("begun again from step 0"));
+  EXPECT_THAT(notes, HasSubstr("REFERENCE"));
+}
+
+TEST_F(EngineKeeping, OneKeyIsOneJob) {
+  FakeEngine fake(Options());
+  const auto keyed = [](GenerationRequest& r) { r.idempotency_key = "k"; };
+  const std::string one = fake.Submit("once", keyed), two = fake.Submit("once", keyed);
+  EXPECT_EQ(one, two);
+  ASSERT_TRUE(fake.WaitIdle());
+  EXPECT_THAT(fake.model.began(), ElementsAre("once"));
+  GenerationRequest other = SmallRequest("another");
+  other.idempotency_key = "k";
+  EXPECT_EQ(std::get<Error>(fake.engine->Submit(other)).reason(), "IDEMPOTENCY_KEY");
+}
+
+TEST_F(EngineKeeping, AfterBeginNoMoreWhatWaitsStaysForTheNextStart) {
+  std::string waiting;
+  {
+    FakeEngine fake(Options());
+    fake.model.steps.Close();
+    const std::string running = fake.Submit("running");
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    waiting = fake.Submit("waiting", [](auto& r) { r.width = 128; });
+    fake.engine->BeginNoMore();
+    EXPECT_TRUE(fake.engine->leaves_waiting());
+    fake.model.steps.Open();
+    ASSERT_TRUE(fake.WaitIdle());
+    EXPECT_EQ(fake.Get(running).state, JobState::kSucceeded);
+    EXPECT_EQ(fake.Get(waiting).state, JobState::kQueued);
+  }
+  FakeEngine next(Options());
+  EXPECT_EQ(next.AwaitEnd(waiting).state, JobState::kSucceeded);
+}
+
+TEST(Checkpoints, AreReadBackOrRefusedAndNeverHalfRead) {
+  Checkpoint checkpoint{
+      7, "kernels=a\nbackend of self=FLASH_ATTN{}\n", {}, {"a note"}, "run\0bytes"};
+  checkpoint.entries.resize(2);
+  checkpoint.entries[1].last_step = 6;
+  const std::string bytes = checkpoint.Serialise();
+  const Checkpoint read = Checkpoint::Parse(bytes);
+  EXPECT_EQ(read.step, 7);
+  EXPECT_EQ(read.identity, checkpoint.identity);
+  EXPECT_EQ(read.notes, checkpoint.notes);
+  EXPECT_EQ(read.run, checkpoint.run);
+  ASSERT_EQ(read.entries.size(), 2u);
+  EXPECT_EQ(read.entries[1].last_step, 6);
+  EXPECT_TRUE(Checkpoint::Parse("").run.empty());
+  for (size_t length = 1; length < bytes.size(); ++length) {
+    EXPECT_THROW(Checkpoint::Parse(bytes.substr(0, length)), Error) << length;
+  }
+  EXPECT_EQ(WhatDiffers("a=1\nb=2\n", "a=1\nb=3\n"), "b was 2, is 3");
+}
+
+}  // namespace
+}  // namespace denoised

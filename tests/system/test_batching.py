@@ -1,0 +1,135 @@
+"""Many jobs at once on the checkpoint that ships: they share forwards, and each result is the one that it
+would have alone."""
+
+import concurrent.futures
+import json
+
+import harness
+import numpy
+import pytest
+
+SHAPES = harness.ROOT / "model_repository"
+# Different in all that may differ inside one forward.
+JOBS = [
+    dict(prompt="a red circle moving left", seed=1),
+    dict(prompt="a small blue square moving up on a grey background", seed=2, guidance_scale=3.0),
+    dict(prompt="a green triangle", seed=3, guidance_scale=1.0),
+    dict(prompt="a yellow star moving right", seed=4, backend="TORCH_SDPA"),
+    dict(prompt="a white circle moving down", seed=5, backend="REFERENCE"),
+    dict(prompt="a purple square", seed=6, num_inference_steps=17),
+    dict(prompt="an orange star moving left", seed=7, backend="SLIDING_TILE_ATTN"),
+    dict(prompt="a cyan circle", seed=8, negative_prompt="a red square", guidance_scale=2.0),
+]
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    with harness.Server("--threads=2", repository=SHAPES) as running:
+        yield running
+
+
+def request_of(pb, job, **more):
+    fields = dict(job) | more
+    backend = fields.pop("backend", None)
+    if backend:
+        fields["attention"] = pb.AttentionOptions(backend=backend)
+    return pb.GenerationRequest(formats=[pb.SAFETENSORS, pb.NPY], **fields)
+
+
+def results_of(server, pb, job_id):
+    done = server.wait_for_end(job_id)
+    assert done.state == pb.SUCCEEDED, done.error
+    return server.fetch(job_id, pb.SAFETENSORS), server.fetch(job_id, pb.NPY), done
+
+
+def forwards(server, model="shapes"):
+    """Forwards and their rows so far."""
+    numbers = {}
+    for line in harness.page(server.http, "/metrics")[1].splitlines():
+        for what in ("sum", "count"):
+            if line.startswith(f'denoised_forward_batch_size_{what}{{model="{model}"}}'):
+                numbers[what] = float(line.split()[-1])
+    return numbers.get("count", 0), numbers.get("sum", 0)
+
+
+@pytest.fixture(scope="module")
+def alone(shapes, pb):
+    return [results_of(shapes, pb, shapes.generation.SubmitJob(request_of(pb, job), timeout=30).id)
+            for job in JOBS]
+
+
+def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, alone):
+    before = forwards(shapes)
+    with concurrent.futures.ThreadPoolExecutor(len(JOBS)) as pool:
+        jobs = list(pool.map(lambda job: shapes.generation.SubmitJob(request_of(pb, job), timeout=30), JOBS))
+    together = [results_of(shapes, pb, job.id) for job in jobs]
+    after = forwards(shapes)
+    rows = (after[1] - before[1]) / (after[0] - before[0])
+    assert rows >= 6, f"{rows:.1f} rows a forward"
+    for job, one, many in zip(JOBS, alone, together):
+        assert many[0] == one[0], f"latents of {job}"
+        assert many[1] == one[1], f"frames of {job}"
+        assert many[2].receipt.fingerprint == one[2].receipt.fingerprint
+        asked = job.get("backend")
+        ran = {entry.ran for entry in many[2].receipt.entries if entry.role == "self"}
+        assert asked is None or asked in ran
+
+
+def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
+    noise = numpy.random.default_rng(1)
+    config = json.loads((SHAPES / "shapes/transformer/config.json").read_text())
+    channels, width = config["in_channels"], config["text_dim"]
+    latents = [noise.standard_normal((1, channels, 5, 8, 8)).astype("<f4") for _ in range(8)]
+
+    def request(i):
+        text = noise_text[i]
+        return pb.DenoiseRequest(
+            latents=pb.Tensor(dtype="float32", shape=latents[i].shape, data=latents[i].tobytes()),
+            timestep=pb.Tensor(dtype="float32", shape=[1], data=numpy.array([100.0 * i + 50], "<f4").tobytes()),
+            encoder_hidden_states=pb.Tensor(dtype="float32", shape=text.shape, data=text.tobytes()))
+
+    noise_text = [noise.standard_normal((1, 8 + i, width)).astype("<f4") for i in range(8)]
+    one = [shapes.denoise.Denoise(request(i), timeout=60).result.data for i in range(8)]
+    before = forwards(shapes)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            many = list(pool.map(lambda i: shapes.denoise.Denoise(request(i), timeout=60).result.data, range(8)))
+            assert many == one
+    after = forwards(shapes)
+    assert (after[1] - before[1]) / (after[0] - before[0]) > 1.5
+
+
+def test_an_urgent_job_overtakes_a_long_one_whose_video_stays_the_same(shapes, pb):
+    long_job = dict(prompt="a red circle moving left", seed=11, num_inference_steps=150)
+    shapes_alone = results_of(shapes, pb, shapes.generation.SubmitJob(request_of(pb, long_job), timeout=30).id)
+    running = shapes.generation.SubmitJob(request_of(pb, long_job), timeout=30)
+    shapes.wait_until(running.id, lambda job: job.step >= 3)
+    short = shapes.generation.SubmitJob(
+        request_of(pb, JOBS[1], num_inference_steps=4, priority=pb.URGENT, width=96, height=96), timeout=30)
+    done = shapes.wait_for_end(short.id)
+    assert done.state == pb.SUCCEEDED, done.error
+    assert shapes.get(running.id).state == pb.RUNNING
+    overtaken = results_of(shapes, pb, running.id)
+    assert overtaken[:2] == shapes_alone[:2]
+
+
+def test_a_suspended_job_goes_on_where_it_was(shapes, pb, alone):
+    job = shapes.generation.SubmitJob(request_of(pb, JOBS[0]), timeout=30)
+    shapes.wait_until(job.id, lambda j: j.step >= 2)
+    shapes.generation.SuspendJob(pb.SuspendJobRequest(job_id=job.id), timeout=30)
+    aside = shapes.wait_until(job.id, lambda j: j.state == pb.SUSPENDED)
+    assert 2 <= aside.step < aside.num_steps
+    assert shapes.generation.ListJobs(pb.ListJobsRequest(state=pb.SUSPENDED), timeout=30).jobs[0].id == job.id
+    shapes.generation.ResumeJob(pb.ResumeJobRequest(job_id=job.id), timeout=30)
+    again = results_of(shapes, pb, job.id)
+    assert again[:2] == alone[0][:2] and again[2].receipt.fingerprint == alone[0][2].receipt.fingerprint
+    assert again[2].attempt == 2
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_unless_tried_anyway(shapes, pb, alone):
+    from google.protobuf import duration_pb2
+    hopeless = dict(num_inference_steps=1000, time_limit=duration_pb2.Duration(seconds=1))
+    error = harness.error_of(lambda: shapes.generation.SubmitJob(request_of(pb, JOBS[0], **hopeless), timeout=30))
+    assert harness.field_and_reason(error)[1] == "DEADLINE_UNREACHABLE"
+    tried = shapes.generation.SubmitJob(request_of(pb, JOBS[0], best_effort_deadline=True, **hopeless), timeout=30)
+    assert shapes.wait_for_end(tried.id).error.reason == "DEADLINE_EXCEEDED"

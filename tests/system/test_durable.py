@@ -1,0 +1,178 @@
+"""What was accepted outlives kill -9: jobs go on where they were, results stay, nothing is made twice."""
+
+import os
+import signal
+import subprocess
+import time
+
+import harness
+import pytest
+
+SHAPES = harness.ROOT / "model_repository"
+LONG = dict(prompt="a red circle moving left", num_inference_steps=60)
+
+
+def start(state, *flags, **options):
+    options.setdefault("repository", SHAPES)
+    return harness.Server(f"--state_dir={state}", "--checkpoint_every=5", *flags, **options)
+
+
+def kill(server):
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+
+
+def request(pb, seed, **fields):
+    return pb.GenerationRequest(seed=seed, formats=[pb.SAFETENSORS, pb.NPY], **(LONG | fields))
+
+
+def results(server, pb, job_id):
+    done = server.wait_for_end(job_id)
+    assert done.state == pb.SUCCEEDED, done.error
+    return server.fetch(job_id, pb.SAFETENSORS), server.fetch(job_id, pb.NPY), done
+
+
+@pytest.fixture(scope="module")
+def unbroken(pb, tmp_path_factory):
+    """The results of seeds 1 to 4, drawn by a server that lives."""
+    with start(tmp_path_factory.mktemp("state")) as server:
+        ids = [server.generation.SubmitJob(request(pb, seed), timeout=30).id for seed in range(1, 5)]
+        yield [results(server, pb, job_id) for job_id in ids]
+
+
+def test_every_accepted_job_ends_with_the_same_bits_after_a_kill(pb, tmp_path, unbroken):
+    with start(tmp_path) as server:
+        ids = [server.generation.SubmitJob(request(pb, seed), timeout=30).id for seed in range(1, 5)]
+        server.wait_until(ids[0], lambda job: job.step >= 12)
+        kill(server)
+    with start(tmp_path) as server:
+        for job_id, expected in zip(ids, unbroken):
+            latents, frames, done = results(server, pb, job_id)
+            assert latents == expected[0] and frames == expected[1]
+            assert done.receipt.fingerprint == expected[2].receipt.fingerprint
+        first = server.get(ids[0])
+        assert first.attempt == 2
+        steps = [e for e in first.receipt.entries if e.role == "self"]
+        assert min(e.first_step for e in steps) == 0 and max(e.last_step for e in steps) == 59
+
+
+def test_a_job_goes_on_from_its_checkpoint_and_not_from_the_beginning(pb, tmp_path):
+    with start(tmp_path) as server:
+        job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=400), timeout=30)
+        server.wait_until(job.id, lambda j: j.step >= 200, timeout=200)
+        kill(server)
+    with start(tmp_path) as server:
+        first = server.wait_until(job.id, lambda j: j.state == pb.RUNNING and j.step > 0)
+        assert first.step > 100
+        server.generation.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=30)
+        assert server.wait_for_end(job.id).state == pb.CANCELLED
+
+
+def test_another_instruction_set_begins_anew_and_says_so(pb, tmp_path):
+    with start(tmp_path) as server:
+        job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=200), timeout=30)
+        server.wait_until(job.id, lambda j: j.step >= 20)
+        kill(server)
+    with start(tmp_path, "--cpu_isa=avx2") as server:
+        done = server.wait_for_end(job.id)
+        assert done.state == pb.SUCCEEDED, done.error
+        assert any("begun again from step 0" in note and "kernels" in note for note in done.receipt.notes)
+
+
+def test_results_and_jobs_are_there_after_a_restart(pb, tmp_path, unbroken):
+    with start(tmp_path) as server:
+        job = server.generation.SubmitJob(request(pb, 1), timeout=30)
+        before = results(server, pb, job.id)
+        kill(server)
+    with start(tmp_path) as server:
+        after = server.get(job.id)
+        assert after.state == pb.SUCCEEDED and after.receipt == before[2].receipt
+        assert server.fetch(job.id, pb.NPY) == before[1] == unbroken[0][1]
+        server.generation.DeleteJob(pb.DeleteJobRequest(job_id=job.id), timeout=30)
+        assert harness.field_and_reason(harness.error_of(lambda: server.get(job.id)))[1] == "JOB_NOT_FOUND"
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and job.id in path.name]
+    assert left == []
+
+
+def test_a_key_makes_one_job_however_often_it_is_sent(pb, tmp_path):
+    with start(tmp_path) as server:
+        jobs = {server.generation.SubmitJob(request(pb, 1, idempotency_key="order-7"), timeout=30).id
+                for _ in range(5)}
+        kill(server)
+    with start(tmp_path) as server:
+        jobs.add(server.generation.SubmitJob(request(pb, 1, idempotency_key="order-7"), timeout=30).id)
+        assert len(jobs) == 1
+        error = harness.error_of(
+            lambda: server.generation.SubmitJob(request(pb, 2, idempotency_key="order-7"), timeout=30))
+        assert harness.field_and_reason(error)[1] == "IDEMPOTENCY_KEY"
+
+
+def test_a_second_server_on_the_folder_names_the_first(pb, tmp_path):
+    with start(tmp_path) as server:
+        second = subprocess.run(
+            [str(harness.BIN / "denoised"), f"--model_repository={SHAPES}", f"--state_dir={tmp_path}",
+             "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0"],
+            capture_output=True, text=True, timeout=60, env=harness.clean_environment())
+        assert second.returncode == 1
+        assert str(server.process.pid) in second.stderr and str(tmp_path) in second.stderr
+
+
+def test_a_stop_keeps_what_waits_and_what_runs(pb, tmp_path, unbroken):
+    with start(tmp_path, "--drain_grace=300ms", "--batching=off") as server:
+        ids = [server.generation.SubmitJob(request(pb, seed), timeout=30).id for seed in range(1, 5)]
+        server.wait_until(ids[0], lambda job: job.step >= 3)
+        watch = server.generation.WatchJob(pb.WatchJobRequest(job_id=ids[3]), timeout=60)
+        server.process.send_signal(signal.SIGTERM)
+        error = harness.error_of(lambda: watch)
+        assert harness.field_and_reason(error)[1] == "DRAINING"
+        assert server.process.wait(timeout=20) == 0
+    with start(tmp_path) as server:
+        for job_id, expected in zip(ids, unbroken):
+            latents, frames, done = results(server, pb, job_id)
+            assert (latents, frames) == expected[:2]
+            assert done.receipt.fingerprint == expected[2].receipt.fingerprint
+
+
+def test_a_job_that_takes_the_server_down_twice_is_given_up(pb, tmp_path):
+    """Killed while it runs, as a job would that ends the process each time."""
+    with start(tmp_path) as server:
+        job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=1000), timeout=30)
+        server.wait_until(job.id, lambda j: j.step >= 1)
+        kill(server)
+    with start(tmp_path) as server:
+        server.wait_until(job.id, lambda j: j.state == pb.RUNNING and j.attempt == 2)
+        kill(server)
+    with start(tmp_path) as server:
+        ended = server.get(job.id)
+        assert ended.state == pb.FAILED and ended.error.reason == "POISON"
+        assert server.submit(model="shapes").state == pb.QUEUED
+
+
+def test_kills_at_any_moment_lose_nothing(pb, tmp_path, unbroken):
+    """Small jobs under kill -9 at any moment: what was acknowledged ends, once, with its bits."""
+    small = dict(num_inference_steps=6)
+    acknowledged = {}
+    with start(tmp_path) as server:
+        expected = {}
+        for seed in range(1, 4):
+            job = server.generation.SubmitJob(request(pb, seed, **small), timeout=30)
+            expected[seed] = results(server, pb, job.id)[:2]
+    for cycle in range(12):
+        server = start(tmp_path)
+        with server:
+            for seed in range(1, 4):
+                key = f"cycle-{cycle}-{seed}"
+                job = server.generation.SubmitJob(request(pb, seed, idempotency_key=key, **small), timeout=30)
+                assert acknowledged.setdefault(key, job.id) == job.id
+            time.sleep(0.02 * cycle)
+            kill(server)
+    with start(tmp_path) as server:
+        for key, job_id in acknowledged.items():
+            done = server.wait_for_end(job_id)
+            if done.state == pb.FAILED:
+                assert done.error.reason == "POISON", done.error
+                continue
+            assert done.state == pb.SUCCEEDED, done.error
+            seed = int(key.rsplit("-", 1)[1])
+            assert (server.fetch(job_id, pb.SAFETENSORS), server.fetch(job_id, pb.NPY)) == expected[seed]
+    assert not list(tmp_path.rglob("*.part"))
