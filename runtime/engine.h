@@ -4,7 +4,8 @@
 // a prompt, one denoising step of all that can share it, a chunk of frames. Between two of them it
 // looks at arrivals, forces, cancels, deadlines and the order of the work, so that nobody waits
 // longer than one unit for a turn; at cancels, deadlines and its own end also inside a unit, at the
-// stop points of models, backends and encoders (backends/stop_point.h). Files are written beside it.
+// stop points of models, backends and encoders (backends/stop_point.h). Files are written beside
+// it.
 #ifndef DENOISED_RUNTIME_ENGINE_H_
 #define DENOISED_RUNTIME_ENGINE_H_
 
@@ -42,11 +43,12 @@ struct EngineOptions {
   // units; "" = nothing does.
   std::string state_dir;
   std::optional<AttnBackend> environment_backend;  // FASTVIDEO_ATTENTION_BACKEND
-  // The order of work: by deadlines, priorities and fair shares, or of arrival, one after the other.
+  // The order of work: by deadlines, priorities and fair shares, or of arrival, one after the
+  // other.
   enum class Policy : uint8_t { kDeadline, kFifo };
   Policy policy = Policy::kDeadline;
-  bool batching = true;         // steps that can share a forward do
-  int64_t max_batch_rows = 16;  // of a forward
+  bool batching = true;          // steps that can share a forward do
+  int64_t max_batch_rows = 16;   // of a forward
   int64_t max_running_jobs = 0;  // that have begun and not ended; 0 = as many as memory holds
   // Steps between two checkpoints of a job; 0 = none, -1 = as often as costs next to nothing.
   int64_t checkpoint_every = -1;
