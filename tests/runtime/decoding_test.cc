@@ -79,10 +79,10 @@ class Job {
       });
     }
     planner_.BookForward();
+    planner_.Complete();  // each chunk is a unit
   }
   at::Tensor Finish() {
     while (!decoding_->done()) Next();
-    planner_.Complete();
     return video_;
   }
   uint64_t AttentionCalls() const {
