@@ -136,9 +136,10 @@ def test_cancel_stops_within_a_step(server, pb):
 
 
 def test_queued_job_is_cancelled_before_it_begins(server, pb):
-    first, second = server.submit(**LONG), server.submit(**LONG)
+    first = server.submit(**LONG)
     server.wait_until(first.id, lambda j: j.state == pb.RUNNING)
-    assert server.get(second.id).queue_position == 0 or server.get(second.id).state == pb.QUEUED
+    second = server.submit(**(LONG | dict(width=128, priority=pb.BATCH)))  # shares no step, comes after
+    assert server.get(second.id).state == pb.QUEUED
     server.generation.CancelJob(pb.CancelJobRequest(job_id=second.id), timeout=30)
     assert server.wait_for_end(second.id).state == pb.CANCELLED
     assert not server.get(second.id).HasField("started_at")
@@ -165,7 +166,8 @@ def test_client_that_leaves_does_not_cancel_a_submitted_job(server, pb):
 
 
 def test_deadline_of_generate_stops_the_job(server, pb):
-    stream = server.generation.Generate(pb.GenerationRequest(prompt="p", **SMALL, **LONG), timeout=1)
+    request = pb.GenerationRequest(prompt="p", best_effort_deadline=True, **SMALL, **LONG)
+    stream = server.generation.Generate(request, timeout=1)
     job_id = next(stream).job.id
     assert error_of(lambda: stream).code() == grpc.StatusCode.DEADLINE_EXCEEDED
     ended = server.wait_for_end(job_id, timeout=10)
@@ -173,7 +175,7 @@ def test_deadline_of_generate_stops_the_job(server, pb):
 
 
 def test_time_limit_fails_a_submitted_job(server, pb):
-    request = pb.GenerationRequest(prompt="p", **SMALL, **LONG)
+    request = pb.GenerationRequest(prompt="p", best_effort_deadline=True, **SMALL, **LONG)
     request.time_limit.FromMilliseconds(500)
     job = server.generation.SubmitJob(request, timeout=30)
     ended = server.wait_for_end(job.id, timeout=10)
@@ -192,7 +194,7 @@ def test_jobs_are_listed_newest_first_by_pages(server, pb):
 
 
 def test_full_queue_refuses_and_takes_work_again(pb):
-    with Server("--max_queued_jobs=1") as small:
+    with Server("--max_queued_jobs=1", "--policy=fifo", "--batching=off") as small:
         running = small.submit(**LONG)
         small.wait_until(running.id, lambda j: j.state == pb.RUNNING)
         queued = small.submit(num_inference_steps=1)
