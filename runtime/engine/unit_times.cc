@@ -12,8 +12,8 @@ constexpr size_t kKept = 32;          // times of a number of rows
 constexpr size_t kMaxRowCounts = 64;  // numbers of rows
 constexpr int64_t kEnough = 5;        // times, to judge by
 constexpr uint64_t kFresh = 256;      // observations; what is older is tried again
-constexpr double kPays = 1.05;        // of what a row takes without this one: a loss above noise
-constexpr double kShared = 0.5;       // what a further row is taken to add before one was tried
+constexpr double kPays = 1.5;    // of what a row takes without this one: a loss beyond any noise
+constexpr double kShared = 0.5;  // what a further row is taken to add before one was tried
 
 double MiddleMean(std::vector<double> times) {
   if (times.size() < 3) return *std::min_element(times.begin(), times.end());

@@ -209,14 +209,14 @@ TEST(CostModelTest, TakesAllWhereRowsShareNothingAndLoseNothing) {
 
 TEST(CostModelTest, StopsWhereFurtherRowsCostMore) {
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    EXPECT_LE(SettledRows([](double rows, double) { return 0.1 * std::pow(rows, 1.3); }, 16, seed),
+    EXPECT_LE(SettledRows([](double rows, double) { return 0.1 * std::pow(rows, 1.8); }, 16, seed),
               2);
   }
 }
 
 TEST(CostModelTest, StopsWhereACacheNoLongerHoldsTheRows) {
   const Law law = [](double rows, double) {
-    return 0.1 * std::max(rows, 4.0) + 0.05 * std::max(0.0, rows - 4);
+    return 0.1 * std::max(rows, 4.0) + 0.15 * std::max(0.0, rows - 4);
   };
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     const int64_t rows = SettledRows(law, 64, seed);
