@@ -72,6 +72,14 @@ std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name) {
 
 std::string_view ArtifactMediaType(ArtifactFormat format) { return RowOf(format).media_type; }
 
+bool Wants(const std::vector<ArtifactFormat>& formats, ArtifactFormat format) {
+  return std::find(formats.begin(), formats.end(), format) != formats.end();
+}
+
+bool WantsFrames(const std::vector<ArtifactFormat>& formats) {
+  return !(formats.size() == 1 && formats.front() == ArtifactFormat::kSafetensors);
+}
+
 JobError ToJobError(const Error& error) {
   return {error.code(), error.what(), error.field(), error.reason()};
 }

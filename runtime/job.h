@@ -41,6 +41,9 @@ enum class ArtifactFormat : uint8_t { kMp4, kGif, kPng, kNpy, kSafetensors };
 std::string_view ArtifactFormatName(ArtifactFormat format);  // "mp4", ... also the file ending
 std::optional<ArtifactFormat> ArtifactFormatFromName(std::string_view name);
 std::string_view ArtifactMediaType(ArtifactFormat format);  // "video/mp4", ...
+bool Wants(const std::vector<ArtifactFormat>& formats, ArtifactFormat format);
+// Whether any of them is made of frames.
+bool WantsFrames(const std::vector<ArtifactFormat>& formats);
 
 // Classes of work. What is more urgent comes first for longer; nothing waits for ever (engine/).
 enum class Priority : uint8_t { kBatch, kNormal, kUrgent };

@@ -52,8 +52,7 @@ struct AcceptedJob {
   GenerationRequest request;
   // Since when it waits, on this process's steady clock: time without a server counts.
   std::chrono::steady_clock::time_point queued_at;
-  std::string checkpoint;  // the last one whose bytes are all there; "" = none
-  int64_t checkpoint_step = 0;
+  int64_t checkpoint_step = 0;  // of what ReadCheckpoint gives; 0 = there is none
   // Servers that died while it ran; one that stopped it in order (Interrupt) is not among them.
   int64_t crashes = 0;
 };

@@ -3,7 +3,7 @@
 #define DENOISED_SERVER_CALL_CONTEXT_H_
 
 #include "runtime/log.h"
-#include "server/dispatcher.h"
+#include "runtime/task_thread.h"
 #include "server/engine_gate.h"
 #include "server/metrics.h"
 #include "server/open_calls.h"
@@ -13,7 +13,7 @@ namespace denoised {
 
 struct CallContext {
   EngineGate* gate;
-  Dispatcher* dispatcher;  // wakes streams
+  TaskThread* dispatcher;  // wakes streams
   WorkPool* pool;          // long checks
   OpenCalls* open_calls;   // streams and steps
   Metrics* metrics;

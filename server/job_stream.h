@@ -13,9 +13,9 @@
 #include <utility>
 
 #include "runtime/engine.h"
+#include "runtime/task_thread.h"
 #include "server/call.h"
 #include "server/convert.h"
-#include "server/dispatcher.h"
 #include "server/open_calls.h"
 
 namespace denoised {
@@ -89,7 +89,7 @@ class ChunkSource {
 // Follows one job. `engine` and `dispatcher` are borrowed and outlive the stream.
 class WatchStream : public PulledStream {
  public:
-  WatchStream(CallTimer timer, Engine* engine, Dispatcher* dispatcher)
+  WatchStream(CallTimer timer, Engine* engine, TaskThread* dispatcher)
       : PulledStream(timer), engine_(engine), dispatcher_(dispatcher) {}
   // Which job, and after which of its states. For Open().
   void Follow(const std::string& job_id, uint64_t after_sequence);
@@ -107,7 +107,7 @@ class WatchStream : public PulledStream {
   std::string job_id_;
 
  private:
-  Dispatcher* const dispatcher_;
+  TaskThread* const dispatcher_;
   std::deque<JobSnapshot> missed_;  // states of before the stream that are still to be told
   uint64_t last_sequence_ = 0;
   std::optional<JobSnapshot> final_;

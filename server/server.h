@@ -88,7 +88,7 @@ class Server {
   OpenCalls open_calls_,
       holds_;  // of the public and the admin port; a stop does not wait for holds
   std::unique_ptr<Engine> engine_;
-  Dispatcher dispatcher_;
+  TaskThread dispatcher_;
   WorkPool pool_,
       admin_pool_;  // apart, so that a crowd at the public port keeps no operator waiting
   GenerationService generation_;

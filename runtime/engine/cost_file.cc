@@ -1,8 +1,10 @@
 #include "runtime/engine/cost_file.h"
 
-#include <cstdio>
 #include <fstream>
 #include <sstream>
+
+#include "backends/error.h"
+#include "runtime/loaders/file.h"
 
 namespace denoised {
 namespace {
@@ -24,13 +26,11 @@ void LoadCosts(const std::string& state_dir, CostModel* costs, Logger* logger) {
 
 void SaveCosts(const std::string& state_dir, const CostModel& costs, Logger* logger) {
   if (state_dir.empty() || costs.size() == 0) return;
-  const std::string path = PathIn(state_dir), part = path + ".part";
-  {
-    std::ofstream file(part, std::ios::binary | std::ios::trunc);
-    file << costs.Save();
+  try {
+    WriteWholeFile(PathIn(state_dir), costs.Save());
+  } catch (const Error& error) {
+    logger->Warning("unit_times_not_kept", {{"file", PathIn(state_dir)}, {"reason", error.what()}});
   }
-  if (std::rename(part.c_str(), path.c_str()) == 0) return;
-  logger->Warning("unit_times_not_kept", {{"file", path}});
 }
 
 }  // namespace denoised

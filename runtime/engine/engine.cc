@@ -137,16 +137,16 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
   return snapshot;
 }
 
-bool EngineImpl::Full() const {
-  return table_.waiting_jobs() + table_.jobs_aside() + entering_ >= options_.max_queued_jobs;
+// Jobs that hold a place of the queue.
+int64_t EngineImpl::Waiting() const {
+  return table_.waiting_jobs() + table_.jobs_aside() + entering_;
 }
+
+bool EngineImpl::Full() const { return Waiting() >= options_.max_queued_jobs; }
 
 Error EngineImpl::QueueFull() const {
   return Error(StatusCode::kResourceExhausted,
-               "the queue is full (" +
-                   std::to_string(table_.waiting_jobs() + table_.jobs_aside() + entering_) +
-                   " jobs wait)",
-               "", "QUEUE_FULL");
+               "the queue is full (" + std::to_string(Waiting()) + " jobs wait)", "", "QUEUE_FULL");
 }
 
 void EngineImpl::Enter(const JobPtr& job) {
@@ -172,7 +172,7 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
     }
     FillIn(job.get());
     job->queued_at = job->arrived = accepted.queued_at;
-    for (int64_t i = 0; i < accepted.checkpoint_step; ++i) CountDown(UnitKind::kStep, &job->left);
+    job->left = UnitsLeft(job->estimate, accepted.checkpoint_step);
   });
   if (error) return EndJob(job, error, {});
   const std::lock_guard lock(mutex_);
@@ -216,8 +216,7 @@ Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
       wake_.notify_one();
       return CancelResult::kCancelling;
     }
-    job->closing = true;
-    table_.LeaveQueue(job.get());
+    Close(job);
   }
   EndJob(job, Cancelled(), {});
   TellPositions();
@@ -303,12 +302,12 @@ void EngineImpl::ExpireWaiting() {
 // Under mutex_: nobody else ends it from here on.
 void EngineImpl::Close(const WorkPtr& work) {
   table_.LeaveQueue(work.get());
-  if (work->is_job()) std::static_pointer_cast<JobWork>(work)->closing = true;
+  if (const JobPtr job = JobOf(work)) job->closing = true;
 }
 
 void EngineImpl::EndWaiting(const WorkPtr& work, const Error& error) {
-  if (work->is_job()) {
-    EndJob(std::static_pointer_cast<JobWork>(work), error, {});
+  if (const JobPtr job = JobOf(work)) {
+    EndJob(job, error, {});
   } else {
     EndCall(std::static_pointer_cast<CallWork>(work), error);
   }
@@ -344,7 +343,7 @@ void EngineImpl::BeginNoMore() {
     if (!store_->durable()) return;
     begins_no_more_ = true;
     for (const WorkPtr& work : table_.All()) {
-      const auto job = std::dynamic_pointer_cast<JobWork>(work);
+      const JobPtr job = JobOf(work);
       if (job == nullptr || job->begun) continue;
       table_.LeaveQueue(job.get());
       waiting.push_back(job->id);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,11 +15,11 @@
 
 #include "runtime/engine.h"
 #include "runtime/engine/cost_model.h"
-#include "runtime/engine/encoder_thread.h"
 #include "runtime/engine/memory_admission.h"
 #include "runtime/engine/models.h"
 #include "runtime/engine/work.h"
 #include "runtime/engine/work_table.h"
+#include "runtime/task_thread.h"
 
 namespace denoised {
 
@@ -71,7 +72,8 @@ class EngineImpl : public Engine {
 
   // engine.cc: the callers' side. Any thread.
   SubmitResult Accept(const JobPtr& job);
-  bool Full() const;  // under mutex_, as the next two
+  int64_t Waiting() const;  // under mutex_, as the next three
+  bool Full() const;
   Error QueueFull() const;
   void Enter(const JobPtr& job);
   void Readmit(AcceptedJob accepted);
@@ -100,8 +102,9 @@ class EngineImpl : public Engine {
 
   // predictions.cc. Of work that has begun: engine thread.
   UnitKey KeyOf(const EngineWork& work, const Unit& unit) const;
-  double SecondsOf(const EngineWork& work, bool steps_too) const;  // of what is left
-  double SecondsBeforeStep(const EngineWork& work) const;
+  // Of what is left of it: units of these kinds; all.
+  double SecondsOf(const EngineWork& work, std::initializer_list<UnitKind> kinds) const;
+  double SecondsLeft(const EngineWork& work) const;
   bool Known(const EngineWork& work) const;
   WorkProgress ProgressOf(const EngineWork& work) const;
   Work Queued(const EngineWork& work) const;
@@ -118,6 +121,7 @@ class EngineImpl : public Engine {
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
   void RunTurn(const std::vector<WorkPtr>& turn);
   std::vector<WorkPtr> Begin(const std::vector<WorkPtr>& turn);
+  bool WaitsForRoom(const WorkPtr& work, const Error& error);
   void BeginCall(CallWork* call);
   void RunAlone(const WorkPtr& work);
   void RunStep(const std::vector<WorkPtr>& works);
@@ -126,6 +130,7 @@ class EngineImpl : public Engine {
   void AfterNobody(const std::vector<WorkPtr>& works, const Error& error);
   void AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime& time,
                  const std::optional<Error>& error);
+  void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);
   bool GoesOnLater(const JobWork& job) const;                  // any thread
@@ -147,7 +152,6 @@ class EngineImpl : public Engine {
   void EndJob(const JobPtr& job, const std::optional<Error>& error, Receipt receipt);  // any
   void EndCall(const CallPtr& call, const std::optional<Error>& error);                // any
   void LogEnd(const JobWork& job, JobState outcome, const std::optional<Error>& error);
-  bool WaitsForRoom(const WorkPtr& work, const Error& error);
   void TellPositions();  // any thread
 
   // keeping.cc: jobs that are put aside, put away, or kept for the case of a crash. Engine thread.
@@ -191,7 +195,7 @@ class EngineImpl : public Engine {
   std::chrono::steady_clock::time_point positions_told_;
 
   std::mutex join_mutex_;
-  EncoderThread encoder_;
+  TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
   std::thread thread_;  // last: starts when everything else is there
 };
 

@@ -16,19 +16,23 @@ namespace {
 using SteadyClock = std::chrono::steady_clock;
 using SystemClock = std::chrono::system_clock;
 
-double SecondsSince(SteadyClock::time_point start) {
-  return std::chrono::duration<double>(SteadyClock::now() - start).count();
-}
-
 // A job that is done sooner makes none.
 constexpr std::chrono::seconds kFirstCheckpoint(2);
 
 RunRequest::Decode DecodeOf(const JobWork& job) {
-  const bool only_latents =
-      job.request.formats.size() == 1 && job.Wants(ArtifactFormat::kSafetensors);
-  if (only_latents) return RunRequest::Decode::kNothing;
-  return job.Wants(ArtifactFormat::kNpy) ? RunRequest::Decode::kFramesAndValues
-                                         : RunRequest::Decode::kFrames;
+  const std::vector<ArtifactFormat>& formats = job.request.formats;
+  if (!WantsFrames(formats)) return RunRequest::Decode::kNothing;
+  return Wants(formats, ArtifactFormat::kNpy) ? RunRequest::Decode::kFramesAndValues
+                                              : RunRequest::Decode::kFrames;
+}
+
+// Without fingerprint. Of work that has a planner.
+Receipt Stamped(const EngineWork& work, LinearNumerics linear) {
+  Receipt receipt;
+  receipt.entries = work.planner->Entries();
+  receipt.notes = work.planner->Notes();
+  StampReceipt(work.pipeline->info(), work.pipeline->planner_setting(), linear, &receipt);
+  return receipt;
 }
 
 }  // namespace
@@ -58,10 +62,7 @@ void EngineImpl::BeginJob(JobWork* job) {
                      "",
                      job->estimate.releases_text_encoder};
   job->generation = NewRun(job, std::move(request));
-  job->left = job->estimate.units;
-  for (int64_t i = 0; i < job->generation->steps_done(); ++i) {
-    CountDown(UnitKind::kStep, &job->left);
-  }
+  job->left = UnitsLeft(job->estimate, job->generation->steps_done());
   job->next_checkpoint = SteadyClock::now() + kFirstCheckpoint;
 }
 
@@ -88,7 +89,7 @@ void EngineImpl::EnterStage(JobWork* job, JobStage stage) {
   job->stage = stage;
   store_->Update(job->id, [&](JobSnapshot& snapshot) {
     snapshot.stage = stage;
-    if (stage == JobStage::kDenoise && Known(*job)) snapshot.eta_seconds = SecondsOf(*job, true);
+    if (stage == JobStage::kDenoise && Known(*job)) snapshot.eta_seconds = SecondsLeft(*job);
   });
 }
 
@@ -119,18 +120,14 @@ void EngineImpl::UnitDone(JobWork* job, UnitKind kind, double seconds) {
   const double left = static_cast<double>(job->parameters.num_inference_steps - done);
   store_->Update(job->id, [&](JobSnapshot& snapshot) {
     snapshot.step = done;
-    snapshot.eta_seconds = left * job->step_pace + SecondsOf(*job, false);
+    snapshot.eta_seconds = left * job->step_pace + SecondsOf(*job, {UnitKind::kDecode});
   });
   MaybeCheckpoint(job);
 }
 
 Receipt EngineImpl::ReceiptOf(const JobWork& job) const {
-  Receipt receipt;
-  if (job.planner == nullptr) return receipt;
-  receipt.entries = job.planner->Entries();
-  receipt.notes = job.planner->Notes();
-  StampReceipt(job.pipeline->info(), job.pipeline->planner_setting(), job.parameters.linear,
-               &receipt);
+  if (job.planner == nullptr) return {};
+  Receipt receipt = Stamped(job, job.parameters.linear);
   receipt.fingerprint = Fingerprint(receipt, job.request, job.parameters);
   return receipt;
 }
@@ -146,7 +143,9 @@ void EngineImpl::FinishRun(const JobPtr& job) {
   HostTensor latents;
   const auto error = Caught([&] {
     *video = job->generation->TakeVideo();
-    if (job->Wants(ArtifactFormat::kSafetensors)) latents = job->generation->Latents();
+    if (Wants(job->request.formats, ArtifactFormat::kSafetensors)) {
+      latents = job->generation->Latents();
+    }
   });
   if (error) return End(job, error);
   job->generation.reset();
@@ -227,10 +226,7 @@ void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error)
   DenoiseResult result;
   const auto failed = error ? error : Caught([&] {
     result = call->call->TakeResult();
-    result.receipt.entries = call->planner->Entries();
-    result.receipt.notes = call->planner->Notes();
-    StampReceipt(call->pipeline->info(), call->pipeline->planner_setting(),
-                 LinearOf(call->request, *call->pipeline), &result.receipt);
+    result.receipt = Stamped(*call, LinearOf(call->request, *call->pipeline));
     result.receipt.fingerprint = Fingerprint(result.receipt, call->request);
     result.queue_seconds = call->queue_seconds;
   });
@@ -254,8 +250,8 @@ void EngineImpl::TellPositions() {
     positions_moved_ = false;
     positions_told_ = now;
     for (const WorkPtr& work : table_.All()) {
-      if (!work->is_job() || work->begun) continue;
-      const auto job = std::static_pointer_cast<JobWork>(work);
+      const JobPtr job = JobOf(work);
+      if (job == nullptr || job->begun) continue;
       const int64_t position = table_.queue.Rank(job->number);
       if (std::exchange(job->told_position, position) == position) continue;
       moved.emplace_back(job, position, table_.queue.SecondsAhead(job->number));

@@ -1,11 +1,9 @@
 // Jobs that are put aside, put away for the next start, or kept for the case of a crash.
 #include <utility>
 
-#include "backends/cpu_isa.h"
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/receipt.h"
-#include "runtime/threads.h"
 
 namespace denoised {
 namespace {
@@ -30,7 +28,6 @@ std::string EngineImpl::IdentityOf(const JobWork& job) const {
   add("dtype", receipt.dtype);
   add("kernels", receipt.kernels);
   add("linear", receipt.linear);
-  add("threads", std::to_string(IntraOpThreads()));
   for (const AttentionSpec& spec : job.pipeline->DenoiseSpecs(job.parameters)) {
     const Wish granted =
         ChooseNow(job.pipeline->planner_setting(), job.request.attention, spec).granted;
@@ -98,10 +95,7 @@ void EngineImpl::PutAside(const JobPtr& job) {
     positions_moved_ = true;
   }
   LeaveStage(job.get());
-  job->left = job->estimate.units;
-  for (int64_t i = 0; i < job->generation->steps_done(); ++i) {
-    CountDown(UnitKind::kStep, &job->left);
-  }
+  job->left = UnitsLeft(job->estimate, job->generation->steps_done());
   job->last_step_at.reset();
   job->step_pace = 0;
   job->generation.reset();

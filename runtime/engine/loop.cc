@@ -22,14 +22,6 @@ JobStage StageOf(UnitKind kind) {
                                          : JobStage::kDecode;
 }
 
-double SecondsSince(SteadyClock::time_point start) {
-  return std::chrono::duration<double>(SteadyClock::now() - start).count();
-}
-
-JobPtr JobOf(const WorkPtr& work) {
-  return work->is_job() ? std::static_pointer_cast<JobWork>(work) : nullptr;
-}
-
 }  // namespace
 
 void EngineImpl::Loop() {
@@ -104,9 +96,8 @@ std::vector<WorkPtr> EngineImpl::NextTurn() {
 
 void EngineImpl::MarkBegun(const WorkPtr& work) {
   if (work->begun) return;
-  WorkProgress progress = ProgressOf(*work);
-  progress.resident = true;
-  table_.MarkBegun(work.get(), progress);
+  table_.MarkBegun(work.get());
+  Refresh(*work);
   positions_moved_ = true;
 }
 
@@ -189,9 +180,8 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
   const bool disk = error.reason() == "DISK";
   const std::lock_guard lock(mutex_);
   if (!disk && table_.begun() == 1 && !table_.encodes()) return false;  // it is its own size
-  WorkProgress progress = ProgressOf(*work);
-  progress.resident = false;
-  table_.TakeBack(work.get(), progress);
+  table_.TakeBack(work.get());
+  Refresh(*work);
   work->planner.reset();
   no_begin_until_ = SteadyClock::now() + (disk ? kDiskPause : kMemoryPause);
   return true;
@@ -211,7 +201,6 @@ void EngineImpl::RunAlone(const WorkPtr& work) {
   const auto error = Caught([&] {
     const ScopedStopCheck stop([&] { return WhyStop(*work); });
     work->run()->Advance();
-    work->planner->Complete();
   });
   const double seconds = SecondsSince(start);
   if (!error) cost_.Observe(KeyOf(*work, unit), 1, seconds);
@@ -287,9 +276,13 @@ void EngineImpl::AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime
   job ? FinishRun(job) : End(work, std::nullopt);
 }
 
+void EngineImpl::Refresh(const EngineWork& work) {
+  table_.queue.Update(work.number, ProgressOf(work));
+}
+
 void EngineImpl::PutBack(const WorkPtr& work) {
   const std::lock_guard lock(mutex_);
-  table_.queue.Update(work->number, ProgressOf(*work));
+  Refresh(*work);
 }
 
 // Only the engine's end stops it, and the store keeps it.

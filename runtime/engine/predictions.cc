@@ -29,6 +29,12 @@ void CountDown(UnitKind kind, std::vector<PlannedUnits>* left) {
   }
 }
 
+std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_done) {
+  std::vector<PlannedUnits> left = estimate.units;
+  for (int64_t i = 0; i < steps_done; ++i) CountDown(UnitKind::kStep, &left);
+  return left;
+}
+
 UnitKey EngineImpl::KeyOf(const EngineWork& work, const Unit& unit) const {
   const bool attends = unit.kind == UnitKind::kStep;
   return {work.pipeline->info().name,
@@ -39,24 +45,18 @@ UnitKey EngineImpl::KeyOf(const EngineWork& work, const Unit& unit) const {
           static_cast<double>(unit.tokens)};
 }
 
-double EngineImpl::SecondsOf(const EngineWork& work, bool steps_too) const {
+double EngineImpl::SecondsOf(const EngineWork& work, std::initializer_list<UnitKind> kinds) const {
   double seconds = 0;
   for (const PlannedUnits& planned : work.left) {
-    if (planned.count == 0 || (!steps_too && planned.unit.kind == UnitKind::kStep)) continue;
+    if (std::find(kinds.begin(), kinds.end(), planned.unit.kind) == kinds.end()) continue;
     seconds += static_cast<double>(planned.count) *
                cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
   }
   return seconds;
 }
 
-double EngineImpl::SecondsBeforeStep(const EngineWork& work) const {
-  double seconds = 0;
-  for (const PlannedUnits& planned : work.left) {
-    if (planned.unit.kind != UnitKind::kEncodePrompt) break;
-    seconds += static_cast<double>(planned.count) *
-               cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
-  }
-  return seconds;
+double EngineImpl::SecondsLeft(const EngineWork& work) const {
+  return SecondsOf(work, {UnitKind::kEncodePrompt, UnitKind::kStep, UnitKind::kDecode});
 }
 
 bool EngineImpl::Known(const EngineWork& work) const {
@@ -67,10 +67,10 @@ bool EngineImpl::Known(const EngineWork& work) const {
 // goes to.
 WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   WorkProgress progress;
-  progress.seconds_left = SecondsOf(work, true);
+  progress.seconds_left = SecondsLeft(work);
   progress.resident = work.begun || !work.is_job();  // a call needs no leave to begin
   const Unit step = StepUnitOf(work);
-  progress.seconds_to_step = SecondsBeforeStep(work);
+  progress.seconds_to_step = SecondsOf(work, {UnitKind::kEncodePrompt});
   const auto steps_left = std::any_of(work.left.begin(), work.left.end(), [](const auto& planned) {
     return planned.unit.kind == UnitKind::kStep && planned.count > 0;
   });

@@ -2,7 +2,6 @@
 #ifndef DENOISED_RUNTIME_ENGINE_WORK_H_
 #define DENOISED_RUNTIME_ENGINE_WORK_H_
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -26,7 +25,6 @@ namespace denoised {
 struct EngineWork {
   virtual ~EngineWork() = default;
   virtual Run* run() = 0;  // null before its first unit; engine thread
-  virtual const AttentionOptions& attention() const = 0;
   virtual int64_t request_bytes() const = 0;
   virtual bool is_job() const = 0;
 
@@ -51,20 +49,21 @@ struct EngineWork {
 };
 using WorkPtr = std::shared_ptr<EngineWork>;
 
+inline double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 // A step of it, alone.
 Unit StepUnitOf(const EngineWork& work);
 // One of these is done.
 void CountDown(UnitKind kind, std::vector<PlannedUnits>* left);
+// Of a job that has so many of its steps behind it.
+std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_done);
 
 struct JobWork : EngineWork {
   Run* run() override { return generation.get(); }
-  const AttentionOptions& attention() const override { return request.attention; }
   int64_t request_bytes() const override { return BytesOf(request); }
   bool is_job() const override { return true; }
-  bool Wants(ArtifactFormat format) const {
-    return std::find(request.formats.begin(), request.formats.end(), format) !=
-           request.formats.end();
-  }
 
   std::string id;
   GenerationRequest request;
@@ -87,7 +86,6 @@ struct JobWork : EngineWork {
 
 struct CallWork : EngineWork {
   Run* run() override { return call.get(); }
-  const AttentionOptions& attention() const override { return request.attention; }
   int64_t request_bytes() const override { return BytesOf(request); }
   bool is_job() const override { return false; }
 
@@ -98,6 +96,14 @@ struct CallWork : EngineWork {
   std::unique_ptr<DenoiseRun> call;
   double queue_seconds = 0;
 };
+
+using JobPtr = std::shared_ptr<JobWork>;
+using CallPtr = std::shared_ptr<CallWork>;
+
+// Null where it is a call.
+inline JobPtr JobOf(const WorkPtr& work) {
+  return work->is_job() ? std::static_pointer_cast<JobWork>(work) : nullptr;
+}
 
 }  // namespace denoised
 

@@ -34,22 +34,20 @@ void WorkTable::Enter(const WorkPtr& work, Work queued) {
   request_bytes_ += work->request_bytes();
 }
 
-void WorkTable::MarkBegun(EngineWork* work, const WorkProgress& progress) {
+void WorkTable::MarkBegun(EngineWork* work) {
   work->begun = true;
   --*WaitingLike(*work);
   ++begun_;
   if (work->is_job()) ++begun_jobs_, ++running_jobs_;
   Hold(work->estimate);
-  queue.Update(work->number, progress);
 }
 
-void WorkTable::TakeBack(EngineWork* work, const WorkProgress& progress) {
+void WorkTable::TakeBack(EngineWork* work) {
   work->begun = false;
   ++*WaitingLike(*work);
   --begun_;
   if (work->is_job()) --begun_jobs_, --running_jobs_;
   Release(work->estimate);
-  queue.Update(work->number, progress);
 }
 
 WorkPtr WorkTable::InQueue(WorkId number) const {

@@ -13,9 +13,6 @@
 
 namespace denoised {
 
-using JobPtr = std::shared_ptr<JobWork>;
-using CallPtr = std::shared_ptr<CallWork>;
-
 // Guarded by the engine's mutex. Work waits (entered), has begun, or has left the queue: a job that
 // is being encoded or is put aside is still known by its id.
 class WorkTable {
@@ -25,8 +22,8 @@ class WorkTable {
   // Numbers it and puts it into the queue.
   void Enter(const WorkPtr& work, Work queued);
   // It holds memory from now on; and gives it back without having run.
-  void MarkBegun(EngineWork* work, const WorkProgress& progress);
-  void TakeBack(EngineWork* work, const WorkProgress& progress);
+  void MarkBegun(EngineWork* work);
+  void TakeBack(EngineWork* work);
   // Null where it is not in the queue.
   WorkPtr InQueue(WorkId number) const;
   // Null where it has ended.

@@ -54,10 +54,6 @@ int64_t TextElement(const WanParts& parts) {
   return static_cast<int64_t>(c10::elementSize(parts.transformer.dtype()));
 }
 
-bool Wants(const std::vector<ArtifactFormat>& formats, ArtifactFormat format) {
-  return std::find(formats.begin(), formats.end(), format) != formats.end();
-}
-
 // Of a decode in any number of bands.
 class Decodes {
  public:
@@ -158,7 +154,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   // Latents, what the solver remembers of three steps, and the two predictions.
   const int64_t state = text + 8 * numbers * kFloat;
   const int64_t pixels = p.num_frames * p.height * p.width * 3;
-  const bool decodes = !(formats.size() == 1 && Wants(formats, ArtifactFormat::kSafetensors));
+  const bool decodes = WantsFrames(formats);
   const int64_t frames =
       decodes ? pixels * (Wants(formats, ArtifactFormat::kNpy) ? 1 + kFloat : 1) : 0;
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);

@@ -50,9 +50,7 @@ std::vector<PlannedUnits> WanJobUnits(const WanParts& parts, const std::vector<i
       {WanEncodeUnit(parts, tokens, parameters.linear), passes},
       {WanStepUnit(parts, latents, passes, parameters.max_sequence_length, parameters.linear, cost),
        parameters.num_inference_steps}};
-  const bool only_latents =
-      request.formats.size() == 1 && request.formats.front() == ArtifactFormat::kSafetensors;
-  if (only_latents) return units;
+  if (!WantsFrames(request.formats)) return units;
   const int64_t frames = latents[2], plane = latents[3] * latents[4];
   const int64_t chunk = WanVaeDecoder::ChunkFrames(frames, latents[3], latents[4]);
   units.push_back({WanDecodeUnit(parts, latents, plane, parameters.linear), 1});

@@ -189,8 +189,7 @@ std::vector<AcceptedJob> DurableJobStore::Recover() {
     job.crashes = stored.row.crashes;
     const auto waited = SystemClock::now() - job.snapshot.created_at;
     job.queued_at = SteadyClock::now() - std::max(waited, SystemClock::duration(0));
-    if (auto checkpoint = checkpoints_.Read(job.snapshot.id)) {
-      job.checkpoint = std::move(checkpoint->bytes);
+    if (const auto checkpoint = checkpoints_.Read(job.snapshot.id)) {
       job.checkpoint_step = checkpoint->step;
     }
     jobs.push_back(std::move(job));

@@ -23,12 +23,6 @@ namespace {
 using Json = nlohmann::json;
 using End = SimulatedOutcome::End;
 
-SimulationOptions Fifo() {
-  SimulationOptions options;
-  options.queue = {.policy = QueueOptions::Policy::kFifo, .batching = false};
-  return options;
-}
-
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];

@@ -2,10 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
 #include "runtime/engine/checkpoint.h"
 #include "tests/runtime/fake_engine.h"
+#include "tests/temporary_folder.h"
 
 namespace denoised {
 namespace {
@@ -16,19 +15,13 @@ using testing::HasSubstr;
 // A state folder of its own.
 class EngineKeeping : public testing::Test {
  protected:
-  EngineKeeping() {
-    std::string name =
-        (std::filesystem::temp_directory_path() / "denoised_keeping_XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~EngineKeeping() override { std::filesystem::remove_all(folder_); }
   EngineOptions Options() const {
     EngineOptions options;
-    options.state_dir = folder_;
+    options.state_dir = folder_.path();
     options.checkpoint_every = 1;
     return options;
   }
-  std::string folder_;
+  const TemporaryFolder folder_;
 };
 
 void Steps(GenerationRequest& request, int64_t steps) { request.num_inference_steps = steps; }

@@ -77,10 +77,7 @@ class Loaded {
 
   DecodedVideo Run(const Work& work, int64_t decode_bands = 1, bool release_text_encoder = false) {
     AttentionPlanner planner(pipeline_->planner_setting(), work.request.attention, &observer_);
-    const auto wants = [&](ArtifactFormat format) {
-      return std::find(work.request.formats.begin(), work.request.formats.end(), format) !=
-             work.request.formats.end();
-    };
+    const auto wants = [&](ArtifactFormat format) { return Wants(work.request.formats, format); };
     using Decode = RunRequest::Decode;
     const Decode decode = wants(ArtifactFormat::kSafetensors) ? Decode::kNothing
                           : wants(ArtifactFormat::kNpy)       ? Decode::kFramesAndValues

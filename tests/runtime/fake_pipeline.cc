@@ -348,9 +348,7 @@ WorkEstimate FakePipeline::EstimateRun(const GenerationRequest& request,
                                        const CostOfAttention&) const {
   WorkEstimate estimate = model_->estimate;
   estimate.units = {{PromptUnit(), 1}, {StepUnit(p), p.num_inference_steps}};
-  const bool only_latents =
-      request.formats.size() == 1 && request.formats.front() == ArtifactFormat::kSafetensors;
-  if (!only_latents) estimate.units.push_back({FramesUnit(p), 1});
+  if (WantsFrames(request.formats)) estimate.units.push_back({FramesUnit(p), 1});
   return estimate;
 }
 

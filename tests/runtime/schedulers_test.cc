@@ -4,33 +4,14 @@
 #include <cmath>
 
 #include "backends/error.h"
-#include "runtime/loaders/config.h"
 #include "runtime/schedulers/scheduler.h"
+#include "tests/runtime/scheduler_configs.h"
 
 namespace denoised {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using Json = nlohmann::json;
-
-Json UniPc(Json more = Json::object()) {
-  Json config = {{"_class_name", "UniPCMultistepScheduler"},
-                 {"prediction_type", "flow_prediction"},
-                 {"use_flow_sigmas", true},
-                 {"flow_shift", 3.0}};
-  config.update(more);
-  return config;
-}
-
-Json Euler(double shift) {
-  return {{"_class_name", "FlowMatchEulerDiscreteScheduler"}, {"shift", shift}};
-}
-
-std::unique_ptr<Scheduler> Make(const Json& config) {
-  return Scheduler::Create(config.value("_class_name", ""),
-                           ConfigReader(config, "scheduler_config.json"));
-}
 
 std::string Refusal(const Json& config) {
   try {

@@ -53,6 +53,12 @@ struct SimulationOptions {
   uint64_t seed = 1;
   std::optional<double> until;  // stops there
 };
+// The plain peer: one job after the other.
+inline SimulationOptions Fifo() {
+  SimulationOptions options;
+  options.queue = {.policy = QueueOptions::Policy::kFifo, .batching = false};
+  return options;
+}
 
 struct SimulationResult {
   std::vector<SimulatedOutcome> outcomes;  // one a job, in order

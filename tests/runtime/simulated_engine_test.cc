@@ -13,12 +13,6 @@ namespace {
 
 using End = SimulatedOutcome::End;
 
-SimulationOptions Fifo() {
-  SimulationOptions options;
-  options.queue = {.policy = QueueOptions::Policy::kFifo, .batching = false};
-  return options;
-}
-
 SimulationOptions OneByOne() {
   SimulationOptions options;
   options.queue.batching = false;

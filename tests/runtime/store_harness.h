@@ -1,4 +1,4 @@
-// What tests of stores need: a folder that goes away, a log that can be read, jobs and requests.
+// What tests of stores need: a log that can be read, jobs and requests.
 #ifndef DENOISED_TESTS_RUNTIME_STORE_HARNESS_H_
 #define DENOISED_TESTS_RUNTIME_STORE_HARNESS_H_
 
@@ -17,30 +17,9 @@
 
 #include "runtime/job_store.h"
 #include "runtime/log.h"
+#include "tests/temporary_folder.h"
 
 namespace denoised {
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    // In memory where there is such a place: what is tested is order, not the disk's patience.
-    const bool quick = access("/dev/shm", W_OK) == 0;
-    std::string name =
-        (quick ? std::string("/dev/shm") : testing::TempDir()) + "/denoised_store_XXXXXX";
-    path_ = mkdtemp(name.data());
-  }
-  ~TemporaryFolder() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // Its lines are for the test alone.
 struct QuietLogger {

@@ -226,7 +226,7 @@ class KilledStore : public testing::Test {
     EXPECT_EQ(accepted.request.prompt, RequestOf(number).prompt);
     EXPECT_GE(accepted.checkpoint_step, told.checkpoint) << id;
     if (accepted.checkpoint_step > 0) {
-      EXPECT_EQ(accepted.checkpoint,
+      EXPECT_EQ(store.ReadCheckpoint(id)->second,
                 std::string(5000, static_cast<char>(accepted.checkpoint_step)));
     }
     told.checkpoint = static_cast<int>(accepted.checkpoint_step);

@@ -116,7 +116,7 @@ TEST_F(DurableStore, WhatWaitedIsRecoveredInItsOrderAndWaitsOn) {
   EXPECT_EQ(jobs[0].request.idempotency_key, "key");
   EXPECT_EQ(jobs[0].crashes, 0);
   EXPECT_EQ(jobs[0].snapshot.attempt, 0);
-  EXPECT_EQ(jobs[0].checkpoint, "");
+  EXPECT_FALSE(store().ReadCheckpoint("z"));
   const auto waited = std::chrono::steady_clock::now() - jobs[0].queued_at;
   EXPECT_GE(waited, hours(3));
   EXPECT_LT(waited, hours(4));
@@ -215,7 +215,7 @@ TEST_F(DurableStore, TheLastCheckpointIsThereAndEndsWithItsJob) {
   EXPECT_EQ(store().ReadCheckpoint("a")->first, 20) << "also before it is written";
   store().Interrupt("a");
   const auto jobs = Reopen().Recover();
-  EXPECT_EQ(jobs[0].checkpoint, std::string(1000, 20));
+  EXPECT_EQ(store().ReadCheckpoint("a")->second, std::string(1000, 20));
   EXPECT_EQ(jobs[0].checkpoint_step, 20);
   store().Start("a");
   Complete(store(), "a", "bytes");
@@ -236,11 +236,13 @@ TEST_F(DurableStore, ADamagedCheckpointIsNone) {
     std::string damaged = whole;
     damaged[at] ^= 1;
     WriteBytes(InState("checkpoints/a"), damaged);
-    EXPECT_EQ(Reopen().Recover()[0].checkpoint, "") << at;
+    EXPECT_EQ(Reopen().Recover()[0].checkpoint_step, 0) << at;
+    EXPECT_FALSE(store().ReadCheckpoint("a")) << at;
     store_.reset();
   }
   WriteBytes(InState("checkpoints/a"), whole.substr(0, 500));
-  EXPECT_EQ(Reopen().Recover()[0].checkpoint, "");
+  EXPECT_EQ(Reopen().Recover()[0].checkpoint_step, 0);
+  EXPECT_FALSE(store().ReadCheckpoint("a"));
   EXPECT_THAT(logger_->Text(), HasSubstr("checkpoint.damaged"));
 }
 

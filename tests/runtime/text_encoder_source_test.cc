@@ -15,6 +15,7 @@
 #include "runtime/attention/attention_planner.h"
 #include "runtime/pipelines/device.h"
 #include "tests/peak_memory.h"
+#include "tests/temporary_folder.h"
 
 namespace denoised {
 namespace {
@@ -27,14 +28,11 @@ constexpr char kWeights[] = "text_encoder/model.safetensors";
 class TextEncoderSourceTest : public testing::Test {
  protected:
   TextEncoderSourceTest() {
-    std::string name = (fs::temp_directory_path() / "text-encoder-XXXXXX").string();
-    root_ = mkdtemp(name.data());
     fs::copy(fs::path(DENOISED_SHAPES) / "text_encoder", root_ / "text_encoder");
     const ModelFolder folder(root_);
     encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), at::kFloat, at::kCPU);
     source_ = std::make_unique<TextEncoderSource>(folder, folder.Seal());
   }
-  ~TextEncoderSourceTest() override { fs::remove_all(root_); }
 
   at::Tensor Encode() {
     AttentionPlanner planner({&BackendRegistry::Default(), &policy_, QueryDevice(at::kCPU), {}, ""},
@@ -63,7 +61,8 @@ class TextEncoderSourceTest : public testing::Test {
     return Error(StatusCode::kOk, "accepted");
   }
 
-  fs::path root_;
+  const TemporaryFolder folder_;
+  const fs::path root_ = folder_.path();
   SelectionPolicy policy_{std::nullopt};
   Observer observer_;
   std::unique_ptr<Umt5Encoder> encoder_;

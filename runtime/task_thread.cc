@@ -1,19 +1,19 @@
-#include "server/dispatcher.h"
+#include "runtime/task_thread.h"
 
 #include <utility>
 
 namespace denoised {
 
-Dispatcher::~Dispatcher() {
+void TaskThread::Join() {
   {
     std::lock_guard lock(mutex_);
     ending_ = true;
   }
   changed_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
-void Dispatcher::Post(std::function<void()> task) {
+void TaskThread::Post(std::function<void()> task) {
   {
     std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
@@ -21,7 +21,7 @@ void Dispatcher::Post(std::function<void()> task) {
   changed_.notify_one();
 }
 
-void Dispatcher::Run() {
+void TaskThread::Run() {
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return ending_ || !tasks_.empty(); });
