@@ -133,6 +133,7 @@ class EngineImpl : public Engine {
   void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);
+  void ReturnUnusedMemory() const;                             // also encoder thread
   bool GoesOnLater(const JobWork& job) const;                  // any thread
   bool Late(const EngineWork& work) const;                     // any thread
   std::optional<Error> WhyStop(const EngineWork& work) const;  // any thread

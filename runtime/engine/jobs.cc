@@ -179,6 +179,7 @@ void EngineImpl::EncodeAndStore(const JobPtr& job, const DecodedVideo& video,
   if (error && GoesOnLater(*job)) return Park(job);
   if (!error) LeaveStage(job.get());
   EndJob(job, error, ReceiptOf(*job));
+  ReturnUnusedMemory();
 }
 
 // A cancel that was accepted is kept: from here on the job can only succeed, and is told so.

@@ -302,6 +302,17 @@ void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
   const Receipt receipt = ReceiptOf(*job);
   job->generation.reset();
   EndJob(job, error, receipt);
+  ReturnUnusedMemory();
+}
+
+// When a job has given back what it held, so that the gaps of one do not add to the next one's.
+void EngineImpl::ReturnUnusedMemory() const {
+  int64_t held = static_cast<int64_t>(store_->artifact_bytes());
+  {
+    const std::lock_guard lock(mutex_);
+    held += HeldBesideResults() + table_.resident_bytes();
+  }
+  memory_.ReturnUnused(held);
 }
 
 bool EngineImpl::Late(const EngineWork& work) const {

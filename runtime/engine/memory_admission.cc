@@ -33,13 +33,25 @@ void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estim
               "", "MEMORY");
 }
 
+// The engine asks at every step; files of the kernel need not be read for that.
+std::optional<MemoryBudget::Limit> MemoryAdmission::RecentLimit() const {
+  constexpr std::chrono::seconds kRecent(1);
+  const std::lock_guard lock(mutex_);
+  const auto now = std::chrono::steady_clock::now();
+  if (!read_at_ || now - *read_at_ >= kRecent) {
+    limit_ = budget_.Now();
+    read_at_ = now;
+  }
+  return limit_;
+}
+
 int64_t MemoryAdmission::Available(int64_t held) const {
-  const auto limit = budget_.Now();
+  const auto limit = RecentLimit();
   return limit ? limit->bytes - loaded_ - held : std::numeric_limits<int64_t>::max();
 }
 
 int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) const {
-  const auto limit = budget_.Now();
+  const auto limit = RecentLimit();
   return limit ? std::max<int64_t>(0, loaded_ + held + estimate.peak_bytes - limit->bytes) : 0;
 }
 

@@ -2,7 +2,10 @@
 #ifndef DENOISED_RUNTIME_ENGINE_MEMORY_ADMISSION_H_
 #define DENOISED_RUNTIME_ENGINE_MEMORY_ADMISSION_H_
 
+#include <chrono>
 #include <cstdint>
+#include <mutex>
+#include <optional>
 #include <string>
 
 #include "runtime/engine/memory_budget.h"
@@ -22,19 +25,25 @@ class MemoryAdmission {
   // `held` = results, waiting requests and whatever else lies beside it.
   void Require(const std::string& what, const WorkEstimate& estimate, int64_t held) const;
 
-  // What work may take beside `held`; the largest number where nothing limits it.
+  // What work may take beside `held`; the largest number where nothing limits it. This and Lacking
+  // take a limit that was read within the last second, Require the present one.
   int64_t Available(int64_t held) const;
 
   // Bytes by which it does not fit; 0 where it does.
   int64_t Lacking(const WorkEstimate& estimate, int64_t held) const;
 
-  // Between two jobs: gives what the heap keeps (threads.h) back to the system where it is much, so
+  // After a job: gives what the heap keeps (threads.h) back to the system where it is much, so
   // that the gaps of one job do not add to the next one's. `held` as above.
   void ReturnUnused(int64_t held) const;
 
  private:
+  std::optional<MemoryBudget::Limit> RecentLimit() const;
+
   const MemoryBudget budget_;
   const int64_t loaded_;
+  mutable std::mutex mutex_;  // guards what follows
+  mutable std::optional<MemoryBudget::Limit> limit_;
+  mutable std::optional<std::chrono::steady_clock::time_point> read_at_;
 };
 
 // Bytes of the tensors and texts that a request holds while it waits.
