@@ -59,6 +59,15 @@ inline Error InvalidField(const std::string& field, const std::string& message) 
   return Error(StatusCode::kInvalidArgument, field + ": " + message, field, "INVALID_FIELD");
 }
 
+// The same error about a field that is called otherwise: the beginning of its field and of its
+// message is replaced where it is `from`.
+inline Error Renamed(const Error& error, const std::string& from, const std::string& to) {
+  const auto renamed = [&](const std::string& text) {
+    return text.starts_with(from) ? to + text.substr(from.size()) : text;
+  };
+  return Error(error.code(), renamed(error.what()), renamed(error.field()), error.reason());
+}
+
 }  // namespace denoised
 
 #endif  // DENOISED_BACKENDS_ERROR_H_

@@ -31,10 +31,11 @@ std::optional<std::string> WhyUnfit(AttnBackend id, const AttentionSpec& spec,
   return registry.WhyNot(id, spec, device);
 }
 
-bool FailsStrict(const Wish& wish, const AttentionSpec& spec) {
+bool FailsStrict(const Wish& wish, const AttentionSpec& spec, SelectionMode mode) {
   const bool typed =
       wish.source == SelectionSource::kForce || wish.source == SelectionSource::kRequest;
-  return typed && IsActionable(wish.backend, spec);
+  return (wish.strict || (typed && mode == SelectionMode::kStrict)) &&
+         IsActionable(wish.backend, spec);
 }
 
 std::string Sentences(const std::vector<Refusal>& refusals) {
@@ -54,6 +55,10 @@ std::string Sentences(const std::vector<Refusal>& refusals) {
               "attention.backend", "BACKEND_REFUSED");
 }
 
+std::string RuleField(const Wish& wish) {
+  return "attention.schedule[" + std::to_string(*wish.rule) + "].";
+}
+
 void Refuse(const Wish& wish, std::string reason, Selection* selection) {
   Refusal refusal{wish.source, wish.backend, std::move(reason)};
   auto& all = selection->refusals;
@@ -69,8 +74,9 @@ std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& 
   try {
     canonical->parameters = registry.CanonicalParameters(wish.backend, spec, wish.parameters);
   } catch (const Error& error) {
-    if (wish.source == SelectionSource::kRequest) throw;
-    return error.what();
+    const Error named = wish.rule ? Renamed(error, "attention.", RuleField(wish)) : error;
+    if (wish.source == SelectionSource::kRequest) throw named;
+    return named.what();
   }
   return std::nullopt;
 }
@@ -106,6 +112,7 @@ std::optional<SelectionSource> SelectionSourceFromName(std::string_view name) {
 std::string Selection::Reason() const {
   std::string text(AttnBackendName(granted.backend));
   text += " by " + std::string(SelectionSourceName(granted.source));
+  if (granted.rule) text += " rule " + std::to_string(*granted.rule);
   if (!granted.lease_id.empty()) text += " " + granted.lease_id;
   if (!refusals.empty()) text += "; refused: " + Sentences(refusals);
   return text;
@@ -115,7 +122,7 @@ bool IsActionable(AttnBackend backend, const AttentionSpec& spec) {
   return spec.role == AttentionRole::kSelf || Lists(spec, backend);
 }
 
-Selection Select(const AttentionSpec& spec, const std::vector<Wish>& wishes,
+Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
                  const BackendRegistry& registry, const DeviceInfo& device, SelectionMode mode) {
   if (spec.supported.empty()) {
     throw Error(StatusCode::kInvalidArgument,
@@ -131,14 +138,14 @@ Selection Select(const AttentionSpec& spec, const std::vector<Wish>& wishes,
     auto reason = WhyNotGranted(wish, spec, registry, device, &candidate);
     if (granted) continue;  // it was looked at for its parameters alone
     if (reason) {
-      strict_failure |= FailsStrict(wish, spec);
+      strict_failure |= FailsStrict(wish, spec, mode);
       Refuse(wish, std::move(*reason), &selection);
       continue;
     }
     granted = true;
     selection.granted = std::move(candidate);
   }
-  if (strict_failure && mode == SelectionMode::kStrict) {
+  if (strict_failure) {
     FailSelection(spec, "wanted exactly the backend that was asked for (policy strict)",
                   selection.refusals);
   }

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -39,8 +40,10 @@ enum class SelectionMode : uint8_t {
 struct Wish {
   SelectionSource source = SelectionSource::kAutomatic;
   AttnBackend backend = AttnBackend::kReference;
-  std::string parameters;  // the backend's own, a JSON object; "" = none were given
-  std::string lease_id;    // of the force, where source is kForce
+  std::string parameters;   // the backend's own, a JSON object; "" = none were given
+  std::string lease_id;     // of the force, where source is kForce
+  std::optional<int> rule = std::nullopt;  // of the source's schedule, counted from 0
+  bool strict = false;      // as kStrict, for this wish alone
   bool operator==(const Wish&) const = default;
 };
 
@@ -71,7 +74,7 @@ struct Selection {
 // force or request was refused before another wish was granted. A backend that the layer does not
 // list is not a strict failure for roles other than self-attention: cross-attention and encoders
 // keep their short lists.
-Selection Select(const AttentionSpec& spec, const std::vector<Wish>& wishes,
+Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
                  const BackendRegistry& registry, const DeviceInfo& device,
                  SelectionMode mode = SelectionMode::kPrefer);
 

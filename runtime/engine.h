@@ -18,7 +18,6 @@
 #include <variant>
 #include <vector>
 
-#include "backends/selection_policy.h"
 #include "backends/selector.h"
 #include "runtime/job.h"
 #include "runtime/job_store.h"
@@ -26,6 +25,7 @@
 #include "runtime/model_info.h"
 #include "runtime/numerics.h"
 #include "runtime/observer.h"
+#include "runtime/selection_policy.h"
 
 namespace denoised {
 

@@ -16,6 +16,7 @@
 #include "backends/error.h"
 #include "backends/selector.h"
 #include "runtime/numerics.h"
+#include "runtime/scope.h"
 
 namespace denoised {
 
@@ -35,6 +36,9 @@ struct AttentionOptions {
   // The backend's own parameters, a JSON object. "" = none are given, which leaves what is set for
   // the backend elsewhere; "{}" = its own defaults.
   std::string parameters_json;
+  // By place; goes before `backend`. The first rule that holds counts. At most kMaxRules.
+  std::vector<AttentionRule> schedule;
+  static constexpr size_t kMaxRules = 64;
 };
 
 enum class ArtifactFormat : uint8_t { kMp4, kGif, kPng, kNpy, kSafetensors };
@@ -80,6 +84,8 @@ struct GenerationRequest {
   // Not "": a request with a key that was used is the job that it made then.
   std::string idempotency_key;
   std::optional<PreviewOptions> preview;
+  // The leases that hold when it begins hold to its end; later ones are not for it.
+  bool pin_backends = false;
 };
 
 // What the request became once every default was filled in.
@@ -107,7 +113,8 @@ std::string_view JobStageName(JobStage stage);  // "text_encode", "denoise", "de
 struct ReceiptEntry {
   AttentionRole role = AttentionRole::kSelf;
   int64_t first_step = 0, last_step = 0;      // inclusive; 0..0 for roles outside the loop
-  std::optional<AttnBackend> asked;           // by the request
+  std::optional<Interval> layers;             // unset: all of the role
+  std::optional<AttnBackend> asked;           // by the request, there
   AttnBackend ran = AttnBackend::kReference;  // whose kernel it was: the granted wish's, or the one
                                               // that this hands some steps or layers over to
   std::string parameters;                     // canonical ones of `ran`; "" where it takes none

@@ -21,7 +21,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // What ends the stream with its force; before there is one.
   SelectionPolicy::OnEnd Ender() {
-    return [weak = weak_from_this()](const Force&) {
+    return [weak = weak_from_this()](const Lease&) {
       if (const auto stream = weak.lock()) stream->End(grpc::Status::OK);
     };
   }
@@ -30,7 +30,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Hold() { self_ = shared_from_this(); }
 
   // Then one of these, on any thread.
-  void Start(const Force& force) {
+  void Start(const Lease& force) {
     force_ = force;
     message_ = SerializeMessage(ToProto(force));
     StartWrite(&message_);
@@ -82,7 +82,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   SelectionPolicy* const policy_;
   Logger* const logger_;
   const OpenCalls::Ticket ticket_;
-  Force force_;
+  Lease force_;
   grpc::ByteBuffer message_;
   std::shared_ptr<HoldStream> self_;
   std::mutex mutex_;
@@ -92,7 +92,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 };
 
 template <typename Request>
-Force AdminService::AddForce(const Request& request, const std::string& peer,
+Lease AdminService::AddForce(const Request& request, const std::string& peer,
                              SelectionPolicy::OnEnd on_end) {
   constexpr size_t kMaxReason = 256, kMaxLogged = 1024;
   if (request.reason().size() > kMaxReason) {
@@ -105,8 +105,11 @@ Force AdminService::AddForce(const Request& request, const std::string& peer,
   std::string parameters;
   if (request.has_parameters()) parameters = FromProto(request.parameters(), "parameters");
   if (const auto refused = engine().CheckForce(chosen, parameters)) throw *refused;
-  const Force force = engine().policy().AddForce(chosen, lifetime, request.reason(), peer,
-                                                 parameters, std::move(on_end));
+  LeaseRequest lease{chosen, parameters};
+  lease.ttl = lifetime;
+  lease.reason = request.reason();
+  lease.holder = peer;
+  const Lease force = engine().policy().Force(std::move(lease), std::move(on_end));
   with_.logger->Info("admin.force",
                      {{"lease", force.id},
                       {"backend", std::string(AttnBackendName(chosen))},
@@ -183,7 +186,7 @@ grpc::ServerUnaryReactor* AdminService::ListLeases(grpc::CallbackServerContext* 
   return AnswerUnary<v1::ListLeasesRequest>(context, in, out, with_.metrics, "ListLeases",
                                             [this](const v1::ListLeasesRequest&) {
                                               v1::ListLeasesResponse response;
-                                              for (const Force& force : engine().policy().List()) {
+                                              for (const Lease& force : engine().policy().List()) {
                                                 *response.add_leases() = ToProto(force);
                                               }
                                               return response;

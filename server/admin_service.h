@@ -52,7 +52,7 @@ class AdminService : public RawAdminService {
  private:
   // Checks and adds a force; Request is ForceBackendRequest or HoldBackendRequest. Throws Error.
   template <typename Request>
-  Force AddForce(const Request& request, const std::string& peer, SelectionPolicy::OnEnd on_end);
+  Lease AddForce(const Request& request, const std::string& peer, SelectionPolicy::OnEnd on_end);
   int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
 
   Engine& engine() const { return with_.gate->Require(); }

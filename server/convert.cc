@@ -501,11 +501,11 @@ v1::FailedModel ToProto(const FailedModel& model) {
   return message;
 }
 
-v1::Lease ToProto(const Force& force) {
+v1::Lease ToProto(const Lease& force) {
   v1::Lease message;
   message.set_id(force.id);
   message.set_backend(std::string(AttnBackendName(force.backend)));
-  message.set_scope("server");
+  message.set_scope(ToText(force.scope));
   message.set_reason(force.reason);
   message.set_holder(force.holder);
   *message.mutable_created_at() = TimeToProto(force.created_at);

@@ -46,7 +46,7 @@ v1::ArtifactInfo ToProto(const ArtifactInfo& info);
 v1::DenoiseResponse ToProto(DenoiseResult&& result);
 v1::Model ToProto(const ModelInfo& model);
 v1::FailedModel ToProto(const FailedModel& model);
-v1::Lease ToProto(const Force& force);
+v1::Lease ToProto(const Lease& lease);
 v1::Backend ToProto(const BackendInfo& backend);
 v1::RoleExplanation ToProto(const Explanation& explanation);
 

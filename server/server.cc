@@ -198,7 +198,7 @@ Metrics::Gauges Server::ReadGauges() {
   if (engine == nullptr) return gauges;
   gauges.queue_depth = engine->queue_depth();
   gauges.jobs_running = engine->running_jobs();
-  for (const Force& force : engine->policy().List()) ++gauges.leases[force.backend];
+  for (const Lease& force : engine->policy().List()) ++gauges.leases[force.backend];
   return gauges;
 }
 

@@ -9,11 +9,11 @@
 namespace denoised {
 namespace {
 
-const AttentionSlot& SlotFor(AttentionRole role) {
+const AttentionSlot& SlotFor(AttentionRole role, int layer) {
   const ForwardContext& context = GetForwardContext();
   if (context.attn_metadata != nullptr) {
-    const AttentionSlot& slot = (*context.attn_metadata)[static_cast<size_t>(role)];
-    if (slot.backend != nullptr) return slot;
+    const AttentionSlot* slot = (*context.attn_metadata)[static_cast<size_t>(role)].Of(layer);
+    if (slot != nullptr && slot->backend != nullptr) return *slot;
   }
   throw Error(StatusCode::kFailedPrecondition, "wanted an attention backend for role " +
                                                    std::string(AttentionRoleName(role)) +
@@ -25,7 +25,7 @@ const AttentionSlot& SlotFor(AttentionRole role) {
 at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& key,
                                    const at::Tensor& value, const AttentionExtras& extras) const {
   StopPoint();
-  const AttentionSlot& slot = SlotFor(role_);
+  const AttentionSlot& slot = SlotFor(role_, layer_index_);
   AttentionInputs inputs{query, key, value, extras.gate, extras.mask};
   inputs.projection = extras.projection;
   inputs.projection_bias = extras.projection_bias;

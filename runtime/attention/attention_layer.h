@@ -1,5 +1,5 @@
 // A model's attention, between the projections: hands q, k, v to the backend that the current
-// ForwardContext names for the layer's role, and tallies the call.
+// ForwardContext names for the layer and its role, and tallies the call.
 #ifndef DENOISED_RUNTIME_ATTENTION_ATTENTION_LAYER_H_
 #define DENOISED_RUNTIME_ATTENTION_ATTENTION_LAYER_H_
 

@@ -8,27 +8,11 @@
 namespace denoised {
 namespace {
 
-SelectionSubject SubjectOf(const PlannerSetting& setting, const AttentionOptions& options) {
-  const bool given = !options.parameters_json.empty() && options.parameters_json != "{}";
-  if (given && !options.backend) {
-    throw InvalidField("attention.parameters", "parameters need attention.backend to be named");
-  }
-  SelectionSubject subject;
-  if (options.backend) {
-    subject.request =
-        Wish{SelectionSource::kRequest, *options.backend, options.parameters_json, ""};
-  }
-  if (setting.model_default) {
-    subject.model_default = Wish{SelectionSource::kModelDefault, *setting.model_default,
-                                 setting.model_default_parameters_json, ""};
-  }
-  return subject;
-}
-
 bool Continues(const ReceiptEntry& row, const ReceiptEntry& next) {
-  return row.role == next.role && next.first_step <= row.last_step + 1 &&
-         next.first_step >= row.first_step && row.ran == next.ran &&
-         row.parameters == next.parameters && row.selection == next.selection;
+  return row.role == next.role && row.layers == next.layers &&
+         next.first_step <= row.last_step + 1 && next.first_step >= row.first_step &&
+         row.ran == next.ran && row.parameters == next.parameters && row.asked == next.asked &&
+         row.selection == next.selection;
 }
 
 // Adds `entry` to the row that it continues, or as a row of its own.
@@ -41,101 +25,145 @@ void Append(ReceiptEntry entry, std::vector<ReceiptEntry>* rows) {
   if (row->seconds) *row->seconds += entry.seconds.value_or(0);
 }
 
-}  // namespace
-
-Selection ChooseNow(const PlannerSetting& setting, const AttentionOptions& options,
-                    const AttentionSpec& spec) {
-  return Select(spec, setting.policy->WishesFor(SubjectOf(setting, options)), *setting.registry,
-                setting.device, options.mode);
+// What the request asked for at a place where these hold.
+std::optional<AttnBackend> AskedAmong(const std::vector<Wish>& wishes) {
+  const auto found = std::ranges::find(wishes, SelectionSource::kRequest, &Wish::source);
+  return found == wishes.end() ? std::nullopt : std::optional(found->backend);
 }
 
-AttentionPlanner::AttentionPlanner(const PlannerSetting& setting, AttentionOptions options,
+}  // namespace
+
+AttentionPlanner::AttentionPlanner(const PlannerSetting& setting, PlannerSubject subject,
                                    Observer* observer)
-    : setting_(setting), options_(std::move(options)), observer_(observer) {}
+    : setting_(setting), subject_(std::move(subject)), observer_(observer) {}
+
+bool AttentionPlanner::RoleState::Holds(uint64_t version, const AttentionSpec& spec,
+                                        const StepPlace& place) const {
+  return this->version == version && this->spec == spec && wishes.HoldsAt(place);
+}
+
+const Selection& AttentionPlanner::RoleState::SelectionAt(int64_t layer) const {
+  const auto segment = std::ranges::find_if(
+      segments, [&](const Segment& segment) { return segment.choice.layers.Has(layer); });
+  return segment->choice.selection;
+}
 
 const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>& specs,
-                                               int64_t step, int64_t num_steps) {
+                                               int64_t step, int64_t num_steps,
+                                               std::optional<double> sigma) {
   const uint64_t version = setting_.policy->version();
   pending_.clear();
   for (const AttentionSpec& spec : specs) {
     RoleState& state = roles_[static_cast<size_t>(spec.role)];
-    if (state.version != version || state.spec != spec) Choose(state, spec);
+    const StepPlace place = InLoop(spec.role) ? StepPlace{step, sigma} : StepPlace();
+    if (!state.Holds(version, spec, place)) ChooseAnew(state, spec, place);
     state.version = version;
     state.step = step;
-    state.fresh = {};
-    plan_[static_cast<size_t>(spec.role)].metadata = state.maker->Make(step, num_steps);
+    RolePlan& plan = PlanOf(spec.role);
+    for (size_t i = 0; i < state.segments.size(); ++i) {
+      state.segments[i].fresh = {};
+      plan.slots[i].metadata = state.segments[i].maker->Make(step, num_steps);
+    }
   }
   return plan_;
 }
 
-void AttentionPlanner::Choose(RoleState& state, const AttentionSpec& spec) {
-  Selection selection = ChooseNow(setting_, options_, spec);
-  Report(state, spec, selection);
-  const AttnBackend chosen = selection.granted.backend;
-  const AttentionBackend* backend = setting_.registry->Find(chosen)->backend;
-  state.maker = setting_.plans->Find(*backend, spec, selection.granted.parameters);
-  plan_[static_cast<size_t>(spec.role)] = {backend, chosen, nullptr, &state.fresh};
+std::shared_ptr<const LeaseList> AttentionPlanner::Leases() {
+  if (pinned_) return pinned_;
+  std::shared_ptr<const LeaseList> leases = setting_.policy->leases();
+  if (subject_.pin) pinned_ = leases;
+  return leases;
+}
+
+void AttentionPlanner::ChooseAnew(RoleState& state, const AttentionSpec& spec,
+                                  const StepPlace& place) {
+  RoleWishes wishes = WishesAt(WishesOf(setting_, subject_, *Leases()), spec.role,
+                               setting_.LayersOf(spec.role), place);
+  std::vector<LayerChoice> choices = Choose(setting_, subject_, spec, wishes);
+  Report(state, spec, choices);
+  std::deque<Segment> segments;
+  std::vector<AttentionSlot> slots;
+  for (LayerChoice& choice : choices) {
+    const Wish& granted = choice.selection.granted;
+    const AttentionBackend* backend = setting_.registry->Find(granted.backend)->backend;
+    auto maker = setting_.plans->Find(*backend, spec, granted.parameters);
+    Segment& segment = segments.emplace_back(std::move(choice), std::move(maker));
+    slots.push_back({backend, segment.choice.selection.granted.backend, nullptr, &segment.fresh,
+                     segment.choice.layers.last});
+  }
+  state.segments = std::move(segments);
+  state.wishes = std::move(wishes);
   state.spec = spec;
-  state.selection = std::move(selection);
+  PlanOf(spec.role).slots = std::move(slots);
 }
 
 void AttentionPlanner::Report(const RoleState& before, const AttentionSpec& spec,
-                              const Selection& now) {
-  const bool switched = before.spec && before.selection.granted.backend != now.granted.backend;
-  if (switched && spec.role == AttentionRole::kSelf) observer_->OnBackendSwitch(now.granted.source);
-  if (before.spec && before.selection.refusals == now.refusals) return;
-  for (const Refusal& refusal : now.refusals) {
-    if (refusal.source == SelectionSource::kAutomatic) continue;
-    if (!IsActionable(refusal.backend, spec)) continue;
-    observer_->OnFallback(refusal.backend, now.granted.backend, refusal.source);
+                              const std::vector<LayerChoice>& now) {
+  bool switched = false;
+  for (const LayerChoice& choice : now) {
+    const Selection& selection = choice.selection;
+    const Selection* was = before.spec ? &before.SelectionAt(choice.layers.first) : nullptr;
+    const bool differs = was != nullptr && was->granted.backend != selection.granted.backend;
+    if (differs && !std::exchange(switched, true) && spec.role == AttentionRole::kSelf) {
+      observer_->OnBackendSwitch(selection.granted.source);
+    }
+    if (was != nullptr && was->refusals == selection.refusals) continue;
+    for (const Refusal& refusal : selection.refusals) {
+      if (refusal.source == SelectionSource::kAutomatic) continue;
+      if (!IsActionable(refusal.backend, spec)) continue;
+      observer_->OnFallback(refusal.backend, selection.granted.backend, refusal.source);
+    }
   }
 }
 
 void AttentionPlanner::BookForward() {
   for (RoleState& state : roles_) {
-    if (!state.spec) continue;
-    const AttentionTally tally = std::exchange(state.fresh, {});
-    for (size_t i = 0; i < tally.counts.size(); ++i) {
-      if (tally.counts[i].calls > 0) Book(state, static_cast<AttnBackend>(i), tally.counts[i]);
+    for (Segment& segment : state.segments) {
+      const AttentionTally tally = std::exchange(segment.fresh, {});
+      for (size_t i = 0; i < tally.counts.size(); ++i) {
+        if (tally.counts[i].calls == 0) continue;
+        Book(state, segment, static_cast<AttnBackend>(i), tally.counts[i]);
+      }
     }
   }
 }
 
-void AttentionPlanner::Book(const RoleState& state, AttnBackend ran, const AttentionCount& count) {
-  const bool own = ran == state.selection.granted.backend;
+void AttentionPlanner::Book(const RoleState& state, const Segment& segment, AttnBackend ran,
+                            const AttentionCount& count) {
+  const Selection& selection = segment.choice.selection;
+  const bool own = ran == selection.granted.backend;
   ReceiptEntry entry;
   entry.role = state.spec->role;
   entry.first_step = entry.last_step = state.step;
-  entry.asked = options_.backend;
+  if (state.segments.size() > 1) entry.layers = segment.choice.layers;
+  entry.asked = AskedAmong(segment.choice.wishes);
   entry.ran = ran;
-  if (own) entry.parameters = state.selection.granted.parameters;  // a call is handed over without
-  entry.selection = state.selection;
+  if (own) entry.parameters = selection.granted.parameters;  // a call is handed over without
+  entry.selection = selection;
   entry.calls = count.calls;
   if (setting_.device.type == DeviceInfo::Type::kCpu) entry.seconds = count.seconds;
-  observer_->OnAttention(ran, entry.role, entry.calls, entry.seconds);
   Append(std::move(entry), &pending_);
-  if (own) TakeNote(state);
+  if (own) TakeNote(state, segment);
 }
 
 void AttentionPlanner::Complete() {
-  for (ReceiptEntry& entry : pending_) Append(std::move(entry), &done_);
+  for (ReceiptEntry& entry : pending_) {
+    observer_->OnAttention(entry.ran, entry.role, entry.calls, entry.seconds);
+    Append(std::move(entry), &done_);
+  }
   pending_.clear();
 }
 
 std::function<AttentionCost(const AttentionSpec&, int64_t)> AttentionPlanner::CostNow() const {
-  return [this](const AttentionSpec& spec, int64_t rows) {
-    AttentionCost cost;
-    Caught([&] {
-      const Wish granted = ChooseNow(setting_, options_, spec).granted;
-      const AttentionBackend* backend = setting_.registry->Find(granted.backend)->backend;
-      cost = backend->Estimate(spec, granted.parameters, rows);
-    });
-    return cost;
+  return [cost = denoised::CostNow(setting_, subject_)](const AttentionSpec& spec, int64_t rows) {
+    AttentionCost known;
+    Caught([&] { known = cost(spec, rows); });
+    return known;
   };
 }
 
-void AttentionPlanner::TakeNote(const RoleState& state) {
-  const AttentionSlot& slot = plan_[static_cast<size_t>(state.spec->role)];
+void AttentionPlanner::TakeNote(const RoleState& state, const Segment& segment) {
+  const AttentionSlot& slot = *PlanOf(state.spec->role).Of(segment.choice.layers.first);
   AddNote(slot.backend->Note(*state.spec, slot.metadata.get()));
 }
 
@@ -146,24 +174,26 @@ void AttentionPlanner::AddNote(std::string note) {
 
 std::vector<ReceiptEntry> AttentionPlanner::Entries() const {
   std::vector<ReceiptEntry> entries = done_;
-  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
-    return std::pair(a.role, a.first_step) < std::pair(b.role, b.first_step);
-  });
+  const auto place = [](const ReceiptEntry& row) {
+    return std::tuple(row.role, row.first_step, row.layers ? row.layers->first : 0);
+  };
+  std::ranges::stable_sort(entries, {}, place);
   return entries;
 }
 
 // What is done again where a run goes on comes onto the receipt again.
 void AttentionPlanner::Restore(std::vector<ReceiptEntry> entries, std::vector<std::string> notes) {
   done_ = std::move(entries);
-  std::erase_if(done_, [](const ReceiptEntry& row) {
-    return row.role == AttentionRole::kTextEncoder || row.role == AttentionRole::kVae;
-  });
+  std::erase_if(done_, [](const ReceiptEntry& row) { return !InLoop(row.role); });
   notes_ = std::move(notes);
 }
 
 std::optional<AttnBackend> AttentionPlanner::Current(AttentionRole role) const {
   const RoleState& state = roles_[static_cast<size_t>(role)];
-  return state.spec ? std::optional(state.selection.granted.backend) : std::nullopt;
+  if (!state.spec) return std::nullopt;
+  const auto most = std::ranges::max_element(
+      state.segments, {}, [](const Segment& segment) { return segment.choice.layers.size(); });
+  return most->choice.selection.granted.backend;
 }
 
 }  // namespace denoised

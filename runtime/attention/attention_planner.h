@@ -1,8 +1,9 @@
-// Chooses the backend of each role for each step of one piece of work, and keeps its receipt.
+// Chooses the backend of each layer for each step of one piece of work, and keeps its receipt.
 #ifndef DENOISED_RUNTIME_ATTENTION_ATTENTION_PLANNER_H_
 #define DENOISED_RUNTIME_ATTENTION_ATTENTION_PLANNER_H_
 
 #include <array>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -11,8 +12,7 @@
 
 #include "backends/attention_backend.h"
 #include "backends/attention_cost.h"
-#include "backends/registry.h"
-#include "backends/selection_policy.h"
+#include "runtime/attention/choices.h"
 #include "runtime/attention/forward_context.h"
 #include "runtime/attention/plan_cache.h"
 #include "runtime/job.h"
@@ -20,50 +20,33 @@
 
 namespace denoised {
 
-// What stays the same for all planners of a model.
-struct PlannerSetting {
-  const BackendRegistry* registry;
-  const SelectionPolicy* policy;
-  DeviceInfo device;
-  std::optional<AttnBackend> model_default;
-  std::string model_default_parameters_json;  // belongs to model_default
-  // What builders made for any of them.
-  std::shared_ptr<PlanCache> plans = std::make_shared<PlanCache>();
-};
-
-// What would serve a layer of this spec now: the one question behind a step, the check at Submit
-// and Explain. Throws what Select throws, and InvalidField("attention.parameters") where parameters
-// come without a backend.
-Selection ChooseNow(const PlannerSetting& setting, const AttentionOptions& options,
-                    const AttentionSpec& spec);
-
-// One for each job or Denoise call; engine thread only.
+// One for each job, session or Denoise call; engine thread only.
 class AttentionPlanner {
  public:
-  AttentionPlanner(const PlannerSetting& setting, AttentionOptions options, Observer* observer);
+  AttentionPlanner(const PlannerSetting& setting, PlannerSubject subject, Observer* observer);
 
-  // The plan for the roles of `specs` at this step; roles without a spec keep an empty slot.
-  // Selects anew only where the policy moved or the spec changed since the last call, and has the
-  // builders make this step's metadata where no other planner of the model has it. The reference is
-  // good until the next call. What layers tallied or was booked for a step that did not complete is
-  // forgotten. Throws what ChooseNow and the builders throw.
+  // The plan for the roles of `specs` at this step; roles without a spec keep an empty one. Selects
+  // anew only where the policy moved, the spec changed, or another rule holds since the last call,
+  // and has the builders make this step's metadata where no other planner of the model has it. The
+  // reference is good until the next call. What layers tallied or was booked for a step that did
+  // not complete is forgotten. No sigma: outside of the denoising loop. Throws what ChooseNow and
+  // the builders throw.
   const AttentionPlan& Prepare(const std::vector<AttentionSpec>& specs, int64_t step,
-                               int64_t num_steps);
+                               int64_t num_steps, std::optional<double> sigma = std::nullopt);
 
-  // Books what the layers tallied since the last call to the step that is under way, and reports it
-  // to the observer. Called after each forward, so that it belongs to the plan that ran.
+  // Books what the layers tallied since the last call to the step that is under way. Called after
+  // each forward, so that it belongs to the plan that ran.
   void BookForward();
 
-  // What was booked since the last call belongs to a step that is done: it enters the receipt. A
-  // step that fails on the way never gets here, and is not on it.
+  // What was booked since the last call belongs to a step that is done: it enters the receipt, and
+  // is reported to the observer. A step that fails on the way never gets here, and is in neither.
   void Complete();
 
-  // What ran in completed steps: a row for each role and range of steps with one kernel, one
-  // granted wish and one set of refusals.
+  // What ran in completed steps: a row for each role, range of layers and range of steps with one
+  // kernel, one granted wish and one set of refusals.
   std::vector<ReceiptEntry> Entries() const;
 
-  // What calls take with the backends that would serve them now, or nothing where none would. Good
-  // for as long as the planner.
+  // CostNow for its subject; nothing where nothing would serve.
   std::function<AttentionCost(const AttentionSpec&, int64_t rows)> CostNow() const;
 
   // Of a planner that has prepared nothing yet: what another one's Entries and Notes were, of steps
@@ -75,27 +58,45 @@ class AttentionPlanner {
   void AddNote(std::string note);
   const std::vector<std::string>& Notes() const { return notes_; }
 
-  // What a role runs now; empty before the first Prepare of the role.
+  // What most layers of a role run now; empty before the first Prepare of the role.
   std::optional<AttnBackend> Current(AttentionRole role) const;
 
+  // The leases that a pinned subject is held to; null before its first Prepare, and where it is not
+  // pinned. Given to another planner of the same work before its first, they hold there.
+  const std::shared_ptr<const LeaseList>& pinned() const { return pinned_; }
+  void Pin(std::shared_ptr<const LeaseList> leases) { pinned_ = std::move(leases); }
+
  private:
-  struct RoleState {
-    std::optional<AttentionSpec> spec;
-    Selection selection;
+  // Neighbouring layers of a role that one choice serves.
+  struct Segment {
+    LayerChoice choice;
     std::shared_ptr<MetadataMaker> maker;
     AttentionTally fresh;  // filled by the layers
+  };
+  struct RoleState {
+    std::optional<AttentionSpec> spec;
+    RoleWishes wishes;
+    std::deque<Segment> segments;  // slots of the plan point into them
     int64_t step = 0;
     uint64_t version = 0;  // of the policy when this was selected
+
+    bool Holds(uint64_t version, const AttentionSpec& spec, const StepPlace& place) const;
+    const Selection& SelectionAt(int64_t layer) const;
   };
 
-  void Choose(RoleState& state, const AttentionSpec& spec);
-  void Report(const RoleState& before, const AttentionSpec& spec, const Selection& now);
-  void Book(const RoleState& state, AttnBackend ran, const AttentionCount& count);
-  void TakeNote(const RoleState& state);
+  std::shared_ptr<const LeaseList> Leases();
+  void ChooseAnew(RoleState& state, const AttentionSpec& spec, const StepPlace& place);
+  void Report(const RoleState& before, const AttentionSpec& spec,
+              const std::vector<LayerChoice>& now);
+  void Book(const RoleState& state, const Segment& segment, AttnBackend ran,
+            const AttentionCount& count);
+  void TakeNote(const RoleState& state, const Segment& segment);
+  RolePlan& PlanOf(AttentionRole role) { return plan_[static_cast<size_t>(role)]; }
 
   const PlannerSetting setting_;
-  const AttentionOptions options_;
+  const PlannerSubject subject_;
   Observer* const observer_;
+  std::shared_ptr<const LeaseList> pinned_;
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
   std::vector<ReceiptEntry> pending_;  // of the step that is under way

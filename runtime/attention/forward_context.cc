@@ -14,12 +14,28 @@ thread_local const ScopedForwardContext* innermost = nullptr;
 
 }  // namespace
 
-AttnBackend MostCalled(const AttentionSlot& slot) {
-  if (slot.tally == nullptr) return slot.id;
-  const auto& counts = slot.tally->counts;
-  const auto most = std::max_element(
-      counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.calls < b.calls; });
-  return most->calls == 0 ? slot.id : static_cast<AttnBackend>(most - counts.begin());
+const AttentionSlot* RolePlan::Of(int64_t layer) const {
+  for (const AttentionSlot& slot : slots) {
+    if (layer <= slot.last_layer) return &slot;
+  }
+  return slots.empty() ? nullptr : &slots.back();
+}
+
+bool RolePlan::Equals(const RolePlan& other) const {
+  return std::ranges::equal(slots, other.slots, [](const auto& a, const auto& b) {
+    return a.backend == b.backend && a.metadata == b.metadata && a.last_layer == b.last_layer;
+  });
+}
+
+AttnBackend RolePlan::MostCalled() const {
+  std::array<uint64_t, kNumAttnBackends> calls{};
+  for (const AttentionSlot& slot : slots) {
+    if (slot.tally == nullptr) continue;
+    for (size_t i = 0; i < calls.size(); ++i) calls[i] += slot.tally->counts[i].calls;
+  }
+  const auto most = std::ranges::max_element(calls);
+  if (*most > 0) return static_cast<AttnBackend>(most - calls.begin());
+  return slots.empty() ? AttnBackend::kReference : slots.front().id;
 }
 
 void AttentionTally::AddShare(const AttentionTally& shared, uint64_t passes, double share) {

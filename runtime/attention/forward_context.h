@@ -9,8 +9,10 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backends/attention_spec.h"
@@ -38,16 +40,32 @@ struct AttentionTally {
   void AddShare(const AttentionTally& shared, uint64_t passes, double share);
 };
 
-// The backend that was chosen for a role at this step, and what its builder made.
+// The backend that was chosen for neighbouring layers of a role at this step, and what its builder
+// made.
 struct AttentionSlot {
   const AttentionBackend* backend = nullptr;
   AttnBackend id = AttnBackend::kReference;
   std::shared_ptr<const AttentionMetadata> metadata;
-  AttentionTally* tally = nullptr;  // may be null
+  AttentionTally* tally = nullptr;                           // may be null
+  int64_t last_layer = std::numeric_limits<int64_t>::max();  // from where the slot before it ends
 };
-// The backend that most of the slot's calls since the last booking ran; the slot's own before any.
-AttnBackend MostCalled(const AttentionSlot& slot);
-using AttentionPlan = std::array<AttentionSlot, kNumAttentionRoles>;
+
+// What a role has at this step: slots in the order of their layers, the last of which serves all
+// that follow. Empty where the role is not planned.
+struct RolePlan {
+  RolePlan() = default;
+  RolePlan(AttentionSlot slot) : slots{std::move(slot)} {}  // NOLINT: one for all layers
+
+  // Null where the role is not planned.
+  const AttentionSlot* Of(int64_t layer) const;
+  // Whether the other one runs the same, layer by layer.
+  bool Equals(const RolePlan& other) const;
+  // The backend that most calls since the last booking ran; before any, the first slot's own.
+  AttnBackend MostCalled() const;
+
+  std::vector<AttentionSlot> slots;
+};
+using AttentionPlan = std::array<RolePlan, kNumAttentionRoles>;
 
 // A row of a forward: where its piece of work stands.
 struct ForwardRow {

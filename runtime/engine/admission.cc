@@ -12,16 +12,15 @@ namespace {
 
 // With the backends that would serve now. A later force can only choose among plans that are
 // bounded (backends/attention_cost.h).
-// `self` (or null) learns which one self-attention would have.
-CostOfAttention CostNow(const Pipeline& pipeline, const AttentionOptions& options,
-                        AttnBackend* self = nullptr) {
-  return [&pipeline, &options, self](const AttentionSpec& spec, int64_t rows) {
-    const PlannerSetting& setting = pipeline.planner_setting();
-    const Wish granted = ChooseNow(setting, options, spec).granted;
-    if (self != nullptr && spec.role == AttentionRole::kSelf) *self = granted.backend;
-    return setting.registry->Find(granted.backend)
-        ->backend->Estimate(spec, granted.parameters, rows);
-  };
+template <typename W>
+CostOfAttention CostOf(const W& work) {
+  return CostNow(work.pipeline->planner_setting(), SubjectOf(work));
+}
+
+// The strongest wish of self-attention, to predict from.
+template <typename W>
+AttnBackend SelfBackendOf(const W& work, const AttentionSpec& self) {
+  return ChoicesNow(work.pipeline->planner_setting(), SubjectOf(work), self).front().backend;
 }
 
 std::string SecondsText(double seconds) {
@@ -120,7 +119,10 @@ void EngineImpl::FillIn(CallWork* call) const {
   call->queued_at = std::chrono::steady_clock::now();
   call->arrived = clock_();
   call->estimate = call->pipeline->EstimateDenoise(
-      call->request, CostNow(*call->pipeline, call->request.attention, &call->backend));
+      call->request, [call, cost = CostOf(*call)](const AttentionSpec& spec, int64_t rows) {
+        if (spec.role == AttentionRole::kSelf) call->backend = SelfBackendOf(*call, spec);
+        return cost(spec, rows);
+      });
   RequireMemory(*call);
   call->left = call->estimate.units;
 }
@@ -128,10 +130,12 @@ void EngineImpl::FillIn(CallWork* call) const {
 // Refuses at once what could only fail later: parameters that do not fit, hidden by a force or not,
 // and a strict request that the layers cannot have. Explain asks the same question.
 void EngineImpl::CheckAttention(JobWork* job) const {
-  for (const AttentionSpec& spec : job->pipeline->DenoiseSpecs(job->parameters)) {
-    const Selection chosen =
-        ChooseNow(job->pipeline->planner_setting(), job->request.attention, spec);
-    if (spec.role == AttentionRole::kSelf) job->backend = chosen.granted.backend;
+  const PlannerSetting& setting = job->pipeline->planner_setting();
+  const std::vector<AttentionSpec> specs = job->pipeline->DenoiseSpecs(job->parameters);
+  CheckSchedule(setting, SubjectOf(*job), specs);
+  for (const AttentionSpec& spec : specs) {
+    const std::vector<Wish> granted = ChoicesNow(setting, SubjectOf(*job), spec);
+    if (spec.role == AttentionRole::kSelf) job->backend = granted.front().backend;
   }
 }
 
@@ -159,8 +163,7 @@ WorkEstimate EngineImpl::EstimateOf(const JobWork& job, Attention attention, int
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
   return job.pipeline->EstimateRun(
       job.request, job.parameters, memory_.Available(HeldLater() + beside),
-      attention == Attention::kLeftOut ? CostOfAttention(nothing)
-                                       : CostNow(*job.pipeline, job.request.attention));
+      attention == Attention::kLeftOut ? CostOfAttention(nothing) : CostOf(job));
 }
 
 // A job that waits may count on what is left of older results then.

@@ -40,7 +40,7 @@ Receipt Stamped(const EngineWork& work, LinearNumerics linear) {
 // Engine thread, as all until EncodeAndStore.
 void EngineImpl::BeginJob(JobWork* job) {
   job->planner = std::make_unique<AttentionPlanner>(job->pipeline->planner_setting(),
-                                                    job->request.attention, observer_);
+                                                    SubjectOf(*job), observer_);
   RequireMemoryNow(job);
   job->attempt = store_->Start(job->id);
   if (!std::exchange(job->told_start, true)) {

@@ -29,10 +29,12 @@ std::string EngineImpl::IdentityOf(const JobWork& job) const {
   add("kernels", receipt.kernels);
   add("linear", receipt.linear);
   for (const AttentionSpec& spec : job.pipeline->DenoiseSpecs(job.parameters)) {
-    const Wish granted =
-        ChooseNow(job.pipeline->planner_setting(), job.request.attention, spec).granted;
-    add("backend of " + std::string(AttentionRoleName(spec.role)),
-        std::string(AttnBackendName(granted.backend)) + granted.parameters);
+    std::string backends;
+    for (const Wish& granted : ChoicesNow(job.pipeline->planner_setting(), SubjectOf(job), spec)) {
+      backends += (backends.empty() ? "" : " ") + std::string(AttnBackendName(granted.backend)) +
+                  granted.parameters;
+    }
+    add("backend of " + std::string(AttentionRoleName(spec.role)), backends);
   }
   return text;
 }

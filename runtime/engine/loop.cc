@@ -190,7 +190,7 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
 void EngineImpl::BeginCall(CallWork* call) {
   call->queue_seconds = SecondsSince(call->queued_at);
   call->planner = std::make_unique<AttentionPlanner>(call->pipeline->planner_setting(),
-                                                     call->request.attention, observer_);
+                                                     SubjectOf(*call), observer_);
   call->call = call->pipeline->NewDenoiseRun(call->request, call->planner.get(), observer_);
 }
 

@@ -25,20 +25,18 @@ std::optional<Error> WhyParametersUnfit(AttnBackend backend, const Pipeline& pip
     pipeline.planner_setting().registry->CanonicalParameters(backend, spec, parameters_json);
     return std::nullopt;
   } catch (const Error& error) {
-    constexpr std::string_view kPrefix = "attention.";
-    const auto shorter = [&](std::string text) {
-      return text.starts_with(kPrefix) ? text.substr(kPrefix.size()) : text;
-    };
-    return Error(error.code(), shorter(error.what()), shorter(error.field()), error.reason());
+    return Renamed(error, "attention.", "");
   }
 }
 
 Explanation ExplainSpec(const PlannerSetting& setting, const AttentionSpec& spec,
-                        const AttentionOptions& options) {
+                        const PlannerSubject& subject) {
   Explanation explanation;
   explanation.role = spec.role;
   explanation.spec = spec;
-  const auto error = Caught([&] { explanation.selection = ChooseNow(setting, options, spec); });
+  const auto error = Caught([&] {
+    explanation.selection = ChooseNow(setting, subject, spec, {0, std::nullopt}).front().selection;
+  });
   // What is wrong with the query itself is the caller's to mend, as at Submit.
   if (error && error->code() == StatusCode::kInvalidArgument) throw *error;
   if (error) explanation.error = ToJobError(*error);
@@ -133,7 +131,7 @@ std::vector<Explanation> Models::Explain(const ExplainQuery& query) const {
       ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
   std::vector<Explanation> explanations;
   for (const AttentionSpec& spec : pipeline.DenoiseSpecs(parameters)) {
-    explanations.push_back(ExplainSpec(pipeline.planner_setting(), spec, query.attention));
+    explanations.push_back(ExplainSpec(pipeline.planner_setting(), spec, {query.attention}));
   }
   return explanations;
 }

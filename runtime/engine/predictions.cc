@@ -35,6 +35,15 @@ std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_
   return left;
 }
 
+PlannerSubject SubjectOf(const JobWork& job) {
+  return {job.request.attention, job.request.tenant, job.id, job.parameters.num_inference_steps,
+          job.request.pin_backends};
+}
+
+PlannerSubject SubjectOf(const CallWork& call) {
+  return {call.request.attention, "", "call-" + std::to_string(call.number)};
+}
+
 UnitKey EngineImpl::KeyOf(const EngineWork& work, const Unit& unit) const {
   const bool attends = unit.kind == UnitKind::kStep;
   return {work.pipeline->info().name,

@@ -97,6 +97,10 @@ struct CallWork : EngineWork {
   double queue_seconds = 0;
 };
 
+// Whose attention it is.
+PlannerSubject SubjectOf(const JobWork& job);
+PlannerSubject SubjectOf(const CallWork& call);
+
 using JobPtr = std::shared_ptr<JobWork>;
 using CallPtr = std::shared_ptr<CallWork>;
 

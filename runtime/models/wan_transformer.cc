@@ -20,18 +20,23 @@ at::Tensor Part(const at::Tensor& modulation, int64_t index) { return modulation
 // Order of the six parts in a block's table.
 enum : int64_t { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
 
-bool SelfAttentionRuns(AttnBackend id) {
-  const AttentionPlan* plan = GetForwardContext().attn_metadata;
-  return plan != nullptr && (*plan)[static_cast<int>(AttentionRole::kSelf)].id == id;
+const RolePlan& SelfOf(const AttentionPlan& plan) {
+  return plan[static_cast<size_t>(AttentionRole::kSelf)];
 }
 
-// Whether what two plans have for self-attention can be one call, and is tallied as one.
-bool ShareCall(const AttentionPlan* a, const AttentionPlan* b) {
+bool SelfAttentionRuns(AttnBackend id, int layer) {
+  const AttentionPlan* plan = GetForwardContext().attn_metadata;
+  const AttentionSlot* slot = plan == nullptr ? nullptr : SelfOf(*plan).Of(layer);
+  return slot != nullptr && slot->id == id;
+}
+
+// Whether what two plans have for self-attention can be one call in each layer, and is tallied as
+// one.
+bool ShareCalls(const AttentionPlan* a, const AttentionPlan* b) {
   if (a == b) return true;
-  if (a == nullptr || b == nullptr) return false;
-  const AttentionSlot& x = (*a)[static_cast<int>(AttentionRole::kSelf)];
-  const AttentionSlot& y = (*b)[static_cast<int>(AttentionRole::kSelf)];
-  return x.backend == y.backend && x.metadata == y.metadata && x.tally == y.tally;
+  if (a == nullptr || b == nullptr || !SelfOf(*a).Equals(SelfOf(*b))) return false;
+  return std::ranges::equal(SelfOf(*a).slots, SelfOf(*b).slots, {}, &AttentionSlot::tally,
+                            &AttentionSlot::tally);
 }
 
 // What `attend` gives inside a context of the forward that has this plan.
@@ -122,7 +127,7 @@ std::vector<at::Tensor> WanTransformer::Forward(const std::vector<RowSet>& sets)
   for (const RowSet& set : sets) {
     CheckSet(set, sets.front(), grid[0] * grid[1] * grid[2]);
     const int64_t size = set.latents.size(0);
-    const bool joins = !rows.self.empty() && ShareCall(rows.self.back().plan, set.plan);
+    const bool joins = !rows.self.empty() && ShareCalls(rows.self.back().plan, set.plan);
     if (!joins)
       rows.self.push_back({std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), 0, set.plan});
     rows.self.back().rows += size;
@@ -271,16 +276,17 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows
   for (const Together& part : rows.self) {
     const auto of = [&](const at::Tensor& all) { return all.narrow(0, part.first, part.rows); };
     parts.push_back(UnderPlan(part.plan, [&] {
-      return run.Forward(of(q), of(k), of(v), ExtrasOf(block, of(x))).flatten(2);
+      return run.Forward(of(q), of(k), of(v), ExtrasOf(layer, of(x))).flatten(2);
     }));
   }
   return Joined(std::move(parts));
 }
 
-// What some backends take of the rows `x` of a call.
-AttentionExtras WanTransformer::ExtrasOf(const Block& block, const at::Tensor& x) const {
+// What some backends take of the rows `x` of a call of this layer.
+AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x) const {
+  const Block& block = blocks_[layer];
   AttentionExtras extras;
-  if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn)) {
+  if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn, layer)) {
     extras.gate = SplitHeads(block.to_gate(x));
   }
   extras.projection = block.sla_weight;

@@ -158,7 +158,7 @@ class WanTransformer {
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
                    const at::Tensor& gate, const at::Tensor& index = {}) const;
   at::Tensor SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const;
-  AttentionExtras ExtrasOf(const Block& block, const at::Tensor& x) const;
+  AttentionExtras ExtrasOf(int layer, const at::Tensor& x) const;
   at::Tensor CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const;
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h

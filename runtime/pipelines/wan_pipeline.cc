@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/loaders/attention_schedule.h"
 #include "runtime/loaders/weights.h"
 #include "runtime/pipelines/device.h"
 #include "runtime/pipelines/latent_colours.h"
@@ -105,7 +106,7 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
       options.admit_unmeasured ? &BackendRegistry::WithUnmeasured() : &BackendRegistry::Default();
   pipeline->setting_.policy = policy;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
-  pipeline->info_.name = name;
+  pipeline->info_.name = pipeline->setting_.model = name;
   pipeline->keep_text_encoder_ = ParseKeepTextEncoder(options.keep_text_encoder);
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);
@@ -153,6 +154,7 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
   SetNumerics(linear);
   CheckComponents(folder);
   const WanTransformerConfig& config = transformer_->config();
+  setting_.layers = {config.num_layers, config.num_layers, text_encoder_->config().num_layers, 1};
   rules_.spatial_stride = vae_->config().scale_factor_spatial;
   rules_.frame_stride = vae_->config().scale_factor_temporal;
   rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];
@@ -200,8 +202,8 @@ void WanPipeline::SetDefaults() {
 
 // denoised.json (ours, optional, beside model_index.json): the model's own defaults.
 void WanPipeline::ReadDefaults(const ConfigReader& own) {
-  own.RequireOnly(
-      {"description", "attention_backend", "attention_parameters", "numerics", "defaults"});
+  own.RequireOnly({"description", "attention_backend", "attention_parameters", "attention_schedule",
+                   "numerics", "defaults"});
   info_.description = own.String("description", "");
   const std::string backend = own.String("attention_backend", "");
   if (!backend.empty()) {
@@ -218,6 +220,10 @@ void WanPipeline::ReadDefaults(const ConfigReader& own) {
       if (std::string_view(error.what()).find(own.path()) != std::string_view::npos) throw;
       throw Error(error.code(), where + ": " + error.what(), own.path(), error.reason());
     }
+  }
+  if (own.Has("attention_schedule")) {
+    setting_.model_rules =
+        ReadSchedule(own.json().at("attention_schedule"), own.path() + ": attention_schedule");
   }
   CheckDefaultAttention(own.path());
 }
@@ -250,6 +256,7 @@ void WanPipeline::CheckDefaultAttention(const std::string& own_file) const {
     throw Error(StatusCode::kInvalidArgument, own_file + ": attention_parameters: " + why,
                 own_file);
   };
+  CheckDefaultSchedule(own_file);
   if (!setting_.model_default) {
     if (!parameters.empty()) refuse("need attention_backend to name whose they are");
     return;
@@ -262,6 +269,19 @@ void WanPipeline::CheckDefaultAttention(const std::string& own_file) const {
     } catch (const Error& error) {
       refuse(error.what());
     }
+  }
+}
+
+// For a loop of any length.
+void WanPipeline::CheckDefaultSchedule(const std::string& own_file) const {
+  PlannerSubject subject;
+  subject.attention.schedule = setting_.model_rules;
+  subject.num_steps = std::numeric_limits<int64_t>::max();
+  try {
+    CheckSchedule(setting_, subject, DenoiseSpecs(info_.defaults));
+  } catch (const Error& error) {
+    const Error named = Renamed(error, "attention.schedule", own_file + ": attention_schedule");
+    throw Error(named.code(), named.what(), own_file, named.reason());
   }
 }
 

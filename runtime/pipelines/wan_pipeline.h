@@ -98,6 +98,7 @@ class WanPipeline : public Pipeline {
   void ReadRequestDefaults(const ConfigReader& given);
   void Describe(const Manifest& manifest);
   void CheckDefaultAttention(const std::string& own_file) const;
+  void CheckDefaultSchedule(const std::string& own_file) const;
   void WarnOtherNumerics(LinearNumerics wanted, Logger* logger) const;
   void WarnUnused(Logger* logger) const;
 

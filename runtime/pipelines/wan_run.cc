@@ -141,9 +141,10 @@ void WanRun::EncodeNext() {
 
 const AttentionPlan& WanRun::Prepare(std::vector<StepPass>* passes) {
   const ResolvedParameters& p = request_.parameters;
-  const AttentionPlan& plan = planner()->Prepare(
-      pipeline_.SpecsFor(latents_.sizes(), p.max_sequence_length), step_, p.num_inference_steps);
   const auto i = static_cast<size_t>(step_);
+  const AttentionPlan& plan =
+      planner()->Prepare(pipeline_.SpecsFor(latents_.sizes(), p.max_sequence_length), step_,
+                         p.num_inference_steps, scheduler_->sigmas()[i]);
   const at::Tensor timestep = scheduler_->TimestepTensor(step_, 1, pipeline_.device());
   for (size_t pass = 0; pass < contexts_.size(); ++pass) {
     const Branch branch = contexts_.size() == 1 ? Branch::kNone

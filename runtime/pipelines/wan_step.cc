@@ -37,34 +37,39 @@ struct Part {
   AttentionPlan plan;  // the owner's, its calls of self-attention tallied with the group's
 
   const StepPass& step() const { return owner->passes[pass]; }
-  const AttentionSlot& self() const { return owner->plan[kSelf]; }
+  const RolePlan& self() const { return owner->plan[kSelf]; }
   int64_t rows() const { return step().latents.size(0); }
 };
 
-// Parts whose self-attention is one call.
+// Parts whose self-attention is one call in each layer.
 struct Group {
   std::vector<Part*> parts;
-  AttentionTally tally;
+  std::deque<AttentionTally> tallies;  // of each slot
   int64_t rows = 0;
 
   // LibTorch's own attention does not promise a row its bits in any company: each has its call.
-  bool Takes(const AttentionSlot& slot) const {
-    const AttentionSlot& own = parts.front()->self();
-    return own.backend == slot.backend && own.metadata == slot.metadata &&
-           slot.id != AttnBackend::kTorchSdpa;
+  bool Takes(const RolePlan& plan) const {
+    return parts.front()->self().Equals(plan) &&
+           std::ranges::none_of(plan.slots, [](const AttentionSlot& slot) {
+             return slot.id == AttnBackend::kTorchSdpa;
+           });
   }
   void Add(Part* part) {
     part->plan = part->owner->plan;
-    part->plan[kSelf].tally = &tally;
+    std::vector<AttentionSlot>& slots = part->plan[kSelf].slots;
+    tallies.resize(slots.size());
+    for (size_t i = 0; i < slots.size(); ++i) slots[i].tally = &tallies[i];
     parts.push_back(part);
     rows += part->rows();
   }
-  AttnBackend Ran() const { return MostCalled(parts.front()->plan[kSelf]); }
+  AttnBackend Ran() const { return parts.front()->plan[kSelf].MostCalled(); }
   // Each part's share of the calls, to its run's planner.
   void ShareOut() const {
     for (const Part* part : parts) {
       const double share = static_cast<double>(part->rows()) / static_cast<double>(rows);
-      part->self().tally->AddShare(tally, 1, share);
+      for (size_t i = 0; i < tallies.size(); ++i) {
+        part->self().slots[i].tally->AddShare(tallies[i], 1, share);
+      }
     }
   }
 };

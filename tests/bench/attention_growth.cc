@@ -92,7 +92,7 @@ void EmitE11(const BenchOptions& options, const Emit& emit) {
   const SelectionPolicy policy;
   const PlannerSetting setting = {&BackendRegistry::Default(), &policy, QueryCpu(), {}, ""};
   Observer observer;
-  AttentionPlanner planner(setting, AttentionOptions{}, &observer);
+  AttentionPlanner planner(setting, {}, &observer);
   AttentionSpec spec = BenchSpec({4, 30, 52}, AutoDType());
   spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kReference};
   const std::vector<AttentionSpec> specs = {spec};

@@ -101,7 +101,7 @@ class Plan {
  public:
   void Add(const AttentionSpec& spec) {
     const Selection selection = Select(spec, {}, BackendRegistry::Default(), QueryCpu());
-    AttentionSlot& slot = plan_[static_cast<size_t>(spec.role)];
+    AttentionSlot& slot = plan_[static_cast<size_t>(spec.role)].slots.emplace_back();
     slot.id = selection.granted.backend;
     slot.backend = BackendRegistry::Default().Find(selection.granted.backend)->backend;
     const std::unique_ptr<AttentionMetadataBuilder> builder = slot.backend->MakeBuilder();
@@ -111,7 +111,7 @@ class Plan {
   }
   const AttentionPlan* get() const { return &plan_; }
   std::string Name(AttentionRole role) const {
-    return std::string(AttnBackendName(plan_[static_cast<size_t>(role)].id));
+    return std::string(AttnBackendName(plan_[static_cast<size_t>(role)].slots.front().id));
   }
 
  private:

@@ -218,9 +218,11 @@ AttentionPlan PlanOfOne(const std::string& name) {
       BackendRegistry::WithUnmeasured().Find(CoerceAttnBackend(name, "backend"));
   TORCH_CHECK(entry != nullptr && entry->backend != nullptr, "no backend ", name);
   AttentionPlan plan;
-  for (AttentionSlot& slot : plan) {
+  for (RolePlan& role : plan) {
+    AttentionSlot slot;
     slot.backend = entry->backend;
     slot.id = entry->id;
+    role = slot;
   }
   return plan;
 }
@@ -229,8 +231,9 @@ AttentionPlan PlanFor(const Json& request, const Subject& subject, const Tensors
   const std::string name = request.value("backend", "TORCH_SDPA");
   if (!request.contains("parameters")) return PlanOfOne(name);
   AttentionPlan plan = PlanOfOne("TORCH_SDPA");
-  AttentionSlot& self = plan[static_cast<size_t>(AttentionRole::kSelf)];
-  self = PlanOfOne(name)[static_cast<size_t>(AttentionRole::kSelf)];
+  RolePlan& role = plan[static_cast<size_t>(AttentionRole::kSelf)];
+  role = PlanOfOne(name)[static_cast<size_t>(AttentionRole::kSelf)];
+  AttentionSlot& self = role.slots.front();
   self.metadata = self.backend->MakeBuilder()->Build(
       {0, 1, subject.SelfSpec(in), request.at("parameters").get<std::string>()});
   return plan;

@@ -53,10 +53,10 @@ TEST(AttentionLayer, HandsItsRolesBackendEverythingAndTallies) {
   const auto metadata = std::make_shared<const AttentionMetadata>();
   AttentionTally tally;
   AttentionPlan plan;
-  plan[static_cast<size_t>(AttentionRole::kSelf)] = {&self, AttnBackend::kReference, metadata,
-                                                     &tally};
-  plan[static_cast<size_t>(AttentionRole::kCross)] = {&cross, AttnBackend::kReference, nullptr,
-                                                      nullptr};
+  plan[static_cast<size_t>(AttentionRole::kSelf)] =
+      AttentionSlot{&self, AttnBackend::kReference, metadata, &tally};
+  plan[static_cast<size_t>(AttentionRole::kCross)] =
+      AttentionSlot{&cross, AttnBackend::kReference, nullptr, nullptr};
   const ScopedForwardContext scope(With(plan));
   const at::Tensor q = at::rand({1, 5, 2, 16}), k = at::rand({1, 3, 2, 16});
   const at::Tensor gate = at::rand({1, 5, 2, 16}), mask = at::ones({1, 3}, at::kBool);
@@ -80,7 +80,7 @@ TEST(AttentionLayer, ATallyKeepsCountingAndAScaleIsKept) {
   const RecordingBackend backend;
   AttentionTally tally;
   AttentionPlan plan;
-  plan[0] = {&backend, AttnBackend::kReference, nullptr, &tally};
+  plan[0] = AttentionSlot{&backend, AttnBackend::kReference, nullptr, &tally};
   const ScopedForwardContext scope(With(plan));
   const at::Tensor x = at::ones({1, 2, 1, 4});
   const AttentionLayer layer(AttentionRole::kSelf, 0, 0.125);
@@ -93,8 +93,8 @@ TEST(AttentionLayer, ABackendThatThrowsLeavesTheTallyAsItWas) {
   AttentionTally tally;
   AttentionPlan plan;
   const BackendRegistry& registry = BackendRegistry::Default();
-  plan[0] = {registry.Find(AttnBackend::kNoAttention)->backend, AttnBackend::kNoAttention, nullptr,
-             &tally};
+  plan[0] = AttentionSlot{registry.Find(AttnBackend::kNoAttention)->backend,
+                          AttnBackend::kNoAttention, nullptr, &tally};
   const ScopedForwardContext scope(With(plan));
   const at::Tensor x = at::ones({1, 2, 1, 4});
   EXPECT_THROW(AttentionLayer(AttentionRole::kSelf, 0).Forward(x, x, x), Error);
@@ -114,17 +114,17 @@ TEST(AttentionLayer, ACallIsTalliedToTheBackendThatItWasHandedOverTo) {
   const HandingBackend backend;
   AttentionTally tally;
   AttentionPlan plan;
-  plan[0] = {&backend, AttnBackend::kVideoSparseAttn, nullptr, &tally};
-  EXPECT_EQ(MostCalled(plan[0]), AttnBackend::kVideoSparseAttn) << "nothing ran yet";
+  plan[0] = AttentionSlot{&backend, AttnBackend::kVideoSparseAttn, nullptr, &tally};
+  EXPECT_EQ(plan[0].MostCalled(), AttnBackend::kVideoSparseAttn) << "nothing ran yet";
   const ScopedForwardContext scope(With(plan));
   const at::Tensor x = at::ones({1, 2, 1, 4});
   for (int layer = 0; layer < 3; ++layer)
     AttentionLayer(AttentionRole::kSelf, layer).Forward(x, x, x);
   EXPECT_EQ(tally.Of(AttnBackend::kFlashAttn).calls, 1u);
   EXPECT_EQ(tally.Of(AttnBackend::kVideoSparseAttn).calls, 2u);
-  EXPECT_EQ(MostCalled(plan[0]), AttnBackend::kVideoSparseAttn);
-  plan[0].tally->Of(AttnBackend::kFlashAttn).calls = 5;
-  EXPECT_EQ(MostCalled(plan[0]), AttnBackend::kFlashAttn);
+  EXPECT_EQ(plan[0].MostCalled(), AttnBackend::kVideoSparseAttn);
+  plan[0].slots[0].tally->Of(AttnBackend::kFlashAttn).calls = 5;
+  EXPECT_EQ(plan[0].MostCalled(), AttnBackend::kFlashAttn);
 }
 
 }  // namespace

@@ -107,8 +107,8 @@ class Job {
     ResolvedParameters parameters =
         ResolveRequest(request, pipeline_->info().defaults, pipeline_->rules());
     parameters.linear = wishes_.linear;
-    planner = std::make_unique<AttentionPlanner>(pipeline_->planner_setting(), wishes_.attention,
-                                                 observer_);
+    planner = std::make_unique<AttentionPlanner>(pipeline_->planner_setting(),
+                                                 PlannerSubject{wishes_.attention}, observer_);
     run = pipeline_->NewRun({wishes_.prompt,
                              wishes_.prompt,
                              parameters,
@@ -172,8 +172,8 @@ DenoiseRequest RandomCall(const Size& size, std::mt19937* random) {
 struct Call {
   Call(Pipeline* pipeline, DenoiseRequest asked, Observer* observer)
       : request(std::move(asked)),
-        planner(std::make_unique<AttentionPlanner>(pipeline->planner_setting(), request.attention,
-                                                   observer)),
+        planner(std::make_unique<AttentionPlanner>(pipeline->planner_setting(),
+                                                   PlannerSubject{request.attention}, observer)),
         run(pipeline->NewDenoiseRun(request, planner.get(), observer)) {}
   const DenoiseRequest request;
   std::unique_ptr<AttentionPlanner> planner;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/runtime/fake_engine.h"
+#include "tests/runtime/leases.h"
 
 namespace denoised {
 namespace {
@@ -133,8 +134,8 @@ TEST(EngineAttention, ParametersNeedABackendAndMustPleaseIt) {
 TEST(EngineAttention, AForceDuringARunSwitchesAtTheNextStep) {
   FakeEngine fake;
   const std::string id = StartAndStopIn(fake, 1, Asking(AttnBackend::kSageAttn));
-  const Force force =
-      fake.engine->policy().AddForce(AttnBackend::kReference, std::nullopt, "a trial", "operator");
+  const Lease force =
+      AddForce(fake.engine->policy(), AttnBackend::kReference, std::nullopt, "a trial", "operator");
   fake.model.steps.Open();
   const JobSnapshot job = fake.AwaitEnd(id);
   const auto self = RowsOf(job, AttentionRole::kSelf);
@@ -151,8 +152,8 @@ TEST(EngineAttention, AForceDuringARunSwitchesAtTheNextStep) {
 
 TEST(EngineAttention, AReleasedForceGivesTheJobItsOwnWishBack) {
   FakeEngine fake;
-  const Force force =
-      fake.engine->policy().AddForce(AttnBackend::kReference, std::nullopt, "", "operator");
+  const Lease force =
+      AddForce(fake.engine->policy(), AttnBackend::kReference, std::nullopt, "", "operator");
   const std::string id = StartAndStopIn(fake, 2, Asking(AttnBackend::kSageAttn));
   EXPECT_TRUE(fake.engine->policy().Release(force.id));
   fake.model.steps.Open();
@@ -162,7 +163,7 @@ TEST(EngineAttention, AReleasedForceGivesTheJobItsOwnWishBack) {
 
 TEST(EngineAttention, AForceWithATtlEndsByItself) {
   FakeEngine fake;
-  fake.engine->policy().AddForce(AttnBackend::kReference, std::chrono::seconds(5), "", "operator");
+  AddForce(fake.engine->policy(), AttnBackend::kReference, std::chrono::seconds(5), "", "operator");
   const std::string id = StartAndStopIn(fake, 1);
   fake.clock.Advance(std::chrono::milliseconds(4999));
   fake.model.steps.Allow(1);
@@ -177,7 +178,7 @@ TEST(EngineAttention, AForceWithATtlEndsByItself) {
 TEST(EngineAttention, TheSameBackendFromAnotherSourceIsARowOfItsOwnButNoSwitch) {
   FakeEngine fake;
   const std::string id = StartAndStopIn(fake, 0, Asking(AttnBackend::kSageAttn));
-  fake.engine->policy().AddForce(AttnBackend::kSageAttn, std::nullopt, "", "operator");
+  AddForce(fake.engine->policy(), AttnBackend::kSageAttn, std::nullopt, "", "operator");
   fake.model.steps.Open();
   EXPECT_THAT(Short(RowsOf(fake.AwaitEnd(id), AttentionRole::kSelf)),
               ElementsAre("0-0 SAGE_ATTN request", "1-3 SAGE_ATTN force"));
@@ -191,7 +192,7 @@ TEST(EngineAttention, AForceThatCannotServeFailsAStrictJobMidRunWithEveryRefusal
     Asking(AttnBackend::kTorchSdpa, SelectionMode::kStrict)(request);
   });
   fake.model.backends.sdpa_refuses = true;
-  fake.engine->policy().AddForce(AttnBackend::kFlashAttn, std::nullopt, "", "operator");
+  AddForce(fake.engine->policy(), AttnBackend::kFlashAttn, std::nullopt, "", "operator");
   fake.model.steps.Open();
   const JobSnapshot job = fake.AwaitEnd(id);
   EXPECT_EQ(job.state, JobState::kFailed);
@@ -207,7 +208,7 @@ TEST(EngineAttention, AForceThatCannotServeFailsAStrictJobMidRunWithEveryRefusal
 
 TEST(EngineAttention, AForceThatCannotServeFallsBackForAPreferringJob) {
   FakeEngine fake;
-  fake.engine->policy().AddForce(AttnBackend::kFlashAttn, std::nullopt, "", "operator");
+  AddForce(fake.engine->policy(), AttnBackend::kFlashAttn, std::nullopt, "", "operator");
   const JobSnapshot job = fake.AwaitEnd(fake.Submit("a job", Asking(AttnBackend::kSageAttn)));
   const auto self = RowsOf(job, AttentionRole::kSelf);
   EXPECT_THAT(Short(self), ElementsAre("0-2 SAGE_ATTN request"));
@@ -275,8 +276,8 @@ TEST(EngineAttention, BackendsAreListedInAutomaticOrderWithTheirSentences) {
 
 TEST(EngineAttention, ExplainTellsTheChoiceAndEveryCandidate) {
   FakeEngine fake;
-  const Force force =
-      fake.engine->policy().AddForce(AttnBackend::kReference, std::nullopt, "", "operator");
+  const Lease force =
+      AddForce(fake.engine->policy(), AttnBackend::kReference, std::nullopt, "", "operator");
   ExplainQuery query;
   query.attention.backend = AttnBackend::kSageAttn;
   const auto explanations = fake.engine->Explain(query);

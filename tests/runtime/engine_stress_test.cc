@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "tests/runtime/fake_engine.h"
+#include "tests/runtime/leases.h"
 
 namespace denoised {
 namespace {
@@ -88,8 +89,9 @@ void DenoiseOne(FakeEngine& fake, DenoiseCount& count, std::mt19937& random) {
 }
 
 void ForceOne(FakeEngine& fake, std::mt19937& random) {
-  const Force force = fake.engine->policy().AddForce(
-      random() % 2 ? AttnBackend::kReference : AttnBackend::kFlashAttn, std::nullopt, "", "stress");
+  const Lease force = AddForce(fake.engine->policy(),
+                               random() % 2 ? AttnBackend::kReference : AttnBackend::kFlashAttn,
+                               std::nullopt, "", "stress");
   EXPECT_FALSE(fake.engine->Explain({}).empty());
   EXPECT_TRUE(fake.engine->policy().Release(force.id));
 }

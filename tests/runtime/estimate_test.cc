@@ -67,16 +67,12 @@ class Loaded {
   WorkEstimate Estimate(const Work& work,
                         int64_t available = std::numeric_limits<int64_t>::max()) const {
     const PlannerSetting& setting = pipeline_->planner_setting();
-    return pipeline_->EstimateRun(
-        work.request, work.parameters, available, [&](const AttentionSpec& spec, int64_t rows) {
-          const Wish granted = ChooseNow(setting, work.request.attention, spec).granted;
-          return setting.registry->Find(granted.backend)
-              ->backend->Estimate(spec, granted.parameters, rows);
-        });
+    return pipeline_->EstimateRun(work.request, work.parameters, available,
+                                  CostNow(setting, {work.request.attention}));
   }
 
   DecodedVideo Run(const Work& work, int64_t decode_bands = 1, bool release_text_encoder = false) {
-    AttentionPlanner planner(pipeline_->planner_setting(), work.request.attention, &observer_);
+    AttentionPlanner planner(pipeline_->planner_setting(), {work.request.attention}, &observer_);
     const auto wants = [&](ArtifactFormat format) { return Wants(work.request.formats, format); };
     using Decode = RunRequest::Decode;
     const Decode decode = wants(ArtifactFormat::kSafetensors) ? Decode::kNothing

@@ -20,10 +20,11 @@ constexpr uint64_t kLayers = 2;
 
 // As if each layer had called its backend once.
 void PretendForward(const AttentionPlan& plan) {
-  for (const AttentionSlot& slot : plan) {
-    if (slot.tally == nullptr) continue;
-    slot.tally->Of(slot.id).calls += kLayers;
-    slot.tally->Of(slot.id).seconds += 0.5;
+  for (const RolePlan& role : plan) {
+    for (const AttentionSlot& slot : role.slots) {
+      slot.tally->Of(slot.id).calls += kLayers;
+      slot.tally->Of(slot.id).seconds += 0.5;
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "runtime/attention/attention_planner.h"
 #include "tests/runtime/fake_engine.h"
+#include "tests/runtime/leases.h"
 
 namespace denoised {
 namespace {
@@ -23,16 +24,17 @@ class AttentionPlannerTest : public testing::Test {
     AttentionOptions options;
     options.backend = backend;
     options.parameters_json = parameters;
-    return AttentionPlanner(setting_, options, &observer_);
+    return AttentionPlanner(setting_, {options}, &observer_);
   }
 
   // A step whose layers call their backends `calls` times a role, at a second each.
   static void Run(AttentionPlanner& planner, const std::vector<AttentionSpec>& specs, int64_t step,
                   int64_t num_steps, uint64_t calls = 1) {
-    for (const AttentionSlot& slot : planner.Prepare(specs, step, num_steps)) {
-      if (slot.tally == nullptr) continue;
-      slot.tally->Of(slot.id).calls += calls;
-      slot.tally->Of(slot.id).seconds += static_cast<double>(calls);
+    for (const RolePlan& role : planner.Prepare(specs, step, num_steps)) {
+      for (const AttentionSlot& slot : role.slots) {
+        slot.tally->Of(slot.id).calls += calls;
+        slot.tally->Of(slot.id).seconds += static_cast<double>(calls);
+      }
     }
     planner.BookForward();
   }
@@ -48,7 +50,7 @@ class AttentionPlannerTest : public testing::Test {
   }
 
   static const AttentionSlot& Slot(const AttentionPlan& plan, AttentionRole role) {
-    return plan[static_cast<size_t>(role)];
+    return plan[static_cast<size_t>(role)].slots.at(0);
   }
 
   InventedBackends backends_;
@@ -67,7 +69,7 @@ TEST_F(AttentionPlannerTest, FillsTheSlotsOfTheAskedRolesOnly) {
   EXPECT_EQ(Slot(plan, AttentionRole::kSelf).backend, &backends_.sdpa);
   EXPECT_EQ(Slot(plan, AttentionRole::kSelf).id, AttnBackend::kTorchSdpa);
   EXPECT_EQ(Slot(plan, AttentionRole::kCross).backend, &backends_.sdpa);
-  EXPECT_EQ(Slot(plan, AttentionRole::kVae).backend, nullptr);
+  EXPECT_THAT(plan[static_cast<size_t>(AttentionRole::kVae)].slots, IsEmpty());
   EXPECT_EQ(planner.Current(AttentionRole::kSelf), AttnBackend::kTorchSdpa);
   EXPECT_FALSE(planner.Current(AttentionRole::kTextEncoder));
 }
@@ -126,12 +128,12 @@ TEST_F(AttentionPlannerTest, WhatLayersTalliedInAStepThatWasLeftIsForgotten) {
 TEST_F(AttentionPlannerTest, AnotherBackendGetsNeitherTheMetadataNorTheParameters) {
   AttentionPlanner planner = Make(AttnBackend::kSageAttn, R"({"of": "sage"})");
   planner.Prepare(specs_, 0, 3);
-  policy_.AddForce(AttnBackend::kSlidingTileAttn, std::nullopt, "", "test");
+  AddForce(policy_, AttnBackend::kSlidingTileAttn, std::nullopt, "", "test");
   planner.Prepare(specs_, 1, 3);
   ASSERT_THAT(backends_.sliding.built(), SizeIs(1));
   EXPECT_EQ(backends_.sliding.built()[0].parameters_json, "{}");
   EXPECT_EQ(backends_.sage.built().at(0).parameters_json, R"({"of": "sage"})");
-  policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
+  AddForce(policy_, AttnBackend::kReference, std::nullopt, "", "test");
   EXPECT_EQ(Slot(planner.Prepare(specs_, 2, 3), AttentionRole::kSelf).metadata, nullptr);
 }
 
@@ -159,9 +161,9 @@ TEST_F(AttentionPlannerTest, NamingTheModelsDefaultKeepsItsParametersAndGivingSo
 TEST_F(AttentionPlannerTest, AForceBringsItsOwnParametersOrLeavesTheRequests) {
   AttentionPlanner planner = Make(AttnBackend::kSageAttn, "of the request");
   RunToEnd(planner, specs_, 0, 3);
-  const Force plain = policy_.AddForce(AttnBackend::kSageAttn, std::nullopt, "", "test");
+  const Lease plain = AddForce(policy_, AttnBackend::kSageAttn, std::nullopt, "", "test");
   RunToEnd(planner, specs_, 1, 3);
-  policy_.AddForce(AttnBackend::kSageAttn, std::nullopt, "", "test", "of the force");
+  AddForce(policy_, AttnBackend::kSageAttn, std::nullopt, "", "test", "of the force");
   RunToEnd(planner, specs_, 2, 3);
   const auto rows = SelfRows(planner);
   ASSERT_THAT(rows, SizeIs(3));
@@ -172,8 +174,8 @@ TEST_F(AttentionPlannerTest, AForceBringsItsOwnParametersOrLeavesTheRequests) {
 }
 
 TEST_F(AttentionPlannerTest, AForceThatALayerRefusesFallsToTheOlderForce) {
-  policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
-  policy_.AddForce(AttnBackend::kSageAttn, std::nullopt, "", "test");
+  AddForce(policy_, AttnBackend::kReference, std::nullopt, "", "test");
+  AddForce(policy_, AttnBackend::kSageAttn, std::nullopt, "", "test");
   AttentionPlanner planner = Make();
   RunToEnd(planner, specs_, 0, 1);
   EXPECT_EQ(planner.Entries()[0].ran, AttnBackend::kSageAttn);
@@ -201,7 +203,7 @@ TEST_F(AttentionPlannerTest, TalliesAreBookedToTheRowThatRan) {
   AttentionPlanner planner = Make();
   RunToEnd(planner, specs_, 0, 3, 2);
   RunToEnd(planner, specs_, 1, 3, 3);
-  policy_.AddForce(AttnBackend::kReference, std::nullopt, "", "test");
+  AddForce(policy_, AttnBackend::kReference, std::nullopt, "", "test");
   RunToEnd(planner, specs_, 2, 3, 4);
   const auto entries = planner.Entries();
   ASSERT_THAT(entries, SizeIs(4));
@@ -235,7 +237,7 @@ TEST_F(AttentionPlannerTest, AStepThatFailedIsNotOnTheReceipt) {
 TEST_F(AttentionPlannerTest, RefusalsBelongToTheStepsInWhichTheyHappened) {
   AttentionPlanner planner = Make(AttnBackend::kSageAttn);
   RunToEnd(planner, specs_, 0, 4);
-  const Force force = policy_.AddForce(AttnBackend::kFlashAttn, std::nullopt, "", "test");
+  const Lease force = AddForce(policy_, AttnBackend::kFlashAttn, std::nullopt, "", "test");
   RunToEnd(planner, specs_, 1, 4);
   RunToEnd(planner, specs_, 2, 4);
   policy_.Release(force.id);
@@ -310,10 +312,7 @@ TEST_F(AttentionPlannerTest, RowsCoverEveryStepWithoutGapsOrOverlaps) {
   std::string force;
   for (int64_t step = 0; step < 40; ++step) {
     if (step % 7 == 3)
-      force = policy_
-                  .AddForce(step % 2 ? AttnBackend::kReference : AttnBackend::kSageAttn,
-                            std::nullopt, "", "test")
-                  .id;
+      force = AddForce(policy_, step % 2 ? AttnBackend::kReference : AttnBackend::kSageAttn).id;
     if (step % 7 == 5) policy_.Release(force);
     RunToEnd(planner, specs_, step, 40);
     ran.push_back(*planner.Current(AttentionRole::kSelf));

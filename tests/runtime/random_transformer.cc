@@ -93,7 +93,7 @@ AttentionPlan PlanFor(const WanTransformer& model, const std::array<int64_t, 3>&
                       int64_t step) {
   AttentionPlan plan;
   const auto fill = [&](const AttentionSpec& spec, AttnBackend id, const std::string& own) {
-    AttentionSlot& slot = plan[static_cast<size_t>(spec.role)];
+    AttentionSlot& slot = plan[static_cast<size_t>(spec.role)].slots.emplace_back();
     slot.id = id;
     slot.backend = BackendRegistry::Default().Find(id)->backend;
     if (const auto builder = slot.backend->MakeBuilder()) {

@@ -151,8 +151,8 @@ TEST_P(RowSets, ThatAgreeInBackendMetadataAndTallyShareTheCallsOfSelfAttention) 
   for (int i = 0; i < 5; ++i) sets.push_back(Make({1, 8, 8}, Backends()[3], 1, 9, false));
   const auto self = static_cast<size_t>(AttentionRole::kSelf);
   for (Set& set : sets) set.plan[self] = sets[0].plan[self];
-  for (int i : {0, 1, 3}) sets[i].plan[self].tally = &mine;
-  for (int i : {2, 4}) sets[i].plan[self].tally = &other;
+  for (int i : {0, 1, 3}) sets[i].plan[self].slots[0].tally = &mine;
+  for (int i : {2, 4}) sets[i].plan[self].slots[0].tally = &other;
   Forward({&sets[0], &sets[1], &sets[3], &sets[2], &sets[4]});
   EXPECT_EQ(mine.Of(AttnBackend::kVideoSparseAttn).calls, 2u) << "one a layer";
   EXPECT_EQ(other.Of(AttnBackend::kVideoSparseAttn).calls, 2u);

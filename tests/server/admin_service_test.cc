@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "tests/runtime/leases.h"
 #include "tests/server/server_fixture.h"
 
 namespace denoised {
@@ -124,8 +125,8 @@ TEST_F(AdminServiceTest, ForceCarriesParametersOfItsBackend) {
 }
 
 TEST_F(AdminServiceTest, ForcesAreBounded) {
-  for (size_t i = 0; i < SelectionPolicy::kMaxForces; ++i) {
-    engine_->policy().AddForce(AttnBackend::kReference, std::nullopt, "", "test");
+  for (size_t i = 0; i < SelectionPolicy::kMaxLeases; ++i) {
+    AddForce(engine_->policy(), AttnBackend::kReference, std::nullopt, "", "test");
   }
   v1::Lease lease;
   const grpc::Status refused = ForceBackend("REFERENCE", &lease);

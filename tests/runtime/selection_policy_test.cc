@@ -1,5 +1,5 @@
 // The force API: FastVideo's global_force_attn_backend and its context manager, and what ours adds.
-#include "backends/selection_policy.h"
+#include "runtime/selection_policy.h"
 
 #include <gtest/gtest.h>
 
@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "backends/error.h"
+#include "runtime/attention/place_wishes.h"
+#include "tests/runtime/leases.h"
 
 namespace denoised {
 namespace {
@@ -35,8 +37,8 @@ TEST(SelectionPolicy, StartsWithoutAForce) {
 
 TEST(SelectionPolicy, TheNewestForceWinsAndTheOlderOneReturns) {
   SelectionPolicy policy;
-  policy.AddForce(kX, std::nullopt, "first", "me");
-  const Force newer = policy.AddForce(kY, std::nullopt, "second", "me");
+  AddForce(policy, kX, std::nullopt, "first", "me");
+  const Lease newer = AddForce(policy, kY, std::nullopt, "second", "me");
   EXPECT_EQ(policy.forced(), kY);
   EXPECT_TRUE(policy.Release(newer.id));
   EXPECT_EQ(policy.forced(), kX);
@@ -44,7 +46,7 @@ TEST(SelectionPolicy, TheNewestForceWinsAndTheOlderOneReturns) {
 
 TEST(SelectionPolicy, ReleasingTwiceOrByAnUnknownIdSaysSo) {
   SelectionPolicy policy;
-  const Force force = policy.AddForce(kX, std::nullopt, "", "");
+  const Lease force = AddForce(policy, kX, std::nullopt, "", "");
   EXPECT_TRUE(policy.Release(force.id));
   EXPECT_FALSE(policy.Release(force.id));
   EXPECT_FALSE(policy.Release("force-99"));
@@ -52,9 +54,9 @@ TEST(SelectionPolicy, ReleasingTwiceOrByAnUnknownIdSaysSo) {
 
 TEST(SelectionPolicy, ListsWhatIsAliveNewestFirst) {
   SelectionPolicy policy;
-  policy.AddForce(kX, std::nullopt, "why", "peer");
-  policy.AddForce(kY, milliseconds(5000), "", "");
-  const std::vector<Force> forces = policy.List();
+  AddForce(policy, kX, std::nullopt, "why", "peer");
+  AddForce(policy, kY, milliseconds(5000), "", "");
+  const std::vector<Lease> forces = policy.List();
   ASSERT_EQ(forces.size(), 2u);
   EXPECT_EQ(forces[0].backend, kY);
   EXPECT_TRUE(forces[0].ends_at.has_value());
@@ -66,7 +68,7 @@ TEST(SelectionPolicy, ListsWhatIsAliveNewestFirst) {
 TEST(SelectionPolicy, AForceEndsWhenItsTimeIsOver) {
   ManualClock clock;
   SelectionPolicy policy(std::nullopt, clock.Read());
-  policy.AddForce(kX, milliseconds(100), "", "");
+  AddForce(policy, kX, milliseconds(100), "", "");
   clock.now += milliseconds(99);
   EXPECT_EQ(policy.forced(), kX);
   clock.now += milliseconds(1);
@@ -79,7 +81,7 @@ TEST(SelectionPolicy, TheVersionMovesOnEveryChangeAndOnExpiry) {
   SelectionPolicy policy(std::nullopt, clock.Read());
   const uint64_t start = policy.version();
   EXPECT_EQ(policy.version(), start);
-  policy.AddForce(kX, milliseconds(100), "", "");
+  AddForce(policy, kX, milliseconds(100), "", "");
   const uint64_t forced = policy.version();
   EXPECT_GT(forced, start);
   clock.now += milliseconds(50);
@@ -88,7 +90,7 @@ TEST(SelectionPolicy, TheVersionMovesOnEveryChangeAndOnExpiry) {
   const uint64_t expired = policy.version();
   EXPECT_GT(expired, forced);
   EXPECT_EQ(policy.version(), expired);
-  const Force force = policy.AddForce(kY, std::nullopt, "", "");
+  const Lease force = AddForce(policy, kY, std::nullopt, "", "");
   const uint64_t again = policy.version();
   policy.Release(force.id);
   EXPECT_GT(policy.version(), again);
@@ -97,8 +99,8 @@ TEST(SelectionPolicy, TheVersionMovesOnEveryChangeAndOnExpiry) {
 TEST(SelectionPolicy, AnOlderForceMayOutliveANewerOne) {
   ManualClock clock;
   SelectionPolicy policy(std::nullopt, clock.Read());
-  policy.AddForce(kX, milliseconds(300), "", "");
-  policy.AddForce(kY, milliseconds(100), "", "");
+  AddForce(policy, kX, milliseconds(300), "", "");
+  AddForce(policy, kY, milliseconds(100), "", "");
   clock.now += milliseconds(200);
   EXPECT_EQ(policy.forced(), kX);
   clock.now += milliseconds(100);
@@ -109,13 +111,19 @@ TEST(SelectionPolicy, ATimeToLiveOutOfRangeIsRefusedByName) {
   SelectionPolicy policy;
   for (milliseconds ttl : {milliseconds(0), milliseconds(-1), milliseconds::max()}) {
     try {
-      policy.AddForce(kX, ttl, "", "");
+      AddForce(policy, kX, ttl, "", "");
       ADD_FAILURE() << ttl.count();
     } catch (const Error& error) {
       EXPECT_EQ(error.field(), "ttl");
     }
   }
   EXPECT_TRUE(policy.List().empty());
+}
+
+// What holds everywhere, strongest first.
+std::vector<Wish> WishesNow(const SelectionPolicy& policy, const SelectionSubject& subject) {
+  const auto scoped = policy.WishesFor(subject, *policy.leases());
+  return WishesAt(scoped, AttentionRole::kSelf, 1, {0, std::nullopt}).by_layers.at(0).wishes;
 }
 
 std::string Short(const std::vector<Wish>& wishes) {
@@ -132,15 +140,15 @@ TEST(SelectionPolicy, WishesComeStrongestFirst) {
   SelectionSubject subject;
   subject.request = Wish{SelectionSource::kRequest, kX, "", ""};
   subject.model_default = Wish{SelectionSource::kModelDefault, AttnBackend::kReference, "", ""};
-  EXPECT_EQ(Short(policy.WishesFor(subject)),
+  EXPECT_EQ(Short(WishesNow(policy, subject)),
             "request TORCH_SDPA; environment FLASH_ATTN; model_default REFERENCE; ");
-  policy.AddForce(kX, std::nullopt, "", "");
-  const Force newest = policy.AddForce(kY, std::nullopt, "", "");
-  EXPECT_EQ(Short(policy.WishesFor({})),
+  AddForce(policy, kX, std::nullopt, "", "");
+  const Lease newest = AddForce(policy, kY, std::nullopt, "", "");
+  EXPECT_EQ(Short(WishesNow(policy, {})),
             "force FLASH_ATTN; force TORCH_SDPA; environment FLASH_ATTN; ");
-  EXPECT_EQ(policy.WishesFor({})[0].lease_id, newest.id);
+  EXPECT_EQ(WishesNow(policy, {})[0].lease_id, newest.id);
   const ScopedForce lifted(policy, std::nullopt);
-  EXPECT_EQ(Short(policy.WishesFor({})), "environment FLASH_ATTN; ");
+  EXPECT_EQ(Short(WishesNow(policy, {})), "environment FLASH_ATTN; ");
 }
 
 // Naming a backend keeps what is set for it, giving parameters replaces that, {} asks for none.
@@ -156,12 +164,12 @@ TEST(SelectionPolicy, AWishWithoutParametersHasThoseOfTheNextWeakerForTheSameBac
         Row{"", "{}", R"({"m":1})", "{}", "{}"}, Row{"{}", R"({"r":1})", "", "{}", R"({"r":1})"},
         Row{"", "", "", "", ""}}) {
     SelectionPolicy policy;
-    policy.AddForce(kX, std::nullopt, "", "", row.force);
-    policy.AddForce(kY, std::nullopt, "", "");
+    AddForce(policy, kX, std::nullopt, "", "", row.force);
+    AddForce(policy, kY, std::nullopt, "", "");
     SelectionSubject subject;
     subject.request = Wish{SelectionSource::kRequest, kX, row.request, ""};
     subject.model_default = Wish{SelectionSource::kModelDefault, kX, row.model_default, ""};
-    const auto wishes = policy.WishesFor(subject);
+    const auto wishes = WishesNow(policy, subject);
     ASSERT_EQ(wishes.size(), 4u);
     EXPECT_EQ(wishes[0].parameters, "") << "another backend's are not its own";
     EXPECT_EQ(wishes[1].parameters, row.forced);
@@ -174,20 +182,20 @@ TEST(SelectionPolicy, LiveForcesAreBoundedAndEndedOnesMakeRoom) {
   ManualClock clock;
   SelectionPolicy policy(std::nullopt, clock.Read());
   std::string last;
-  for (size_t i = 0; i < SelectionPolicy::kMaxForces; ++i) {
-    last = policy.AddForce(kX, milliseconds(100), "", "").id;
+  for (size_t i = 0; i < SelectionPolicy::kMaxLeases; ++i) {
+    last = AddForce(policy, kX, milliseconds(100), "", "").id;
   }
   try {
-    policy.AddForce(kX, std::nullopt, "", "");
+    AddForce(policy, kX, std::nullopt, "", "");
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), StatusCode::kResourceExhausted);
     EXPECT_EQ(error.reason(), "TOO_MANY_FORCES");
   }
   EXPECT_TRUE(policy.Release(last));
-  EXPECT_NO_THROW(policy.AddForce(kX, std::nullopt, "", ""));
+  EXPECT_NO_THROW(AddForce(policy, kX, std::nullopt, "", ""));
   clock.now += milliseconds(100);
-  EXPECT_NO_THROW(policy.AddForce(kX, std::nullopt, "", ""));
+  EXPECT_NO_THROW(AddForce(policy, kX, std::nullopt, "", ""));
   EXPECT_EQ(policy.Clear(), 2);
 }
 
@@ -195,14 +203,14 @@ TEST(SelectionPolicy, LiveForcesAreBoundedAndEndedOnesMakeRoom) {
 struct Ends {
   std::vector<std::string> ids;
   SelectionPolicy::OnEnd Listener() {
-    return [this](const Force& force) { ids.push_back(force.id); };
+    return [this](const Lease& force) { ids.push_back(force.id); };
   }
 };
 
 TEST(SelectionPolicy, AReleasedForceTellsItsHolderOnce) {
   SelectionPolicy policy;
   Ends ends;
-  const Force force = policy.AddForce(kX, std::nullopt, "", "", "", ends.Listener());
+  const Lease force = AddForce(policy, kX, std::nullopt, "", "", "", ends.Listener());
   EXPECT_TRUE(ends.ids.empty());
   EXPECT_TRUE(policy.Release(force.id));
   EXPECT_FALSE(policy.Release(force.id));
@@ -213,8 +221,8 @@ TEST(SelectionPolicy, AReleasedForceTellsItsHolderOnce) {
 TEST(SelectionPolicy, ClearTellsEveryHolder) {
   SelectionPolicy policy;
   Ends ends;
-  const Force one = policy.AddForce(kX, std::nullopt, "", "", "", ends.Listener());
-  const Force two = policy.AddForce(kY, std::nullopt, "", "", "", ends.Listener());
+  const Lease one = AddForce(policy, kX, std::nullopt, "", "", "", ends.Listener());
+  const Lease two = AddForce(policy, kY, std::nullopt, "", "", "", ends.Listener());
   const ScopedForce lifted(policy, std::nullopt);
   EXPECT_EQ(policy.Clear(), 2);
   EXPECT_EQ(ends.ids, (std::vector{one.id, two.id}));
@@ -224,7 +232,7 @@ TEST(SelectionPolicy, AForceWhoseTimeIsOverTellsItsHolderOnceWhoeverSawItFirst) 
   ManualClock clock;
   SelectionPolicy policy(std::nullopt, clock.Read());
   Ends ends;
-  const Force force = policy.AddForce(kX, milliseconds(100), "", "", "", ends.Listener());
+  const Lease force = AddForce(policy, kX, milliseconds(100), "", "", "", ends.Listener());
   policy.EndDue();
   EXPECT_TRUE(ends.ids.empty());
   clock.now += milliseconds(100);
@@ -239,7 +247,7 @@ TEST(SelectionPolicy, AForceWhoseTimeIsOverTellsItsHolderOnceWhoeverSawItFirst) 
 TEST(SelectionPolicy, AHolderMayCallThePolicyWhenItsForceEnds) {
   SelectionPolicy policy;
   bool heard = false;
-  const Force force = policy.AddForce(kX, std::nullopt, "", "", "", [&](const Force& ended) {
+  const Lease force = AddForce(policy, kX, std::nullopt, "", "", "", [&](const Lease& ended) {
     heard = !policy.Release(ended.id) && policy.List().empty();
   });
   policy.Release(force.id);
@@ -250,9 +258,9 @@ TEST(SelectionPolicy, AHolderMayCallThePolicyWhenItsForceEnds) {
 TEST(SelectionPolicy, TheTimerTellsByItself) {
   std::promise<std::string> ended;
   SelectionPolicy policy;
-  policy.AddForce(kX, milliseconds(60000), "a later one comes first", "");
-  const Force force = policy.AddForce(kX, milliseconds(1), "", "", "",
-                                      [&](const Force& force) { ended.set_value(force.id); });
+  AddForce(policy, kX, milliseconds(60000), "a later one comes first", "");
+  const Lease force = AddForce(policy, kX, milliseconds(1), "", "", "",
+                               [&](const Lease& force) { ended.set_value(force.id); });
   auto future = ended.get_future();
   ASSERT_EQ(future.wait_for(std::chrono::seconds(60)), std::future_status::ready);
   EXPECT_EQ(future.get(), force.id);
@@ -274,7 +282,7 @@ TEST(SelectionPolicy, EveryForceEndsOnceWhileOthersClear) {
         // A clearer that gets no core must not let the table run full.
         while (policy.List().size() > 500) std::this_thread::yield();
         const auto ttl = t == 0 ? std::optional(milliseconds(1)) : std::nullopt;
-        policy.AddForce(kX, ttl, "", "", "", [&](const Force&) { ++ended; });
+        AddForce(policy, kX, ttl, "", "", "", [&](const Lease&) { ++ended; });
       }
     });
   }

@@ -1,0 +1,160 @@
+#include "runtime/attention/choices.h"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+namespace denoised {
+namespace {
+
+std::string FieldOf(size_t rule) { return "attention.schedule[" + std::to_string(rule) + "]"; }
+
+void CheckHoldsSomewhere(const AttentionRule& rule, size_t index, const PlannerSetting& setting,
+                         const PlannerSubject& subject) {
+  const PlaceScope& where = rule.where;
+  CheckPlaces(where, FieldOf(index));
+  if (where.role && !InLoop(*where.role)) {
+    throw InvalidField(FieldOf(index) + ".role", "wanted self or cross");
+  }
+  if (where.steps && where.steps->first >= subject.num_steps) {
+    throw InvalidField(
+        FieldOf(index) + ".steps",
+        "names none of the " + std::to_string(subject.num_steps) + " steps, which count from 0");
+  }
+  const int64_t layers = setting.LayersOf(where.role.value_or(AttentionRole::kSelf));
+  if (where.layers && where.layers->first >= layers) {
+    throw InvalidField(FieldOf(index) + ".layers", "names none of the " + std::to_string(layers) +
+                                                       " layers, which count from 0");
+  }
+}
+
+// Against one role.
+void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& setting,
+               const AttentionSpec& spec) {
+  const auto why_not = setting.registry->WhyNot(rule.backend, spec, setting.device);
+  const bool listed = std::ranges::count(spec.supported, rule.backend) > 0;
+  if (listed && !why_not) {
+    try {
+      setting.registry->CanonicalParameters(rule.backend, spec, rule.parameters_json);
+    } catch (const Error& error) {
+      throw Renamed(error, "attention.", FieldOf(index) + ".");
+    }
+    return;
+  }
+  if (rule.mode != SelectionMode::kStrict || !IsActionable(rule.backend, spec)) return;
+  throw Error(StatusCode::kFailedPrecondition,
+              FieldOf(index) + ".backend: " + std::string(AttnBackendName(rule.backend)) +
+                  " cannot serve " + std::string(AttentionRoleName(spec.role)) +
+                  " attention: " + (listed ? *why_not : "it is not among what these layers list"),
+              FieldOf(index) + ".backend", "BACKEND_REFUSED");
+}
+
+}  // namespace
+
+bool InLoop(AttentionRole role) {
+  return role == AttentionRole::kSelf || role == AttentionRole::kCross;
+}
+
+std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSubject& subject,
+                                 const LeaseList& leases) {
+  const AttentionOptions& options = subject.attention;
+  const bool given = !options.parameters_json.empty() && options.parameters_json != "{}";
+  if (given && !options.backend) {
+    throw InvalidField("attention.parameters", "parameters need attention.backend to be named");
+  }
+  SelectionSubject wishes;
+  wishes.work = {setting.model, subject.tenant, subject.id};
+  if (options.backend) {
+    wishes.request = Wish{SelectionSource::kRequest, *options.backend, options.parameters_json, ""};
+  }
+  if (setting.model_default) {
+    wishes.model_default = Wish{SelectionSource::kModelDefault, *setting.model_default,
+                                setting.model_default_parameters_json, ""};
+  }
+  wishes.request_rules = options.schedule;
+  wishes.model_rules = setting.model_rules;
+  return setting.policy->WishesFor(wishes, leases);
+}
+
+std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
+                                const AttentionSpec& spec, const RoleWishes& wishes) {
+  std::vector<LayerChoice> choices;
+  for (const LayerWishes& here : wishes.by_layers) {
+    Selection selection =
+        Select(spec, here.wishes, *setting.registry, setting.device, subject.attention.mode);
+    choices.push_back({here.layers, here.wishes, std::move(selection)});
+  }
+  return choices;
+}
+
+std::vector<LayerChoice> ChooseNow(const PlannerSetting& setting, const PlannerSubject& subject,
+                                   const AttentionSpec& spec, const StepPlace& place) {
+  const auto wishes = WishesOf(setting, subject, *setting.policy->leases());
+  const StepPlace at = InLoop(spec.role) ? place : StepPlace();
+  return Choose(setting, subject, spec,
+                WishesAt(wishes, spec.role, setting.LayersOf(spec.role), at));
+}
+
+// What decides where nothing stronger holds, for each wish in turn: until one that holds
+// everywhere.
+std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject& subject,
+                             const AttentionSpec& spec) {
+  std::vector<Wish> wishes;
+  size_t scoped = 0;  // wishes that do not hold everywhere
+  bool everywhere = false;
+  for (const ScopedWish& one : WishesOf(setting, subject, *setting.policy->leases())) {
+    if (one.where.role && *one.where.role != spec.role) continue;
+    if (!InLoop(spec.role) && (one.where.steps || one.where.sigma)) continue;
+    PlaceScope where = one.where;
+    where.role.reset();
+    everywhere |= where == PlaceScope();
+    if (!everywhere) ++scoped;
+    wishes.push_back(one.wish);
+  }
+  InheritParameters(&wishes);
+  std::vector<Wish> all;
+  for (size_t first = 0; first <= scoped; ++first) {
+    Wish granted = Select(spec, std::span(wishes).subspan(first), *setting.registry, setting.device,
+                          subject.attention.mode)
+                       .granted;
+    const bool known = std::ranges::any_of(all, [&](const Wish& other) {
+      return other.backend == granted.backend && other.parameters == granted.parameters;
+    });
+    if (!known) all.push_back(std::move(granted));
+  }
+  return all;
+}
+
+std::function<AttentionCost(const AttentionSpec&, int64_t)> CostNow(PlannerSetting setting,
+                                                                    PlannerSubject subject) {
+  return [setting = std::move(setting), subject = std::move(subject)](const AttentionSpec& spec,
+                                                                      int64_t rows) {
+    AttentionCost most;
+    for (const Wish& granted : ChoicesNow(setting, subject, spec)) {
+      const AttentionBackend* backend = setting.registry->Find(granted.backend)->backend;
+      const AttentionCost cost = backend->Estimate(spec, granted.parameters, rows);
+      most.bytes = std::max(most.bytes, cost.bytes);
+      most.multiply_adds = std::max(most.multiply_adds, cost.multiply_adds);
+    }
+    return most;
+  };
+}
+
+void CheckSchedule(const PlannerSetting& setting, const PlannerSubject& subject,
+                   const std::vector<AttentionSpec>& specs) {
+  const std::vector<AttentionRule>& schedule = subject.attention.schedule;
+  if (schedule.size() > AttentionOptions::kMaxRules) {
+    throw InvalidField("attention.schedule", "at most " +
+                                                 std::to_string(AttentionOptions::kMaxRules) +
+                                                 " rules, got " + std::to_string(schedule.size()));
+  }
+  for (size_t i = 0; i < schedule.size(); ++i) {
+    CheckHoldsSomewhere(schedule[i], i, setting, subject);
+    for (const AttentionSpec& spec : specs) {
+      if (schedule[i].where.role.value_or(spec.role) != spec.role) continue;
+      CheckRule(schedule[i], i, setting, spec);
+    }
+  }
+}
+
+}  // namespace denoised

@@ -1,0 +1,89 @@
+// What would serve the layers of a model: the one question behind a step, the check at Submit,
+// estimates and Explain. Any thread.
+#ifndef DENOISED_RUNTIME_ATTENTION_CHOICES_H_
+#define DENOISED_RUNTIME_ATTENTION_CHOICES_H_
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backends/attention_cost.h"
+#include "backends/registry.h"
+#include "runtime/attention/place_wishes.h"
+#include "runtime/attention/plan_cache.h"
+#include "runtime/job.h"
+#include "runtime/selection_policy.h"
+
+namespace denoised {
+
+// What stays the same for all work of a model.
+struct PlannerSetting {
+  const BackendRegistry* registry;
+  const SelectionPolicy* policy;
+  DeviceInfo device;
+  std::string model = {};
+  std::optional<AttnBackend> model_default = std::nullopt;
+  std::string model_default_parameters_json = {};  // belongs to model_default
+  std::vector<AttentionRule> model_rules = {};     // go before model_default
+  // How many layers each role has.
+  std::array<int64_t, kNumAttentionRoles> layers = {1, 1, 1, 1};
+  // What builders made for any of them.
+  std::shared_ptr<PlanCache> plans = std::make_shared<PlanCache>();
+
+  int64_t LayersOf(AttentionRole role) const { return layers[static_cast<size_t>(role)]; }
+};
+
+// Whose attention it is, and what they ask for.
+struct PlannerSubject {
+  AttentionOptions attention = {};
+  std::string tenant = {};
+  std::string id = {};         // as WorkIdentity
+  int64_t num_steps = 1;  // of its denoising loop
+  bool pin = false;       // the leases of its beginning hold to its end
+};
+
+// Neighbouring layers of a role that wish alike, and what serves them.
+struct LayerChoice {
+  Interval layers;
+  std::vector<Wish> wishes;  // that hold there, strongest first
+  Selection selection;
+};
+
+// Whether a role runs in the denoising loop: only there steps and sigmas are.
+bool InLoop(AttentionRole role);
+
+// Every wish that can hold for a role of this work. Throws InvalidField("attention.parameters")
+// where parameters come without a backend.
+std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSubject& subject,
+                                 const LeaseList& leases);
+
+// What serves each layer of the role where `wishes` hold. Throws what Select throws.
+std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
+                                const AttentionSpec& spec, const RoleWishes& wishes);
+
+// What would serve the layers now, at this place; throws as both above.
+std::vector<LayerChoice> ChooseNow(const PlannerSetting& setting, const PlannerSubject& subject,
+                                   const AttentionSpec& spec, const StepPlace& place);
+
+// Everything that any layer of the role may be served by now at any step, each once, the strongest
+// first.
+std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject& subject,
+                             const AttentionSpec& spec);
+
+// What a call takes with what would serve it now; of several the most.
+std::function<AttentionCost(const AttentionSpec&, int64_t rows)> CostNow(PlannerSetting setting,
+                                                                         PlannerSubject subject);
+
+// Throws INVALID_ARGUMENT naming "attention.schedule[i].<field>" where a rule of the request can
+// hold for nothing, or has parameters that its backend refuses; FAILED_PRECONDITION (reason
+// BACKEND_REFUSED) naming "attention.schedule[i].backend" where a strict one cannot be granted for
+// layers that it is for.
+void CheckSchedule(const PlannerSetting& setting, const PlannerSubject& subject,
+                   const std::vector<AttentionSpec>& specs);
+
+}  // namespace denoised
+
+#endif  // DENOISED_RUNTIME_ATTENTION_CHOICES_H_
