@@ -96,9 +96,13 @@ std::optional<SigmaRange> ParseSigmaRange(std::string_view text) {
   return SigmaRange{pair->first, pair->second};
 }
 
+bool InLoop(AttentionRole role) {
+  return role == AttentionRole::kSelf || role == AttentionRole::kCross;
+}
+
 bool PlaceScope::Holds(const Place& place) const {
   if (role && *role != place.role) return false;
-  if (layers && !layers->Has(place.layer)) return false;
+  if (layers && !(place.layer && layers->Has(*place.layer))) return false;
   if (steps && !(place.step && steps->Has(*place.step))) return false;
   return !sigma || (place.sigma && sigma->Has(*place.sigma));
 }

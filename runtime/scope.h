@@ -43,11 +43,14 @@ struct SigmaRange {
 std::string ToText(const SigmaRange& range);  // "0.2-0.9"
 std::optional<SigmaRange> ParseSigmaRange(std::string_view text);
 
-// A call of attention inside a piece of work. Roles outside of the denoising loop have no step and
-// no sigma: what is scoped by these never holds for them.
+// Whether a role runs in the denoising loop. Only there are layers, steps and sigmas to name: what
+// is scoped by one of these never holds for another role.
+bool InLoop(AttentionRole role);
+
+// A call of attention inside a piece of work.
 struct Place {
   AttentionRole role = AttentionRole::kSelf;
-  int64_t layer = 0;
+  std::optional<int64_t> layer;
   std::optional<int64_t> step;
   std::optional<double> sigma;
 };

@@ -51,10 +51,6 @@ void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& se
 
 }  // namespace
 
-bool InLoop(AttentionRole role) {
-  return role == AttentionRole::kSelf || role == AttentionRole::kCross;
-}
-
 std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSubject& subject,
                                  const LeaseList& leases) {
   const AttentionOptions& options = subject.attention;
@@ -104,9 +100,9 @@ std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject
   bool everywhere = false;
   for (const ScopedWish& one : WishesOf(setting, subject, *setting.policy->leases())) {
     if (one.where.role && *one.where.role != spec.role) continue;
-    if (!InLoop(spec.role) && (one.where.steps || one.where.sigma)) continue;
     PlaceScope where = one.where;
     where.role.reset();
+    if (!InLoop(spec.role) && where != PlaceScope()) continue;
     everywhere |= where == PlaceScope();
     if (!everywhere) ++scoped;
     wishes.push_back(one.wish);

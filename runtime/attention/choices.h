@@ -28,7 +28,7 @@ struct PlannerSetting {
   std::optional<AttnBackend> model_default = std::nullopt;
   std::string model_default_parameters_json = {};  // belongs to model_default
   std::vector<AttentionRule> model_rules = {};     // go before model_default
-  // How many layers each role has.
+  // How many layers each role has; 1 outside of the loop.
   std::array<int64_t, kNumAttentionRoles> layers = {1, 1, 1, 1};
   // What builders made for any of them.
   std::shared_ptr<PlanCache> plans = std::make_shared<PlanCache>();
@@ -51,9 +51,6 @@ struct LayerChoice {
   std::vector<Wish> wishes;  // that hold there, strongest first
   Selection selection;
 };
-
-// Whether a role runs in the denoising loop: only there steps and sigmas are.
-bool InLoop(AttentionRole role);
 
 // Every wish that can hold for a role of this work. Throws InvalidField("attention.parameters")
 // where parameters come without a backend.

@@ -79,6 +79,7 @@ RoleWishes WishesAt(const std::vector<ScopedWish>& wishes, AttentionRole role, i
   std::vector<const ScopedWish*> held;  // whatever the layer
   for (const ScopedWish& scoped : wishes) {
     if (scoped.where.role && *scoped.where.role != role) continue;
+    if (scoped.where.layers && !InLoop(role)) continue;
     NarrowTo(scoped.where, place, &at);
     PlaceScope anywhere = scoped.where;
     anywhere.layers.reset();

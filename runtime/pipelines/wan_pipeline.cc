@@ -154,7 +154,7 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
   SetNumerics(linear);
   CheckComponents(folder);
   const WanTransformerConfig& config = transformer_->config();
-  setting_.layers = {config.num_layers, config.num_layers, text_encoder_->config().num_layers, 1};
+  setting_.layers = {config.num_layers, config.num_layers, 1, 1};
   rules_.spatial_stride = vae_->config().scale_factor_spatial;
   rules_.frame_stride = vae_->config().scale_factor_temporal;
   rules_.height_multiple = rules_.spatial_stride * config.patch_size[1];

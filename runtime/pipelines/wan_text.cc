@@ -34,7 +34,7 @@ at::Tensor WanPipeline::EncodePrompt(const Prompt& prompt, AttentionPlanner* pla
                      std::to_string(tokens.wanted) + " tokens (max_sequence_length)");
   }
   const AttentionPlan& plan = planner->Prepare({text_encoder_->Spec(tokens.length)}, 0, 1);
-  const AttentionSlot& slot = plan[static_cast<size_t>(AttentionRole::kTextEncoder)];
+  const AttentionSlot& slot = *plan[static_cast<size_t>(AttentionRole::kTextEncoder)].Of(0);
   const PromptCache::Key key{{tokens.ids.begin(), tokens.ids.begin() + tokens.length},
                              static_cast<int64_t>(tokens.ids.size()),
                              CurrentLinearNumerics(info_.defaults.linear),

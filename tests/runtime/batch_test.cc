@@ -208,6 +208,16 @@ Wishes RandomWishes(const Size& size, std::mt19937* random) {
   const auto& [backend, parameters] = kBackends[(*random)() % kBackends.size()];
   wishes.attention.backend = backend;
   wishes.attention.parameters_json = parameters;
+  // Other backends in some layers, at some steps.
+  for (size_t rules = (*random)() % 3; rules > 0; --rules) {
+    const auto layer = static_cast<int64_t>((*random)() % 2);
+    const auto step = static_cast<int64_t>((*random)() % 2);
+    AttentionRule rule;
+    if ((*random)() % 2 == 0) rule.where.layers = Interval{layer, layer};
+    if ((*random)() % 2 == 0) rule.where.steps = Interval{step, step + 1};
+    std::tie(rule.backend, rule.parameters_json) = kBackends[(*random)() % kBackends.size()];
+    wishes.attention.schedule.push_back(rule);
+  }
   return wishes;
 }
 

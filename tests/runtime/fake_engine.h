@@ -71,6 +71,9 @@ class CountingObserver : public Observer {
     const std::lock_guard lock(mutex);
     stages.push_back(stage);
   }
+  void OnAttention(AttnBackend, AttentionRole, uint64_t calls, std::optional<double>) override {
+    attention_calls += calls;
+  }
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override {
     const std::lock_guard lock(mutex);
     fallbacks.emplace_back(from, to, source);
@@ -90,6 +93,7 @@ class CountingObserver : public Observer {
   }
 
   std::atomic<int64_t> steps{0}, started{0}, negative_waits{0}, preemptions{0};
+  std::atomic<uint64_t> attention_calls{0};
   std::mutex mutex;
   std::vector<JobStage> stages;
   std::vector<std::tuple<AttnBackend, AttnBackend, SelectionSource>> fallbacks;

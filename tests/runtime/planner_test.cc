@@ -349,5 +349,219 @@ TEST_F(AttentionPlannerTest, AFallbackIsReportedOnceForEachChangeOfItsReasons) {
       << "and not for cross-attention, which never lists it";
 }
 
+// ---- leases and rules with a place -------------------------------------------------------------
+
+class PlacedAttentionTest : public AttentionPlannerTest {
+ protected:
+  PlacedAttentionTest() { setting_.layers = {6, 6, 1, 1}; }
+
+  Lease Force(AttnBackend backend, PlaceScope where) {
+    LeaseRequest request{backend};
+    request.scope.where = where;
+    return policy_.Force(request);
+  }
+  // "layers step-step backend" of self-attention's rows.
+  static std::vector<std::string> Rows(const AttentionPlanner& planner) {
+    std::vector<std::string> rows;
+    for (const ReceiptEntry& row : SelfRows(planner)) {
+      rows.push_back((row.layers ? ToText(*row.layers) : "all") + " " +
+                     std::to_string(row.first_step) + "-" + std::to_string(row.last_step) + " " +
+                     std::string(AttnBackendName(row.ran)));
+    }
+    return rows;
+  }
+  void RunLoop(AttentionPlanner& planner, int64_t first, int64_t num_steps) {
+    for (int64_t step = first; step < num_steps; ++step) {
+      const double sigma = 1 - static_cast<double>(step) / static_cast<double>(num_steps);
+      for (const RolePlan& role : planner.Prepare(specs_, step, num_steps, sigma)) {
+        for (const AttentionSlot& slot : role.slots) slot.tally->Of(slot.id).calls += 1;
+      }
+      planner.BookForward();
+      planner.Complete();
+    }
+  }
+};
+
+TEST_F(PlacedAttentionTest, ALeaseOfSomeLayersIsForTheseAloneAndTheReceiptSaysSo) {
+  Force(AttnBackend::kReference, {.role = AttentionRole::kSelf, .layers = Interval{1, 2}});
+  AttentionPlanner planner = Make();
+  const RolePlan self = planner.Prepare(specs_, 0, 1, 1.0)[0];
+  ASSERT_THAT(self.slots, SizeIs(3));
+  for (int64_t layer = 0; layer < 6; ++layer) {
+    const bool forced = layer == 1 || layer == 2;
+    EXPECT_EQ(self.Of(layer)->id, forced ? AttnBackend::kReference : AttnBackend::kTorchSdpa)
+        << layer;
+  }
+  EXPECT_THAT(planner.Prepare(specs_, 0, 1, 1.0)[1].slots, SizeIs(1)) << "the other role";
+  RunLoop(planner, 0, 2);
+  EXPECT_THAT(Rows(planner),
+              ElementsAre("0 0-1 TORCH_SDPA", "1-2 0-1 REFERENCE", "3-5 0-1 TORCH_SDPA"));
+}
+
+TEST_F(PlacedAttentionTest, ALeaseOfSomeStepsHoldsForTheseAlone) {
+  Force(AttnBackend::kReference, {.steps = Interval{2, 3}});
+  AttentionPlanner planner = Make();
+  RunLoop(planner, 0, 6);
+  EXPECT_THAT(Rows(planner),
+              ElementsAre("all 0-1 TORCH_SDPA", "all 2-3 REFERENCE", "all 4-5 TORCH_SDPA"));
+  EXPECT_THAT(observer_.switches, SizeIs(2));
+}
+
+TEST_F(PlacedAttentionTest, ALeaseOfSomeNoiseLevelsHoldsForTheseAlone) {
+  Force(AttnBackend::kReference, {.sigma = SigmaRange{0.5, 1}});
+  AttentionPlanner planner = Make();
+  RunLoop(planner, 0, 4);  // 1, 0.75, 0.5, 0.25
+  EXPECT_THAT(Rows(planner), ElementsAre("all 0-2 REFERENCE", "all 3-3 TORCH_SDPA"));
+}
+
+TEST_F(PlacedAttentionTest, TheNarrowerLeaseDecidesWhicheverIsNewer) {
+  Force(AttnBackend::kReference, {.layers = Interval{0, 0}});
+  Force(AttnBackend::kSageAttn, {});
+  AttentionPlanner planner = Make();
+  RunLoop(planner, 0, 1);
+  EXPECT_THAT(Rows(planner), ElementsAre("0 0-0 REFERENCE", "1-5 0-0 SAGE_ATTN"));
+}
+
+TEST_F(PlacedAttentionTest, OfAScheduleTheFirstRuleThatHoldsCountsAndAForceGoesBeforeIt) {
+  AttentionOptions options;
+  options.backend = AttnBackend::kTorchSdpa;
+  options.schedule = {{{.steps = Interval{0, 1}}, AttnBackend::kReference},
+                      {{.steps = Interval{0, 2}}, AttnBackend::kSageAttn}};
+  AttentionPlanner planner(setting_, {options}, &observer_);
+  RunLoop(planner, 0, 3);
+  Force(AttnBackend::kSlidingTileAttn, {});
+  RunLoop(planner, 3, 4);
+  EXPECT_THAT(Rows(planner),
+              ElementsAre("all 0-1 REFERENCE", "all 2-2 SAGE_ATTN", "all 3-3 SLIDING_TILE_ATTN"));
+  const auto rows = SelfRows(planner);
+  EXPECT_EQ(rows[0].selection.granted.rule, 0);
+  EXPECT_EQ(rows[1].selection.granted.rule, 1);
+  EXPECT_EQ(rows[0].asked, AttnBackend::kReference);
+  EXPECT_EQ(rows[2].asked, AttnBackend::kTorchSdpa) << "no rule holds there";
+  EXPECT_EQ(rows[0].selection.Reason(), "REFERENCE by request rule 0");
+}
+
+TEST_F(PlacedAttentionTest, AModelsRulesGoBeforeItsDefaultAndAfterTheRequest) {
+  setting_.model_default = AttnBackend::kSageAttn;
+  setting_.model_rules = {{{.layers = Interval{0, 1}}, AttnBackend::kReference}};
+  AttentionPlanner planner = Make();
+  RunLoop(planner, 0, 1);
+  EXPECT_THAT(Rows(planner), ElementsAre("0-1 0-0 REFERENCE", "2-5 0-0 SAGE_ATTN"));
+  AttentionPlanner asked = Make(AttnBackend::kSlidingTileAttn);
+  RunLoop(asked, 0, 1);
+  EXPECT_THAT(Rows(asked), ElementsAre("all 0-0 SLIDING_TILE_ATTN"));
+}
+
+TEST_F(PlacedAttentionTest, LeasesOfATenantAJobOrAModelAreForTheseAlone) {
+  setting_.model = "m";
+  LeaseRequest request{AttnBackend::kReference};
+  request.scope.tenant = "acme";
+  request.scope.model = "m";
+  policy_.Force(request);
+  PlannerSubject subject;
+  subject.tenant = "acme";
+  AttentionPlanner theirs(setting_, subject, &observer_);
+  AttentionPlanner nobodys = Make();
+  PlannerSetting other = setting_;
+  other.model = "n";
+  AttentionPlanner elsewhere(other, subject, &observer_);
+  for (AttentionPlanner* planner : {&theirs, &nobodys, &elsewhere}) RunLoop(*planner, 0, 1);
+  EXPECT_EQ(theirs.Current(AttentionRole::kSelf), AttnBackend::kReference);
+  EXPECT_EQ(nobodys.Current(AttentionRole::kSelf), AttnBackend::kTorchSdpa);
+  EXPECT_EQ(elsewhere.Current(AttentionRole::kSelf), AttnBackend::kTorchSdpa);
+}
+
+TEST_F(PlacedAttentionTest, APinnedSubjectKeepsTheLeasesOfItsBeginning) {
+  const Lease first = Force(AttnBackend::kReference, {.steps = Interval{1, 9}});
+  PlannerSubject subject;
+  subject.pin = true;
+  AttentionPlanner planner(setting_, subject, &observer_);
+  RunLoop(planner, 0, 1);
+  policy_.Release(first.id);
+  Force(AttnBackend::kSlidingTileAttn, {});
+  RunLoop(planner, 1, 3);
+  EXPECT_THAT(Rows(planner), ElementsAre("all 0-0 TORCH_SDPA", "all 1-2 REFERENCE"));
+  AttentionPlanner again(setting_, subject, &observer_);
+  again.Pin(planner.pinned());
+  RunLoop(again, 3, 4);
+  EXPECT_THAT(Rows(again), ElementsAre("all 3-3 REFERENCE"));
+}
+
+// A lease whose backend cannot serve falls to the next one there, and a strict one fails.
+TEST_F(PlacedAttentionTest, AStrictLeaseThatCannotServeFailsTheWorkAtItsPlace) {
+  LeaseRequest request{AttnBackend::kNoAttention};
+  request.scope.where.steps = Interval{1, 1};
+  request.mode = SelectionMode::kStrict;
+  policy_.Force(request);
+  AttentionPlanner planner = Make();
+  EXPECT_NO_THROW(planner.Prepare(specs_, 0, 3, 1.0));
+  try {
+    planner.Prepare(specs_, 1, 3, 0.5);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), StatusCode::kFailedPrecondition);
+    EXPECT_EQ(error.reason(), "BACKEND_REFUSED");
+  }
+  EXPECT_NO_THROW(planner.Prepare(specs_, 2, 3, 0.4));
+}
+
+// What is in the counters is in the receipts: also where a step was left on its way.
+TEST_F(PlacedAttentionTest, CountersHearOfCompletedStepsOnly) {
+  AttentionPlanner planner = Make();
+  Run(planner, specs_, 0, 2, 5);  // and is not completed
+  EXPECT_EQ(observer_.attention_calls, 0u);
+  RunLoop(planner, 0, 2);
+  uint64_t calls = 0;
+  for (const ReceiptEntry& row : planner.Entries()) calls += row.calls;
+  EXPECT_EQ(observer_.attention_calls, calls);
+}
+
+TEST_F(PlacedAttentionTest, EverythingThatAScheduleMayChooseIsKnownBefore) {
+  PlannerSubject subject;
+  subject.num_steps = 4;
+  subject.attention.schedule = {{{.steps = Interval{2, 3}}, AttnBackend::kReference},
+                                {{.layers = Interval{5, 5}}, AttnBackend::kSageAttn}};
+  std::vector<AttnBackend> all;
+  for (const Wish& wish : ChoicesNow(setting_, subject, SelfSpec())) all.push_back(wish.backend);
+  EXPECT_THAT(
+      all, ElementsAre(AttnBackend::kReference, AttnBackend::kSageAttn, AttnBackend::kTorchSdpa));
+  Force(AttnBackend::kSlidingTileAttn, {});
+  all.clear();
+  for (const Wish& wish : ChoicesNow(setting_, subject, SelfSpec())) all.push_back(wish.backend);
+  EXPECT_THAT(all, ElementsAre(AttnBackend::kSlidingTileAttn)) << "it hides the rest";
+}
+
+TEST_F(PlacedAttentionTest, ARuleThatCanHoldForNothingIsRefusedByItsIndex) {
+  const auto field = [&](AttentionRule rule) -> std::string {
+    PlannerSubject subject;
+    subject.num_steps = 4;
+    subject.attention.schedule = {{{}, AttnBackend::kReference}, std::move(rule)};
+    try {
+      CheckSchedule(setting_, subject, specs_);
+      return "";
+    } catch (const Error& error) {
+      return error.field();
+    }
+  };
+  EXPECT_EQ(field({{}, AttnBackend::kReference}), "");
+  EXPECT_EQ(field({{.steps = Interval{3, 99}}, AttnBackend::kReference}), "");
+  EXPECT_EQ(field({{.steps = Interval{4, 9}}, AttnBackend::kReference}),
+            "attention.schedule[1].steps");
+  EXPECT_EQ(field({{.layers = Interval{6, 6}}, AttnBackend::kReference}),
+            "attention.schedule[1].layers");
+  EXPECT_EQ(field({{.sigma = SigmaRange{0.5, 0.2}}, AttnBackend::kReference}),
+            "attention.schedule[1].sigma");
+  EXPECT_EQ(field({{.role = AttentionRole::kVae}, AttnBackend::kReference}),
+            "attention.schedule[1].role");
+  EXPECT_EQ(field({{}, AttnBackend::kReference, R"({"x": 1})"}),
+            "attention.schedule[1].parameters.x");
+  EXPECT_EQ(field({{}, AttnBackend::kNoAttention}), "") << "it only prefers";
+  EXPECT_EQ(field({{}, AttnBackend::kNoAttention, "", SelectionMode::kStrict}),
+            "attention.schedule[1].backend");
+  PlannerSubject subject;
+  subject.attention.schedule.resize(AttentionOptions::kMaxRules + 1);
+  EXPECT_THROW(CheckSchedule(setting_, subject, specs_), Error);
+}
+
 }  // namespace
 }  // namespace denoised

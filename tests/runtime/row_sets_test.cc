@@ -160,6 +160,41 @@ TEST_P(RowSets, ThatAgreeInBackendMetadataAndTallyShareTheCallsOfSelfAttention) 
   EXPECT_EQ(mine.Of(AttnBackend::kVideoSparseAttn).calls, 6u) << "only neighbours";
 }
 
+// `first` up to a layer, `rest` behind it.
+RolePlan SplitAfter(int64_t layer, const AttentionPlan& first, const AttentionPlan& rest) {
+  const auto self = static_cast<size_t>(AttentionRole::kSelf);
+  RolePlan plan = first[self];
+  plan.slots[0].last_layer = layer;
+  plan.slots.push_back(rest[self].slots[0]);
+  return plan;
+}
+
+// A sparse backend whose first layer is dense says so by itself: two ways to one forward.
+TEST_P(RowSets, EachLayerRunsTheBackendOfItsOwnSlot) {
+  Load({3, 64, 520});
+  const auto self = static_cast<size_t>(AttentionRole::kSelf);
+  const Set sparse = Make({6, 8, 8}, Backends()[3], 1, 9, false);
+  Set by_itself = sparse, split = sparse;
+  by_itself.plan = Make({6, 8, 8}, Backends()[4], 1, 9, false).plan;
+  const Set dense = Make({6, 8, 8}, Backends()[0], 1, 9, false);
+  split.plan[self] = SplitAfter(0, dense.plan, sparse.plan);
+  const at::Tensor wanted = Forward({&by_itself}).front();
+  EXPECT_TRUE(at::equal(Forward({&split}).front(), wanted));
+  EXPECT_FALSE(at::equal(Forward({&sparse}).front(), wanted));
+}
+
+TEST_P(RowSets, WithOtherBackendsInOtherLayersHaveTheBitsThatTheyHaveAlone) {
+  Load({3, 64, 520});
+  const auto self = static_cast<size_t>(AttentionRole::kSelf);
+  std::vector<Set> sets;
+  for (int i = 0; i < 6; ++i) {
+    sets.push_back(Make({6, 8, 8}, Backends()[random_() % 10], 1 + i % 2, 9, false));
+    const Set other = Make({6, 8, 8}, Backends()[random_() % 10], 1, 9, false);
+    if (i % 3) sets[i].plan[self] = SplitAfter(i % 3 - 1, sets[i].plan, other.plan);
+  }
+  ExpectBitsOfTheirOwn(sets);
+}
+
 TEST_P(RowSets, OfAnotherShapeOrFormAreRefused) {
   Load({});
   const Set a = Make({1, 8, 8}, Backends()[0], 1, 9, false),
