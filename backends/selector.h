@@ -40,10 +40,10 @@ enum class SelectionMode : uint8_t {
 struct Wish {
   SelectionSource source = SelectionSource::kAutomatic;
   AttnBackend backend = AttnBackend::kReference;
-  std::string parameters;   // the backend's own, a JSON object; "" = none were given
-  std::string lease_id;     // of the force, where source is kForce
+  std::string parameters;                  // the backend's own, a JSON object; "" = none were given
+  std::string lease_id;                    // of the force, where source is kForce
   std::optional<int> rule = std::nullopt;  // of the source's schedule, counted from 0
-  bool strict = false;      // as kStrict, for this wish alone
+  bool strict = false;                     // as kStrict, for this wish alone
   bool operator==(const Wish&) const = default;
 };
 

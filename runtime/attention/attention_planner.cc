@@ -31,6 +31,21 @@ std::optional<AttnBackend> AskedAmong(const std::vector<Wish>& wishes) {
   return found == wishes.end() ? std::nullopt : std::optional(found->backend);
 }
 
+// Neighbours that differ only in what was not granted and not refused are one.
+std::vector<LayerChoice> Joined(std::vector<LayerChoice> choices) {
+  std::vector<LayerChoice> joined;
+  for (LayerChoice& choice : choices) {
+    const bool same = !joined.empty() && joined.back().selection == choice.selection &&
+                      AskedAmong(joined.back().wishes) == AskedAmong(choice.wishes);
+    if (same) {
+      joined.back().layers.last = choice.layers.last;
+    } else {
+      joined.push_back(std::move(choice));
+    }
+  }
+  return joined;
+}
+
 }  // namespace
 
 AttentionPlanner::AttentionPlanner(const PlannerSetting& setting, PlannerSubject subject,
@@ -79,7 +94,7 @@ void AttentionPlanner::ChooseAnew(RoleState& state, const AttentionSpec& spec,
                                   const StepPlace& place) {
   RoleWishes wishes = WishesAt(WishesOf(setting_, subject_, *Leases()), spec.role,
                                setting_.LayersOf(spec.role), place);
-  std::vector<LayerChoice> choices = Choose(setting_, subject_, spec, wishes);
+  std::vector<LayerChoice> choices = Joined(Choose(setting_, subject_, spec, wishes));
   Report(state, spec, choices);
   std::deque<Segment> segments;
   std::vector<AttentionSlot> slots;

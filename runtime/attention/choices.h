@@ -40,7 +40,7 @@ struct PlannerSetting {
 struct PlannerSubject {
   AttentionOptions attention = {};
   std::string tenant = {};
-  std::string id = {};         // as WorkIdentity
+  std::string id = {};    // as WorkIdentity
   int64_t num_steps = 1;  // of its denoising loop
   bool pin = false;       // the leases of its beginning hold to its end
 };

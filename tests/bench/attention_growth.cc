@@ -90,7 +90,7 @@ void EmitE3(const BenchOptions& options, const Emit& emit) {
 
 void EmitE11(const BenchOptions& options, const Emit& emit) {
   const SelectionPolicy policy;
-  const PlannerSetting setting = {&BackendRegistry::Default(), &policy, QueryCpu(), {}, ""};
+  const PlannerSetting setting = {&BackendRegistry::Default(), &policy, QueryCpu()};
   Observer observer;
   AttentionPlanner planner(setting, {}, &observer);
   AttentionSpec spec = BenchSpec({4, 30, 52}, AutoDType());

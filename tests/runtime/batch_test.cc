@@ -215,7 +215,9 @@ Wishes RandomWishes(const Size& size, std::mt19937* random) {
     AttentionRule rule;
     if ((*random)() % 2 == 0) rule.where.layers = Interval{layer, layer};
     if ((*random)() % 2 == 0) rule.where.steps = Interval{step, step + 1};
-    std::tie(rule.backend, rule.parameters_json) = kBackends[(*random)() % kBackends.size()];
+    const auto& [other, its] = kBackends[1 + (*random)() % (kBackends.size() - 1)];
+    rule.backend = *other;
+    rule.parameters_json = its;
     wishes.attention.schedule.push_back(rule);
   }
   return wishes;

@@ -52,8 +52,7 @@ class Job {
  public:
   explicit Job(const Kind& kind)
       : kind_(kind),
-        planner_({&BackendRegistry::Default(), &policy_, QueryDevice(at::kCPU), {}, ""}, {},
-                 &observer_) {
+        planner_({&BackendRegistry::Default(), &policy_, QueryDevice(at::kCPU)}, {}, &observer_) {
     const ScopedLinearNumerics numerics(kind.linear);
     decoding_ = Vae().Begin(Latents(kind), kind.bands);
     video_ =

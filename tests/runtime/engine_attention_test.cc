@@ -292,7 +292,7 @@ TEST(EngineAttention, ExplainTellsTheChoiceAndEveryCandidate) {
   EXPECT_FALSE(explanations[1].candidates[4].listed) << "cross-attention lists no SAGE_ATTN";
 
   fake.engine->policy().Clear();
-  query.attention = {AttnBackend::kFlashAttn, SelectionMode::kStrict, ""};
+  query.attention = {AttnBackend::kFlashAttn, SelectionMode::kStrict, "", {}};
   const auto strict = fake.engine->Explain(query);
   ASSERT_TRUE(strict[0].error);
   EXPECT_EQ(strict[0].error->code, StatusCode::kFailedPrecondition);

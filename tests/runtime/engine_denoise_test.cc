@@ -132,7 +132,7 @@ TEST(EngineDenoise, BadCallsAreAnsweredAtOnceOnTheCallersThread) {
 TEST(EngineDenoise, AStrictCallThatCannotBeServedFailsAlone) {
   FakeEngine fake;
   DenoiseRequest request = SmallStep();
-  request.attention = {AttnBackend::kFlashAttn, SelectionMode::kStrict, ""};
+  request.attention = {AttnBackend::kFlashAttn, SelectionMode::kStrict, "", {}};
   const Error error = ErrorOf(Call(fake, request));
   EXPECT_EQ(error.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(error.what(), HasSubstr("head sizes up to 64"));

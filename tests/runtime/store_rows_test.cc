@@ -127,7 +127,7 @@ GenerationRequest FullRequest() {
   request.guidance_scale = 5.25;
   request.flow_shift = 3;
   request.max_sequence_length = 512;
-  request.attention = {AttnBackend::kSageAttn, SelectionMode::kStrict, R"({"a":1})"};
+  request.attention = {AttnBackend::kSageAttn, SelectionMode::kStrict, R"({"a":1})", {}};
   request.numerics.linear = LinearNumerics::kExact;
   request.latents = HostTensor{DType::kBFloat16, {1, 2, 2}, std::string("\0\1\2\3\4\5\6\7", 8)};
   request.formats = {ArtifactFormat::kPng, ArtifactFormat::kMp4};

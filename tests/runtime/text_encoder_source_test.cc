@@ -35,8 +35,8 @@ class TextEncoderSourceTest : public testing::Test {
   }
 
   at::Tensor Encode() {
-    AttentionPlanner planner({&BackendRegistry::Default(), &policy_, QueryDevice(at::kCPU), {}, ""},
-                             {}, &observer_);
+    AttentionPlanner planner({&BackendRegistry::Default(), &policy_, QueryDevice(at::kCPU)}, {},
+                             &observer_);
     ForwardContext context;
     context.attn_metadata = &planner.Prepare({encoder_->Spec(5)}, 0, 1);
     const ScopedForwardContext scope(context);
