@@ -26,6 +26,7 @@
 #include "runtime/numerics.h"
 #include "runtime/observer.h"
 #include "runtime/selection_policy.h"
+#include "runtime/session.h"
 
 namespace denoised {
 
@@ -54,6 +55,9 @@ struct EngineOptions {
   int64_t checkpoint_every = -1;
   int64_t max_queued_jobs = 64;
   int64_t max_queued_denoise_calls = 256;
+  int64_t max_sessions = 256;
+  // After which time without a request the sessions of an owner end; 0 = never.
+  std::chrono::milliseconds session_idle = std::chrono::minutes(10);
   int64_t max_finished_jobs = 256;
   int64_t max_artifact_bytes = int64_t{1} << 30;
   std::chrono::seconds keep_results = std::chrono::hours(7 * 24);  // in state_dir
@@ -100,6 +104,15 @@ struct CancelToken {
   std::atomic<bool> cancelled{false};
 };
 
+// Whose sessions they are: those that were opened, and those that were forked from them. Shared
+// with the engine.
+struct SessionOwner {
+  // Runs once, on the engine thread, where the engine ends all of them: ABORTED (reason
+  // SESSION_IDLE) or UNAVAILABLE (reason DRAINING).
+  std::function<void(const Error&)> ended;
+  const std::shared_ptr<CancelToken> gone = std::make_shared<CancelToken>();  // the engine's
+};
+
 class Engine {
  public:
   using SubmitResult = std::variant<JobSnapshot, Error>;
@@ -136,6 +149,21 @@ class Engine {
   // refusal). A raised `cancel` gives CANCELLED at the step's next stop point.
   virtual void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                        std::function<void(DenoiseOutcome)> done) = 0;
+
+  // Sessions (runtime/session.h). Each `done` runs exactly once, on the engine thread or, for an
+  // early refusal, on the caller's. The verbs of one session are done in the order in which they
+  // came; those of several at once, and their steps share forwards. What is refused or fails leaves
+  // a session as it was, but for the steps that were done until then.
+  using SessionDone = std::function<void(SessionReply)>;
+  // Refuses what Submit and Denoise refuse, and RESOURCE_EXHAUSTED (reason TOO_MANY_SESSIONS).
+  virtual void OpenSession(std::shared_ptr<SessionOwner> owner, SessionRequest request,
+                           SessionDone done) = 0;
+  // NOT_FOUND (reason SESSION_NOT_FOUND) for an id that is not the owner's.
+  virtual void AskSession(const std::shared_ptr<SessionOwner>& owner, const std::string& id,
+                          SessionVerb verb, SessionDone done) = 0;
+  // Ends all of them at once, a step at its next stop point. Nobody is told but who waits.
+  virtual void LeaveSessions(const std::shared_ptr<SessionOwner>& owner) = 0;
+  virtual int64_t open_sessions() const = 0;
 
   virtual std::vector<ModelInfo> ListModels() const = 0;
   // By name; constant after Create.

@@ -166,6 +166,15 @@ std::vector<Flag> LimitFlags(Config* config) {
        "Denoise calls that may wait, 1 to 100000; further ones get RESOURCE_EXHAUSTED.",
        SetInt("max_queued_denoise_calls", 1, 100000,
               [engine](int64_t n) { engine->max_queued_denoise_calls = n; })},
+      {"max_sessions", "N", "256",
+       "Sessions that may be open, forks among them, 1 to 100000; further ones get "
+       "RESOURCE_EXHAUSTED.",
+       SetInt("max_sessions", 1, 100000, [engine](int64_t n) { engine->max_sessions = n; })},
+      {"session_idle", "TIME", "10m",
+       "After which time without a request a stream's sessions end (10s, 10m; 0s = never).",
+       [engine](const std::string& text) {
+         engine->session_idle = ParseDuration("session_idle", text);
+       }},
       {"max_finished_jobs", "N", "256",
        "Ended jobs to remember, 1 to 1000000: so many with results and so many without. The oldest "
        "are forgotten first, except while somebody watches or reads them.",

@@ -42,15 +42,6 @@ DType DTypeFromProto(const std::string& name, const std::string& field) {
                      "unknown dtype '" + name.substr(0, 64) + "'; one of " + names);
 }
 
-HostTensor TensorFromProto(v1::Tensor&& message, const std::string& field) {
-  HostTensor tensor;
-  tensor.dtype = DTypeFromProto(message.dtype(), field);
-  tensor.shape.assign(message.shape().begin(), message.shape().end());
-  tensor.data = std::move(*message.mutable_data());
-  CheckHostTensor(tensor, field);
-  return tensor;
-}
-
 int DepthOf(const google::protobuf::Value& value);
 
 int DepthOf(const google::protobuf::Struct& fields) {
@@ -86,28 +77,6 @@ SelectionMode ModeFromProto(v1::SelectionPolicy policy) {
       throw InvalidField("attention.policy",
                          "PREFER or STRICT, got number " + std::to_string(policy));
   }
-}
-
-AttentionOptions AttentionFromProto(const v1::AttentionOptions& message) {
-  AttentionOptions options;
-  if (message.has_backend()) {
-    options.backend = CoerceAttnBackend(message.backend(), "attention.backend");
-  }
-  if (message.has_policy()) options.mode = ModeFromProto(message.policy());
-  if (message.has_parameters()) {
-    options.parameters_json = FromProto(message.parameters(), "attention.parameters");
-  }
-  return options;
-}
-
-NumericsOptions NumericsFromProto(const v1::NumericsOptions& message) {
-  NumericsOptions options;
-  if (!message.has_linear()) return options;
-  options.linear = LinearNumericsFromName(message.linear());
-  if (options.linear) return options;
-  throw InvalidField("numerics.linear", "wanted one of " +
-                                            LinearNumericsNames(AllLinearNumerics()) + ", got \"" +
-                                            message.linear() + "\"");
 }
 
 std::vector<ArtifactFormat> FormatsFromProto(const v1::GenerationRequest& message) {
@@ -160,33 +129,6 @@ v1::ReceiptEntry EntryToProto(const ReceiptEntry& entry) {
   if (entry.seconds) message.set_seconds(*entry.seconds);
   if (!entry.parameters.empty())
     *message.mutable_parameters() = ParametersToProto(entry.parameters);
-  return message;
-}
-
-v1::GenerationParameters ParametersToProto(const ResolvedParameters& parameters) {
-  v1::GenerationParameters message;
-  message.set_model(parameters.model);
-  message.set_seed(parameters.seed);
-  message.set_height(parameters.height);
-  message.set_width(parameters.width);
-  message.set_num_frames(parameters.num_frames);
-  message.set_fps(parameters.fps);
-  message.set_num_inference_steps(parameters.num_inference_steps);
-  message.set_guidance_scale(parameters.guidance_scale);
-  message.set_flow_shift(parameters.flow_shift);
-  message.set_max_sequence_length(parameters.max_sequence_length);
-  message.set_negative_prompt(parameters.negative_prompt);
-  message.set_scheduler(parameters.scheduler);
-  message.mutable_numerics()->set_linear(std::string(LinearNumericsName(parameters.linear)));
-  return message;
-}
-
-v1::JobError ErrorToProto(const JobError& error) {
-  v1::JobError message;
-  message.set_code(static_cast<int>(error.code));
-  message.set_message(error.message);
-  message.set_field(error.field);
-  message.set_reason(error.reason);
   return message;
 }
 
@@ -273,7 +215,40 @@ void AddDetails(const JobError& error, google::rpc::Status* status) {
   }
 }
 
-Priority PriorityFromProto(v1::Priority priority) {
+}  // namespace
+
+HostTensor FromProto(v1::Tensor&& message, const std::string& field) {
+  HostTensor tensor;
+  tensor.dtype = DTypeFromProto(message.dtype(), field);
+  tensor.shape.assign(message.shape().begin(), message.shape().end());
+  tensor.data = std::move(*message.mutable_data());
+  CheckHostTensor(tensor, field);
+  return tensor;
+}
+
+AttentionOptions FromProto(const v1::AttentionOptions& message) {
+  AttentionOptions options;
+  if (message.has_backend()) {
+    options.backend = CoerceAttnBackend(message.backend(), "attention.backend");
+  }
+  if (message.has_policy()) options.mode = ModeFromProto(message.policy());
+  if (message.has_parameters()) {
+    options.parameters_json = FromProto(message.parameters(), "attention.parameters");
+  }
+  return options;
+}
+
+NumericsOptions FromProto(const v1::NumericsOptions& message) {
+  NumericsOptions options;
+  if (!message.has_linear()) return options;
+  options.linear = LinearNumericsFromName(message.linear());
+  if (options.linear) return options;
+  throw InvalidField("numerics.linear", "wanted one of " +
+                                            LinearNumericsNames(AllLinearNumerics()) + ", got \"" +
+                                            message.linear() + "\"");
+}
+
+Priority FromProto(v1::Priority priority) {
   if (!v1::Priority_IsValid(priority)) {
     throw InvalidField("priority",
                        "BATCH, NORMAL or URGENT, got number " + std::to_string(priority));
@@ -281,8 +256,6 @@ Priority PriorityFromProto(v1::Priority priority) {
   if (priority == v1::PRIORITY_UNSPECIFIED) return Priority::kNormal;
   return static_cast<Priority>(priority - 1);
 }
-
-}  // namespace
 
 GenerationRequest FromProto(v1::GenerationRequest&& message) {
   GenerationRequest request;
@@ -302,17 +275,17 @@ GenerationRequest FromProto(v1::GenerationRequest&& message) {
   if (message.has_max_sequence_length()) {
     request.max_sequence_length = message.max_sequence_length();
   }
-  request.attention = AttentionFromProto(message.attention());
-  request.numerics = NumericsFromProto(message.numerics());
+  request.attention = FromProto(message.attention());
+  request.numerics = FromProto(message.numerics());
   if (message.has_latents()) {
-    request.latents = TensorFromProto(std::move(*message.mutable_latents()), "latents");
+    request.latents = FromProto(std::move(*message.mutable_latents()), "latents");
   }
   request.formats = FormatsFromProto(message);
   if (message.has_time_limit()) {
     request.deadline =
         std::chrono::steady_clock::now() + FromProto(message.time_limit(), "time_limit");
   }
-  request.priority = PriorityFromProto(message.priority());
+  request.priority = FromProto(message.priority());
   request.tenant = message.tenant();
   request.idempotency_key = message.idempotency_key();
   request.best_effort_deadline = message.best_effort_deadline();
@@ -323,7 +296,7 @@ DenoiseRequest FromProto(v1::DenoiseRequest&& message) {
   DenoiseRequest request;
   request.model = message.model();
   const auto tensor = [](v1::Tensor* from, const char* field) {
-    return TensorFromProto(std::move(*from), field);
+    return FromProto(std::move(*from), field);
   };
   request.latents = tensor(message.mutable_latents(), "latents");
   request.timestep = tensor(message.mutable_timestep(), "timestep");
@@ -345,8 +318,8 @@ DenoiseRequest FromProto(v1::DenoiseRequest&& message) {
   }
   request.sigma = message.sigma();
   request.sigma_next = message.sigma_next();
-  request.attention = AttentionFromProto(message.attention());
-  request.numerics = NumericsFromProto(message.numerics());
+  request.attention = FromProto(message.attention());
+  request.numerics = FromProto(message.numerics());
   return request;
 }
 
@@ -356,7 +329,7 @@ ExplainQuery FromProto(const v1::ExplainSelectionRequest& message) {
   if (message.has_height()) query.height = message.height();
   if (message.has_width()) query.width = message.width();
   if (message.has_num_frames()) query.num_frames = message.num_frames();
-  query.attention = AttentionFromProto(message.attention());
+  query.attention = FromProto(message.attention());
   return query;
 }
 
@@ -419,11 +392,38 @@ v1::Job ToProto(const JobSnapshot& job) {
   v1::Job message;
   FillProgress(job, &message);
   message.set_prompt(job.prompt);
-  *message.mutable_parameters() = ParametersToProto(job.parameters);
+  *message.mutable_parameters() = ToProto(job.parameters);
   FillTimes(job, &message);
   *message.mutable_receipt() = ToProto(job.receipt);
   for (const ArtifactInfo& info : job.artifacts) *message.add_artifacts() = ToProto(info);
-  if (job.error) *message.mutable_error() = ErrorToProto(*job.error);
+  if (job.error) *message.mutable_error() = ToProto(*job.error);
+  return message;
+}
+
+v1::GenerationParameters ToProto(const ResolvedParameters& parameters) {
+  v1::GenerationParameters message;
+  message.set_model(parameters.model);
+  message.set_seed(parameters.seed);
+  message.set_height(parameters.height);
+  message.set_width(parameters.width);
+  message.set_num_frames(parameters.num_frames);
+  message.set_fps(parameters.fps);
+  message.set_num_inference_steps(parameters.num_inference_steps);
+  message.set_guidance_scale(parameters.guidance_scale);
+  message.set_flow_shift(parameters.flow_shift);
+  message.set_max_sequence_length(parameters.max_sequence_length);
+  message.set_negative_prompt(parameters.negative_prompt);
+  message.set_scheduler(parameters.scheduler);
+  message.mutable_numerics()->set_linear(std::string(LinearNumericsName(parameters.linear)));
+  return message;
+}
+
+v1::JobError ToProto(const JobError& error) {
+  v1::JobError message;
+  message.set_code(static_cast<int>(error.code));
+  message.set_message(error.message);
+  message.set_field(error.field);
+  message.set_reason(error.reason);
   return message;
 }
 
@@ -457,12 +457,17 @@ v1::ArtifactInfo ToProto(const ArtifactInfo& info) {
   return message;
 }
 
+v1::Tensor ToProto(HostTensor&& tensor) {
+  v1::Tensor message;
+  message.set_dtype(std::string(DTypeName(tensor.dtype)));
+  message.mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
+  message.set_data(std::move(tensor.data));
+  return message;
+}
+
 v1::DenoiseResponse ToProto(DenoiseResult&& result) {
   v1::DenoiseResponse message;
-  v1::Tensor* tensor = message.mutable_result();
-  tensor->set_dtype(std::string(DTypeName(result.tensor.dtype)));
-  for (int64_t size : result.tensor.shape) tensor->add_shape(size);
-  tensor->set_data(std::move(result.tensor.data));
+  *message.mutable_result() = ToProto(std::move(result.tensor));
   *message.mutable_receipt() = ToProto(result.receipt);
   message.set_queue_seconds(result.queue_seconds);
   message.set_forward_seconds(result.forward_seconds);
@@ -488,7 +493,7 @@ v1::Model ToProto(const ModelInfo& model) {
   message.set_head_size(model.head_size);
   message.set_has_gate(model.has_gate);
   message.set_scheduler(model.scheduler);
-  *message.mutable_defaults() = ParametersToProto(model.defaults);
+  *message.mutable_defaults() = ToProto(model.defaults);
   message.set_default_prompt(model.default_prompt);
   return message;
 }

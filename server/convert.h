@@ -24,6 +24,11 @@ namespace denoised {
 GenerationRequest FromProto(v1::GenerationRequest&& message);
 DenoiseRequest FromProto(v1::DenoiseRequest&& message);
 ExplainQuery FromProto(const v1::ExplainSelectionRequest& message);
+// Values inside them; a tensor's `field` names it in errors.
+HostTensor FromProto(v1::Tensor&& message, const std::string& field);
+AttentionOptions FromProto(const v1::AttentionOptions& message);
+NumericsOptions FromProto(const v1::NumericsOptions& message);
+Priority FromProto(v1::Priority priority);
 // Empty = the first format of the job.
 std::optional<ArtifactFormat> FromProto(v1::ArtifactFormat format);
 // Empty = all states.
@@ -41,6 +46,9 @@ std::optional<std::chrono::steady_clock::time_point> SteadyDeadline(
 // Replies.
 v1::Job ToProto(const JobSnapshot& job);
 v1::Receipt ToProto(const Receipt& receipt);
+v1::GenerationParameters ToProto(const ResolvedParameters& parameters);
+v1::JobError ToProto(const JobError& error);
+v1::Tensor ToProto(HostTensor&& tensor);
 v1::ArtifactFormat ToProto(ArtifactFormat format);
 v1::ArtifactInfo ToProto(const ArtifactInfo& info);
 v1::DenoiseResponse ToProto(DenoiseResult&& result);

@@ -7,6 +7,7 @@
 
 #include "server/call.h"
 #include "server/convert.h"
+#include "server/session_stream.h"
 
 namespace denoised {
 namespace {
@@ -99,6 +100,19 @@ grpc::ServerUnaryReactor* DenoiseService::Denoise(grpc::CallbackServerContext* c
   });
   if (!status.ok()) call->End(status, {});
   return call.get();
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* DenoiseService::Session(
+    grpc::CallbackServerContext* context) {
+  const auto stream =
+      std::make_shared<SessionStream>(CallTimer(with_.metrics, "Session"), with_.pool);
+  stream->Hold();
+  const grpc::Status status = StatusOf([&] {
+    Engine* const engine = &with_.gate->Require();
+    stream->Start(engine, with_.open_calls->Enter(context->peer()));
+  });
+  if (!status.ok()) stream->Refuse(status);
+  return stream.get();
 }
 
 }  // namespace denoised

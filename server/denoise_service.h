@@ -1,4 +1,4 @@
-// DenoiseService on gRPC's callback API: single denoising steps.
+// DenoiseService on gRPC's callback API: single denoising steps, and sessions (session_stream.h).
 #ifndef DENOISED_SERVER_DENOISE_SERVICE_H_
 #define DENOISED_SERVER_DENOISE_SERVICE_H_
 
@@ -7,8 +7,8 @@
 
 namespace denoised {
 
-using RawDenoiseService =
-    v1::DenoiseService::WithRawCallbackMethod_Denoise<v1::DenoiseService::Service>;
+using RawDenoiseService = v1::DenoiseService::WithRawCallbackMethod_Denoise<
+    v1::DenoiseService::WithRawCallbackMethod_Session<v1::DenoiseService::Service>>;
 
 // Thread-safe.
 class DenoiseService : public RawDenoiseService {
@@ -17,6 +17,8 @@ class DenoiseService : public RawDenoiseService {
 
   grpc::ServerUnaryReactor* Denoise(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Session(
+      grpc::CallbackServerContext* context) override;
 
  private:
   const CallContext with_;

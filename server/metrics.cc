@@ -131,6 +131,7 @@ struct Metrics::Families {
       Level("denoised_lease_active", "Forces that are live now.", {"scope", "backend"});
   GaugeSeries queue_depth = Level("denoised_queue_depth", "Jobs that wait.", {});
   GaugeSeries jobs_running = Level("denoised_jobs_running", "Jobs that run.", {});
+  GaugeSeries sessions = Level("denoised_sessions_open", "Sessions that are open.", {});
   Histograms queue_wait_seconds =
       Spread("denoised_queue_wait_seconds", "Time of a job between its acceptance and its start.",
              {"priority"}, SecondsBuckets());
@@ -173,6 +174,7 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   // A series that never moved is 0, not absent: alerts and rates need the first point.
   families_->queue_depth.At({});
   families_->jobs_running.At({});
+  families_->sessions.At({});
   for (Priority priority : {Priority::kBatch, Priority::kNormal, Priority::kUrgent}) {
     families_->queue_wait_seconds.At({ToText(PriorityName(priority))});
   }
@@ -304,6 +306,7 @@ std::string Metrics::Text() const {
     const Gauges gauges = families_->source ? families_->source() : Gauges{};
     families_->queue_depth.At({}).Set(static_cast<double>(gauges.queue_depth));
     families_->jobs_running.At({}).Set(static_cast<double>(gauges.jobs_running));
+    families_->sessions.At({}).Set(static_cast<double>(gauges.sessions));
     AdvanceTo(gauges.log_lines_dropped, &families_->log_lines_dropped.At({}));
     for (const auto& [listener, connections] : gauges.connections) {
       families_->connections.At({listener}).Set(static_cast<double>(connections.open));

@@ -22,7 +22,7 @@ class Metrics : public Observer {
  public:
   // What is read at the moment of a scrape instead of being counted.
   struct Gauges {
-    int64_t queue_depth = 0, jobs_running = 0;
+    int64_t queue_depth = 0, jobs_running = 0, sessions = 0;
     std::map<AttnBackend, int> leases;  // live forces
     uint64_t log_lines_dropped = 0;     // since the start
     struct Connections {

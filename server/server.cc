@@ -198,6 +198,7 @@ Metrics::Gauges Server::ReadGauges() {
   if (engine == nullptr) return gauges;
   gauges.queue_depth = engine->queue_depth();
   gauges.jobs_running = engine->running_jobs();
+  gauges.sessions = engine->open_sessions();
   for (const Lease& force : engine->policy().List()) ++gauges.leases[force.backend];
   return gauges;
 }

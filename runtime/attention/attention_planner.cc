@@ -162,11 +162,22 @@ void AttentionPlanner::Book(const RoleState& state, const Segment& segment, Attn
 }
 
 void AttentionPlanner::Complete() {
-  for (ReceiptEntry& entry : pending_) {
+  last_ = std::exchange(pending_, {});
+  for (const ReceiptEntry& entry : last_) {
     observer_->OnAttention(entry.ran, entry.role, entry.calls, entry.seconds);
-    Append(std::move(entry), &done_);
+    Append(entry, &done_);
   }
-  pending_.clear();
+}
+
+void AttentionPlanner::SetSubject(PlannerSubject subject) {
+  subject_ = std::move(subject);
+  for (RoleState& state : roles_) state.version = kStale;
+}
+
+void AttentionPlanner::GoOnFrom(const AttentionPlanner& other) {
+  done_ = other.done_;
+  notes_ = other.notes_;
+  pinned_ = other.pinned_;
 }
 
 std::function<AttentionCost(const AttentionSpec&, int64_t)> AttentionPlanner::CostNow() const {

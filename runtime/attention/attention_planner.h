@@ -53,6 +53,16 @@ class AttentionPlanner {
   // that need not run again.
   void Restore(std::vector<ReceiptEntry> entries, std::vector<std::string> notes);
 
+  // Other wishes, from the next Prepare on.
+  void SetSubject(PlannerSubject subject);
+
+  // Of a planner that has prepared nothing yet: the rows, notes and pinned leases of one whose work
+  // was forked.
+  void GoOnFrom(const AttentionPlanner& other);
+
+  // What ran in the step that was completed last.
+  const std::vector<ReceiptEntry>& Last() const { return last_; }
+
   // For the receipt, each sentence once: what the backends that ran had to say, and what others
   // add.
   void AddNote(std::string note);
@@ -73,12 +83,13 @@ class AttentionPlanner {
     std::shared_ptr<MetadataMaker> maker;
     AttentionTally fresh;  // filled by the layers
   };
+  static constexpr uint64_t kStale = UINT64_MAX;
   struct RoleState {
     std::optional<AttentionSpec> spec;
     RoleWishes wishes;
     std::deque<Segment> segments;  // slots of the plan point into them
     int64_t step = 0;
-    uint64_t version = 0;  // of the policy when this was selected
+    uint64_t version = 0;  // of the policy when this was selected; kStale: the subject is another
 
     bool Holds(uint64_t version, const AttentionSpec& spec, const StepPlace& place) const;
     const Selection& SelectionAt(int64_t layer) const;
@@ -94,13 +105,13 @@ class AttentionPlanner {
   RolePlan& PlanOf(AttentionRole role) { return plan_[static_cast<size_t>(role)]; }
 
   const PlannerSetting setting_;
-  const PlannerSubject subject_;
+  PlannerSubject subject_;
   Observer* const observer_;
   std::shared_ptr<const LeaseList> pinned_;
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
   std::vector<ReceiptEntry> pending_;  // of the step that is under way
-  std::vector<ReceiptEntry> done_;
+  std::vector<ReceiptEntry> last_, done_;
   std::vector<std::string> notes_;
 };
 

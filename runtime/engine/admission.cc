@@ -1,9 +1,9 @@
 // What the engine asks of a request, of memory and of time before it takes work, and of memory
 // again before it begins it. Any thread.
 #include <algorithm>
-#include <random>
 
 #include "runtime/engine/engine_impl.h"
+#include "runtime/engine/ids.h"
 #include "runtime/media/artifacts.h"
 #include "runtime/request_check.h"
 
@@ -29,9 +29,10 @@ std::string SecondsText(double seconds) {
   return text;
 }
 
-std::string Described(const ResolvedParameters& p) {
-  return "a job of " + std::to_string(p.width) + "x" + std::to_string(p.height) + " pixels and " +
-         std::to_string(p.num_frames) + " frames";
+std::string Described(const TrajectoryWork& work) {
+  const ResolvedParameters& p = work.parameters;
+  return std::string(work.is_session() ? "a session of " : "a job of ") + std::to_string(p.width) +
+         "x" + std::to_string(p.height) + " pixels and " + std::to_string(p.num_frames) + " frames";
 }
 
 std::string Described(const DenoiseRequest& request) {
@@ -41,25 +42,6 @@ std::string Described(const DenoiseRequest& request) {
   }
   return "a step of latents [" + shape + "]";
 }
-
-uint64_t RandomWord() {
-  thread_local std::random_device device;
-  return uint64_t{device()} << 32 | device();
-}
-
-// 128 random bits, hex.
-std::string NewJobId() {
-  std::string id(32, '0');
-  constexpr std::string_view kHex = "0123456789abcdef";
-  for (size_t word = 0; word < 2; ++word) {
-    uint64_t bits = RandomWord();
-    for (size_t i = 0; i < 16; ++i, bits >>= 4) id[word * 16 + i] = kHex[bits & 15];
-  }
-  return id;
-}
-
-// Seeds stay within what a double holds, so that JSON clients can send them back.
-int64_t DrawSeed() { return static_cast<int64_t>(RandomWord() >> 32); }
 
 void CheckFormats(const std::vector<ArtifactFormat>& formats) {
   for (ArtifactFormat format : formats) {
@@ -81,7 +63,7 @@ WorkEstimate Beside(WorkEstimate estimate, int64_t excess) {
 JobPtr EngineImpl::Admit(GenerationRequest request) {
   const Pipeline& pipeline = *models_.Find(request.model);
   const auto job = std::make_shared<JobWork>();
-  job->id = NewJobId();
+  job->id = NewId();
   job->parameters = ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
   if (!request.seed) job->parameters.seed = DrawSeed();
   pipeline.CheckRun(request, job->parameters);
@@ -127,16 +109,33 @@ void EngineImpl::FillIn(CallWork* call) const {
   call->left = call->estimate.units;
 }
 
-// Refuses at once what could only fail later: parameters that do not fit, hidden by a force or not,
-// and a strict request that the layers cannot have. Explain asks the same question.
-void EngineImpl::CheckAttention(JobWork* job) const {
-  const PlannerSetting& setting = job->pipeline->planner_setting();
-  const std::vector<AttentionSpec> specs = job->pipeline->DenoiseSpecs(job->parameters);
-  CheckSchedule(setting, SubjectOf(*job), specs);
+// Its estimate counts from its opening on.
+void EngineImpl::FillIn(SessionWork* session) const {
+  session->pipeline = models_.Find(session->parameters.model);
+  session->tenant = session->request.tenant;
+  session->priority = session->request.priority;
+  session->queued_at = std::chrono::steady_clock::now();
+  session->used = clock_();
+  RequireMemory(*session, EstimateOf(*session, Attention::kLeftOut, 0));
+  CheckAttention(session);
+  RequireMemory(*session, EstimateOf(*session, Attention::kIncluded, 0));
+}
+
+AttnBackend CheckedAttention(const Pipeline& pipeline, const ResolvedParameters& parameters,
+                             const PlannerSubject& subject) {
+  const PlannerSetting& setting = pipeline.planner_setting();
+  const std::vector<AttentionSpec> specs = pipeline.DenoiseSpecs(parameters);
+  CheckSchedule(setting, subject, specs);
+  AttnBackend self = AttnBackend::kReference;
   for (const AttentionSpec& spec : specs) {
-    const std::vector<Wish> granted = ChoicesNow(setting, SubjectOf(*job), spec);
-    if (spec.role == AttentionRole::kSelf) job->backend = granted.front().backend;
+    const std::vector<Wish> granted = ChoicesNow(setting, subject, spec);
+    if (spec.role == AttentionRole::kSelf) self = granted.front().backend;
   }
+  return self;
+}
+
+void EngineImpl::CheckAttention(TrajectoryWork* work) const {
+  work->backend = CheckedAttention(*work->pipeline, work->parameters, SubjectOf(*work));
 }
 
 // A deadline that by prediction cannot be met is refused, where there is anything to predict from.
@@ -159,16 +158,22 @@ void EngineImpl::RequireTime(const JobWork& job) {
 // ---- memory ------------------------------------------------------------------------------------
 
 // `beside` = what others hold then.
-WorkEstimate EngineImpl::EstimateOf(const JobWork& job, Attention attention, int64_t beside) const {
+WorkEstimate EngineImpl::EstimateOf(const TrajectoryWork& work, Attention attention,
+                                    int64_t beside) const {
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
-  return job.pipeline->EstimateRun(
-      job.request, job.parameters, memory_.Available(HeldLater() + beside),
-      attention == Attention::kLeftOut ? CostOfAttention(nothing) : CostOf(job));
+  WorkEstimate estimate = work.pipeline->EstimateRun(
+      work.request, work.parameters, memory_.Available(HeldLater() + beside),
+      attention == Attention::kLeftOut ? CostOfAttention(nothing) : CostOf(work));
+  if (work.has_prompts) return estimate;
+  std::erase_if(estimate.units, [](const PlannedUnits& planned) {
+    return planned.unit.kind == UnitKind::kEncodePrompt;
+  });
+  return estimate;
 }
 
 // A job that waits may count on what is left of older results then.
 void EngineImpl::RequireMemoryLater(const JobWork& job) const {
-  memory_.Require(Described(job.parameters), job.estimate, HeldLater());
+  memory_.Require(Described(job), job.estimate, HeldLater());
 }
 
 int64_t EngineImpl::HeldLater() const {
@@ -177,34 +182,38 @@ int64_t EngineImpl::HeldLater() const {
   return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults();
 }
 
-// Engine thread. What the models and others hold by now may be other than when the job came: its
+// Engine thread. What the models and others hold by now may be other than when the work came: its
 // estimate is made again.
-void EngineImpl::RequireMemoryNow(JobWork* job) {
+void EngineImpl::RequireMemoryNow(TrajectoryWork* work) {
   int64_t beside = 0, excess = 0;
   {
     const std::lock_guard lock(mutex_);
-    table_.ChangeEstimate(job, {});
+    table_.ChangeEstimate(work, {});
     beside = table_.resident_bytes();
     excess = table_.largest_excess();
   }
-  const WorkEstimate estimate = EstimateOf(*job, Attention::kIncluded, beside);
+  const WorkEstimate estimate = EstimateOf(*work, Attention::kIncluded, beside);
   int64_t held = 0;
   {
     const std::lock_guard lock(mutex_);
-    table_.ChangeEstimate(job, estimate);
+    table_.ChangeEstimate(work, estimate);
     held = HeldBesideResults() + beside;
   }
-  RequireBesideResults(Described(job->parameters), Beside(estimate, excess), held);
+  RequireBesideResults(Described(*work), Beside(estimate, excess), held);
 }
 
-// Calls run beside what jobs keep between their steps.
+// Calls and sessions run beside what others keep between their steps.
 void EngineImpl::RequireMemory(const CallWork& call) const {
-  int64_t held = BytesOf(call.request);
-  {
-    const std::lock_guard lock(mutex_);
-    held += HeldBesideResults() + table_.resident_bytes();
-  }
-  RequireBesideResults(Described(call.request), call.estimate, held);
+  RequireBesideResults(Described(call.request), call.estimate, HeldByAll() + BytesOf(call.request));
+}
+
+void EngineImpl::RequireMemory(const SessionWork& session, const WorkEstimate& estimate) const {
+  RequireBesideResults(Described(session), estimate, HeldByAll() + session.bytes);
+}
+
+int64_t EngineImpl::HeldByAll() const {
+  const std::lock_guard lock(mutex_);
+  return HeldBesideResults() + table_.resident_bytes();
 }
 
 // Work goes before old results: as many as it takes are forgotten.

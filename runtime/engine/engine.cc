@@ -326,8 +326,12 @@ int64_t EngineImpl::running_jobs() const {
 }
 
 void EngineImpl::Drain() {
-  const std::lock_guard lock(mutex_);
-  draining_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    draining_ = true;
+    session_news_ = true;
+  }
+  wake_.notify_one();
 }
 
 bool EngineImpl::draining() const {
@@ -374,6 +378,7 @@ void EngineImpl::Stop() {
     draining_ = true;
     begins_no_more_ = store_->durable();
     ending_ = true;
+    session_news_ = true;
     for (const WorkPtr& work : table_.All()) {
       if (work->begun) {
         asked_.push_back(work->number);

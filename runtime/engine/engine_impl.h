@@ -17,6 +17,7 @@
 #include "runtime/engine/cost_model.h"
 #include "runtime/engine/memory_admission.h"
 #include "runtime/engine/models.h"
+#include "runtime/engine/session_work.h"
 #include "runtime/engine/work.h"
 #include "runtime/engine/work_table.h"
 #include "runtime/task_thread.h"
@@ -43,6 +44,12 @@ class EngineImpl : public Engine {
   JobStore& jobs() override { return *store_; }
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                std::function<void(DenoiseOutcome)> done) override;
+  void OpenSession(std::shared_ptr<SessionOwner> owner, SessionRequest request,
+                   SessionDone done) override;
+  void AskSession(const std::shared_ptr<SessionOwner>& owner, const std::string& id,
+                  SessionVerb verb, SessionDone done) override;
+  void LeaveSessions(const std::shared_ptr<SessionOwner>& owner) override;
+  int64_t open_sessions() const override;
   std::vector<ModelInfo> ListModels() const override { return models_.List(); }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
   SelectionPolicy& policy() override { return *policy_; }
@@ -87,12 +94,15 @@ class EngineImpl : public Engine {
   JobPtr Admit(GenerationRequest request);
   void FillIn(JobWork* job) const;
   void FillIn(CallWork* call) const;
-  void CheckAttention(JobWork* job) const;
+  void FillIn(SessionWork* session) const;
+  void CheckAttention(TrajectoryWork* work) const;
   void RequireTime(const JobWork& job);
-  WorkEstimate EstimateOf(const JobWork& job, Attention attention, int64_t beside) const;
+  WorkEstimate EstimateOf(const TrajectoryWork& work, Attention attention, int64_t beside) const;
   void RequireMemoryLater(const JobWork& job) const;
-  void RequireMemoryNow(JobWork* job);
+  void RequireMemoryNow(TrajectoryWork* work);
   void RequireMemory(const CallWork& call) const;
+  void RequireMemory(const SessionWork& session, const WorkEstimate& estimate) const;
+  int64_t HeldByAll() const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
   int64_t HeldLater() const;
@@ -166,6 +176,28 @@ class EngineImpl : public Engine {
   bool CheckpointIsDue(const JobWork& job) const;
   void MaybeCheckpoint(JobWork* job);
 
+  // session_requests.cc. Any thread.
+  SessionPtr Admit(SessionRequest request) const;
+  void EnterSession(const SessionPtr& session);  // under mutex_; throws where there are too many
+
+  // sessions.cc. Engine thread.
+  void ServeSessions();
+  void Serve(const SessionPtr& session);
+  void Open(const SessionPtr& session);
+  void BeginSession(SessionWork* session);
+  void Answer(SessionWork* session, const SessionDone& done, SessionReply reply);
+  void Do(SessionWork* session, const SessionVerb& verb, SessionReply* reply);
+  void Write(SessionWork* session, const SessionWrite& write);
+  void Set(SessionWork* session, const SessionSet& set);
+  std::string Fork(const SessionWork& session);
+  void BeginSteps(const SessionPtr& session, SessionWork::Asked asked);
+  void SessionUnitDone(const SessionPtr& session, const Unit& unit, const UnitTime& time);
+  void StepsEnded(const SessionPtr& session, const std::optional<Error>& error);
+  Receipt ReceiptOf(const SessionWork& session) const;
+  void CloseSession(const SessionPtr& session, const Error& why);
+  std::optional<Error> WhyEnd(const std::vector<SessionPtr>& sessions) const;
+  void EndOwners();
+
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;
   const Models models_;
@@ -183,11 +215,13 @@ class EngineImpl : public Engine {
   mutable std::mutex mutex_;    // guards all below
   std::condition_variable wake_, idle_;
   WorkTable table_;
-  std::vector<WorkId> asked_;    // begun, and somebody wants them to stop
-  int64_t entering_ = 0;         // jobs on their way to the disk
-  bool draining_ = false;        // no new work
-  bool begins_no_more_ = false;  // what waits stays in the store
-  bool stopping_ = false;        // the thread ends
+  std::vector<WorkId> asked_;                            // begun, and somebody wants them to stop
+  bool session_news_ = false;                            // a session has something to do, or to end
+  std::chrono::steady_clock::time_point sessions_seen_;  // when they were last looked through
+  int64_t entering_ = 0;                                 // jobs on their way to the disk
+  bool draining_ = false;                                // no new work
+  bool begins_no_more_ = false;                          // what waits stays in the store
+  bool stopping_ = false;                                // the thread ends
   // Until then nothing begins: there was no room, in memory or on the disk.
   std::chrono::steady_clock::time_point no_begin_until_;
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room

@@ -28,11 +28,8 @@ RunRequest::Decode DecodeOf(const JobWork& job) {
 
 // Without fingerprint. Of work that has a planner.
 Receipt Stamped(const EngineWork& work, LinearNumerics linear) {
-  Receipt receipt;
-  receipt.entries = work.planner->Entries();
-  receipt.notes = work.planner->Notes();
-  StampReceipt(work.pipeline->info(), work.pipeline->planner_setting(), linear, &receipt);
-  return receipt;
+  return StampedReceipt(*work.planner, work.pipeline->info(), work.pipeline->planner_setting(),
+                        linear);
 }
 
 }  // namespace

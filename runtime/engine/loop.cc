@@ -30,12 +30,15 @@ void EngineImpl::Loop() {
     {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
-      const auto next = [this] { return stopping_ || !asked_.empty() || NextLead() != nullptr; };
+      const auto next = [this] {
+        return stopping_ || session_news_ || !asked_.empty() || NextLead() != nullptr;
+      };
       // What waits without being able to begin can still be late.
       table_.idle() ? wake_.wait(lock, next) : void(wake_.wait_for(lock, kLook, next));
-      if (stopping_ && asked_.empty()) return;
+      if (stopping_ && asked_.empty() && table_.sessions() == 0) return;
     }
     EndAsked();
+    ServeSessions();
     if (const std::vector<WorkPtr> turn = NextTurn(); !turn.empty()) RunTurn(turn);
     TellPositions();
   }
@@ -78,7 +81,7 @@ WorkPtr EngineImpl::NextLead() {
   const WorkPtr lead = at(table_.queue.Lead(now, MayBegin()));
   takes_companions_ = true;
   if (lead == nullptr || lead->begun || FitsBesideResidents(*lead)) return lead;
-  if (table_.begun() == 0 && !table_.encodes()) return lead;
+  if (table_.holders() == 0) return lead;
   takes_companions_ = false;
   return at(table_.queue.Lead(now, false));
 }
@@ -179,7 +182,7 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
   if (!work->is_job() || (error.reason() != "MEMORY" && error.reason() != "DISK")) return false;
   const bool disk = error.reason() == "DISK";
   const std::lock_guard lock(mutex_);
-  if (!disk && table_.begun() == 1 && !table_.encodes()) return false;  // it is its own size
+  if (!disk && table_.holders() == 1) return false;  // it is its own size
   table_.TakeBack(work.get());
   Refresh(*work);
   work->planner.reset();
@@ -272,6 +275,7 @@ void EngineImpl::AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime
   CountDown(unit.kind, &work->left);
   const JobPtr job = JobOf(work);
   if (job) UnitDone(job.get(), unit.kind, time.seconds);
+  if (const SessionPtr session = SessionOf(work)) return SessionUnitDone(session, unit, time);
   if (work->run()->Next().kind != UnitKind::kDone) return PutBack(work);
   job ? FinishRun(job) : End(work, std::nullopt);
 }
@@ -291,6 +295,7 @@ bool EngineImpl::GoesOnLater(const JobWork& job) const {
 }
 
 void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
+  if (const SessionPtr session = SessionOf(work)) return StepsEnded(session, error);
   {
     const std::lock_guard lock(mutex_);
     table_.LeaveQueue(work.get());

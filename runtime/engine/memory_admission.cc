@@ -69,4 +69,13 @@ int64_t BytesOf(const DenoiseRequest& request) {
          BytesOf(request.encoder_hidden_states) + BytesOf(request.negative_encoder_hidden_states);
 }
 
+int64_t BytesOf(const SessionGiven& given) {
+  return BytesOf(given.encoder_hidden_states) + BytesOf(given.negative_encoder_hidden_states);
+}
+
+int64_t BytesOf(const SessionVerb& verb) {
+  const auto* write = std::get_if<SessionWrite>(&verb);
+  return write == nullptr ? 0 : BytesOf(write->latents);
+}
+
 }  // namespace denoised

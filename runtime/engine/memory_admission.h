@@ -11,6 +11,7 @@
 #include "runtime/engine/memory_budget.h"
 #include "runtime/job.h"
 #include "runtime/pipelines/estimate.h"
+#include "runtime/session.h"
 
 namespace denoised {
 
@@ -49,6 +50,8 @@ class MemoryAdmission {
 // Bytes of the tensors and texts that a request holds while it waits.
 int64_t BytesOf(const GenerationRequest& request);
 int64_t BytesOf(const DenoiseRequest& request);
+int64_t BytesOf(const SessionGiven& given);
+int64_t BytesOf(const SessionVerb& verb);
 
 }  // namespace denoised
 

@@ -35,9 +35,9 @@ std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_
   return left;
 }
 
-PlannerSubject SubjectOf(const JobWork& job) {
-  return {job.request.attention, job.request.tenant, job.id, job.parameters.num_inference_steps,
-          job.request.pin_backends};
+PlannerSubject SubjectOf(const TrajectoryWork& work) {
+  return {work.request.attention, work.request.tenant, work.id, work.parameters.num_inference_steps,
+          work.request.pin_backends};
 }
 
 PlannerSubject SubjectOf(const CallWork& call) {

@@ -35,7 +35,14 @@ class Fields {
     for (int64_t size : tensor.shape) shape += std::to_string(size) + ' ';
     Add(name, std::string(DTypeName(tensor.dtype)) + ' ' + shape + Sha256Hex(tensor.data));
   }
+  void Add(const Fields& others) { text_ += others.text_; }
   std::string Digest() const { return Sha256Hex(text_); }
+  const std::string& text() const { return text_; }
+  static Fields Of(std::string text) {
+    Fields fields;
+    fields.text_ = std::move(text);
+    return fields;
+  }
 
  private:
   std::string text_;
@@ -101,6 +108,41 @@ std::string KernelsOf(const ModelInfo& model, const PlannerSetting& setting) {
          (unmeasured ? " unmeasured" : "");
 }
 
+// Where the latents come from, sizes and schedule.
+Fields TrajectoryFields(const GenerationRequest& request, const ResolvedParameters& parameters) {
+  Fields fields;
+  fields.Add("kind", "generation");
+  // The noise, from whichever of the two it comes.
+  if (request.latents) {
+    fields.Add("latents", *request.latents);
+  } else {
+    fields.Add("seed", parameters.seed);
+  }
+  fields.Add("height", parameters.height);
+  fields.Add("width", parameters.width);
+  fields.Add("num_frames", parameters.num_frames);
+  fields.Add("num_inference_steps", parameters.num_inference_steps);
+  fields.Add("flow_shift", parameters.flow_shift);
+  fields.Add("max_sequence_length", parameters.max_sequence_length);
+  fields.Add("scheduler", parameters.scheduler);
+  return fields;
+}
+
+void AddPrompts(const GenerationRequest& request, const ResolvedParameters& parameters,
+                Fields* fields) {
+  fields->Add("prompt", request.prompt);
+  // Without guidance nothing is steered away from.
+  if (parameters.guidance_scale <= 1) return;
+  fields->Add("guidance_scale", parameters.guidance_scale);
+  fields->Add("negative_prompt", parameters.negative_prompt);
+}
+
+std::string LevelsText(const std::vector<double>& sigmas) {
+  Fields levels;
+  for (double sigma : sigmas) levels.Add("sigma", sigma);
+  return levels.text();
+}
+
 }  // namespace
 
 void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearNumerics linear,
@@ -118,26 +160,66 @@ void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearN
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,
                         const ResolvedParameters& parameters) {
   Fields fields = FieldsOf(receipt);
-  fields.Add("kind", "generation");
-  // The noise, from whichever of the two it comes.
-  if (request.latents) {
-    fields.Add("latents", *request.latents);
-  } else {
-    fields.Add("seed", parameters.seed);
+  fields.Add(TrajectoryFields(request, parameters));
+  AddPrompts(request, parameters, &fields);
+  return fields.Digest();
+}
+
+Receipt StampedReceipt(const AttentionPlanner& planner, const ModelInfo& model,
+                       const PlannerSetting& setting, LinearNumerics linear) {
+  Receipt receipt;
+  receipt.entries = planner.Entries();
+  receipt.notes = planner.Notes();
+  StampReceipt(model, setting, linear, &receipt);
+  return receipt;
+}
+
+std::string SessionFields(const GenerationRequest& request, const SessionGiven& given,
+                          const ResolvedParameters& parameters) {
+  Fields fields = TrajectoryFields(request, parameters);
+  if (!given.sigmas.empty()) fields.Add("sigmas", LevelsText(given.sigmas));
+  if (!given.encoder_hidden_states) {
+    AddPrompts(request, parameters, &fields);
+    return fields.text();
   }
-  fields.Add("height", parameters.height);
-  fields.Add("width", parameters.width);
-  fields.Add("num_frames", parameters.num_frames);
-  fields.Add("num_inference_steps", parameters.num_inference_steps);
-  fields.Add("flow_shift", parameters.flow_shift);
-  fields.Add("max_sequence_length", parameters.max_sequence_length);
-  fields.Add("scheduler", parameters.scheduler);
-  fields.Add("prompt", request.prompt);
-  // Without guidance nothing is steered away from.
-  if (parameters.guidance_scale > 1) {
-    fields.Add("guidance_scale", parameters.guidance_scale);
-    fields.Add("negative_prompt", parameters.negative_prompt);
+  fields.Add("encoder_hidden_states", *given.encoder_hidden_states);
+  if (given.negative_encoder_hidden_states) {
+    fields.Add("negative_encoder_hidden_states", *given.negative_encoder_hidden_states);
   }
+  fields.Add("guidance_scale", parameters.guidance_scale);
+  return fields.text();
+}
+
+std::string SessionFingerprint(const Receipt& receipt, const std::string& fields,
+                               const std::string& history) {
+  Fields all = FieldsOf(receipt);
+  all.Add(Fields::Of(fields));
+  if (!history.empty()) all.Add("history", history);
+  return all.Digest();
+}
+
+std::string AddStep(const std::string& history, const std::vector<ReceiptEntry>& ran) {
+  Fields fields;
+  fields.Add("before", history);
+  AddRows(ran, &fields);
+  return fields.Digest();
+}
+
+std::string AddChange(const std::string& history, const SessionWrite& write, int64_t step) {
+  Fields fields;
+  fields.Add("before", history);
+  if (write.latents) fields.Add("latents", *write.latents);
+  fields.Add("step", step);
+  fields.Add("keep_history", int64_t{write.keep_history});
+  return fields.Digest();
+}
+
+std::string AddChange(const std::string& history, double guidance_scale,
+                      const std::string& negative_prompt) {
+  Fields fields;
+  fields.Add("before", history);
+  fields.Add("guidance_scale", guidance_scale);
+  fields.Add("negative_prompt", negative_prompt);
   return fields.Digest();
 }
 

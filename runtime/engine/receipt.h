@@ -10,10 +10,12 @@
 #define DENOISED_RUNTIME_ENGINE_RECEIPT_H_
 
 #include <string>
+#include <vector>
 
 #include "runtime/attention/attention_planner.h"
 #include "runtime/job.h"
 #include "runtime/model_info.h"
+#include "runtime/session.h"
 
 namespace denoised {
 
@@ -21,10 +23,28 @@ namespace denoised {
 void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearNumerics linear,
                   Receipt* receipt);
 
+// What ran by a planner, stamped.
+Receipt StampedReceipt(const AttentionPlanner& planner, const ModelInfo& model,
+                       const PlannerSetting& setting, LinearNumerics linear);
+
 // Over a stamped receipt and what was asked of the model.
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,
                         const ResolvedParameters& parameters);
 std::string Fingerprint(const Receipt& receipt, const DenoiseRequest& request);
+
+// A session's, which asks once and is looked at often: what stands for the request, and the
+// fingerprint over it. Of a session that nothing was done to but steps it is that of the job with
+// the same request; else `history` is over all that was.
+std::string SessionFields(const GenerationRequest& request, const SessionGiven& given,
+                          const ResolvedParameters& parameters);
+std::string SessionFingerprint(const Receipt& receipt, const std::string& fields,
+                               const std::string& history);
+
+// Such a history, one thing longer: a step of what ran in it, or a change.
+std::string AddStep(const std::string& history, const std::vector<ReceiptEntry>& ran);
+std::string AddChange(const std::string& history, const SessionWrite& write, int64_t step);
+std::string AddChange(const std::string& history, double guidance_scale,
+                      const std::string& negative_prompt);
 
 }  // namespace denoised
 

@@ -30,6 +30,11 @@ inline Error UnknownJob(const std::string& id) {
                "JOB_NOT_FOUND");
 }
 
+inline Error UnknownSession(const std::string& id) {
+  return Error(StatusCode::kNotFound, "session_id: this stream has no session \"" + id + "\"",
+               "session_id", "SESSION_NOT_FOUND");
+}
+
 inline Error WrongState(const std::string& what, const std::string& reason) {
   return Error(StatusCode::kFailedPrecondition, what, "", reason);
 }

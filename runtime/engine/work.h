@@ -1,4 +1,4 @@
-// What the engine works on, from its acceptance to its end: jobs and Denoise calls.
+// What the engine works on, from its acceptance to its end: jobs, Denoise calls and sessions.
 #ifndef DENOISED_RUNTIME_ENGINE_WORK_H_
 #define DENOISED_RUNTIME_ENGINE_WORK_H_
 
@@ -27,6 +27,7 @@ struct EngineWork {
   virtual Run* run() = 0;  // null before its first unit; engine thread
   virtual int64_t request_bytes() const = 0;
   virtual bool is_job() const = 0;
+  virtual bool is_session() const { return false; }
 
   WorkId number = 0;
   Pipeline* pipeline = nullptr;
@@ -60,14 +61,22 @@ void CountDown(UnitKind kind, std::vector<PlannedUnits>* left);
 // Of a job that has so many of its steps behind it.
 std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_done);
 
-struct JobWork : EngineWork {
+// Work along a trajectory of its own: a job or a session.
+struct TrajectoryWork : EngineWork {
   Run* run() override { return generation.get(); }
-  int64_t request_bytes() const override { return BytesOf(request); }
-  bool is_job() const override { return true; }
 
   std::string id;
   GenerationRequest request;
   ResolvedParameters parameters;
+  bool has_prompts = true;  // to encode
+
+  std::unique_ptr<GenerationRun> generation;  // engine thread
+};
+
+struct JobWork : TrajectoryWork {
+  int64_t request_bytes() const override { return BytesOf(request); }
+  bool is_job() const override { return true; }
+
   std::atomic<bool> suspend{false};  // to be put aside at its next boundary
   bool closing = false;              // ends, or has its results: too late to cancel
   bool told_start = false;           // engine thread
@@ -76,7 +85,6 @@ struct JobWork : EngineWork {
   int64_t attempt = 0;
 
   // Engine thread.
-  std::unique_ptr<GenerationRun> generation;
   JobStage stage = JobStage::kNone;
   double stage_seconds = 0;  // in units of the present stage
   std::optional<std::chrono::steady_clock::time_point> last_step_at;
@@ -98,8 +106,14 @@ struct CallWork : EngineWork {
 };
 
 // Whose attention it is.
-PlannerSubject SubjectOf(const JobWork& job);
+PlannerSubject SubjectOf(const TrajectoryWork& work);
 PlannerSubject SubjectOf(const CallWork& call);
+
+// Refuses at once what could only fail later: parameters that do not fit, hidden by a force or not,
+// and a strict request that the layers cannot have. Explain asks the same question. What serves
+// self-attention.
+AttnBackend CheckedAttention(const Pipeline& pipeline, const ResolvedParameters& parameters,
+                             const PlannerSubject& subject);
 
 using JobPtr = std::shared_ptr<JobWork>;
 using CallPtr = std::shared_ptr<CallWork>;

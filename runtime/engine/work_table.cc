@@ -74,6 +74,36 @@ std::vector<JobPtr> WorkTable::Aside() const {
   return aside;
 }
 
+void WorkTable::OpenSession(const SessionPtr& session) {
+  sessions_[session->id] = session;
+  session->begun = true;
+  request_bytes_ += session->request_bytes();
+  Hold(session->estimate);
+}
+
+void WorkTable::CloseSession(SessionWork* session) {
+  if (sessions_.erase(session->id) == 0) return;
+  request_bytes_ -= session->request_bytes();
+  Release(session->estimate);
+}
+
+void WorkTable::EnterSteps(const SessionPtr& session, Work queued) {
+  session->number = queued.id = ++last_number_;
+  queued_[session->number] = session;
+  queue.Add(queued);
+}
+
+SessionPtr WorkTable::Session(const std::string& id) const {
+  const auto found = sessions_.find(id);
+  return found == sessions_.end() ? nullptr : found->second;
+}
+
+std::vector<SessionPtr> WorkTable::Sessions() const {
+  std::vector<SessionPtr> sessions;
+  for (const auto& [id, session] : sessions_) sessions.push_back(session);
+  return sessions;
+}
+
 void WorkTable::ChangeEstimate(EngineWork* work, const WorkEstimate& estimate) {
   Release(work->estimate);
   work->estimate = estimate;
@@ -83,6 +113,7 @@ void WorkTable::ChangeEstimate(EngineWork* work, const WorkEstimate& estimate) {
 void WorkTable::LeaveQueue(EngineWork* work) {
   if (queued_.erase(work->number) == 0) return;
   queue.Remove(work->number);
+  if (work->is_session()) return;
   request_bytes_ -= work->request_bytes();
   if (!work->begun) {
     --*WaitingLike(*work);

@@ -2,12 +2,14 @@
 #ifndef DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_
 #define DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_
 
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "runtime/engine/session_work.h"
 #include "runtime/engine/work.h"
 #include "runtime/engine/work_queue.h"
 
@@ -40,12 +42,26 @@ class WorkTable {
   void Forget(const JobPtr& job);     // it has ended
   void KnowById(const JobPtr& job) { jobs_[job->id] = job; }
 
+  // A session holds its memory from here to there, whether it is in the queue or not.
+  void OpenSession(const SessionPtr& session);
+  void CloseSession(SessionWork* session);  // nothing where it is closed; has left the queue
+  // It has steps to do, until LeaveQueue.
+  void EnterSteps(const SessionPtr& session, Work queued);
+  SessionPtr Session(const std::string& id) const;  // null where it is closed
+  std::vector<SessionPtr> Sessions() const;
+  int64_t sessions() const { return static_cast<int64_t>(sessions_.size()); }
+  // What requests of sessions hold while they wait.
+  void HoldRequest(int64_t bytes) { request_bytes_ += bytes; }
+  void ReleaseRequest(int64_t bytes) { request_bytes_ -= bytes; }
+
   int64_t waiting_jobs() const { return waiting_jobs_; }
   int64_t waiting_calls() const { return waiting_calls_; }
   int64_t jobs_aside() const {
     return static_cast<int64_t>(jobs_.size()) - waiting_jobs_ - running_jobs_;
   }
-  int64_t begun() const { return begun_; }  // and still in the queue
+  // That will give memory back: jobs and calls that have begun and are still in the queue, files
+  // that are written, sessions.
+  int64_t holders() const { return begun_ + sessions() + (encodes() ? 1 : 0); }
   // Jobs that have begun and not ended, those that are encoded among them.
   int64_t running_jobs() const { return running_jobs_; }
   int64_t request_bytes() const { return request_bytes_; }  // of all in the queue
@@ -55,7 +71,7 @@ class WorkTable {
   // What one of those takes above that in its largest unit, at most.
   int64_t largest_excess() const { return excesses_.empty() ? 0 : *excesses_.rbegin(); }
   bool encodes() const { return running_jobs_ > begun_jobs_; }
-  bool idle() const { return queued_.empty() && running_jobs_ == 0; }
+  bool idle() const { return queued_.empty() && running_jobs_ == 0 && sessions_.empty(); }
 
   WorkQueue queue;
 
@@ -66,6 +82,7 @@ class WorkTable {
 
   std::unordered_map<WorkId, WorkPtr> queued_;
   std::unordered_map<std::string, JobPtr> jobs_;
+  std::map<std::string, SessionPtr> sessions_;
   std::multiset<int64_t> excesses_;
   WorkId last_number_ = 0;
   int64_t waiting_jobs_ = 0, waiting_calls_ = 0;

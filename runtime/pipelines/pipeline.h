@@ -22,6 +22,7 @@
 #include "runtime/pipelines/estimate.h"
 #include "runtime/pipelines/unit.h"
 #include "runtime/request_check.h"
+#include "runtime/session.h"
 
 namespace denoised {
 
@@ -49,6 +50,20 @@ class GenerationRun : public Run {
   // latents, the solver's history, a digest of the embeddings (they are encoded again, and must be
   // the same). The bytes of a safetensors file. A decode that has begun begins anew.
   virtual std::string Save() const = 0;
+
+  // For sessions, between two units.
+
+  // Noise levels of the steps, and after the last one.
+  virtual std::vector<double> Sigmas() const = 0;
+  // From the next step on. Above 1 it wants what leads away from: the negative prompt is encoded
+  // first, a unit of its own.
+  virtual void SetGuidance(double scale) = 0;
+  // Other latents (checked), or the same, before step `step` or the next one. What the solver
+  // remembers of earlier steps is forgotten, as at a trajectory's beginning, or, of the next step
+  // only, kept.
+  virtual void Write(const SessionWrite& write) = 0;
+  // A second run from here under another id, with the same bits to come. `planner` outlives it.
+  virtual std::unique_ptr<GenerationRun> Fork(std::string id, AttentionPlanner* planner) const = 0;
 };
 
 // One step for latents of the client's.
@@ -71,6 +86,7 @@ struct RunRequest {
   Decode decode = Decode::kFrames;
   std::string saved;                  // GenerationRun::Save's; "" = from the start
   bool release_text_encoder = false;  // after the prompts; as the estimate says
+  SessionGiven given = {};
 };
 
 // A loaded model.
@@ -89,6 +105,12 @@ class Pipeline {
   virtual void CheckRun(const GenerationRequest& request,
                         const ResolvedParameters& parameters) const = 0;
   virtual void CheckDenoise(const DenoiseRequest& request) const = 0;
+  virtual void CheckSession(const SessionRequest& request,
+                            const ResolvedParameters& parameters) const = 0;
+  // Of latents that are to be written into a run of these parameters.
+  virtual void CheckLatents(const HostTensor& latents,
+                            const ResolvedParameters& parameters) const = 0;
+  virtual std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const = 0;
 
   // What a checked request will take, `cost` of each of its attentions asked for, with the fewest
   // decode_bands that `available` bytes hold, and with the text encoder kept if they do; any

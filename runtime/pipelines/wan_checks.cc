@@ -90,10 +90,26 @@ void WanPipeline::CheckRun(const GenerationRequest& request,
     throw Error(error.code(), std::string("negative_prompt: ") + error.what(), "negative_prompt",
                 error.reason());
   }
-  if (!request.latents) return;
-  RequireFloat(*request.latents, "latents");
-  RequireShape(*request.latents, LatentShape(parameters), "latents");
-  CheckFinite(ToTensor(*request.latents, "latents"), "latents");
+  if (request.latents) CheckLatents(*request.latents, parameters);
+}
+
+void WanPipeline::CheckLatents(const HostTensor& latents,
+                               const ResolvedParameters& parameters) const {
+  RequireFloat(latents, "latents");
+  RequireShape(latents, LatentShape(parameters), "latents");
+  CheckFinite(ToTensor(latents, "latents"), "latents");
+}
+
+void WanPipeline::CheckSession(const SessionRequest& request,
+                               const ResolvedParameters& parameters) const {
+  CheckRun(request.generation, parameters);
+  const SessionGiven& given = request.given;
+  const auto check = [&](const std::optional<HostTensor>& embeds, const std::string& field) {
+    if (embeds) CheckEmbeds(*embeds, 1, transformer_->config().text_dim, field);
+  };
+  check(given.encoder_hidden_states, "encoder_hidden_states");
+  check(given.negative_encoder_hidden_states, "negative_encoder_hidden_states");
+  if (!given.sigmas.empty()) scheduler_->Clone()->SetSigmas(given.sigmas);
 }
 
 void WanPipeline::CheckDenoise(const DenoiseRequest& request) const {

@@ -41,6 +41,10 @@ class WanPipeline : public Pipeline {
   void CheckRun(const GenerationRequest& request,
                 const ResolvedParameters& parameters) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
+  void CheckSession(const SessionRequest& request,
+                    const ResolvedParameters& parameters) const override;
+  void CheckLatents(const HostTensor& latents, const ResolvedParameters& parameters) const override;
+  std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const override;
   WorkEstimate EstimateRun(const GenerationRequest& request, const ResolvedParameters& parameters,
                            int64_t available, const CostOfAttention& cost) const override;
   WorkEstimate EstimateDenoise(const DenoiseRequest& request,
@@ -72,7 +76,6 @@ class WanPipeline : public Pipeline {
   // What they are to the transformer.
   TextContext ContextOf(const at::Tensor& embeds, const Prompt& prompt) const;
   std::vector<AttentionSpec> SpecsFor(at::IntArrayRef latent_shape, int64_t text_length) const;
-  std::vector<int64_t> LatentShape(const ResolvedParameters& parameters) const;
 
   WanParts parts() const {
     return {*text_encoder_, *transformer_, *vae_, device_.is_cpu(), keep_text_encoder_};

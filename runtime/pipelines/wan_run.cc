@@ -70,17 +70,68 @@ WanRun::WanRun(const WanPipeline& pipeline, RunRequest request)
     : pipeline_(pipeline),
       request_(std::move(request)),
       scheduler_(pipeline.scheduler().Clone()),
+      given_texts_(request_.given.encoder_hidden_states.has_value()),
       step_unit_(StepUnit(pipeline, request_)) {
   const c10::InferenceMode inference;
+  const ResolvedParameters& p = request_.parameters;
+  TakePrompts();
+  if (request_.given.sigmas.empty()) {
+    scheduler_->SetTimesteps(p.num_inference_steps, p.flow_shift);
+  } else {
+    scheduler_->SetSigmas(request_.given.sigmas);
+  }
+  latents_ = InitialLatents().to(pipeline_.device());
+  if (!request_.saved.empty()) Restore(ParseRunState(request_.saved));
+}
+
+WanRun::WanRun(const WanRun& other, std::string id, AttentionPlanner* planner)
+    : pipeline_(other.pipeline_),
+      request_(other.request_),
+      scheduler_(other.scheduler_->Copy()),
+      given_texts_(other.given_texts_),
+      step_unit_(other.step_unit_),
+      prompts_(other.prompts_),
+      contexts_(other.contexts_),
+      embeddings_(other.embeddings_),
+      saved_embeddings_(other.saved_embeddings_),
+      latents_(other.latents_),
+      step_(other.step_) {
+  request_.job_id = std::move(id);
+  request_.planner = planner;
+  request_.latents.reset();
+}
+
+// Tensors are shared: nobody writes into them.
+std::unique_ptr<GenerationRun> WanRun::Fork(std::string id, AttentionPlanner* planner) const {
+  return std::make_unique<WanRun>(*this, std::move(id), planner);
+}
+
+// Those that the passes need and that are not there yet.
+void WanRun::TakePrompts() {
   const ResolvedParameters& p = request_.parameters;
   const auto take = [&](const std::string& field, const std::string& prompt) {
     prompts_.push_back(pipeline_.Tokenize(field, prompt, p.max_sequence_length));
   };
-  take("prompt", request_.prompt);
-  if (p.guidance_scale > 1) take("negative_prompt", p.negative_prompt);
-  scheduler_->SetTimesteps(p.num_inference_steps, p.flow_shift);
-  latents_ = InitialLatents().to(pipeline_.device());
-  if (!request_.saved.empty()) Restore(ParseRunState(request_.saved));
+  if (given_texts_) return;
+  if (prompts_.empty()) take("prompt", request_.prompt);
+  if (prompts_.size() < num_passes()) take("negative_prompt", p.negative_prompt);
+}
+
+void WanRun::SetGuidance(double scale) {
+  request_.parameters.guidance_scale = scale;
+  TakePrompts();
+  step_unit_ = StepUnit(pipeline_, request_);
+}
+
+void WanRun::Write(const SessionWrite& write) {
+  const c10::InferenceMode inference;
+  const at::Tensor latents =
+      write.latents ? ToTensor(*write.latents, "latents").to(at::kFloat).to(pipeline_.device())
+                    : latents_;
+  const int64_t step = write.step.value_or(step_);
+  if (!write.keep_history) scheduler_->BeginAt(step);
+  latents_ = latents;
+  step_ = step;
 }
 
 // The numbers of torch.randn with a CPU generator of the same seed, on every device.
@@ -93,7 +144,7 @@ at::Tensor WanRun::InitialLatents() const {
 }
 
 Unit WanRun::Next() const {
-  if (contexts_.size() < prompts_.size()) {
+  if (!given_texts_ && contexts_.size() < num_passes()) {
     return WanEncodeUnit(pipeline_.parts(), prompts_[contexts_.size()].tokens.length, linear());
   }
   if (step_ < request_.parameters.num_inference_steps) return step_unit_;
@@ -128,7 +179,7 @@ void WanRun::EncodeNext() {
   const std::string digest =
       Sha256Hex(embeddings_ + Sha256Hex({static_cast<const char*>(embeds.const_data_ptr()),
                                          static_cast<size_t>(embeds.nbytes())}));
-  const bool last = contexts_.size() + 1 == prompts_.size();
+  const bool last = contexts_.size() + 1 == num_passes();
   if (last && !saved_embeddings_.empty() && digest != saved_embeddings_) {
     throw Error(StatusCode::kFailedPrecondition,
                 "the prompts' embeddings are not those that the saved steps were made with",
@@ -139,17 +190,33 @@ void WanRun::EncodeNext() {
   if (last && request_.release_text_encoder) pipeline_.ReleaseTextEncoder();
 }
 
+// All there are, for a guidance that may come later.
+void WanRun::EncodeGiven() {
+  const ScopedLinearNumerics numerics(linear());
+  std::vector<TextContext> contexts;
+  const auto encode = [&](const std::optional<HostTensor>& embeds, const std::string& field) {
+    if (!embeds) return;
+    const at::Tensor tensor = ToTensor(*embeds, field).to(pipeline_.device());
+    contexts.push_back(pipeline_.transformer().EncodeText(tensor));
+  };
+  encode(request_.given.encoder_hidden_states, "encoder_hidden_states");
+  encode(request_.given.negative_encoder_hidden_states, "negative_encoder_hidden_states");
+  contexts_ = std::move(contexts);
+  request_.given = {};
+}
+
 const AttentionPlan& WanRun::Prepare(std::vector<StepPass>* passes) {
   const ResolvedParameters& p = request_.parameters;
   const auto i = static_cast<size_t>(step_);
   const AttentionPlan& plan =
       planner()->Prepare(pipeline_.SpecsFor(latents_.sizes(), p.max_sequence_length), step_,
                          p.num_inference_steps, scheduler_->sigmas()[i]);
+  if (given_texts_ && contexts_.empty()) EncodeGiven();
   const at::Tensor timestep = scheduler_->TimestepTensor(step_, 1, pipeline_.device());
-  for (size_t pass = 0; pass < contexts_.size(); ++pass) {
-    const Branch branch = contexts_.size() == 1 ? Branch::kNone
-                          : pass == 0           ? Branch::kConditional
-                                                : Branch::kUnconditional;
+  for (size_t pass = 0; pass < num_passes(); ++pass) {
+    const Branch branch = num_passes() == 1 ? Branch::kNone
+                          : pass == 0       ? Branch::kConditional
+                                            : Branch::kUnconditional;
     passes->push_back(
         {latents_,
          timestep,
@@ -165,15 +232,15 @@ void WanRun::Take(const std::vector<at::Tensor>& predictions, double) {
       predictions.size() == 1
           ? predictions[0]
           : predictions[1] + p.guidance_scale * (predictions[0] - predictions[1]);
-  const SolverState before = scheduler_->Save();
-  at::Tensor latents = scheduler_->Step(prediction, step_, latents_);
+  std::unique_ptr<Scheduler> next = scheduler_->Copy();
+  at::Tensor latents = next->Step(prediction, step_, latents_);
   if (!at::isfinite(latents).all().item<bool>()) {
-    scheduler_->Restore(before, latents_);
     throw Error(StatusCode::kInternal,
                 "the latents are no longer finite after step " + std::to_string(step_ + 1) +
                     " of " + std::to_string(p.num_inference_steps),
                 "", "NON_FINITE");
   }
+  scheduler_ = std::move(next);
   latents_ = std::move(latents);
   ++step_;
 }
@@ -207,7 +274,7 @@ HostTensor WanRun::Latents() const { return FromTensor(latents_); }
 
 std::string WanRun::Save() const {
   const SolverState solver = scheduler_->Save();
-  const bool encoded = contexts_.size() == prompts_.size();
+  const bool encoded = contexts_.size() == num_passes();
   return SerializeRunState({RequestDigest(request_), encoded ? embeddings_ : saved_embeddings_,
                             step_, FromTensor(latents_), solver.solver, ToHost(solver.tensors)});
 }

@@ -22,6 +22,7 @@ class WanRun : public GenerationRun, public WanStepRun {
  public:
   // Throws INVALID_ARGUMENT where RunRequest::saved is not this request's.
   WanRun(const WanPipeline& pipeline, RunRequest request);
+  WanRun(const WanRun& other, std::string id, AttentionPlanner* planner);  // as Fork
 
   Unit Next() const override;
   void Advance() override;
@@ -29,6 +30,10 @@ class WanRun : public GenerationRun, public WanStepRun {
   HostTensor Latents() const override;
   DecodedVideo TakeVideo() override { return std::move(video_); }
   std::string Save() const override;
+  std::vector<double> Sigmas() const override { return scheduler_->sigmas(); }
+  void SetGuidance(double scale) override;
+  void Write(const SessionWrite& write) override;
+  std::unique_ptr<GenerationRun> Fork(std::string id, AttentionPlanner* planner) const override;
 
   LinearNumerics linear() const override { return request_.parameters.linear; }
   AttentionPlanner* planner() const override { return request_.planner; }
@@ -37,16 +42,21 @@ class WanRun : public GenerationRun, public WanStepRun {
   void Take(const std::vector<at::Tensor>& predictions, double seconds) override;
 
  private:
+  // Of a step's forward, with guidance two.
+  size_t num_passes() const { return request_.parameters.guidance_scale > 1 ? 2 : 1; }
+  void TakePrompts();
   at::Tensor InitialLatents() const;
   void Restore(const RunState& state);
   void EncodeNext();
+  void EncodeGiven();
   void DecodeChunk();
   void BeginDecode();
 
   const WanPipeline& pipeline_;
-  const RunRequest request_;
-  const std::unique_ptr<Scheduler> scheduler_;
-  const Unit step_unit_;
+  RunRequest request_;
+  std::unique_ptr<Scheduler> scheduler_;
+  const bool given_texts_;  // as embeddings
+  Unit step_unit_;
   std::vector<WanPipeline::Prompt> prompts_;  // the negative one second, with guidance
   std::vector<TextContext> contexts_;         // of the first so many
   std::string embeddings_;                    // digest over theirs

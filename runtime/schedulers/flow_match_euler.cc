@@ -41,12 +41,17 @@ std::unique_ptr<Scheduler> FlowMatchEulerScheduler::Clone() const {
   return std::make_unique<FlowMatchEulerScheduler>(config_);
 }
 
+std::unique_ptr<Scheduler> FlowMatchEulerScheduler::Copy() const {
+  return std::make_unique<FlowMatchEulerScheduler>(*this);
+}
+
 at::Tensor FlowMatchEulerScheduler::TimestepTensor(int64_t i, int64_t batch,
                                                    at::Device device) const {
   return timestep_tensor_[i].expand({batch}).contiguous().to(device);
 }
 
-void FlowMatchEulerScheduler::MakeSchedule(int64_t steps, std::optional<double> shift) {
+std::vector<double> FlowMatchEulerScheduler::MakeSigmas(int64_t steps,
+                                                        std::optional<double> shift) const {
   const double s = shift.value_or(config_.shift);
   const double train = static_cast<double>(config_.num_train_timesteps);
   std::vector<double> sigmas =
@@ -55,10 +60,17 @@ void FlowMatchEulerScheduler::MakeSchedule(int64_t steps, std::optional<double> 
     sigma /= train;
     sigma = s * sigma / (1 + (s - 1) * sigma);
   }
+  return sigmas;
+}
+
+void FlowMatchEulerScheduler::LayOut(std::vector<double> sigmas) {
+  const double train = static_cast<double>(config_.num_train_timesteps);
   const at::Tensor levels = at::tensor(at::ArrayRef<double>(sigmas), at::kDouble).to(at::kFloat);
   timestep_tensor_ = levels * train;
   std::vector<double> timesteps;
-  for (int64_t i = 0; i < steps; ++i) timesteps.push_back(timestep_tensor_[i].item<float>());
+  for (int64_t i = 0; i < timestep_tensor_.size(0); ++i) {
+    timesteps.push_back(timestep_tensor_[i].item<float>());
+  }
   KeepSchedule(std::move(timesteps), at::cat({levels, at::zeros({1}, at::kFloat)}));
 }
 

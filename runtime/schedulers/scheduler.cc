@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
 
 #include "backends/error.h"
@@ -66,8 +67,39 @@ void Scheduler::SetTimesteps(int64_t steps, std::optional<double> shift) {
   if (shift && !(std::isfinite(*shift) && *shift > 0)) {
     throw InvalidField("flow_shift", "wanted a positive number, came " + std::to_string(*shift));
   }
-  next_step_ = 0;
-  MakeSchedule(steps, shift);
+  LayOut(MakeSigmas(steps, shift));
+  BeginAt(0);
+}
+
+void Scheduler::SetSigmas(const std::vector<double>& sigmas) {
+  const auto count = static_cast<int64_t>(sigmas.size());
+  if (count < 1 || count > kMaxSteps) {
+    throw InvalidField("sigmas", "wanted 1 to " + std::to_string(kMaxSteps) + " of them, came " +
+                                     std::to_string(count));
+  }
+  const auto out = [](double sigma) { return !(sigma > 0 && sigma <= 1); };
+  if (const auto found = std::find_if(sigmas.begin(), sigmas.end(), out); found != sigmas.end()) {
+    throw InvalidField("sigmas", "each is above 0 and at most 1, came " + std::to_string(*found));
+  }
+  LayOut(sigmas);
+  if (!std::is_sorted(sigmas_.begin(), sigmas_.end(), std::greater_equal<>())) {
+    throw InvalidField("sigmas", "each must be below the one before it, in float32");
+  }
+  BeginAt(0);
+}
+
+void Scheduler::BeginAt(int64_t step) {
+  if (step < 0 || step > steps()) {
+    throw InvalidField("step", "must be between 0 and " + std::to_string(steps()) + ", got " +
+                                   std::to_string(step));
+  }
+  first_step_ = next_step_ = step;
+  SetHistory(step, {});
+}
+
+std::string Scheduler::SolverAndBegin() const {
+  if (first_step_ == 0) return Solver();
+  return Solver() + ", begun at step " + std::to_string(first_step_);
 }
 
 at::Tensor Scheduler::Step(const at::Tensor& model_output, int64_t i, const at::Tensor& sample) {
@@ -88,7 +120,7 @@ at::Tensor Scheduler::Step(const at::Tensor& model_output, int64_t i, const at::
 
 SolverState Scheduler::Save() const {
   const c10::InferenceMode guard;
-  SolverState state{Solver(), next_step_, GetHistory()};
+  SolverState state{SolverAndBegin(), next_step_, GetHistory()};
   state.tensors[kSchedule] = sigma_tensor_;
   for (auto& [name, tensor] : state.tensors) tensor = tensor.to(at::kCPU);
   return state;
@@ -108,7 +140,7 @@ void Scheduler::Restore(const SolverState& state, const at::Tensor& latents) {
 }
 
 void Scheduler::CheckFits(const SolverState& state, const at::Tensor& latents) const {
-  if (state.solver != Solver()) throw DoesNotFit(Solver(), state.solver);
+  if (state.solver != SolverAndBegin()) throw DoesNotFit(SolverAndBegin(), state.solver);
   if (state.next_step < 0 || state.next_step > steps()) {
     throw DoesNotFit("a step from 0 to " + std::to_string(steps()),
                      std::to_string(state.next_step));

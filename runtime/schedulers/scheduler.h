@@ -40,10 +40,21 @@ class Scheduler {
 
   // A scheduler of the same configuration without a schedule or history.
   virtual std::unique_ptr<Scheduler> Clone() const = 0;
+  // One that goes on from here: schedule and history too. They share tensors, which nobody writes
+  // to again.
+  virtual std::unique_ptr<Scheduler> Copy() const = 0;
 
   // Lays out `steps` steps and forgets any history. `shift` replaces the configured time shift.
   // INVALID_ARGUMENT unless 1 <= steps <= 10000 and shift > 0.
   void SetTimesteps(int64_t steps, std::optional<double> shift = std::nullopt);
+  // The same with the noise levels of the steps as they are, no shift: diffusers'
+  // set_timesteps(sigmas=) with a shift of 1. The last step ends at 0. INVALID_ARGUMENT naming
+  // "sigmas" unless they descend, each in float32, from at most 1 to above 0.
+  void SetSigmas(const std::vector<double>& sigmas);
+  // Forgets the history and goes to step `step` of the schedule, as if the trajectory began there
+  // (diffusers' set_begin_index): what has more than one step in it starts at its lowest order.
+  // INVALID_ARGUMENT naming "step" unless 0 <= step <= steps().
+  void BeginAt(int64_t step);
 
   // The configured time shift.
   virtual double shift() const = 0;
@@ -80,21 +91,27 @@ class Scheduler {
   virtual History GetHistory() const = 0;
   virtual void SetHistory(int64_t next_step, const History& history) = 0;
 
-  virtual void MakeSchedule(int64_t steps, std::optional<double> shift) = 0;
+  // Noise levels of the steps, 1 to above 0, shifted.
+  virtual std::vector<double> MakeSigmas(int64_t steps, std::optional<double> shift) const = 0;
+  // Keeps the schedule of these.
+  virtual void LayOut(std::vector<double> sigmas) = 0;
   virtual at::Tensor Advance(const at::Tensor& model_output, int64_t i,
                              const at::Tensor& sample) = 0;
 
   // float32, from which sigmas() is read: solvers take 0-dim slices, as the reference does.
   void KeepSchedule(std::vector<double> timesteps, const at::Tensor& sigmas);
   const at::Tensor& sigma_tensor() const { return sigma_tensor_; }
+  // What the history begins with.
+  int64_t first_step() const { return first_step_; }
 
  private:
   void CheckFits(const SolverState& state, const at::Tensor& latents) const;
+  std::string SolverAndBegin() const;
 
   std::vector<double> timesteps_;
   std::vector<double> sigmas_;
   at::Tensor sigma_tensor_;
-  int64_t next_step_ = 0;
+  int64_t next_step_ = 0, first_step_ = 0;
 };
 
 // numpy.linspace in float64, with its order of operations.

@@ -60,18 +60,26 @@ std::unique_ptr<Scheduler> UniPcScheduler::Clone() const {
   return std::make_unique<UniPcScheduler>(config_);
 }
 
+std::unique_ptr<Scheduler> UniPcScheduler::Copy() const {
+  return std::make_unique<UniPcScheduler>(*this);
+}
+
 at::Tensor UniPcScheduler::TimestepTensor(int64_t i, int64_t batch, at::Device device) const {
   return at::full({batch}, static_cast<int64_t>(timesteps().at(i)),
                   at::TensorOptions(at::kLong).device(device));
 }
 
-void UniPcScheduler::MakeSchedule(int64_t steps, std::optional<double> shift) {
-  SetHistory(0, {});
+std::vector<double> UniPcScheduler::MakeSigmas(int64_t steps, std::optional<double> shift) const {
   const double s = shift.value_or(config_.flow_shift);
   const double train = static_cast<double>(config_.num_train_timesteps);
   std::vector<double> sigmas = Linspace(1.0, 1.0 / train, steps + 1);
   sigmas.pop_back();
   for (double& sigma : sigmas) sigma = s * sigma / (1 + (s - 1) * sigma);
+  return sigmas;
+}
+
+void UniPcScheduler::LayOut(std::vector<double> sigmas) {
+  const double train = static_cast<double>(config_.num_train_timesteps);
   // Keeps log(1 - sigma) finite.
   if (std::fabs(sigmas[0] - 1) < 1e-6) sigmas[0] -= 1e-6;
   std::vector<double> timesteps;
@@ -100,15 +108,15 @@ at::Tensor UniPcScheduler::Advance(const at::Tensor& model_output, int64_t i,
 
 bool UniPcScheduler::Corrects(int64_t i) const {
   const auto& disabled = config_.disable_corrector;
-  return i > 0 && std::find(disabled.begin(), disabled.end(), i - 1) == disabled.end();
+  return i > first_step() && std::find(disabled.begin(), disabled.end(), i - 1) == disabled.end();
 }
 
 int64_t UniPcScheduler::OrderAt(int64_t i) const {
-  return std::min({config_.solver_order, steps() - i, i + 1});
+  return std::min({config_.solver_order, steps() - i, i - first_step() + 1});
 }
 
 int64_t UniPcScheduler::CleanAfter(int64_t i) const {
-  return std::min(config_.solver_order, i + 1);
+  return std::min(config_.solver_order, i - first_step() + 1);
 }
 
 std::string UniPcScheduler::Solver() const {
@@ -121,7 +129,7 @@ std::string UniPcScheduler::Solver() const {
 }
 
 std::vector<std::string> UniPcScheduler::HistoryNames(int64_t next_step) const {
-  if (next_step == 0) return {};
+  if (next_step == first_step()) return {};
   std::vector<std::string> names = {kLastSample};
   for (int64_t k = 0; k < CleanAfter(next_step - 1); ++k) names.push_back(CleanName(k));
   return names;
@@ -140,7 +148,7 @@ void UniPcScheduler::SetHistory(int64_t next_step, const History& history) {
   clean_.clear();
   last_sample_ = at::Tensor();
   order_ = 1;
-  if (next_step == 0) return;
+  if (next_step == first_step()) return;
   for (int64_t k = 0; k < CleanAfter(next_step - 1); ++k)
     clean_.push_back(history.at(CleanName(k)));
   last_sample_ = history.at(kLastSample);

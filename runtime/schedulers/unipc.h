@@ -27,11 +27,13 @@ class UniPcScheduler : public Scheduler {
   explicit UniPcScheduler(Config config) : config_(std::move(config)) {}
 
   std::unique_ptr<Scheduler> Clone() const override;
+  std::unique_ptr<Scheduler> Copy() const override;
   double shift() const override { return config_.flow_shift; }
   at::Tensor TimestepTensor(int64_t i, int64_t batch, at::Device device) const override;
 
  protected:
-  void MakeSchedule(int64_t steps, std::optional<double> shift) override;
+  std::vector<double> MakeSigmas(int64_t steps, std::optional<double> shift) const override;
+  void LayOut(std::vector<double> sigmas) override;
   at::Tensor Advance(const at::Tensor& model_output, int64_t i, const at::Tensor& sample) override;
   std::string Solver() const override;
   std::vector<std::string> HistoryNames(int64_t next_step) const override;

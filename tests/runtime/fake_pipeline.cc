@@ -66,9 +66,20 @@ class FakeStepRun {
 
 class FakeRun : public GenerationRun, public FakeStepRun {
  public:
-  FakeRun(FakeModel* model, RunRequest request) : model_(model), request_(std::move(request)) {
+  FakeRun(FakeModel* model, RunRequest request)
+      : model_(model),
+        request_(std::move(request)),
+        begun_(request_.given.encoder_hidden_states.has_value()),
+        value_(request_.latents && request_.latents->data.size() == sizeof(float)
+                   ? FloatOf(*request_.latents)
+                   : static_cast<float>(request_.parameters.seed)) {
     ++model_->live_runs;
     if (!request_.saved.empty()) Restore();
+  }
+  FakeRun(const FakeRun& other, std::string id, AttentionPlanner* planner) : FakeRun(other) {
+    ++model_->live_runs;
+    request_.job_id = std::move(id);
+    request_.planner = planner;
   }
   ~FakeRun() override { --model_->live_runs; }
 
@@ -106,10 +117,29 @@ class FakeRun : public GenerationRun, public FakeStepRun {
   }
 
   HostTensor Latents() const override {
-    const float value = static_cast<float>(request_.parameters.seed);
-    HostTensor latents{DType::kFloat32, {1, 1, 1, 1, 1}, std::string(sizeof value, '\0')};
-    std::memcpy(latents.data.data(), &value, sizeof value);
+    HostTensor latents{DType::kFloat32, {1, 1, 1, 1, 1}, std::string(sizeof value_, '\0')};
+    std::memcpy(latents.data.data(), &value_, sizeof value_);
     return latents;
+  }
+
+  // From 1 to 0 in equal parts.
+  std::vector<double> Sigmas() const override {
+    std::vector<double> sigmas = request_.given.sigmas;
+    const int64_t steps = request_.parameters.num_inference_steps;
+    for (int64_t i = 0; sigmas.size() < static_cast<size_t>(steps); ++i) {
+      sigmas.push_back(1 - static_cast<double>(i) / static_cast<double>(steps));
+    }
+    sigmas.push_back(0);
+    return sigmas;
+  }
+  void SetGuidance(double scale) override { request_.parameters.guidance_scale = scale; }
+  void Write(const SessionWrite& write) override {
+    if (write.latents) value_ = FloatOf(*write.latents);
+    step_ = write.step.value_or(step_);
+    if (!write.keep_history) before_ = 0;
+  }
+  std::unique_ptr<GenerationRun> Fork(std::string id, AttentionPlanner* planner) const override {
+    return std::unique_ptr<GenerationRun>(new FakeRun(*this, std::move(id), planner));
   }
 
   // "step prompt".
@@ -124,9 +154,23 @@ class FakeRun : public GenerationRun, public FakeStepRun {
     ++model_->steps_run;
     if (model_->on_step) model_->on_step(request_, step_);
   }
-  void Take() override { ++step_; }
+  // A solver that remembers one step.
+  void Take() override {
+    const float next = value_ / 2 + before_ / 4 + static_cast<float>(step_) +
+                       static_cast<float>(request_.parameters.guidance_scale);
+    before_ = std::exchange(value_, next);
+    ++step_;
+  }
 
  private:
+  FakeRun(const FakeRun&) = default;
+
+  static float FloatOf(const HostTensor& tensor) {
+    float value = 0;
+    std::memcpy(&value, tensor.data.data(), sizeof value);
+    return value;
+  }
+
   uint8_t Shade() const { return static_cast<uint8_t>(request_.parameters.seed % 251); }
 
   void Restore() {
@@ -134,7 +178,8 @@ class FakeRun : public GenerationRun, public FakeStepRun {
     const bool own =
         space != std::string::npos && request_.saved.substr(space + 1) == request_.prompt;
     if (!own) throw InvalidField("saved", "belongs to another request");
-    step_ = std::atoi(request_.saved.c_str());
+    const int64_t step = std::atoi(request_.saved.c_str());
+    while (step_ < step) Take();
   }
 
   void Finish() {
@@ -145,9 +190,10 @@ class FakeRun : public GenerationRun, public FakeStepRun {
   }
 
   FakeModel* const model_;
-  const RunRequest request_;
+  RunRequest request_;
   bool begun_ = false, finished_ = false;
   int64_t step_ = 0;
+  float value_, before_ = 0;
 };
 
 class FakeDenoiseRun : public DenoiseRun, public FakeStepRun {
@@ -338,6 +384,16 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
 
 void FakePipeline::CheckRun(const GenerationRequest& request, const ResolvedParameters&) const {
   if (request.latents) CheckHostTensor(*request.latents, "latents");
+}
+
+void FakePipeline::CheckSession(const SessionRequest& request,
+                                const ResolvedParameters& parameters) const {
+  CheckRun(request.generation, parameters);
+}
+
+void FakePipeline::CheckLatents(const HostTensor& latents, const ResolvedParameters& p) const {
+  CheckHostTensor(latents, "latents");
+  if (latents.shape != LatentShape(p)) throw InvalidField("latents.shape", "wanted another");
 }
 
 void FakePipeline::CheckDenoise(const DenoiseRequest& request) const {

@@ -120,6 +120,12 @@ class FakePipeline : public Pipeline {
   }
   void CheckRun(const GenerationRequest& request, const ResolvedParameters&) const override;
   void CheckDenoise(const DenoiseRequest& request) const override;
+  void CheckSession(const SessionRequest& request,
+                    const ResolvedParameters& parameters) const override;
+  void CheckLatents(const HostTensor& latents, const ResolvedParameters&) const override;
+  std::vector<int64_t> LatentShape(const ResolvedParameters&) const override {
+    return {1, 1, 1, 1, 1};
+  }
   WorkEstimate EstimateRun(const GenerationRequest& request, const ResolvedParameters& parameters,
                            int64_t, const CostOfAttention&) const override;
   WorkEstimate EstimateDenoise(const DenoiseRequest& request,

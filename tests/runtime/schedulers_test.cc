@@ -130,5 +130,108 @@ TEST(SchedulerTest, OldNamesOfTheSecondSolverMeanIt) {
   EXPECT_TRUE(at::equal(Trajectory(bh2.get(), 6), Trajectory(old.get(), 6)));
 }
 
+// ---- what sessions ask --------------------------------------------------------------------------
+
+TEST(SchedulerTest, NoiseLevelsOfItsOwnScheduleGiveThatSchedule) {
+  for (const Json& config : {UniPc(), UniPc({{"solver_order", 3}}), Euler(1.0)}) {
+    const auto usual = Make(config), given = Make(config);
+    usual->SetTimesteps(6, 1.0);
+    std::vector<double> levels = usual->sigmas();
+    levels.pop_back();
+    given->SetSigmas(levels);
+    EXPECT_EQ(given->sigmas(), usual->sigmas());
+    EXPECT_TRUE(at::equal(Trajectory(given.get(), 6), Trajectory(usual.get(), 6)));
+  }
+}
+
+// Numbers of diffusers 0.42.1: UniPCMultistepScheduler(prediction_type="flow_prediction",
+// use_flow_sigmas=True, flow_shift=1).set_timesteps(sigmas=[1.0, 0.8, 0.35]).
+TEST(UniPcTest, GivenNoiseLevelsAreTakenAsTheyAre) {
+  const auto scheduler = Make(UniPc({{"flow_shift", 7.0}}));
+  scheduler->SetSigmas({1.0, 0.8, 0.35});
+  EXPECT_THAT(scheduler->timesteps(), ElementsAre(999, 800, 350));
+  const std::vector<double> expected = {.99999899, .8, .35, 0};
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_NEAR(scheduler->sigmas()[i], expected[i], 1e-7);
+  }
+}
+
+TEST(SchedulerTest, NoiseLevelsThatAreNoScheduleAreRefused) {
+  const std::vector<std::vector<double>> bad = {{},
+                                                {0.5, 0.5},
+                                                {0.4, 0.5},
+                                                {1.5},
+                                                {0.5, 0.0},
+                                                {std::nan("")},
+                                                {0.5, -0.1},
+                                                {HUGE_VAL},
+                                                {0.5, 0.5 - 1e-9},
+                                                std::vector<double>(10001, 0.5)};
+  for (const Json& config : {UniPc(), Euler(3.0)}) {
+    for (const std::vector<double>& levels : bad) {
+      try {
+        Make(config)->SetSigmas(levels);
+        ADD_FAILURE() << testing::PrintToString(levels).substr(0, 80) << " was taken";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.field(), "sigmas");
+      }
+    }
+  }
+}
+
+TEST(SchedulerTest, ACopyGoesOnWithTheSameBitsAndLeavesTheFirstAlone) {
+  for (const Json& config : {UniPc(), UniPc({{"solver_order", 3}}), Euler(3.0)}) {
+    const auto whole = Make(config), first = Make(config);
+    whole->SetTimesteps(8);
+    first->SetTimesteps(8);
+    const at::Tensor wanted = Trajectory(whole.get(), 8);
+    at::Tensor x = at::ones({1, 2, 1, 2, 2});
+    const auto step = [](Scheduler* scheduler, int64_t i, const at::Tensor& x) {
+      return scheduler->Step(at::full_like(x, 0.1 * (i + 1)), i, x);
+    };
+    for (int64_t i = 0; i < 4; ++i) x = step(first.get(), i, x);
+    const auto copy = first->Copy();
+    at::Tensor of_copy = x;
+    for (int64_t i = 4; i < 8; ++i) of_copy = step(copy.get(), i, of_copy);
+    for (int64_t i = 4; i < 8; ++i) x = step(first.get(), i, x);
+    EXPECT_TRUE(at::equal(of_copy, wanted));
+    EXPECT_TRUE(at::equal(x, wanted));
+  }
+}
+
+// A schedule begun in its middle is, step for step, the schedule of its remaining levels.
+TEST(SchedulerTest, WhatBeginsInTheMiddleRemembersNothingOfBefore) {
+  for (const Json& config : {UniPc(), UniPc({{"solver_order", 3}}), Euler(3.0)}) {
+    const auto begun = Make(config), rest = Make(config);
+    begun->SetTimesteps(8, 1.0);
+    const at::Tensor noise = at::ones({1, 2, 1, 2, 2});
+    at::Tensor x = noise;
+    for (int64_t i = 0; i < 5; ++i) x = begun->Step(at::full_like(x, 0.3), i, x);
+    begun->BeginAt(3);
+    const std::vector<double>& levels = begun->sigmas();
+    rest->SetSigmas({levels.begin() + 3, levels.end() - 1});
+    at::Tensor y = x = noise;
+    for (int64_t i = 3; i < 8; ++i) {
+      const at::Tensor output = at::full_like(x, 0.1 * (i + 1));
+      x = begun->Step(output, i, x);
+      y = rest->Step(output, i - 3, y);
+      ASSERT_TRUE(at::equal(x, y)) << config << " step " << i;
+    }
+    EXPECT_THROW(begun->BeginAt(9), Error);
+    EXPECT_THROW(begun->BeginAt(-1), Error);
+    EXPECT_NO_THROW(begun->BeginAt(8)) << "nothing is left then";
+  }
+}
+
+TEST(SchedulerTest, AStateOfOneThatBeganInTheMiddleIsNotThatOfAWholeOne) {
+  const auto begun = Make(UniPc()), whole = Make(UniPc());
+  begun->SetTimesteps(6);
+  whole->SetTimesteps(6);
+  begun->BeginAt(2);
+  const at::Tensor x = at::ones({1, 1, 1, 2, 2});
+  begun->Step(x, 2, x);
+  EXPECT_THROW(whole->Restore(begun->Save(), x), Error);
+}
+
 }  // namespace
 }  // namespace denoised

@@ -97,6 +97,71 @@ class FakeEngine : public Engine {
     done(denoise_outcome);
   }
 
+  // Each open is a session of its own, each verb waits for AnswerSession.
+  void OpenSession(std::shared_ptr<SessionOwner> owner, SessionRequest request,
+                   SessionDone done) override {
+    SessionReply reply;
+    {
+      std::lock_guard lock(mutex_);
+      NoteThread("OpenSession");
+      owner_ = std::move(owner);
+      session_request_ = std::move(request);
+      reply.error = refuse_session;
+      if (!refuse_session) reply.state.id = "session" + std::to_string(++sessions_);
+      if (!refuse_session) reply.opened = SessionOpened{};
+    }
+    done(std::move(reply));
+  }
+  void AskSession(const std::shared_ptr<SessionOwner>&, const std::string& id, SessionVerb verb,
+                  SessionDone done) override {
+    std::lock_guard lock(mutex_);
+    asked_.push_back({id, std::move(verb), std::move(done)});
+    ++verbs_;
+    changed_.notify_all();
+  }
+  void LeaveSessions(const std::shared_ptr<SessionOwner>& owner) override {
+    std::lock_guard lock(mutex_);
+    owner->gone->cancelled = true;
+    changed_.notify_all();
+  }
+  int64_t open_sessions() const override {
+    std::lock_guard lock(mutex_);
+    return sessions_;
+  }
+
+  // What was asked of a session and not answered.
+  struct AskedSession {
+    std::string id;
+    SessionVerb verb;
+    SessionDone done;
+  };
+  // The oldest one that waits.
+  std::optional<AskedSession> NextAsked() {
+    if (!WaitFor([&] { return !asked_.empty(); })) return std::nullopt;
+    std::lock_guard lock(mutex_);
+    AskedSession asked = std::move(asked_.front());
+    asked_.erase(asked_.begin());
+    return asked;
+  }
+  bool WaitForVerbs(int64_t count) {
+    return WaitFor([&] { return verbs_ >= count; });
+  }
+  bool WaitForLeft() {
+    return WaitFor([&] { return owner_ != nullptr && owner_->gone->cancelled; });
+  }
+  int64_t verbs() const {
+    std::lock_guard lock(mutex_);
+    return verbs_;
+  }
+  std::shared_ptr<SessionOwner> session_owner() const {
+    std::lock_guard lock(mutex_);
+    return owner_;
+  }
+  SessionRequest session_request() const {
+    std::lock_guard lock(mutex_);
+    return session_request_;
+  }
+
   std::vector<ModelInfo> ListModels() const override { return models; }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
   SelectionPolicy& policy() override { return policy_; }
@@ -215,6 +280,7 @@ class FakeEngine : public Engine {
   DenoiseOutcome denoise_outcome = DenoiseResult{};
   std::vector<ModelInfo> models;
   std::vector<FailedModel> failed_models;
+  std::optional<Error> refuse_session;
 
  private:
   void NoteThread(const std::string& call) const {  // under mutex_
@@ -250,6 +316,10 @@ class FakeEngine : public Engine {
   std::shared_ptr<CancelToken> cancel_token_;
   std::function<void(DenoiseOutcome)> pending_denoise_;
   int64_t queued_ = 0, last_id_ = 0;
+  std::shared_ptr<SessionOwner> owner_;
+  SessionRequest session_request_;
+  std::vector<AskedSession> asked_;
+  int64_t sessions_ = 0, verbs_ = 0;
   bool draining_ = false;
 };
 

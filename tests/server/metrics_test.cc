@@ -124,7 +124,7 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
   Metrics metrics("1");
   for (int i = 0; i < 3; ++i) ReportEverything(&metrics);
   metrics.SetGaugeSource([] {
-    return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
+    return Metrics::Gauges{3, 1, 4, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
   });
   const std::vector<std::string> series = SeriesOf(metrics.Text());
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
@@ -135,11 +135,12 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
   Metrics metrics("1");
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
   metrics.SetGaugeSource([] {
-    return Metrics::Gauges{3, 1, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
+    return Metrics::Gauges{3, 1, 4, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
   });
   const std::string page = metrics.Text();
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
   EXPECT_THAT(page, HasSubstr("denoised_jobs_running 1\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_sessions_open 4\n"));
   EXPECT_THAT(page, HasSubstr("denoised_log_lines_dropped_total 7\n"));
   EXPECT_THAT(page, HasSubstr("denoised_connections{listener=\"public\"} 5\n"));
   EXPECT_THAT(page, HasSubstr("denoised_connections_refused_total{listener=\"public\"} 6\n"));
