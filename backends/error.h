@@ -6,6 +6,8 @@
 #ifndef DENOISED_BACKENDS_ERROR_H_
 #define DENOISED_BACKENDS_ERROR_H_
 
+#include <chrono>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -47,11 +49,18 @@ class Error : public std::runtime_error {
   StatusCode code() const { return code_; }
   const std::string& field() const { return field_; }
   const std::string& reason() const { return reason_; }
+  // How soon the same may succeed, where somebody can tell; unset elsewhere.
+  std::optional<std::chrono::milliseconds> retry_after() const { return retry_after_; }
+  Error RetryAfter(std::chrono::milliseconds time) && {
+    retry_after_ = time;
+    return std::move(*this);
+  }
 
  private:
   StatusCode code_;
   std::string field_;
   std::string reason_;
+  std::optional<std::chrono::milliseconds> retry_after_;
 };
 
 // INVALID_ARGUMENT for a named request field.

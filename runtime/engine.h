@@ -51,6 +51,9 @@ struct EngineOptions {
   bool batching = true;          // steps that can share a forward do
   int64_t max_batch_rows = 16;   // of a forward
   int64_t max_running_jobs = 0;  // that have begun and not ended; 0 = as many as memory holds
+  // What jobs between their steps may keep in memory; beyond it those whose turn is furthest away
+  // are in their checkpoints alone. 0 = all that fits; without state_dir nothing else.
+  int64_t max_resident_bytes = 0;
   // Steps between two checkpoints of a job; 0 = none, -1 = as often as costs next to nothing.
   int64_t checkpoint_every = -1;
   int64_t max_queued_jobs = 64;

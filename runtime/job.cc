@@ -81,7 +81,7 @@ bool WantsFrames(const std::vector<ArtifactFormat>& formats) {
 }
 
 JobError ToJobError(const Error& error) {
-  return {error.code(), error.what(), error.field(), error.reason()};
+  return {error.code(), error.what(), error.field(), error.reason(), error.retry_after()};
 }
 
 std::string_view PriorityName(Priority priority) {

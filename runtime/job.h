@@ -60,6 +60,12 @@ struct PreviewOptions {
   int64_t max_side = 256;  // pixels
 };
 
+// One of them, as a PNG of the latents' frames (media/preview.h).
+struct JobPreview {
+  int64_t step = 0;  // steps done
+  std::string png;
+};
+
 // A text-to-video job. Sizes in pixels and frames; names follow diffusers' WanPipeline.__call__.
 struct GenerationRequest {
   std::string model;  // "" = the default model
@@ -83,9 +89,12 @@ struct GenerationRequest {
       tenant;  // who shares the device with others; "" = a tenant of its own, like any other
   // Not "": a request with a key that was used is the job that it made then.
   std::string idempotency_key;
+  // Unset: none. A result is the same with and without.
   std::optional<PreviewOptions> preview;
   // The leases that hold when it begins hold to its end; later ones are not for it.
   bool pin_backends = false;
+  // The job ends with the call that made it, so no later server takes it up.
+  bool belongs_to_call = false;
 };
 
 // What the request became once every default was filled in.
@@ -144,6 +153,7 @@ struct ArtifactInfo {
 struct JobError {
   StatusCode code = StatusCode::kUnknown;
   std::string message, field, reason;
+  std::optional<std::chrono::milliseconds> retry_after = std::nullopt;  // as Error has it
 };
 JobError ToJobError(const Error& error);
 
@@ -169,6 +179,7 @@ struct JobSnapshot {
   Receipt receipt;
   std::vector<ArtifactInfo> artifacts;
   std::optional<JobError> error;
+  std::shared_ptr<const JobPreview> preview;  // the newest one; null where there is none
 };
 
 // Passes of classifier-free guidance that the rows of a forward belong to.
@@ -194,7 +205,8 @@ struct DenoiseRequest {
 struct DenoiseResult {
   HostTensor tensor;  // prediction in the model's dtype, or next latents in float32
   Receipt receipt;
-  double queue_seconds = 0, forward_seconds = 0;
+  double queue_seconds = 0;
+  double forward_seconds = 0;  // of a forward that others shared, its part by rows
 };
 
 }  // namespace denoised

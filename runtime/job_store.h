@@ -88,6 +88,7 @@ class JobStore {
   virtual int64_t Start(const std::string& id) = 0;
   // The run ends with the server, in order: the job is QUEUED again, with its last checkpoint, and
   // the start does not count as a crash. Returns when that is kept. No effect on what does not run.
+  // Throws RESOURCE_EXHAUSTED (DISK) where it cannot be; a crash that does not count then either.
   virtual void Interrupt(const std::string& id) = 0;
   // Keeps the state of a run after `step` steps. Never blocks: written by a thread of the store,
   // the newest one of a job alone. What the disk does not take is dropped with one warning.
@@ -114,7 +115,8 @@ class JobStore {
 
   // Keeps a result of a job that runs; the terminal state that lists it follows. Size and digest
   // are filled in where `info` has none. Returns when its bytes are durable under their name.
-  // RESOURCE_EXHAUSTED (DISK) where the disk does not take them; no effect on unknown jobs.
+  // RESOURCE_EXHAUSTED (DISK) where the disk does not take them; no effect on unknown jobs. Results
+  // of a job that does not succeed are gone with its end.
   virtual void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) = 0;
   // Empty where there is none.
   virtual std::shared_ptr<const Artifact> GetArtifact(const std::string& id,
@@ -165,6 +167,7 @@ struct StoreOptions {
   uint64_t max_artifact_bytes = uint64_t{1} << 30;
   // Ended jobs are forgotten this long after their end.
   std::chrono::seconds keep_results = std::chrono::hours(7 * 24);
+  std::chrono::milliseconds sweep_every = std::chrono::seconds(30);  // looks for such jobs
   // For tests (store/hooks.h); borrowed.
   StoreHooks* hooks = nullptr;
 };

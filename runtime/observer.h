@@ -44,6 +44,9 @@ class Observer {
   virtual void OnCheckpoint(const std::string& model, double seconds) {}
   // A job that had begun was passed over for another one.
   virtual void OnPreemption(const std::string& model) {}
+  // A job that had begun was moved to its checkpoint to make room; seconds that it held the engine
+  // thread.
+  virtual void OnPutAway(const std::string& model, double seconds) {}
   // A job goes on from a checkpoint, or from its beginning after another attempt.
   virtual void OnJobResumed(const std::string& model, bool from_checkpoint) {}
   virtual void OnModelLoaded(const std::string& model, double seconds) {}

@@ -89,6 +89,8 @@ const std::vector<FieldLimit<int64_t>>& WholeLimits() {
       {"seed", 0, std::numeric_limits<int64_t>::max()},
       {"prompt", 0, 65536},           // bytes
       {"negative_prompt", 0, 65536},  // bytes
+      {"preview.every_steps", 1, 1000},
+      {"preview.max_side", 16, 1024},
   };
   return kLimits;
 }
@@ -158,6 +160,10 @@ ResolvedParameters ResolveRequest(const GenerationRequest& request,
   ResolvedParameters resolved = defaults;
   CheckTenant(request.tenant);
   CheckIdempotencyKey(request.idempotency_key);
+  if (request.preview) {
+    CheckLimit("preview.every_steps", request.preview->every_steps);
+    CheckLimit("preview.max_side", request.preview->max_side);
+  }
   CheckLimit("prompt", Bytes(request.prompt));
   if (request.negative_prompt) {
     CheckLimit("negative_prompt", Bytes(*request.negative_prompt));

@@ -14,7 +14,7 @@ namespace denoised {
 // one.
 template <class T>
 struct FieldLimit {
-  std::string_view field;  // as in GenerationRequest
+  std::string_view field;  // as in GenerationRequest, of a message in it "its.field"
   T min, max;
 };
 

@@ -124,7 +124,7 @@ grpc::ServerUnaryReactor* AdminService::ForceBackend(grpc::CallbackServerContext
                                                      const grpc::ByteBuffer* in,
                                                      grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::ForceBackendRequest>(
-      with_.pool, in, out, with_.metrics, "ForceBackend",
+      context, with_.pool, in, out, with_.metrics, "ForceBackend",
       [this, peer = context->peer()](const v1::ForceBackendRequest& request) {
         return ToProto(AddForce(request, peer, {}));
       });
@@ -132,7 +132,7 @@ grpc::ServerUnaryReactor* AdminService::ForceBackend(grpc::CallbackServerContext
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::HoldBackend(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* in) {
-  const CallTimer timer(with_.metrics, "HoldBackend");
+  const CallTimer timer(context, with_.metrics, "HoldBackend");
   std::shared_ptr<HoldStream> stream;
   const grpc::Status status = StatusOf([&] {
     stream = std::make_shared<HoldStream>(timer, &engine().policy(), with_.logger,
@@ -197,7 +197,8 @@ grpc::ServerUnaryReactor* AdminService::ListBackends(grpc::CallbackServerContext
                                                      const grpc::ByteBuffer* in,
                                                      grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::ListBackendsRequest>(
-      with_.pool, in, out, with_.metrics, "ListBackends", [this](const v1::ListBackendsRequest&) {
+      context, with_.pool, in, out, with_.metrics, "ListBackends",
+      [this](const v1::ListBackendsRequest&) {
         v1::ListBackendsResponse response;
         for (const BackendInfo& backend : engine().ListBackends()) {
           *response.add_backends() = ToProto(backend);
@@ -210,7 +211,7 @@ grpc::ServerUnaryReactor* AdminService::ExplainSelection(grpc::CallbackServerCon
                                                          const grpc::ByteBuffer* in,
                                                          grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::ExplainSelectionRequest>(
-      with_.pool, in, out, with_.metrics, "ExplainSelection",
+      context, with_.pool, in, out, with_.metrics, "ExplainSelection",
       [this](const v1::ExplainSelectionRequest& request) {
         v1::ExplainSelectionResponse response;
         for (const Explanation& role : engine().Explain(FromProto(request))) {

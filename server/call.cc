@@ -43,11 +43,15 @@ grpc::Status StatusOf(const std::function<void()>& body) {
 
 Error TooBusy() {
   return Error(StatusCode::kResourceExhausted, "too many requests wait to be checked", "",
-               "QUEUE_FULL");
+               "QUEUE_FULL")
+      .RetryAfter(std::chrono::seconds(1));
 }
 
 void CallTimer::Done(const grpc::Status& status) const {
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start_;
+  if (const auto delay = RetryDelayOf(status)) {
+    context_->AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(delay->count()));
+  }
   metrics_->OnRpc(method_, StatusCodeName(status.error_code()), seconds.count());
 }
 

@@ -29,14 +29,20 @@ grpc::ByteBuffer SerializeMessage(const google::protobuf::Message& message);
 // Runs `body`; a thrown Error becomes its status, any other exception INTERNAL.
 grpc::Status StatusOf(const std::function<void()>& body);
 
-// Counts one call in rpc_seconds. Made when the call begins; Done exactly once.
+// Counts one call in rpc_seconds, and where its status says when to retry, says so in the trailer
+// that gRPC's clients obey by themselves (grpc-retry-pushback-ms). Made when the call begins; Done
+// exactly once, before the call is finished.
 class CallTimer {
  public:
-  CallTimer(Metrics* metrics, std::string_view method)
-      : metrics_(metrics), method_(method), start_(std::chrono::steady_clock::now()) {}
+  CallTimer(grpc::CallbackServerContext* context, Metrics* metrics, std::string_view method)
+      : context_(context),
+        metrics_(metrics),
+        method_(method),
+        start_(std::chrono::steady_clock::now()) {}
   void Done(const grpc::Status& status) const;
 
  private:
+  grpc::CallbackServerContext* const context_;
   Metrics* const metrics_;
   const std::string_view method_;  // a literal
   const std::chrono::steady_clock::time_point start_;
@@ -48,7 +54,7 @@ grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out,
                                       Metrics* metrics, std::string_view method,
                                       const Handler& handler) {
-  const CallTimer timer(metrics, method);
+  const CallTimer timer(context, metrics, method);
   const grpc::Status status = StatusOf([&] {
     Request request;
     ParseMessage(*in, &request);
@@ -84,10 +90,11 @@ class PooledCall : public grpc::ServerUnaryReactor {
 
 // As AnswerUnary, for a handler that may take long or call LibTorch.
 template <typename Request, typename Handler>
-grpc::ServerUnaryReactor* AnswerFromPool(WorkPool* pool, const grpc::ByteBuffer* in,
-                                         grpc::ByteBuffer* out, Metrics* metrics,
-                                         std::string_view method, Handler handler) {
-  auto* call = new PooledCall(CallTimer(metrics, method));
+grpc::ServerUnaryReactor* AnswerFromPool(grpc::CallbackServerContext* context, WorkPool* pool,
+                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out,
+                                         Metrics* metrics, std::string_view method,
+                                         Handler handler) {
+  auto* call = new PooledCall(CallTimer(context, metrics, method));
   call->Run(pool, in->Length(), [bytes = *in, out, handler = std::move(handler)] {
     Request request;
     ParseMessage(bytes, &request);

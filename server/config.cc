@@ -21,6 +21,15 @@ std::function<void(const std::string&)> SetAddress(const std::string& name, List
   return [=](const std::string& text) { *target = ParseAddress(name, text); };
 }
 
+// 0 in the file, whose field is a number, is auto.
+std::function<void(const std::string&)> SetIntOrAuto(const std::string& name, int64_t max,
+                                                     std::function<void(int64_t)> set) {
+  return [=](const std::string& text) {
+    if (text == "auto") return set(0);
+    SetInt(name, 0, max, set)(text);
+  };
+}
+
 std::function<void(const std::string&)> SetDrainGrace(Config* config) {
   return [config](const std::string& text) {
     config->drain_grace = ParseDuration("drain_grace", text);
@@ -138,10 +147,17 @@ std::vector<Flag> OrderFlags(Config* config) {
       {"max_batch_rows", "N", "16",
        "Rows of one forward, 1 to 256; a job with guidance has two. As many share it as pay.",
        SetInt("max_batch_rows", 1, 256, [engine](int64_t n) { engine->max_batch_rows = n; })},
-      {"max_running_jobs", "N", "0",
-       "Jobs that have begun and not ended, 1 to 100000; 0 = as many as memory holds.",
-       SetInt("max_running_jobs", 0, 100000,
-              [engine](int64_t n) { engine->max_running_jobs = n; })},
+      {"max_running_jobs", "N", "auto",
+       "Jobs that have begun and not ended, 1 to 100000; auto (or 0) = as many as memory holds.",
+       SetIntOrAuto("max_running_jobs", 100000,
+                    [engine](int64_t n) { engine->max_running_jobs = n; })},
+      {"max_resident_mib", "N", "auto",
+       "MiB that jobs may keep in memory between their steps, 1 to 1048576; beyond it those whose "
+       "turn is furthest away go into their checkpoints in the state folder, and on from there "
+       "with the same bits. auto (or 0) = all that memory holds. With --state_dir=none nothing is "
+       "moved.",
+       SetIntOrAuto("max_resident_mib", 1 << 20,
+                    [engine](int64_t n) { engine->max_resident_bytes = n * kMiB; })},
       {"checkpoint_every", "N", "auto",
        "auto, off or a number of steps: how often a running job's state is kept in the state "
        "folder. auto is as often as costs next to nothing.",

@@ -187,12 +187,6 @@ std::string Cut(const std::string& text, size_t limit) {
   return text.substr(0, end) + "...";
 }
 
-// What needs more memory than there is needs it the next time too.
-bool RetryMakesSense(const JobError& error) {
-  return error.code == StatusCode::kUnavailable ||
-         (error.code == StatusCode::kResourceExhausted && error.reason != "MEMORY");
-}
-
 void AddDetails(const JobError& error, google::rpc::Status* status) {
   if (!error.field.empty() && error.code == StatusCode::kInvalidArgument) {
     google::rpc::BadRequest bad_request;
@@ -208,11 +202,18 @@ void AddDetails(const JobError& error, google::rpc::Status* status) {
     if (!error.field.empty()) (*info.mutable_metadata())["field"] = Cut(error.field, 128);
     status->add_details()->PackFrom(info);
   }
-  if (RetryMakesSense(error)) {
+  if (error.retry_after) {
     google::rpc::RetryInfo retry;
-    retry.mutable_retry_delay()->set_seconds(5);
+    *retry.mutable_retry_delay() = TimeUtil::MillisecondsToDuration(error.retry_after->count());
     status->add_details()->PackFrom(retry);
   }
+}
+
+PreviewOptions PreviewFromProto(const v1::PreviewOptions& message) {
+  PreviewOptions options;
+  if (message.has_every_steps()) options.every_steps = message.every_steps();
+  if (message.has_max_side()) options.max_side = message.max_side();
+  return options;
 }
 
 }  // namespace
@@ -289,6 +290,7 @@ GenerationRequest FromProto(v1::GenerationRequest&& message) {
   request.tenant = message.tenant();
   request.idempotency_key = message.idempotency_key();
   request.best_effort_deadline = message.best_effort_deadline();
+  if (message.has_preview()) request.preview = PreviewFromProto(message.preview());
   return request;
 }
 
@@ -427,6 +429,13 @@ v1::JobError ToProto(const JobError& error) {
   return message;
 }
 
+v1::Preview ToProto(const JobPreview& preview) {
+  v1::Preview message;
+  message.set_step(preview.step);
+  message.set_png(preview.png);
+  return message;
+}
+
 v1::Receipt ToProto(const Receipt& receipt) {
   v1::Receipt message;
   for (const ReceiptEntry& entry : receipt.entries) *message.add_entries() = EntryToProto(entry);
@@ -559,9 +568,7 @@ v1::RoleExplanation ToProto(const Explanation& explanation) {
   return message;
 }
 
-grpc::Status ToStatus(const Error& error) {
-  return ToStatus(JobError{error.code(), error.what(), error.field(), error.reason()});
-}
+grpc::Status ToStatus(const Error& error) { return ToStatus(ToJobError(error)); }
 
 grpc::Status ToStatus(const JobError& error) {
   const std::string message = Cut(error.message, kMaxMessageBytes);
@@ -571,6 +578,17 @@ grpc::Status ToStatus(const JobError& error) {
   AddDetails(error, &status);
   return grpc::Status(static_cast<grpc::StatusCode>(error.code), message,
                       status.SerializeAsString());
+}
+
+std::optional<milliseconds> RetryDelayOf(const grpc::Status& status) {
+  google::rpc::Status details;
+  if (!details.ParseFromString(status.error_details())) return std::nullopt;
+  for (const auto& detail : details.details()) {
+    google::rpc::RetryInfo retry;
+    if (!detail.UnpackTo(&retry)) continue;
+    return milliseconds(TimeUtil::DurationToMilliseconds(retry.retry_delay()));
+  }
+  return std::nullopt;
 }
 
 std::string_view StatusCodeName(grpc::StatusCode code) {

@@ -43,8 +43,9 @@ std::chrono::milliseconds FromProto(const google::protobuf::Duration& duration,
 std::optional<std::chrono::steady_clock::time_point> SteadyDeadline(
     std::chrono::system_clock::time_point deadline);
 
-// Replies.
+// Replies. A job's is without its preview, which not every reply carries.
 v1::Job ToProto(const JobSnapshot& job);
+v1::Preview ToProto(const JobPreview& preview);
 v1::Receipt ToProto(const Receipt& receipt);
 v1::GenerationParameters ToProto(const ResolvedParameters& parameters);
 v1::JobError ToProto(const JobError& error);
@@ -59,9 +60,12 @@ v1::Backend ToProto(const BackendInfo& backend);
 v1::RoleExplanation ToProto(const Explanation& explanation);
 
 // Statuses carry google.rpc details: BadRequest for a field, ErrorInfo for a reason, RetryInfo
-// where a retry makes sense. Texts are cut so that the trailers stay below gRPC's 8 KiB.
+// where it is known when a retry makes sense. Texts are cut so that the trailers stay below gRPC's
+// 8 KiB.
 grpc::Status ToStatus(const Error& error);
 grpc::Status ToStatus(const JobError& error);
+// What a status says in its RetryInfo.
+std::optional<std::chrono::milliseconds> RetryDelayOf(const grpc::Status& status);
 // "INVALID_ARGUMENT", ...
 std::string_view StatusCodeName(grpc::StatusCode code);
 

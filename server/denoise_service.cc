@@ -87,7 +87,8 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
 grpc::ServerUnaryReactor* DenoiseService::Denoise(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* in,
                                                   grpc::ByteBuffer* out) {
-  const auto call = std::make_shared<DenoiseCall>(CallTimer(with_.metrics, "Denoise"), out);
+  const auto call =
+      std::make_shared<DenoiseCall>(CallTimer(context, with_.metrics, "Denoise"), out);
   call->Hold(nullptr);
   const grpc::Status status = StatusOf([&] {
     Engine* const engine = &with_.gate->Require();

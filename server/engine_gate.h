@@ -21,7 +21,8 @@ class EngineGate {
   Engine& Require() const {
     Engine* const engine = this->engine();
     if (engine != nullptr) return *engine;
-    throw Error(StatusCode::kUnavailable, "the server is loading its models", "", "LOADING");
+    throw Error(StatusCode::kUnavailable, "the server is loading its models", "", "LOADING")
+        .RetryAfter(std::chrono::seconds(2));
   }
 
  private:

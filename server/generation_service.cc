@@ -125,7 +125,8 @@ grpc::ServerUnaryReactor* GenerationService::SubmitJob(grpc::CallbackServerConte
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::GenerationRequest>(
-      with_.pool, in, out, with_.metrics, "SubmitJob", [this](v1::GenerationRequest&& request) {
+      context, with_.pool, in, out, with_.metrics, "SubmitJob",
+      [this](v1::GenerationRequest&& request) {
         return ToProto(SubmitTo(with_.gate->Require(), FromProto(std::move(request))));
       });
 }
@@ -135,7 +136,10 @@ grpc::ServerUnaryReactor* GenerationService::GetJob(grpc::CallbackServerContext*
                                                     grpc::ByteBuffer* out) {
   return AnswerUnary<v1::GetJobRequest>(
       context, in, out, with_.metrics, "GetJob", [this](const v1::GetJobRequest& request) {
-        return ToProto(FindJob(with_.gate->Require(), request.job_id()));
+        const JobSnapshot job = FindJob(with_.gate->Require(), request.job_id());
+        v1::Job message = ToProto(job);
+        if (job.preview) *message.mutable_preview() = ToProto(*job.preview);
+        return message;
       });
 }
 
@@ -151,17 +155,19 @@ grpc::ServerUnaryReactor* GenerationService::ListJobs(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* GenerationService::CancelJob(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
-  return AnswerFromPool<v1::CancelJobRequest>(
-      with_.pool, in, out, with_.metrics, "CancelJob", [this](v1::CancelJobRequest&& request) {
-        return Cancel(with_.gate->Require(), request.job_id());
-      });
+  return AnswerFromPool<v1::CancelJobRequest>(context, with_.pool, in, out, with_.metrics,
+                                              "CancelJob", [this](v1::CancelJobRequest&& request) {
+                                                return Cancel(with_.gate->Require(),
+                                                              request.job_id());
+                                              });
 }
 
 grpc::ServerUnaryReactor* GenerationService::SuspendJob(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* in,
                                                         grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::SuspendJobRequest>(
-      with_.pool, in, out, with_.metrics, "SuspendJob", [this](v1::SuspendJobRequest&& request) {
+      context, with_.pool, in, out, with_.metrics, "SuspendJob",
+      [this](v1::SuspendJobRequest&& request) {
         Engine& engine = with_.gate->Require();
         return NowOrRefusal(engine, request.job_id(), engine.Suspend(request.job_id()));
       });
@@ -171,7 +177,8 @@ grpc::ServerUnaryReactor* GenerationService::ResumeJob(grpc::CallbackServerConte
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::ResumeJobRequest>(
-      with_.pool, in, out, with_.metrics, "ResumeJob", [this](v1::ResumeJobRequest&& request) {
+      context, with_.pool, in, out, with_.metrics, "ResumeJob",
+      [this](v1::ResumeJobRequest&& request) {
         Engine& engine = with_.gate->Require();
         return NowOrRefusal(engine, request.job_id(), engine.Resume(request.job_id()));
       });
@@ -181,7 +188,8 @@ grpc::ServerUnaryReactor* GenerationService::DeleteJob(grpc::CallbackServerConte
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
   return AnswerFromPool<v1::DeleteJobRequest>(
-      with_.pool, in, out, with_.metrics, "DeleteJob", [this](v1::DeleteJobRequest&& request) {
+      context, with_.pool, in, out, with_.metrics, "DeleteJob",
+      [this](v1::DeleteJobRequest&& request) {
         if (const auto refusal = with_.gate->Require().Delete(request.job_id())) throw *refusal;
         return v1::DeleteJobResponse();
       });
@@ -189,7 +197,7 @@ grpc::ServerUnaryReactor* GenerationService::DeleteJob(grpc::CallbackServerConte
 
 Stream* GenerationService::WatchJob(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* in) {
-  const CallTimer timer(with_.metrics, "WatchJob");
+  const CallTimer timer(context, with_.metrics, "WatchJob");
   return StartStream(timer, [&] {
     Engine& engine = with_.gate->Require();
     const auto stream = std::make_shared<WatchStream>(timer, &engine, with_.dispatcher);
@@ -207,7 +215,7 @@ Stream* GenerationService::WatchJob(grpc::CallbackServerContext* context,
 
 Stream* GenerationService::FetchArtifact(grpc::CallbackServerContext* context,
                                          const grpc::ByteBuffer* in) {
-  const CallTimer timer(with_.metrics, "FetchArtifact");
+  const CallTimer timer(context, with_.metrics, "FetchArtifact");
   return StartStream(timer, [&] {
     Engine& engine = with_.gate->Require();
     const auto stream = std::make_shared<FetchStream>(timer, &engine);
@@ -225,7 +233,7 @@ Stream* GenerationService::FetchArtifact(grpc::CallbackServerContext* context,
 
 Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* in) {
-  const CallTimer timer(with_.metrics, "Generate");
+  const CallTimer timer(context, with_.metrics, "Generate");
   return StartStream(timer, [&] {
     Engine& engine = with_.gate->Require();
     const auto stream = std::make_shared<GenerateStream>(timer, &engine, with_.dispatcher);
@@ -242,6 +250,7 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
         }
         // Under a key the job may be an earlier call's: it belongs to nobody alone.
         const bool keyed = !request.idempotency_key.empty();
+        request.belongs_to_call = !keyed;
         const std::string id = SubmitTo(engine, std::move(request)).id;
         keyed ? stream->Follow(id, 0) : stream->Own(id);
       });

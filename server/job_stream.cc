@@ -113,7 +113,7 @@ namespace {
 JobError LeftForTheNextStart() {
   return {StatusCode::kUnavailable,
           "the server is draining; the job is kept, and goes on when it starts again", "",
-          "DRAINING"};
+          "DRAINING", std::chrono::seconds(10)};
 }
 
 }  // namespace
@@ -141,8 +141,7 @@ PulledStream::Action WatchStream::Next() {
   if (!missed_.empty()) {
     const JobSnapshot job = std::move(missed_.front());
     missed_.pop_front();
-    last_sequence_ = job.sequence;
-    return {.message = Wrap(job), .end = std::nullopt};
+    return Tell(job);
   }
   const auto job = engine_->jobs().Get(job_id_);
   if (!job) {
@@ -153,18 +152,24 @@ PulledStream::Action WatchStream::Next() {
     final_ = job;  // the store may forget it from now on
     Collect(*job);
   }
-  if (job->sequence > last_sequence_) {
-    last_sequence_ = job->sequence;
-    return {.message = Wrap(*job), .end = std::nullopt};
-  }
+  if (job->sequence > last_sequence_) return Tell(*job);
   if (final_) return AfterEnd(*final_);
   const bool left = engine_->leaves_waiting() && job->state != JobState::kRunning;
   return left ? Action{.message = std::nullopt, .end = ToStatus(LeftForTheNextStart())} : Action{};
 }
 
-grpc::ByteBuffer WatchStream::Wrap(const JobSnapshot& job) const {
-  return SerializeMessage(ToProto(job));
+// A preview goes out once.
+PulledStream::Action WatchStream::Tell(const JobSnapshot& job) {
+  last_sequence_ = job.sequence;
+  v1::Job message = ToProto(job);
+  if (job.preview && job.preview != told_preview_) {
+    *message.mutable_preview() = ToProto(*job.preview);
+    told_preview_ = job.preview;
+  }
+  return {.message = Wrap(std::move(message)), .end = std::nullopt};
 }
+
+grpc::ByteBuffer WatchStream::Wrap(v1::Job job) const { return SerializeMessage(job); }
 
 PulledStream::Action WatchStream::AfterEnd(const JobSnapshot&) {
   return {.message = std::nullopt, .end = grpc::Status::OK};
@@ -185,9 +190,9 @@ void GenerateStream::OnClientGone() {
   if (!owned_.empty()) engine_->Cancel(owned_);
 }
 
-grpc::ByteBuffer GenerateStream::Wrap(const JobSnapshot& job) const {
+grpc::ByteBuffer GenerateStream::Wrap(v1::Job job) const {
   v1::GenerateEvent event;
-  *event.mutable_job() = ToProto(job);
+  *event.mutable_job() = std::move(job);
   return SerializeMessage(event);
 }
 

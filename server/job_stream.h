@@ -97,7 +97,7 @@ class WatchStream : public PulledStream {
  protected:
   Action Next() override;
   // How a state goes on the wire.
-  virtual grpc::ByteBuffer Wrap(const JobSnapshot& job) const;
+  virtual grpc::ByteBuffer Wrap(v1::Job job) const;
   // The terminal state was read: take what the store may forget. Once.
   virtual void Collect(const JobSnapshot& job) {}
   // What follows the terminal state.
@@ -107,7 +107,10 @@ class WatchStream : public PulledStream {
   std::string job_id_;
 
  private:
+  Action Tell(const JobSnapshot& job);
+
   TaskThread* const dispatcher_;
+  std::shared_ptr<const JobPreview> told_preview_;
   std::deque<JobSnapshot> missed_;  // states of before the stream that are still to be told
   uint64_t last_sequence_ = 0;
   std::optional<JobSnapshot> final_;
@@ -122,7 +125,7 @@ class GenerateStream : public WatchStream {
   void Own(const std::string& job_id);
 
  protected:
-  grpc::ByteBuffer Wrap(const JobSnapshot& job) const override;
+  grpc::ByteBuffer Wrap(v1::Job job) const override;
   void Collect(const JobSnapshot& job) override;
   Action AfterEnd(const JobSnapshot& job) override;
   void OnClientGone() override;

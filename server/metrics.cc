@@ -140,6 +140,9 @@ struct Metrics::Families {
   Histograms checkpoint_seconds = Spread(
       "denoised_checkpoint_seconds", "Time that a checkpoint of a running job held the device up.",
       {"model"}, SecondsBuckets());
+  Counters jobs_put_away =
+      Count("denoised_jobs_put_away_total",
+            "Jobs that were moved to their checkpoints to make room in memory.", {"model"});
   Counters jobs_resumed =
       Count("denoised_jobs_resumed_total",
             "Jobs that went on after they were put aside or their server ended, and from where.",
@@ -264,6 +267,10 @@ void Metrics::OnPreemption(const std::string& model) {
   families_->preemptions.At({model}).Increment();
 }
 
+void Metrics::OnPutAway(const std::string& model, double) {
+  families_->jobs_put_away.At({model}).Increment();
+}
+
 void Metrics::OnJobResumed(const std::string& model, bool from_checkpoint) {
   families_->jobs_resumed.At({model, from_checkpoint ? "checkpoint" : "beginning"}).Increment();
 }
@@ -282,6 +289,7 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   families_->prompt_cache_bytes.At({model});
   families_->preemptions.At({model});
   families_->checkpoint_seconds.At({model});
+  families_->jobs_put_away.At({model});
   for (const char* from : {"checkpoint", "beginning"}) families_->jobs_resumed.At({model, from});
 }
 

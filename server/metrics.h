@@ -48,6 +48,7 @@ class Metrics : public Observer {
                     double queue_wait_seconds) override;
   void OnCheckpoint(const std::string& model, double seconds) override;
   void OnPreemption(const std::string& model) override;
+  void OnPutAway(const std::string& model, double seconds) override;
   void OnJobResumed(const std::string& model, bool from_checkpoint) override;
   void OnJobFinished(const std::string& model, JobState outcome) override;
   void OnModelLoaded(const std::string& model, double seconds) override;

@@ -21,6 +21,8 @@ constexpr int64_t kAdminMessageBytes = int64_t{1} << 20;
 constexpr size_t kQuotaFloorBytes = size_t{256} << 20;
 // How long calls may take to end by themselves once no job is left.
 constexpr std::chrono::milliseconds kCallGrace{200};
+// How long a probe may be told what is true no longer.
+constexpr std::chrono::milliseconds kHealthPace{500};
 // Checks of large messages: two at a time, so that a large one does not hold up every small one.
 constexpr int kPoolThreads = 2;
 constexpr size_t kPoolTasks = 256;
@@ -110,9 +112,21 @@ void Server::Start(const EngineFactory& make_engine) {
   StartHttp();
   StartGrpc();
   metrics_.SetGaugeSource([this] { return ReadGauges(); });
+  health_ = std::make_unique<Ticker>(kHealthPace, [this] { ShowHealth(); });
   engine_ = make_engine(config_.engine, &metrics_, logger_);
   gate_.Open(engine_.get());
-  SetHealth(public_.server.get(), PublicServiceNames(), true);
+  health_->Now();
+}
+
+// Says it where it has changed: who watches is told each time.
+void Server::ShowHealth() {
+  const Engine* const engine = gate_.engine();
+  const Health now{NotReady().empty(), engine != nullptr && !engine->draining()};
+  if (now == std::exchange(shown_, now)) return;
+  SetHealth(public_.server.get(), PublicServiceNames(), now.answers);
+  grpc::HealthCheckServiceInterface* health = public_.server->GetHealthCheckService();
+  health->SetServingStatus(v1::GenerationService::service_full_name(), now.takes_jobs);
+  health->SetServingStatus("", now.takes_jobs);  // of the port as a whole
 }
 
 void Server::StartHttp() {
@@ -207,7 +221,7 @@ void Server::Drain() {
   Engine* const engine = gate_.engine();
   if (engine == nullptr || engine->draining()) return;
   engine->Drain();
-  SetHealth(public_.server.get(), PublicServiceNames(), false);
+  health_->Now();
   logger_->Info("server.draining", {{"queued", std::to_string(engine->queue_depth())},
                                     {"running", std::to_string(engine->running_jobs())},
                                     {"open_calls", std::to_string(open_calls_.count())}});
@@ -239,6 +253,7 @@ void Server::Stop() {
     // Ends every call, also one that waits for the engine: such a call answers a cancel by itself.
     if (port->server) port->server->Shutdown(deadline);
   }
+  health_.reset();
   if (engine_) engine_->Shutdown();
   http_.reset();
 }

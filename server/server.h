@@ -2,6 +2,8 @@
 //
 // All three ports are bound before anything else. Then HTTP and gRPC begin to answer (health says
 // NOT_SERVING, calls are refused with reason LOADING), then the engine loads, then the gate opens.
+// From then on health follows what the server can do: while a full disk takes no job, the port and
+// its GenerationService are NOT_SERVING, and well again with room.
 #ifndef DENOISED_SERVER_SERVER_H_
 #define DENOISED_SERVER_SERVER_H_
 
@@ -15,6 +17,7 @@
 
 #include "runtime/engine.h"
 #include "runtime/log.h"
+#include "runtime/ticker.h"
 #include "server/admin_service.h"
 #include "server/call_context.h"
 #include "server/config.h"
@@ -70,6 +73,7 @@ class Server {
 
   static std::string WithPort(const ListenAddress& address, const Listener& listener);
   std::string NotReady() const;
+  void ShowHealth();
   std::string ReadyNote() const;
   void StartHttp();
   void StartGrpc();
@@ -98,6 +102,13 @@ class Server {
   SelfCheck self_check_;
   std::unique_ptr<HttpServer> http_;
   Port public_, admin_port_;
+  // What gRPC's health service was last told of the public port. The ticker's.
+  struct Health {
+    bool takes_jobs = false, answers = false;
+    bool operator==(const Health&) const = default;
+  };
+  Health shown_;
+  std::unique_ptr<Ticker> health_;  // last: it looks at the others
 };
 
 }  // namespace denoised

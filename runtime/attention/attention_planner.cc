@@ -68,6 +68,7 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
                                                std::optional<double> sigma) {
   const uint64_t version = setting_.policy->version();
   pending_.clear();
+  kept_.clear();
   for (const AttentionSpec& spec : specs) {
     RoleState& state = roles_[static_cast<size_t>(spec.role)];
     const StepPlace place = InLoop(spec.role) ? StepPlace{step, sigma} : StepPlace();
@@ -135,16 +136,29 @@ void AttentionPlanner::BookForward() {
   for (RoleState& state : roles_) {
     for (Segment& segment : state.segments) {
       const AttentionTally tally = std::exchange(segment.fresh, {});
-      for (size_t i = 0; i < tally.counts.size(); ++i) {
-        if (tally.counts[i].calls == 0) continue;
-        Book(state, segment, static_cast<AttnBackend>(i), tally.counts[i]);
-      }
+      Book(state, segment, tally, &pending_);
     }
   }
 }
 
-void AttentionPlanner::Book(const RoleState& state, const Segment& segment, AttnBackend ran,
-                            const AttentionCount& count) {
+void AttentionPlanner::BookKept(AttentionRole role, const AttentionTally& tally) {
+  const RoleState& state = roles_[static_cast<size_t>(role)];
+  Book(state, state.segments.front(), tally, &kept_);
+}
+
+void AttentionPlanner::Book(const RoleState& state, const Segment& segment,
+                            const AttentionTally& tally, std::vector<ReceiptEntry>* to) {
+  for (size_t i = 0; i < tally.counts.size(); ++i) {
+    if (tally.counts[i].calls == 0) continue;
+    ReceiptEntry entry = EntryOf(state, segment, static_cast<AttnBackend>(i), tally.counts[i]);
+    const bool own = entry.ran == segment.choice.selection.granted.backend;
+    Append(std::move(entry), to);
+    if (own) TakeNote(state, segment);
+  }
+}
+
+ReceiptEntry AttentionPlanner::EntryOf(const RoleState& state, const Segment& segment,
+                                       AttnBackend ran, const AttentionCount& count) const {
   const Selection& selection = segment.choice.selection;
   const bool own = ran == selection.granted.backend;
   ReceiptEntry entry;
@@ -157,8 +171,7 @@ void AttentionPlanner::Book(const RoleState& state, const Segment& segment, Attn
   entry.selection = selection;
   entry.calls = count.calls;
   if (setting_.device.type == DeviceInfo::Type::kCpu) entry.seconds = count.seconds;
-  Append(std::move(entry), &pending_);
-  if (own) TakeNote(state, segment);
+  return entry;
 }
 
 void AttentionPlanner::Complete() {
@@ -167,6 +180,8 @@ void AttentionPlanner::Complete() {
     observer_->OnAttention(entry.ran, entry.role, entry.calls, entry.seconds);
     Append(entry, &done_);
   }
+  for (ReceiptEntry& entry : kept_) Append(std::move(entry), &done_);
+  kept_.clear();
 }
 
 void AttentionPlanner::SetSubject(PlannerSubject subject) {

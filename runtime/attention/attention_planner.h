@@ -37,6 +37,9 @@ class AttentionPlanner {
   // Books what the layers tallied since the last call to the step that is under way. Called after
   // each forward, so that it belongs to the plan that ran.
   void BookForward();
+  // Of a forward that need not run again, of the role's present plan: the same row on the receipt,
+  // and nothing else is told of it.
+  void BookKept(AttentionRole role, const AttentionTally& tally);
 
   // What was booked since the last call belongs to a step that is done: it enters the receipt, and
   // is reported to the observer. A step that fails on the way never gets here, and is in neither.
@@ -99,8 +102,10 @@ class AttentionPlanner {
   void ChooseAnew(RoleState& state, const AttentionSpec& spec, const StepPlace& place);
   void Report(const RoleState& before, const AttentionSpec& spec,
               const std::vector<LayerChoice>& now);
-  void Book(const RoleState& state, const Segment& segment, AttnBackend ran,
-            const AttentionCount& count);
+  ReceiptEntry EntryOf(const RoleState& state, const Segment& segment, AttnBackend ran,
+                       const AttentionCount& count) const;
+  void Book(const RoleState& state, const Segment& segment, const AttentionTally& tally,
+            std::vector<ReceiptEntry>* to);
   void TakeNote(const RoleState& state, const Segment& segment);
   RolePlan& PlanOf(AttentionRole role) { return plan_[static_cast<size_t>(role)]; }
 
@@ -111,6 +116,7 @@ class AttentionPlanner {
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
   std::vector<ReceiptEntry> pending_;  // of the step that is under way
+  std::vector<ReceiptEntry> kept_;     // likewise, of forwards that did not run
   std::vector<ReceiptEntry> last_, done_;
   std::vector<std::string> notes_;
 };

@@ -95,8 +95,7 @@ void EngineImpl::FillIn(JobWork* job) const {
 void EngineImpl::FillIn(CallWork* call) const {
   call->pipeline = models_.Find(call->request.model);
   call->pipeline->CheckDenoise(call->request);
-  // One tenant for all of them, beside those of jobs: neither holds the other up.
-  call->tenant = "/calls";
+  call->tenant = kCallsTenant;
   call->deadline = call->request.deadline;
   call->queued_at = std::chrono::steady_clock::now();
   call->arrived = clock_();

@@ -146,7 +146,8 @@ bool EngineImpl::Full() const { return Waiting() >= options_.max_queued_jobs; }
 
 Error EngineImpl::QueueFull() const {
   return Error(StatusCode::kResourceExhausted,
-               "the queue is full (" + std::to_string(Waiting()) + " jobs wait)", "", "QUEUE_FULL");
+               "the queue is full (" + std::to_string(Waiting()) + " jobs wait)", "", "QUEUE_FULL")
+      .RetryAfter(TimeToPlace());
 }
 
 void EngineImpl::Enter(const JobPtr& job) {
@@ -164,6 +165,7 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
   job->attempt = accepted.snapshot.attempt;
   job->told_start = job->attempt > 0;
   const auto error = Caught([&] {
+    if (job->request.belongs_to_call) throw CallIsGone();
     if (accepted.crashes >= kMostCrashes) {
       throw Error(StatusCode::kAborted,
                   "the server ended unexpectedly in each of its " +
@@ -191,7 +193,8 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
     const std::lock_guard lock(mutex_);
     if (draining_) throw Draining();
     if (table_.waiting_calls() >= options_.max_queued_denoise_calls) {
-      throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL");
+      throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL")
+          .RetryAfter(TimeToCallPlace());
     }
     table_.Enter(call, Queued(*call));
   });
@@ -243,6 +246,7 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
     }
     if (!queued || job->begun) return std::nullopt;
     table_.LeaveQueue(job.get());
+    job->started = false;
     positions_moved_ = true;
     waited = job;
   }
@@ -295,8 +299,20 @@ void EngineImpl::ExpireWaiting() {
       Close(work);
       late.push_back(work);
     }
+    if (!begins_no_more_) {
+      for (const JobPtr& job : table_.LateAside(clock_())) {
+        job->closing = true;
+        late.push_back(job);
+      }
+    }
   }
   for (const WorkPtr& work : late) EndWaiting(work, DeadlinePassed());
+}
+
+// Whether a next server takes it up where this one ends.
+bool EngineImpl::IsKept(const EngineWork& work) const {
+  return work.is_job() && store_->durable() &&
+         !static_cast<const JobWork&>(work).request.belongs_to_call;
 }
 
 // Under mutex_: nobody else ends it from here on.
@@ -340,7 +356,8 @@ bool EngineImpl::draining() const {
 }
 
 void EngineImpl::BeginNoMore() {
-  std::vector<std::string> waiting;
+  std::vector<std::string> waiting, away;
+  std::vector<WorkPtr> ended;
   {
     const std::lock_guard lock(mutex_);
     draining_ = true;
@@ -349,12 +366,20 @@ void EngineImpl::BeginNoMore() {
     for (const WorkPtr& work : table_.All()) {
       const JobPtr job = JobOf(work);
       if (job == nullptr || job->begun) continue;
+      if (!IsKept(*job)) {
+        Close(job);
+        ended.push_back(job);
+        continue;
+      }
       table_.LeaveQueue(job.get());
       waiting.push_back(job->id);
+      if (job->started) away.push_back(job->id);
     }
     for (const JobPtr& job : table_.Aside()) waiting.push_back(job->id);
   }
   idle_.notify_all();
+  InterruptAll(away);
+  for (const WorkPtr& work : ended) EndWaiting(work, Draining());
   // Wakes those who watch.
   for (const std::string& id : waiting) {
     store_->Update(id, [](JobSnapshot& snapshot) { snapshot.starts_in_seconds.reset(); });
@@ -373,6 +398,7 @@ bool EngineImpl::WaitIdle(std::chrono::milliseconds timeout) {
 
 void EngineImpl::Stop() {
   std::vector<WorkPtr> waiting;
+  std::vector<std::string> away;
   {
     const std::lock_guard lock(mutex_);
     draining_ = true;
@@ -382,19 +408,21 @@ void EngineImpl::Stop() {
     for (const WorkPtr& work : table_.All()) {
       if (work->begun) {
         asked_.push_back(work->number);
-      } else if (work->is_job() && store_->durable()) {
+      } else if (IsKept(*work)) {
         table_.LeaveQueue(work.get());
+        if (JobOf(work)->started) away.push_back(JobOf(work)->id);
       } else {
         Close(work);
         waiting.push_back(work);
       }
     }
     for (const JobPtr& job : table_.Aside()) {
-      if (store_->durable() || std::exchange(job->closing, true)) continue;
+      if (IsKept(*job) || std::exchange(job->closing, true)) continue;
       waiting.push_back(job);
     }
   }
   wake_.notify_one();
+  InterruptAll(away);
   for (const WorkPtr& work : waiting) {
     EndWaiting(work, work->is_job() ? Cancelled() : Draining());
   }

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -85,6 +86,7 @@ class EngineImpl : public Engine {
   void Enter(const JobPtr& job);
   void Readmit(AcceptedJob accepted);
   void ExpireWaiting();
+  bool IsKept(const EngineWork& work) const;
   void Close(const WorkPtr& work);
   void EndWaiting(const WorkPtr& work, const Error& error);
 
@@ -118,6 +120,9 @@ class EngineImpl : public Engine {
   bool Known(const EngineWork& work) const;
   WorkProgress ProgressOf(const EngineWork& work) const;
   Work Queued(const EngineWork& work) const;
+  // Predicted, of a place for a job or a call; under mutex_.
+  std::chrono::milliseconds TimeToPlace() const;
+  std::chrono::milliseconds TimeToCallPlace() const;
 
   // loop.cc. Engine thread.
   void Loop();
@@ -154,7 +159,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<GenerationRun> NewRun(JobWork* job, RunRequest request);
   void EnterStage(JobWork* job, JobStage stage);
   void LeaveStage(JobWork* job);  // also encoder thread
-  void UnitDone(JobWork* job, UnitKind kind, double seconds);
+  void UnitDone(const JobPtr& job, UnitKind kind, double seconds);
   Receipt ReceiptOf(const JobWork& job) const;  // also encoder thread
   void FinishRun(const JobPtr& job);
   void EncodeAndStore(const JobPtr& job, const DecodedVideo& video,
@@ -170,9 +175,17 @@ class EngineImpl : public Engine {
   Checkpoint CheckpointOf(const JobWork& job) const;
   void NoteBegunAgain(JobWork* job, int64_t step, const std::string& why);
   Checkpoint GoOnFrom(JobWork* job);
+  void KeepReached(JobWork* job);
+  void LetGo(JobWork* job);
+  bool BeginsAnew(const WorkPtr& work, const Error& error);
   void PutAside(const JobPtr& job);
-  void TellSuspended(const std::string& id);  // any thread
-  void Park(const JobPtr& job);               // also encoder thread
+  bool MayStay(const EngineWork& work) const;  // under mutex_, as the next
+  std::vector<JobPtr> MovableBut(const std::vector<WorkPtr>& turn) const;
+  void KeepResidentsWithin(const std::vector<WorkPtr>& turn);
+  bool PutAway(const JobPtr& job);
+  void InterruptAll(const std::vector<std::string>& ids);  // any thread
+  void TellSuspended(const std::string& id);               // any thread
+  void Park(const JobPtr& job);                            // also encoder thread
   bool CheckpointIsDue(const JobWork& job) const;
   void MaybeCheckpoint(JobWork* job);
 
@@ -198,6 +211,17 @@ class EngineImpl : public Engine {
   std::optional<Error> WhyEnd(const std::vector<SessionPtr>& sessions) const;
   void EndOwners();
 
+  // previews.cc. Engine thread, or as the comment says.
+  struct Palette {
+    const LatentColours* colours = nullptr;  // the pipeline's
+    std::string why_not;                     // there are none; "" where there are
+  };
+  bool LearnColours(const std::vector<WorkPtr>& works);
+  bool PreviewIsDue(const JobWork& job) const;
+  void MaybePreview(const JobPtr& job);
+  void ShowPreview(const JobPtr& job, const LatentColours& colours, int64_t step,
+                   const HostTensor& latents);  // encoder thread
+
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;
   const Models models_;
@@ -207,8 +231,9 @@ class EngineImpl : public Engine {
   Logger* const logger_;
   const Clock clock_;
   const MemoryAdmission memory_;
-  CostModel cost_;                    // by itself thread-safe
-  std::atomic<bool> ending_ = false;  // all work ends, or is put away for the next start
+  CostModel cost_;                        // by itself thread-safe
+  std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start
+  std::map<Pipeline*, Palette> colours_;  // of those that had to make previews; engine thread
 
   std::mutex positions_mutex_;  // one telling at a time; before mutex_
   std::mutex suspend_mutex_;    // one suspension or resumption at a time; before mutex_

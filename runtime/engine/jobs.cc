@@ -38,8 +38,13 @@ Receipt Stamped(const EngineWork& work, LinearNumerics linear) {
 void EngineImpl::BeginJob(JobWork* job) {
   job->planner = std::make_unique<AttentionPlanner>(job->pipeline->planner_setting(),
                                                     SubjectOf(*job), observer_);
+  job->planner->Pin(job->pinned);
   RequireMemoryNow(job);
-  job->attempt = store_->Start(job->id);
+  if (!job->started) job->attempt = store_->Start(job->id);
+  {
+    const std::lock_guard lock(mutex_);
+    job->started = true;
+  }
   if (!std::exchange(job->told_start, true)) {
     observer_->OnJobStarted(job->parameters.model, job->priority, SecondsSince(job->queued_at));
   }
@@ -102,7 +107,7 @@ void EngineImpl::LeaveStage(JobWork* job) {
   });
 }
 
-void EngineImpl::UnitDone(JobWork* job, UnitKind kind, double seconds) {
+void EngineImpl::UnitDone(const JobPtr& job, UnitKind kind, double seconds) {
   job->stage_seconds += seconds;
   if (kind != UnitKind::kStep) return;
   observer_->OnStep(job->parameters.model, seconds);
@@ -119,7 +124,8 @@ void EngineImpl::UnitDone(JobWork* job, UnitKind kind, double seconds) {
     snapshot.step = done;
     snapshot.eta_seconds = left * job->step_pace + SecondsOf(*job, {UnitKind::kDecode});
   });
-  MaybeCheckpoint(job);
+  MaybeCheckpoint(job.get());
+  MaybePreview(job);
 }
 
 Receipt EngineImpl::ReceiptOf(const JobWork& job) const {
@@ -198,7 +204,9 @@ void EngineImpl::EndJob(const JobPtr& job, const std::optional<Error>& error, Re
     snapshot.starts_in_seconds.reset();
     snapshot.queue_position = 0;
     snapshot.receipt = std::move(receipt);
-    if (error) snapshot.error = ToJobError(*error);
+    if (!error) return;
+    snapshot.error = ToJobError(*error);
+    snapshot.artifacts.clear();  // the store forgets those that were kept
   });
   observer_->OnJobFinished(job->parameters.model, outcome);
   LogEnd(*job, outcome, error);

@@ -1,4 +1,5 @@
 // Jobs that are put aside, put away for the next start, or kept for the case of a crash.
+#include <algorithm>
 #include <utility>
 
 #include "runtime/caught.h"
@@ -53,16 +54,24 @@ void EngineImpl::NoteBegunAgain(JobWork* job, int64_t step, const std::string& w
 // What to go on from; without a run in it where there is nothing, or where something that the bits
 // depend on is no longer the same: then the job begins again, and its receipt says so.
 Checkpoint EngineImpl::GoOnFrom(JobWork* job) {
+  if (const auto anew = std::exchange(job->begins_anew, std::nullopt)) {
+    NoteBegunAgain(job, anew->first, anew->second);
+    return {};
+  }
   Checkpoint from = std::exchange(job->checkpoint, {});
   if (from.run.empty()) {
     const auto kept = store_->ReadCheckpoint(job->id);
-    if (!kept) return {};
+    if (!kept) {
+      if (job->attempt > 1) observer_->OnJobResumed(job->parameters.model, false);
+      return {};
+    }
     if (const auto error = Caught([&] { from = Checkpoint::Parse(kept->second); })) {
       NoteBegunAgain(job, kept->first, error->what());
       return {};
     }
   }
-  const std::string differs = WhatDiffers(from.identity, IdentityOf(*job));
+  const bool own = std::exchange(job->put_away, false);
+  const std::string differs = own ? "" : WhatDiffers(from.identity, IdentityOf(*job));
   if (!differs.empty()) {
     NoteBegunAgain(job, from.step, differs);
     return {};
@@ -71,18 +80,48 @@ Checkpoint EngineImpl::GoOnFrom(JobWork* job) {
   return from;
 }
 
+// Keeps what a job has reached where BeginJob finds it.
+void EngineImpl::KeepReached(JobWork* job) {
+  Checkpoint reached = CheckpointOf(*job);
+  if (store_->durable()) {
+    store_->Checkpoint(job->id, reached.step, reached.Serialise());
+  } else {
+    job->checkpoint = std::move(reached);
+  }
+}
+
+// What a job that goes on later has in memory goes.
+void EngineImpl::LetGo(JobWork* job) {
+  LeaveStage(job);
+  job->left = UnitsLeft(job->estimate, job->generation->steps_done());
+  job->last_step_at.reset();
+  job->step_pace = 0;
+  job->generation.reset();
+  job->pinned = job->planner->pinned();
+  job->planner.reset();
+}
+
+// A unit found out that the steps before it were made from something else: the job begins anew. A
+// run without steps has nothing that could differ.
+bool EngineImpl::BeginsAnew(const WorkPtr& work, const Error& error) {
+  const JobPtr job = JobOf(work);
+  if (job == nullptr || error.reason() != "EMBEDDINGS_DIFFER") return false;
+  const int64_t reached = job->generation->steps_done();
+  if (reached == 0) return false;
+  LetGo(job.get());
+  job->begins_anew = {reached, error.what()};
+  const auto failed = Caught([&] { BeginJob(job.get()); });
+  failed ? End(work, failed) : PutBack(work);
+  return true;
+}
+
 // A job that is put aside holds no device memory: what it has reached is its checkpoint. It goes on
 // where that cannot be kept.
 void EngineImpl::PutAside(const JobPtr& job) {
   const std::lock_guard one_at_a_time(suspend_mutex_);
   if (!job->suspend) return;  // goes on after all
   const auto error = Caught([&] {
-    Checkpoint reached = CheckpointOf(*job);
-    if (store_->durable()) {
-      store_->Checkpoint(job->id, reached.step, reached.Serialise());
-    } else {
-      job->checkpoint = std::move(reached);
-    }
+    KeepReached(job.get());
     TellSuspended(job->id);
   });
   if (error) {
@@ -94,15 +133,87 @@ void EngineImpl::PutAside(const JobPtr& job) {
     const std::lock_guard lock(mutex_);
     if (job->cancel->cancelled) return;  // it is in asked_ by now
     table_.PutAside(job.get());
+    job->started = false;
     positions_moved_ = true;
   }
-  LeaveStage(job.get());
-  job->left = UnitsLeft(job->estimate, job->generation->steps_done());
-  job->last_step_at.reset();
-  job->step_pace = 0;
-  job->generation.reset();
-  job->planner.reset();
+  LetGo(job.get());
   idle_.notify_all();
+}
+
+// ---- no more residents than may stay (--max_resident_mib) ------------------------------------
+
+// Whether it may begin beside what has, without anybody's having to go for it. A call is done after
+// its step.
+bool EngineImpl::MayStay(const EngineWork& work) const {
+  const int64_t most = options_.max_resident_bytes;
+  return most == 0 || !store_->durable() || !work.is_job() ||
+         table_.resident_bytes() + work.estimate.held_bytes <= most;
+}
+
+// Jobs between two steps that are not of this turn, the one whose own is furthest away first.
+std::vector<JobPtr> EngineImpl::MovableBut(const std::vector<WorkPtr>& turn) const {
+  std::vector<std::pair<int64_t, JobPtr>> ranked;
+  for (const WorkId number : table_.begun_works()) {
+    const JobPtr job = JobOf(table_.InQueue(number));
+    const bool now = std::find(turn.begin(), turn.end(), job) != turn.end();
+    if (job == nullptr || now || !job->generation) continue;
+    if (job->generation->Next().kind != UnitKind::kStep) continue;
+    ranked.emplace_back(table_.queue.Rank(number), job);
+  }
+  std::sort(ranked.begin(), ranked.end(),
+            [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::vector<JobPtr> jobs;
+  for (auto& [rank, job] : ranked) jobs.push_back(std::move(job));
+  return jobs;
+}
+
+// Before the turn begins. Where a disk is full, or what is left are decodes and the turn itself,
+// more stays than should.
+void EngineImpl::KeepResidentsWithin(const std::vector<WorkPtr>& turn) {
+  const int64_t most = options_.max_resident_bytes;
+  if (most == 0 || !store_->durable() || !turn.front()->is_job()) return;
+  const auto too_many = [&] {
+    const std::lock_guard lock(mutex_);
+    return table_.resident_bytes() > most;
+  };
+  if (!too_many() || store_->WhyNotReady()) return;
+  std::vector<JobPtr> movable;
+  {
+    const std::lock_guard lock(mutex_);
+    movable = MovableBut(turn);
+  }
+  for (auto job = movable.begin(); job != movable.end() && too_many(); ++job) {
+    if (!PutAway(*job)) return;
+  }
+}
+
+// It goes on from its checkpoint when its turn comes: its run has not ended, nor will it start
+// anew.
+bool EngineImpl::PutAway(const JobPtr& job) {
+  const auto start = SteadyClock::now();
+  const auto error = Caught([&] { KeepReached(job.get()); });
+  if (error) {
+    logger_->Warning("job_not_put_away", {{"job", job->id}, {"message", error->what()}});
+    return false;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (job->cancel->cancelled || job->suspend) return true;  // it is in asked_ by now
+    table_.TakeBack(job.get());
+  }
+  LetGo(job.get());
+  job->put_away = true;
+  PutBack(job);
+  observer_->OnPutAway(job->parameters.model, SecondsSince(start));
+  return true;
+}
+
+// Jobs that were put away, when the server ends: the next one takes them up.
+void EngineImpl::InterruptAll(const std::vector<std::string>& ids) {
+  for (const std::string& id : ids) {
+    const auto error = Caught([&] { store_->Interrupt(id); });
+    if (error) logger_->Warning("job_not_parked", {{"job", id}, {"message", error->what()}});
+  }
 }
 
 void EngineImpl::TellSuspended(const std::string& id) {

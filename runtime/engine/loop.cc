@@ -33,13 +33,17 @@ void EngineImpl::Loop() {
       const auto next = [this] {
         return stopping_ || session_news_ || !asked_.empty() || NextLead() != nullptr;
       };
-      // What waits without being able to begin can still be late.
-      table_.idle() ? wake_.wait(lock, next) : void(wake_.wait_for(lock, kLook, next));
+      // What waits without being able to begin, or is put aside, can still be late.
+      table_.idle() && !table_.has_deadlines() ? wake_.wait(lock, next)
+                                               : void(wake_.wait_for(lock, kLook, next));
       if (stopping_ && asked_.empty() && table_.sessions() == 0) return;
     }
     EndAsked();
     ServeSessions();
-    if (const std::vector<WorkPtr> turn = NextTurn(); !turn.empty()) RunTurn(turn);
+    if (const std::vector<WorkPtr> turn = NextTurn(); !turn.empty()) {
+      KeepResidentsWithin(turn);
+      RunTurn(turn);
+    }
     TellPositions();
   }
 }
@@ -120,7 +124,7 @@ void EngineImpl::AddCompanions(std::vector<WorkPtr>* turn) {
   for (WorkId number : table_.queue.Companions(lead.number, room, clock_())) {
     const WorkPtr work = table_.InQueue(number);
     if (number == lead.number || work->alone) continue;
-    if (!work->begun && !FitsBesideResidents(*work)) continue;
+    if (!work->begun && !(FitsBesideResidents(*work) && MayStay(*work))) continue;
     MarkBegun(work);
     turn->push_back(work);
   }
@@ -151,7 +155,7 @@ void EngineImpl::RunTurn(const std::vector<WorkPtr>& turn) {
     if (work->run()->Next().kind != UnitKind::kStep) return RunAlone(work);
     works.push_back(work);
   }
-  if (!works.empty()) RunStep(works);
+  if (!works.empty() && !LearnColours(works)) RunStep(works);
 }
 
 // Gives what has none a run; those that could not begin have ended.
@@ -206,6 +210,7 @@ void EngineImpl::RunAlone(const WorkPtr& work) {
     work->run()->Advance();
   });
   const double seconds = SecondsSince(start);
+  if (error && BeginsAnew(work, *error)) return;
   if (!error) cost_.Observe(KeyOf(*work, unit), 1, seconds);
   AfterUnit(work, unit, {seconds, seconds}, error);
 }
@@ -274,7 +279,7 @@ void EngineImpl::AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime
   if (error) return End(work, error);
   CountDown(unit.kind, &work->left);
   const JobPtr job = JobOf(work);
-  if (job) UnitDone(job.get(), unit.kind, time.seconds);
+  if (job) UnitDone(job, unit.kind, time.seconds);
   if (const SessionPtr session = SessionOf(work)) return SessionUnitDone(session, unit, time);
   if (work->run()->Next().kind != UnitKind::kDone) return PutBack(work);
   job ? FinishRun(job) : End(work, std::nullopt);
@@ -291,7 +296,7 @@ void EngineImpl::PutBack(const WorkPtr& work) {
 
 // Only the engine's end stops it, and the store keeps it.
 bool EngineImpl::GoesOnLater(const JobWork& job) const {
-  return ending_ && store_->durable() && !job.cancel->cancelled && !Late(job);
+  return ending_ && IsKept(job) && !job.cancel->cancelled && !Late(job);
 }
 
 void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
@@ -328,7 +333,7 @@ std::optional<Error> EngineImpl::WhyStop(const EngineWork& work) const {
   if (work.cancel && work.cancel->cancelled) return Cancelled();
   if (Late(work)) return DeadlinePassed();
   if (!ending_) return std::nullopt;
-  return work.is_job() && !store_->durable() ? Cancelled() : Stopped();
+  return work.is_job() && !IsKept(work) ? Cancelled() : Stopped();
 }
 
 // A shared step goes on while somebody needs it.

@@ -1,5 +1,7 @@
 // What the engine tells the queue and the clients about time.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "runtime/engine/engine_impl.h"
 
@@ -9,6 +11,13 @@ namespace {
 constexpr std::string_view KindName(UnitKind kind) {
   constexpr std::array<std::string_view, 4> kNames = {"encode_prompt", "step", "decode", "done"};
   return kNames[static_cast<size_t>(kind)];
+}
+
+// What a client is told to wait for a place: no prediction is better than to the second, and none
+// is to be trusted for long.
+std::chrono::milliseconds RetryAfter(double seconds) {
+  constexpr double kLeast = 1, kMost = 600;
+  return std::chrono::milliseconds(std::lround(1000 * std::clamp(seconds, kLeast, kMost)));
 }
 
 }  // namespace
@@ -97,6 +106,26 @@ Work EngineImpl::Queued(const EngineWork& work) const {
   queued.arrived = work.arrived;
   queued.deadline = work.deadline;
   return queued;
+}
+
+// A place is free when a job that waits begins: when its turn comes, or where no more may begin,
+// when one that has begun is done. Where none waits, somebody must resume or cancel one first.
+std::chrono::milliseconds EngineImpl::TimeToPlace() const {
+  if (table_.waiting_jobs() == 0) return RetryAfter(std::numeric_limits<double>::infinity());
+  const double turn = table_.queue.SecondsToNextBegin();
+  const int64_t most = options_.max_running_jobs;
+  if (most == 0 || table_.running_jobs() < most) return RetryAfter(turn);
+  double end = std::numeric_limits<double>::infinity();
+  for (const WorkId number : table_.begun_works()) {
+    if (!table_.InQueue(number)->is_job()) continue;
+    end = std::min(end, table_.queue.SecondsLeft(number));
+  }
+  // Where all are at their files, one of them is done next.
+  return RetryAfter(std::isfinite(end) ? std::max(turn, end) : turn);
+}
+
+std::chrono::milliseconds EngineImpl::TimeToCallPlace() const {
+  return RetryAfter(table_.queue.SecondsToTurn(std::string(kCallsTenant)));
 }
 
 }  // namespace denoised

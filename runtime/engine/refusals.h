@@ -2,6 +2,7 @@
 #ifndef DENOISED_RUNTIME_ENGINE_REFUSALS_H_
 #define DENOISED_RUNTIME_ENGINE_REFUSALS_H_
 
+#include <chrono>
 #include <string>
 
 #include "backends/error.h"
@@ -15,14 +16,25 @@ inline Error DeadlinePassed() {
                "DEADLINE_EXCEEDED");
 }
 
+// About what it takes until there is another server, or this one again.
+inline constexpr std::chrono::seconds kAnotherServer{10};
+
 inline Error Draining() {
   return Error(StatusCode::kUnavailable, "the server is draining and takes no new work", "",
-               "DRAINING");
+               "DRAINING")
+      .RetryAfter(kAnotherServer);
 }
 
 inline Error Stopped() {
   return Error(StatusCode::kUnavailable, "the server stopped before the work was done", "",
-               "DRAINING");
+               "DRAINING")
+      .RetryAfter(kAnotherServer);
+}
+
+// Of a job that would be nobody's.
+inline Error CallIsGone() {
+  return Error(StatusCode::kCancelled, "the call that the job belonged to ended with its server",
+               "", "CALL_GONE");
 }
 
 inline Error UnknownJob(const std::string& id) {

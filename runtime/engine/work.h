@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/attention/attention_planner.h"
@@ -19,6 +20,9 @@
 #include "runtime/pipelines/pipeline.h"
 
 namespace denoised {
+
+// One tenant for all Denoise calls, beside those of jobs: neither holds the other up.
+inline constexpr std::string_view kCallsTenant = "/calls";
 
 // Owned by the engine's table. What the comment does not give to the engine thread is constant, or
 // guarded by the engine's mutex.
@@ -79,17 +83,26 @@ struct JobWork : TrajectoryWork {
 
   std::atomic<bool> suspend{false};  // to be put aside at its next boundary
   bool closing = false;              // ends, or has its results: too late to cancel
+  bool started = false;              // the store knows that it runs, here
   bool told_start = false;           // engine thread
   int64_t told_position = -1;        // of its queue position, what watchers know
   Checkpoint checkpoint;             // to go on from; no run in it: from the start
   int64_t attempt = 0;
 
   // Engine thread.
+  // To go on in this process, where nothing can differ but who chooses its backends: as of any job,
+  // at any step.
+  bool put_away = false;
+  std::shared_ptr<const LeaseList> pinned;  // what its planner was held to, in this process
+  // It begins from step 0 although it had done so many steps, for this reason.
+  std::optional<std::pair<int64_t, std::string>> begins_anew;
   JobStage stage = JobStage::kNone;
   double stage_seconds = 0;  // in units of the present stage
   std::optional<std::chrono::steady_clock::time_point> last_step_at;
   double step_pace = 0;  // seconds from one of its steps to the next, waits included
   std::chrono::steady_clock::time_point next_checkpoint;
+  std::chrono::steady_clock::time_point next_preview;  // on the engine's clock
+  std::atomic<int> previews_on_way{0};  // to the encoder thread, which takes them off
 };
 
 struct CallWork : EngineWork {

@@ -109,7 +109,7 @@ void WorkQueue::Insert(const Kept& kept) {
   tenant.works.Insert(EntryOf(kept));
   crowded_.insert({tenant.works.total().count, name});
   order_.Insert(EntryOf(kept));
-  if (kept.work.resident) tenant.residents.insert(kept.key);
+  (kept.work.resident ? tenant.residents : outside_).insert(kept.key);
   resident_ += kept.work.resident ? 1 : 0;
   EnterBatch(kept);
   Seat(name, tenant);
@@ -122,7 +122,7 @@ void WorkQueue::Erase(const Kept& kept) {
   tenant.works.Erase(kept.key);
   if (!tenant.works.empty()) crowded_.insert({tenant.works.total().count, name});
   order_.Erase(kept.key);
-  tenant.residents.erase(kept.key);
+  (kept.work.resident ? tenant.residents : outside_).erase(kept.key);
   resident_ -= kept.work.resident ? 1 : 0;
   LeaveBatch(kept);
   Seat(name, tenant);
@@ -164,11 +164,8 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   tenant.works.Change(kept.key, entry.seconds, entry.weight);
   if (!moves) return;
   resident_ += progress.resident ? 1 : -1;
-  if (progress.resident) {
-    tenant.residents.insert(kept.key);
-  } else {
-    tenant.residents.erase(kept.key);
-  }
+  (progress.resident ? outside_ : tenant.residents).erase(kept.key);
+  (progress.resident ? tenant.residents : outside_).insert(kept.key);
   Seat(TenantOf(kept.work), tenant);
 }
 
@@ -292,6 +289,21 @@ double WorkQueue::SecondsAhead(WorkId id) const {
   if (found == works_.end()) return -1;
   const Kept& kept = found->second;
   return Ahead(kept.key, TenantOf(kept.work), kept.length).seconds;
+}
+
+double WorkQueue::SecondsToNextBegin() const {
+  return outside_.empty() ? 0 : SecondsAhead(outside_.begin()->id);
+}
+
+double WorkQueue::SecondsToTurn(const std::string& tenant) const {
+  const auto found = tenants_.find(fifo() ? "" : tenant);
+  if (found == tenants_.end() || found->second.works.empty()) return 0;
+  return SecondsAhead(found->second.works.First()->id);
+}
+
+double WorkQueue::SecondsLeft(WorkId id) const {
+  const auto found = works_.find(id);
+  return found == works_.end() ? 0 : found->second.work.seconds_left;
 }
 
 bool WorkQueue::WouldBeGivenUp(const Kept& kept, double now) {

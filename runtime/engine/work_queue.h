@@ -97,6 +97,13 @@ class WorkQueue {
   int64_t Rank(WorkId id) const;
   // Predicted seconds until it begins, or goes on. Negative: not here.
   double SecondsAhead(WorkId id) const;
+  // Of what is not resident the one that is due first: so many until it begins. 0 where there is
+  // none.
+  double SecondsToNextBegin() const;
+  // Until the first of the tenant's works runs. 0 where it has none.
+  double SecondsToTurn(const std::string& tenant) const;
+  // What is left of a work. 0: not here.
+  double SecondsLeft(WorkId id) const;
   // Predicted seconds from now to the end of such a work if it came now: what Submit holds against
   // a deadline. Not the whole queue, only what comes before it in the order; where its deadline
   // would be given up so that others are met, as if it had none.
@@ -143,7 +150,8 @@ class WorkQueue {
 
   const QueueOptions options_;
   std::unordered_map<WorkId, Kept> works_;
-  OrderTree order_;  // of all tenants
+  OrderTree order_;             // of all tenants
+  std::set<OrderKey> outside_;  // those that are not resident
   std::map<std::string, Tenant> tenants_;
   FairTurn turn_, resident_turn_;                      // of all works; of the resident ones
   std::set<std::pair<int64_t, std::string>> crowded_;  // (works, tenant)

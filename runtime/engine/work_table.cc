@@ -37,7 +37,7 @@ void WorkTable::Enter(const WorkPtr& work, Work queued) {
 void WorkTable::MarkBegun(EngineWork* work) {
   work->begun = true;
   --*WaitingLike(*work);
-  ++begun_;
+  begun_.insert(work->number);
   if (work->is_job()) ++begun_jobs_, ++running_jobs_;
   Hold(work->estimate);
 }
@@ -45,7 +45,7 @@ void WorkTable::MarkBegun(EngineWork* work) {
 void WorkTable::TakeBack(EngineWork* work) {
   work->begun = false;
   ++*WaitingLike(*work);
-  --begun_;
+  begun_.erase(work->number);
   if (work->is_job()) --begun_jobs_, --running_jobs_;
   Release(work->estimate);
 }
@@ -104,6 +104,21 @@ std::vector<SessionPtr> WorkTable::Sessions() const {
   return sessions;
 }
 
+void WorkTable::KnowById(const JobPtr& job) {
+  jobs_[job->id] = job;
+  if (job->deadline) deadlines_.insert({*job->deadline, job->id});
+}
+
+std::vector<JobPtr> WorkTable::LateAside(TimePoint now) const {
+  std::vector<JobPtr> late;
+  for (const auto& [deadline, id] : deadlines_) {
+    if (deadline > now) break;
+    const JobPtr& job = jobs_.at(id);
+    if (!job->begun && !job->closing && !queued_.contains(job->number)) late.push_back(job);
+  }
+  return late;
+}
+
 void WorkTable::ChangeEstimate(EngineWork* work, const WorkEstimate& estimate) {
   Release(work->estimate);
   work->estimate = estimate;
@@ -119,7 +134,7 @@ void WorkTable::LeaveQueue(EngineWork* work) {
     --*WaitingLike(*work);
     return;
   }
-  --begun_;
+  begun_.erase(work->number);
   if (work->is_job()) --begun_jobs_;
   if (!work->encodes) Release(work->estimate);
 }
@@ -135,6 +150,7 @@ void WorkTable::PutAside(JobWork* job) {
 }
 
 void WorkTable::Forget(const JobPtr& job) {
+  if (job->deadline) deadlines_.erase({*job->deadline, job->id});
   if (jobs_.erase(job->id) == 0 || !job->begun) return;
   --running_jobs_;
   if (job->encodes) Release(job->estimate);

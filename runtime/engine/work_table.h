@@ -40,7 +40,10 @@ class WorkTable {
   void ToEncoder(JobWork* job);       // leaves the queue, and keeps what it holds until Forget
   void PutAside(JobWork* job);        // leaves the queue as if it had not begun
   void Forget(const JobPtr& job);     // it has ended
-  void KnowById(const JobPtr& job) { jobs_[job->id] = job; }
+  void KnowById(const JobPtr& job);
+  // Jobs that are put aside and whose deadline has come.
+  std::vector<JobPtr> LateAside(TimePoint now) const;
+  bool has_deadlines() const { return !deadlines_.empty(); }  // of any job
 
   // A session holds its memory from here to there, whether it is in the queue or not.
   void OpenSession(const SessionPtr& session);
@@ -61,7 +64,9 @@ class WorkTable {
   }
   // That will give memory back: jobs and calls that have begun and are still in the queue, files
   // that are written, sessions.
-  int64_t holders() const { return begun_ + sessions() + (encodes() ? 1 : 0); }
+  int64_t holders() const { return begun() + sessions() + (encodes() ? 1 : 0); }
+  int64_t begun() const { return static_cast<int64_t>(begun_.size()); }  // and still in the queue
+  const std::set<WorkId>& begun_works() const { return begun_; }
   // Jobs that have begun and not ended, those that are encoded among them.
   int64_t running_jobs() const { return running_jobs_; }
   int64_t request_bytes() const { return request_bytes_; }  // of all in the queue
@@ -82,11 +87,13 @@ class WorkTable {
 
   std::unordered_map<WorkId, WorkPtr> queued_;
   std::unordered_map<std::string, JobPtr> jobs_;
+  std::set<std::pair<TimePoint, std::string>> deadlines_;  // of those
   std::map<std::string, SessionPtr> sessions_;
   std::multiset<int64_t> excesses_;
   WorkId last_number_ = 0;
   int64_t waiting_jobs_ = 0, waiting_calls_ = 0;
-  int64_t begun_ = 0, begun_jobs_ = 0, running_jobs_ = 0;
+  std::set<WorkId> begun_;
+  int64_t begun_jobs_ = 0, running_jobs_ = 0;
   int64_t request_bytes_ = 0, resident_bytes_ = 0;
 };
 

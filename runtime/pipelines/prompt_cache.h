@@ -3,7 +3,8 @@
 // A result is found by all that its bits depend on within one loaded model: the tokens, the length
 // that they are padded to, the numerics and the attention kernel. (The model's files, dtype and
 // device are those of the pipeline that owns the cache; the instruction set that of the process.)
-// What the forward called comes along, so that a receipt says the same with a hit as without.
+// What the forward called comes along, so that a receipt says the same with a hit as without: what
+// the embeddings were made with.
 #ifndef DENOISED_RUNTIME_PIPELINES_PROMPT_CACHE_H_
 #define DENOISED_RUNTIME_PIPELINES_PROMPT_CACHE_H_
 

@@ -21,7 +21,7 @@ void TextEncoderSource::Reload(Umt5Encoder* encoder) const {
   try {
     encoder->Reload(folder.Sub(kComponent));
     RequireSame(folder.Seal());
-  } catch (const Error& error) {
+  } catch (...) {
     encoder->Release();
     throw;
   }

@@ -206,9 +206,13 @@ std::vector<std::optional<Error>> WanPipeline::Step(const std::vector<Run*>& run
     forwards.Run(std::move(parts));
   }
   const std::chrono::duration<double> seconds = SteadyClock::now() - start;
+  int64_t rows = 0;
+  for (const Partaker& one : partakers) rows += runs[one.place]->Next().rows;
+  const double seconds_a_row = seconds.count() / static_cast<double>(rows);
   for (Partaker& one : partakers) {
+    const double share = seconds_a_row * static_cast<double>(runs[one.place]->Next().rows);
     one.run->planner()->BookForward();
-    errors[one.place] = Caught([&] { one.run->Take(one.predictions, seconds.count()); });
+    errors[one.place] = Caught([&] { one.run->Take(one.predictions, share); });
     if (!errors[one.place]) one.run->planner()->Complete();
   }
   return errors;

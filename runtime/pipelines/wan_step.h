@@ -35,8 +35,8 @@ class WanStepRun {
   // Has the planner prepare its plan, which is good until the step's end, and says what to run.
   // What it throws concerns this run alone, or is a stop point's.
   virtual const AttentionPlan& Prepare(std::vector<StepPass>* passes) = 0;
-  // What the transformer gave, one tensor a pass; `seconds` since Prepare. Throws NON_FINITE, and
-  // is then where it was.
+  // What the transformer gave, one tensor a pass; `seconds` of the step, this run's part by rows.
+  // Throws NON_FINITE, and is then where it was.
   virtual void Take(const std::vector<at::Tensor>& predictions, double seconds) = 0;
 };
 

@@ -43,7 +43,7 @@ at::Tensor WanPipeline::EncodePrompt(const Prompt& prompt, AttentionPlanner* pla
   const at::Tensor embeds =
       kept != nullptr ? kept->embeds : RunTextEncoder(tokens.ids, tokens.length, plan);
   if (kept != nullptr) {
-    *slot.tally = kept->tally;  // of a forward that need not run again
+    planner->BookKept(AttentionRole::kTextEncoder, kept->tally);
   } else {
     RequireFinite(embeds,
                   "the text encoder gave numbers that are not finite for the " + prompt.field);

@@ -6,10 +6,12 @@
 #include "runtime/job_store.h"
 #include "runtime/log.h"
 #include "runtime/store/checkpoints.h"
+#include "runtime/store/disk_full.h"
 #include "runtime/store/feed.h"
 #include "runtime/store/ledger.h"
 #include "runtime/store/memory_artifact.h"
 #include "runtime/store/state_folder.h"
+#include "runtime/ticker.h"
 
 namespace denoised {
 namespace {
@@ -55,6 +57,7 @@ class DurableJobStore : public JobStore {
         ledger_(Load(logger), options.hooks, logger) {
     Requeue();
     Sweep();
+    sweeper_.emplace(options.sweep_every, [this] { Sweep(); });
   }
 
   bool durable() const override { return true; }
@@ -67,10 +70,7 @@ class DurableJobStore : public JobStore {
   }
   std::vector<AcceptedJob> Recover() override;
   int64_t Start(const std::string& id) override { return feed_.Start(id, Keep("start")); }
-  void Interrupt(const std::string& id) override {
-    checkpoints_.Flush(id);
-    feed_.Interrupt(id, Keep("change"));
-  }
+  void Interrupt(const std::string& id) override;
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override;
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override;
 
@@ -118,11 +118,12 @@ class DurableJobStore : public JobStore {
   void RemoveFiles(const std::string& id) const;
 
   const std::chrono::seconds keep_results_;
-  const StateFolder folder_;
+  StateFolder folder_;
   std::vector<StoredJob> loaded_;  // until the constructor ends, then those that had not ended
   Feed feed_;
   Checkpoints checkpoints_;
-  Ledger ledger_;  // last: its thread may call back until it ends
+  Ledger ledger_;                  // after those that its thread calls back until it ends
+  std::optional<Ticker> sweeper_;  // last
 };
 
 // ---- at start
@@ -171,7 +172,7 @@ void DurableJobStore::Requeue() {
     job.artifacts.clear();
     if (job.state == JobState::kRunning) {
       job.state = JobState::kQueued;
-      ++stored.row.crashes;
+      stored.row.crashes += folder_.noted().contains(job.id) ? 0 : 1;
     }
     rows.push_back(stored.row);
   }
@@ -210,7 +211,7 @@ std::pair<JobSnapshot, bool> DurableJobStore::Add(const JobSnapshot& job,
   if (auto known = feed_.Reserve(&row)) return {*std::move(known), false};
   try {
     if (const auto why = folder_.WhyNoRoom(BytesOf(request))) {
-      throw Error(StatusCode::kResourceExhausted, *why, "", "DISK");
+      throw DiskFull(*why);
     }
     ledger_.Accept(row, request);
   } catch (...) {
@@ -253,9 +254,11 @@ bool DurableJobStore::IsOpen(const std::string& id) const {
   return job && !IsTerminal(job->state);
 }
 
-// The job's end is on disk: its state is needed no more, and older jobs may be too many.
+// The job's end is on disk: its state is needed no more, nor are results of one that failed, and
+// older jobs may be too many.
 void DurableJobStore::Settled(const std::string& id) {
   checkpoints_.Drop(id);
+  if (const auto job = feed_.Get(id); job && job->state != JobState::kSucceeded) RemoveFiles(id);
   Sweep();
 }
 
@@ -273,6 +276,16 @@ void DurableJobStore::Sweep() {
 void DurableJobStore::RemoveFiles(const std::string& id) const {
   for (int format = 0; format <= static_cast<int>(ArtifactFormat::kSafetensors); ++format) {
     folder_.artifacts().Remove(FileName(id, static_cast<ArtifactFormat>(format)));
+  }
+}
+
+void DurableJobStore::Interrupt(const std::string& id) {
+  checkpoints_.Flush(id);
+  try {
+    feed_.Interrupt(id, Keep("change"));
+  } catch (const Error& error) {
+    folder_.Note(id);  // no crash, all the same
+    throw;
   }
 }
 

@@ -34,6 +34,7 @@ JobSnapshot EventRing::At(const Event& event, const JobSnapshot& last) {
   job.starts_in_seconds = event.starts_in_seconds;
   job.stage_seconds.resize(std::min(event.stages, job.stage_seconds.size()));
   job.artifacts.resize(std::min(event.artifacts, job.artifacts.size()));
+  job.preview.reset();  // the newest one alone is kept
   if (!event.started) job.started_at.reset();
   if (!IsTerminal(event.state)) {  // what comes with the end
     job.finished_at.reset();

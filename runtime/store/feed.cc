@@ -7,6 +7,10 @@
 namespace denoised {
 namespace {
 
+// Previews are there for those who watch; of ended jobs so many stay, for those who come a little
+// late.
+constexpr size_t kEndedPreviews = 16;
+
 Error OtherRequest(const std::string& id) {
   return Error(StatusCode::kAlreadyExists,
                "idempotency_key: job '" + id + "' was made under this key by another request",
@@ -334,7 +338,16 @@ void Feed::End(const std::string& id, Record* record) {
   record->ended_at =
       std::chrono::steady_clock::now() -
       std::max(system_clock::duration(0), now - record->row.job.finished_at.value_or(now));
+  if (record->row.job.state != JobState::kSucceeded) {
+    result_bytes_ -= record->bytes();
+    record->results.clear();
+  }
   (record->results.empty() ? without_results_ : with_results_).push_back(id);
+  if (record->row.job.preview) pictured_.push_back(id);
+  if (pictured_.size() > kEndedPreviews) {
+    if (Record* oldest = Find(pictured_.front())) oldest->row.job.preview.reset();
+    pictured_.pop_front();
+  }
   ForgetOld();
 }
 

@@ -136,6 +136,7 @@ class Feed {
   std::map<uint64_t, std::string> order_;                   // number -> id
   std::unordered_map<std::string, std::string> keys_;       // of idempotency -> id
   std::deque<std::string> with_results_, without_results_;  // ended jobs, oldest first
+  std::deque<std::string> pictured_;  // ended jobs that still have a preview, oldest first
   std::vector<Forgotten> forgotten_;
   uint64_t result_bytes_ = 0;
   uint64_t last_number_ = 0;

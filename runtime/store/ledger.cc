@@ -1,8 +1,10 @@
 #include "runtime/store/ledger.h"
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "runtime/caught.h"
@@ -12,6 +14,12 @@ namespace {
 
 // While the disk takes nothing, it is asked again this often.
 constexpr std::chrono::milliseconds kRetry{250};
+
+std::vector<uint64_t> NumbersOf(const std::vector<JobRow>& rows) {
+  std::vector<uint64_t> numbers;
+  for (const JobRow& row : rows) numbers.push_back(row.number);
+  return numbers;
+}
 
 }  // namespace
 
@@ -60,11 +68,17 @@ void Ledger::Change(std::string_view verb, const std::vector<JobRow>& rows) {
          [&](LedgerFile& file) {
            for (const JobRow& row : rows) file.UpdateJob(row);
          },
-         {}});
+         {},
+         /*keep_trying=*/false,
+         NumbersOf(rows)});
 }
 
 void Ledger::Forget(uint64_t number) {
-  Await({"forget", [number](LedgerFile& file) { file.RemoveJob(number); }, {}});
+  Await({"forget",
+         [number](LedgerFile& file) { file.RemoveJob(number); },
+         {},
+         /*keep_trying=*/false,
+         {number}});
 }
 
 bool Ledger::Finish(const JobRow& row, std::function<void()> kept) {
@@ -73,7 +87,9 @@ bool Ledger::Finish(const JobRow& row, std::function<void()> kept) {
                    file.UpdateJob(row);
                    file.RemoveRequest(row.number);  // whose tensors may be large
                  },
-                 {}},
+                 {},
+                 /*keep_trying=*/true,
+                 {row.number}},
                 std::move(kept));
 }
 
@@ -82,7 +98,9 @@ bool Ledger::Recovered(const std::vector<JobRow>& rows) {
                  [rows](LedgerFile& file) {
                    for (const JobRow& row : rows) file.UpdateJob(row);
                  },
-                 {}},
+                 {},
+                 /*keep_trying=*/true,
+                 NumbersOf(rows)},
                 [] {});
 }
 
@@ -98,20 +116,19 @@ bool Ledger::Insist(Verb verb, std::function<void()> kept) {
       kept();
     }
   };
-  verb.keep_trying = true;
   Post(std::move(verb));
   return first->get_future().get();
 }
 
 void Ledger::ForgetLater(std::vector<uint64_t> numbers, std::function<void()> done) {
   Post({"forget",
-        [numbers = std::move(numbers)](LedgerFile& file) {
+        [numbers](LedgerFile& file) {
           for (const uint64_t number : numbers) file.RemoveJob(number);
         },
         [done = std::move(done)](const std::optional<Error>& error) {
           if (!error) done();
         },
-        /*keep_trying=*/true});
+        /*keep_trying=*/true, numbers});
 }
 
 std::optional<std::string> Ledger::trouble() const {
@@ -158,8 +175,12 @@ void Ledger::Process(std::deque<Verb> verbs) {
     for (Verb& verb : verbs) Answer(std::move(verb), error);
     return;
   }
+  std::set<uint64_t> held;  // jobs of verbs that are tried again: no later one overtakes them
   for (Verb& verb : verbs) {
-    error = Try({&verb});
+    const bool behind =
+        std::ranges::any_of(verb.numbers, [&](uint64_t number) { return held.contains(number); });
+    if (!behind) error = Try({&verb});
+    if (error && verb.keep_trying) held.insert(verb.numbers.begin(), verb.numbers.end());
     Note(error);
     Answer(std::move(verb), error);
   }

@@ -2,7 +2,8 @@
 // connection. Torch-free; any thread.
 //
 // Verbs that wait together are one transaction, so that many clients share a sync of the disk;
-// where it fails, each is tried alone.
+// where it fails, each is tried alone. What is tried again is not overtaken by a later verb on the
+// same job.
 #ifndef DENOISED_RUNTIME_STORE_LEDGER_H_
 #define DENOISED_RUNTIME_STORE_LEDGER_H_
 
@@ -55,6 +56,7 @@ class Ledger {
     // Ledger's thread, at each try until it succeeds (`keep_trying`) or once.
     std::function<void(const std::optional<Error>&)> done;
     bool keep_trying = false;
+    std::vector<uint64_t> numbers = {};  // of the jobs whose rows it writes
   };
 
   void Post(Verb verb);

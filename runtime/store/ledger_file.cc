@@ -1,9 +1,13 @@
 #include "runtime/store/ledger_file.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "runtime/loaders/sha256.h"
+#include "runtime/store/state_folder.h"
 
 namespace denoised {
 namespace {
@@ -49,6 +53,37 @@ fs::path PlaceForDamaged(const fs::path& file) {
   for (int i = 1;; ++i) {
     const fs::path place = file.string() + ".damaged." + std::to_string(i);
     if (!fs::exists(place)) return place;
+  }
+}
+
+// The same file under another name, or where a file system has no such thing, a copy.
+void KeepAside(const fs::path& file, const fs::path& aside) {
+  std::error_code error;
+  fs::create_hard_link(file, aside, error);
+  if (error) fs::copy_file(file, aside);
+}
+
+void SyncFolderOf(const fs::path& file) {
+  const OwnedFd folder(open(file.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (folder.get() >= 0) (void)!fsync(folder.get());
+}
+
+// What was put aside in the damaged file stays so, as far as it can be read.
+void CopyQuarantine(Database* from, Database* to) {
+  try {
+    Statement scan(from, "SELECT number, id, row, request, latents, why FROM quarantine");
+    while (scan.Step()) {
+      Statement(to, "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?)")
+          .Bind(scan.Integer(0))
+          .Bind(scan.Bytes(1))
+          .Bind(scan.Bytes(2))
+          .Bind(scan.Bytes(3))
+          .BindBlob(scan.Bytes(4))
+          .Bind(scan.Bytes(5))
+          .Step();
+    }
+  } catch (const Error& error) {
+    if (!IsDamage(error)) throw;
   }
 }
 
@@ -155,6 +190,7 @@ void LedgerFile::Salvage() {
     jobs = CopyRaw(&from, &to, "id, row", "jobs");
     if (jobs == 0) throw Error(StatusCode::kDataLoss, "none of its rows can be read");
     CopyRaw(&from, &to, "request, latents", "requests");
+    CopyQuarantine(&from, &to);
     to.Commit();
   } catch (const Error& error) {
     fs::remove(fresh);
@@ -163,8 +199,9 @@ void LedgerFile::Salvage() {
                              "); move it away to begin without its jobs");
   }
   fs::remove(file_.string() + "-journal");  // it is not the new file's
-  fs::rename(file_, aside);
-  fs::rename(fresh, file_);
+  KeepAside(file_, aside);
+  fs::rename(fresh, file_);  // at no moment is there no ledger
+  SyncFolderOf(file_);
   logger_->Error("ledger.salvaged",
                  {{"damaged", aside.string()}, {"rows_read", std::to_string(jobs)}});
 }

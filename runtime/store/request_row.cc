@@ -126,6 +126,7 @@ void ReadChoices(const Json& json, GenerationRequest* request) {
 RequestRow WriteRequest(const GenerationRequest& request) {
   Json json = WriteContent(request);
   if (request.deadline) json["deadline"] = TimeOfDay(*request.deadline);
+  if (request.belongs_to_call) json["belongs_to_call"] = true;
   return {Dump(json), request.latents ? request.latents->data : ""};
 }
 
@@ -147,6 +148,7 @@ GenerationRequest ReadRequest(const RequestRow& row) {
     if (const auto deadline = json.find("deadline"); deadline != json.end()) {
       request.deadline = SteadyMoment(deadline->get<int64_t>());
     }
+    request.belongs_to_call = json.value("belongs_to_call", false);
     return request;
   });
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backends/error.h"
+#include "runtime/store/disk_full.h"
 
 namespace denoised {
 namespace {
@@ -27,11 +28,6 @@ StatusCode CodeOf(int code) {
     default:
       return StatusCode::kInternal;
   }
-}
-
-std::string ReasonOf(StatusCode code) {
-  if (code == StatusCode::kResourceExhausted) return "DISK";
-  return code == StatusCode::kDataLoss ? "LEDGER_DAMAGED" : "";
 }
 
 }  // namespace
@@ -61,7 +57,9 @@ void Database::Fail(int code) const {
       status == StatusCode::kResourceExhausted && system != 0) {
     message += std::string(" (") + std::strerror(system) + ")";
   }
-  throw Error(status, message, file_.filename().string(), ReasonOf(status));
+  if (status == StatusCode::kResourceExhausted) throw DiskFull(message);
+  throw Error(status, message, file_.filename().string(),
+              status == StatusCode::kDataLoss ? "LEDGER_DAMAGED" : "");
 }
 
 void Database::Execute(const std::string& sql) {

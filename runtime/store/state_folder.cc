@@ -12,15 +12,12 @@
 #include <utility>
 
 #include "backends/error.h"
+#include "runtime/store/disk_full.h"
 
 namespace denoised {
 namespace {
 
 namespace fs = std::filesystem;
-
-Error DiskError(const std::string& what) {
-  return Error(StatusCode::kResourceExhausted, what, "", "DISK");
-}
 
 Error Unusable(const fs::path& path, const std::string& why) {
   return Error(StatusCode::kFailedPrecondition, "state_dir: " + path.string() + ": " + why,
@@ -57,10 +54,23 @@ int TakeLock(const fs::path& folder) {
                     (pid.empty() ? "" : ", process " + pid),
                 "state_dir", "STATE_DIR_IN_USE");
   }
-  const std::string pid = std::to_string(getpid()) + "\n";
-  // Only words for the next one: the lock holds without them, also on a full disk.
-  if (ftruncate(lock.get(), 0) == 0) (void)!pwrite(lock.get(), pid.data(), pid.size(), 0);
-  return dup(lock.get());  // the lock lasts as long as one of its descriptors
+  return fcntl(lock.get(), F_DUPFD_CLOEXEC, 0);  // the lock lasts as long as one of its descriptors
+}
+
+// A page of text: the pid, then a noted id a line, blanks to its end.
+constexpr size_t kLockBytes = 4096;
+
+std::set<std::string> NotesIn(const OwnedFd& lock) {
+  std::string text(kLockBytes, '\0');
+  text.resize(
+      static_cast<size_t>(std::max<ssize_t>(pread(lock.get(), text.data(), text.size(), 0), 0)));
+  std::set<std::string> notes;
+  size_t begin = text.find('\n');
+  for (size_t end; begin != std::string::npos; begin = end) {
+    end = text.find('\n', ++begin);
+    if (end != std::string::npos) notes.insert(text.substr(begin, end - begin));
+  }
+  return notes;
 }
 
 bool WriteFully(int fd, std::string_view bytes) {
@@ -94,7 +104,7 @@ void FileFolder::At(std::string_view edge) const {
 }
 
 void FileFolder::Fail(const std::string& name) const {
-  throw DiskError((path_ / name).string() + ": " + std::strerror(errno));
+  throw DiskFull((path_ / name).string() + ": " + std::strerror(errno));
 }
 
 void FileFolder::WritePart(const std::string& part,
@@ -168,8 +178,26 @@ StateFolder::StateFolder(const fs::path& path, StoreHooks* hooks)
     : path_(MakeFolder(path)),
       hooks_(hooks),
       lock_(TakeLock(path)),
+      noted_(NotesIn(lock_)),
       artifacts_(path / "artifacts", "artifact", hooks),
-      checkpoints_(path / "checkpoints", "checkpoint", hooks) {}
+      checkpoints_(path / "checkpoints", "checkpoint", hooks) {
+  std::string page = std::to_string(getpid()) + "\n";
+  notes_end_ = page.size();
+  page.resize(kLockBytes, ' ');
+  // Only words for the next one: the lock holds without them, also on a full disk.
+  (void)!pwrite(lock_.get(), page.data(), page.size(), 0);
+}
+
+void StateFolder::Note(const std::string& id) {
+  const std::string line = id + "\n";
+  const std::lock_guard lock(mutex_);
+  if (notes_end_ + line.size() > kLockBytes) return;
+  const auto at = static_cast<off_t>(notes_end_);
+  if (pwrite(lock_.get(), line.data(), line.size(), at) == static_cast<ssize_t>(line.size())) {
+    notes_end_ += line.size();
+  }
+  (void)!fdatasync(lock_.get());
+}
 
 StateFolder::Room StateFolder::Look() const {
   struct statvfs system {};
@@ -190,8 +218,8 @@ std::optional<std::string> StateFolder::WhyNoRoom(uint64_t bytes) const {
 void StateFolder::RequireRoom(uint64_t bytes) const {
   const Room room = Look();
   if (room.free >= bytes && room.free - bytes >= room.low / 2) return;
-  throw DiskError("the disk of the state folder " + path_.string() + " has no room for a file of " +
-                  MiB(bytes) + ": " + MiB(room.free) + " are free");
+  throw DiskFull("the disk of the state folder " + path_.string() + " has no room for a file of " +
+                 MiB(bytes) + ": " + MiB(room.free) + " are free");
 }
 
 }  // namespace denoised

@@ -1,7 +1,7 @@
 // The folder under which a durable store lives: one process at a time, files that are whole or
 // absent, and how much room is left. Torch-free; any thread.
 //
-//   lock            held while a server runs; its pid
+//   lock            held while a server runs; its pid, and what it could note nowhere else
 //   jobs.sqlite     the ledger
 //   artifacts/      ID.FORMAT, a result
 //   checkpoints/    ID, the last state of a run
@@ -11,7 +11,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -72,6 +74,12 @@ class StateFolder {
   // made or written.
   StateFolder(const std::filesystem::path& path, StoreHooks* hooks);
 
+  // Ids that the last server here noted.
+  const std::set<std::string>& noted() const { return noted_; }
+  // For the next one, where the ledger takes nothing: in the lock's file, which has its room
+  // already, for about a hundred ids.
+  void Note(const std::string& id);
+
   std::filesystem::path ledger() const { return path_ / "jobs.sqlite"; }
   const FileFolder& artifacts() const { return artifacts_; }
   const FileFolder& checkpoints() const { return checkpoints_; }
@@ -91,6 +99,9 @@ class StateFolder {
   const std::filesystem::path path_;
   StoreHooks* const hooks_;
   const OwnedFd lock_;
+  const std::set<std::string> noted_;
+  std::mutex mutex_;
+  size_t notes_end_ = 0;  // in the lock's file; guarded by mutex_
   const FileFolder artifacts_, checkpoints_;
 };
 

@@ -1,5 +1,6 @@
 #include "server/cli/connection.h"
 
+#include <chrono>
 #include <vector>
 
 #include "google/rpc/error_details.pb.h"
@@ -56,6 +57,10 @@ std::string Hint(const grpc::Status& status, const std::string& address) {
   if (!flag.empty()) return " (--" + flag + ")";
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE && status.error_details().empty()) {
     return " (is a server listening on " + address + "?)";
+  }
+  if (const auto delay = RetryDelayOf(status)) {
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(*delay);
+    return " (try again in " + std::to_string(seconds.count()) + " s)";
   }
   if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) {
     return " (" + address + " does not know this call: --server is the public port, --admin the " +

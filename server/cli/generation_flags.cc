@@ -96,6 +96,10 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
          *request->mutable_time_limit() =
              google::protobuf::util::TimeUtil::MillisecondsToDuration(limit.count());
        }},
+      Whole("preview_every", "preview.every_steps", "Steps from one preview to the next.",
+            [request](int64_t n) { request->mutable_preview()->set_every_steps(n); }),
+      Whole("preview_side", "preview.max_side", "Pixels of a preview, wide and high.",
+            [request](int64_t n) { request->mutable_preview()->set_max_side(n); }),
       {"priority", "CLASS", "normal",
        "Whose work comes first: batch (whenever there is room), normal or urgent.",
        [request](const std::string& text) {
@@ -123,11 +127,13 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
 }
 
 std::string FlagOfField(const std::string& field) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kFlags = {{
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kFlags = {{
       {"negative_prompt", "negative"},
       {"num_inference_steps", "steps"},
       {"guidance_scale", "guidance"},
       {"num_frames", "frames"},
+      {"preview.every_steps", "preview_every"},
+      {"preview.max_side", "preview_side"},
       {"numerics.linear", "linear"},
       {"attention.backend", "backend"},
       {"attention.policy", "strict"},

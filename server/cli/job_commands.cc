@@ -11,6 +11,7 @@
 #include "server/cli/job_id.h"
 #include "server/cli/output.h"
 #include "server/cli/output_file.h"
+#include "server/cli/preview_file.h"
 #include "server/cli/progress.h"
 #include "server/cli/prompt.h"
 #include "server/cli/text.h"
@@ -60,11 +61,12 @@ class ChunkWriter {
 
 // Reads a Generate stream to its end; the last job state comes back.
 v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json,
-                       ChunkWriter* writer) {
+                       const PreviewFile& preview, ChunkWriter* writer) {
   Progress progress(/*quiet=*/json);
   v1::Job last;
   for (v1::GenerateEvent event; reader->Read(&event);) {
     if (event.has_job()) {
+      preview.Take(event.mutable_job());
       last = event.job();
       progress.Show(last);
     } else if (event.has_chunk()) {
@@ -79,9 +81,10 @@ int Generate(const Invocation& call) {
   CommonOptions options;
   v1::GenerationRequest request;
   OutputChoice output;
-  std::string prompt_file;
+  std::string prompt_file, preview_path;
   std::vector<Flag> flags = OutputFlags(&output);
   flags.push_back(PromptFileFlag(&prompt_file));
+  flags.push_back(PreviewFlag(&preview_path));
   for (Flag& flag : GenerationFlags(&request)) flags.push_back(std::move(flag));
   const auto rest = ParseCommand(call, std::move(flags), &options, 0, 1);
   if (!rest) return kExitOk;
@@ -90,15 +93,17 @@ int Generate(const Invocation& call) {
   if (format != v1::ARTIFACT_FORMAT_UNSPECIFIED) request.add_formats(format);
   request.set_prompt(ReadPrompt(*rest, prompt_file));
   RequireUtf8(request);
+  if (!preview_path.empty()) request.mutable_preview();
   OutputFile file(output.path, call.interrupts);
   RefuseJsonAmongBytes(options, file);
+  const PreviewFile preview(preview_path, call.interrupts);
   auto said = call.interrupts->AtEnd(
       [] { std::fputs("\ndenoisectl: interrupted; the server cancels the job\n", stderr); });
   grpc::ClientContext context;
   const auto stub = MakeStub(options);
   const auto reader = stub->Generate(&context, request);
   ChunkWriter writer(&file);
-  const v1::Job job = FollowGenerate(reader.get(), options.json, &writer);
+  const v1::Job job = FollowGenerate(reader.get(), options.json, preview, &writer);
   CheckStatus(reader->Finish(), options.server);
   said.reset();
   writer.Commit();
@@ -205,7 +210,7 @@ int Jobs(const Invocation& call) {
 
 // Watches until the job's end, picking up after a broken connection where it broke.
 v1::Job WatchToEnd(const std::unique_ptr<Stub>& stub, const CommonOptions& options,
-                   const std::string& job_id) {
+                   const std::string& job_id, const PreviewFile& preview) {
   constexpr int kAttempts = 5;
   Progress progress(/*quiet=*/options.json);
   v1::WatchJobRequest request;
@@ -216,6 +221,7 @@ v1::Job WatchToEnd(const std::unique_ptr<Stub>& stub, const CommonOptions& optio
     grpc::ClientContext context;
     const auto reader = stub->WatchJob(&context, request);
     for (v1::Job job; reader->Read(&job); attempt = 1) {
+      preview.Take(&job);
       last = job;
       request.set_after_sequence(job.sequence());
       progress.Show(job);
@@ -232,10 +238,12 @@ v1::Job WatchToEnd(const std::unique_ptr<Stub>& stub, const CommonOptions& optio
 
 int Watch(const Invocation& call) {
   CommonOptions options;
-  const auto rest = ParseCommand(call, {}, &options, 1, 1);
+  std::string preview_path;
+  const auto rest = ParseCommand(call, {PreviewFlag(&preview_path)}, &options, 1, 1);
   if (!rest) return kExitOk;
+  const PreviewFile preview(preview_path, call.interrupts);
   const auto stub = MakeStub(options);
-  const v1::Job job = WatchToEnd(stub, options, FullId(stub, options, rest->front()));
+  const v1::Job job = WatchToEnd(stub, options, FullId(stub, options, rest->front()), preview);
   if (job.state() != v1::SUCCEEDED) {
     throw CommandError("the job ended as " + v1::JobState_Name(job.state()) + ": " +
                        job.error().message());
@@ -341,6 +349,7 @@ std::vector<Command> JobCommands() {
        Uses::kServer, Generate,
        "  denoisectl generate \"a red circle moving left\" -o circle.mp4 --seed=7\n"
        "  denoisectl generate --prompt_file=prompt.txt --steps=30 -o film.gif\n"
+       "  denoisectl generate \"a red circle\" -o circle.mp4 --preview=now.png --preview_every=5\n"
        "  denoisectl generate -o cold.png -- \"-5 degrees, snow\"\n"
        "  echo \"a blue square\" | denoisectl generate - -o - --format=mp4 | ffplay -\n"},
       {"submit", "PROMPT", "Queues a job and prints its ID; it goes on without this client.",
@@ -350,7 +359,11 @@ std::vector<Command> JobCommands() {
       {"jobs", "", "Lists jobs, newest first.", Uses::kServer, Jobs,
        "  denoisectl jobs --state=running\n"},
       {"watch", "ID", "Follows a job to its end and shows its receipt; exit 1 unless it succeeds.",
-       Uses::kServer, Watch, "  denoisectl watch 63b4\n", kShortIds},
+       Uses::kServer, Watch,
+       "  denoisectl watch 63b4\n"
+       "  id=$(denoisectl submit \"a blue square\" --preview_every=2) && denoisectl watch $id "
+       "--preview=now.png\n",
+       kShortIds},
       {"cancel", "ID", "Asks a job to stop; it does within one step.", Uses::kServer, Cancel,
        "  denoisectl cancel 63b4\n", kShortIds},
       {"suspend", "ID", "Puts a job aside; it keeps what it has reached.", Uses::kServer, Suspend,

@@ -14,6 +14,7 @@
 #include "server/cli/job_changes.h"
 #include "server/cli/output.h"
 #include "server/cli/output_file.h"
+#include "server/cli/preview_file.h"
 #include "server/cli/progress.h"
 #include "server/cli/prompt.h"
 #include "server/config.h"
@@ -23,14 +24,19 @@
 namespace denoised::cli {
 namespace {
 
-JobSnapshot FollowJob(JobStore& jobs, const std::string& job_id, bool json) {
+JobSnapshot FollowJob(JobStore& jobs, const std::string& job_id, bool json,
+                      const PreviewFile& preview) {
   Progress progress(/*quiet=*/json);
+  std::shared_ptr<const JobPreview> shown;
   JobChanges changes(
       [&](std::function<void()> wake) { return jobs.Watch(job_id, std::move(wake)); });
   while (true) {
     changes.Wait();
     const JobSnapshot job = jobs.Get(job_id).value();
-    const v1::Job message = ToProto(job);
+    v1::Job message = ToProto(job);
+    if (job.preview && job.preview != shown) *message.mutable_preview() = ToProto(*job.preview);
+    shown = job.preview;
+    preview.Take(&message);
     progress.Show(message);
     if (json) PrintJson(message);
     if (IsTerminal(job.state)) return job;
@@ -43,7 +49,7 @@ struct RunOptions {
   CpuIsa cpu_isa = CpuIsa::kAuto;
   bool model_repository_given = false;
   OutputChoice output;
-  std::string prompt_file;
+  std::string prompt_file, preview_path;
   v1::GenerationRequest request;
 };
 
@@ -57,6 +63,7 @@ std::vector<Flag> RunFlags(RunOptions* options) {
   EngineOptions* engine = &options->engine;
   std::vector<Flag> flags = OutputFlags(&options->output);
   flags.push_back(PromptFileFlag(&options->prompt_file));
+  flags.push_back(PreviewFlag(&options->preview_path));
   const std::vector<Flag> own = {
       {"model_repository", "DIR", engine->model_repository,
        "Folder of model folders in diffusers layout, or one such folder. Unset: model_repository "
@@ -85,14 +92,14 @@ std::vector<Flag> RunFlags(RunOptions* options) {
 }
 
 // Generates in this process and fills `file`. Throws Error or CommandError.
-JobSnapshot RunToEnd(RunOptions* options, OutputFile* file) {
+JobSnapshot RunToEnd(RunOptions* options, const PreviewFile& preview, OutputFile* file) {
   Logger logger(stderr, LogLevel::kWarning);
   Observer nobody;
   const auto engine = Engine::Create(options->engine, &nobody, &logger);
   auto result = engine->Submit(FromProto(v1::GenerationRequest(options->request)));
   if (const Error* error = std::get_if<Error>(&result)) throw *error;
   const std::string job_id = std::get<JobSnapshot>(result).id;
-  const JobSnapshot job = FollowJob(engine->jobs(), job_id, options->common.json);
+  const JobSnapshot job = FollowJob(engine->jobs(), job_id, options->common.json, preview);
   if (job.state != JobState::kSucceeded) {
     throw CommandError("the job ended as " + std::string(JobStateName(job.state)) +
                        (job.error ? ": " + job.error->message : ""));
@@ -112,13 +119,15 @@ int Run(const Invocation& call) {
   if (format != v1::ARTIFACT_FORMAT_UNSPECIFIED) options.request.add_formats(format);
   options.request.set_prompt(ReadPrompt(*rest, options.prompt_file));
   RequireUtf8(options.request);
+  if (!options.preview_path.empty()) options.request.mutable_preview();
   options.engine.environment_backend = EnvironmentBackend();
   options.engine.linear = LinearNumericsFromName(options.request.numerics().linear());
   if (!options.model_repository_given) options.engine.model_repository = FindModelRepository();
   PinFromFlag(options.cpu_isa);
   OutputFile file(options.output.path, call.interrupts);
   RefuseJsonAmongBytes(options.common, file);
-  const JobSnapshot job = RunToEnd(&options, &file);
+  const PreviewFile preview(options.preview_path, call.interrupts);
+  const JobSnapshot job = RunToEnd(&options, preview, &file);
   file.Commit();
   if (options.common.json) return kExitOk;
   PrintAbout([&] {

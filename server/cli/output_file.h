@@ -35,6 +35,8 @@ class OutputFile {
   uint64_t size() const { return size_; }
   // Words for people belong on standard error then.
   bool is_standard_output() const { return fd_ == kStandardOutput; }
+  // A device, a pipe or standard output, which Commit cannot replace.
+  bool in_place() const { return is_standard_output() || written_path_ == target_; }
   // For a writer that opens by name: a file that is there, empty, and of which Commit makes the
   // result. As Write, before Commit.
   const std::string& written_path() const { return written_path_; }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -298,14 +299,20 @@ TEST_P(Batches, CallsAreRowsLikeAnyOther) {
   int64_t rows = 0;
   for (const denoised::Run* run : company) rows += run->Next().rows;
   observer_.forwards.clear();
+  const auto start = std::chrono::steady_clock::now();
   for (const auto& error : pipeline()->Step(company)) EXPECT_FALSE(error) << error->what();
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   ASSERT_EQ(observer_.forwards.size(), 1u);
   EXPECT_EQ(observer_.forwards[0].rows, rows);
   EXPECT_EQ(observer_.forwards[0].tokens, rows * size().tokens);
   EXPECT_EQ(observer_.forwards[0].branch, Branch::kMixed);
+  double seconds = 0;
   for (size_t i = 0; i < calls.size(); ++i) {
-    EXPECT_TRUE(calls[i]->run->TakeResult().tensor.data == alone[i]) << "call " << i;
+    const DenoiseResult result = calls[i]->run->TakeResult();
+    EXPECT_TRUE(result.tensor.data == alone[i]) << "call " << i;
+    seconds += result.forward_seconds;
   }
+  EXPECT_LT(seconds, taken.count()) << "each has its part of the step, and the job one too";
   EXPECT_TRUE(job.DrawnAlone() == job_alone);
 }
 

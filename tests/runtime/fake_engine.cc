@@ -8,27 +8,33 @@ namespace denoised {
 
 std::pair<JobSnapshot, bool> RecordingStore::Add(const JobSnapshot& job,
                                                  const GenerationRequest& request) {
-  auto added = inner_->Add(job, request);
+  auto added = inner().Add(job, request);
   Record(added.first);
   return added;
 }
 
 int64_t RecordingStore::Start(const std::string& id) {
-  const int64_t attempt = inner_->Start(id);
-  if (const auto job = inner_->Get(id)) Record(*job);
+  const int64_t attempt = inner().Start(id);
+  if (const auto job = inner().Get(id)) Record(*job);
   return attempt;
 }
 
 void RecordingStore::Interrupt(const std::string& id) {
-  inner_->Interrupt(id);
-  if (const auto job = inner_->Get(id)) Record(*job);
+  inner().Interrupt(id);
+  if (const auto job = inner().Get(id)) Record(*job);
 }
 
 std::optional<JobSnapshot> RecordingStore::Update(const std::string& id,
                                                   const std::function<void(JobSnapshot&)>& change) {
-  auto after = inner_->Update(id, change);
+  auto after = inner().Update(id, change);
   if (after) Record(*after);
+  if (after && on_change) on_change(*after);
   return after;
+}
+
+void RecordingStore::PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) {
+  if (on_artifact) on_artifact(info);
+  inner().PutArtifact(id, std::move(info), std::move(bytes));
 }
 
 void RecordingStore::Record(const JobSnapshot& job) {
@@ -45,7 +51,9 @@ std::vector<JobSnapshot> RecordingStore::History(const std::string& id) const {
   return history;
 }
 
-FakeEngine::FakeEngine(EngineOptions options) : log_stream(std::tmpfile()), logger(log_stream) {
+FakeEngine::FakeEngine(EngineOptions options, bool steps_open)
+    : log_stream(std::tmpfile()), logger(log_stream) {
+  if (!steps_open) model.steps.Close();
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend, clock.function());
   std::vector<std::unique_ptr<Pipeline>> pipelines;
   pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));
@@ -80,7 +88,8 @@ std::string FakeEngine::Submit(const std::string& prompt,
   return std::get<JobSnapshot>(result).id;
 }
 
-JobSnapshot FakeEngine::AwaitEnd(const std::string& id) {
+bool FakeEngine::Await(const std::string& id,
+                       const std::function<bool(const JobSnapshot&)>& condition) {
   struct Bell {
     std::mutex mutex;
     std::condition_variable rung;
@@ -96,14 +105,18 @@ JobSnapshot FakeEngine::AwaitEnd(const std::string& id) {
     {
       std::unique_lock lock(bell->mutex);
       if (!bell->rung.wait_for(lock, kPatience, [&] { return bell->news; })) {
-        ADD_FAILURE() << "job " << id << " did not end";
-        return Get(id);
+        ADD_FAILURE() << "job " << id << " did not come so far";
+        return false;
       }
       bell->news = false;
     }
-    JobSnapshot job = Get(id);
-    if (IsTerminal(job.state)) return job;
+    if (condition(Get(id))) return true;
   }
+}
+
+JobSnapshot FakeEngine::AwaitEnd(const std::string& id) {
+  Await(id, [](const JobSnapshot& job) { return IsTerminal(job.state); });
+  return Get(id);
 }
 
 GenerationRequest SmallRequest(const std::string& prompt) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "runtime/engine/engine_impl.h"
+#include "tests/forwarding_store.h"
 #include "tests/runtime/fake_pipeline.h"
 
 namespace denoised {
@@ -87,6 +88,10 @@ class CountingObserver : public Observer {
     if (queue_wait_seconds < 0) ++negative_waits;
   }
   void OnPreemption(const std::string&) override { ++preemptions; }
+  void OnPutAway(const std::string&, double) override { ++put_away; }
+  void OnJobResumed(const std::string&, bool from_checkpoint) override {
+    ++(from_checkpoint ? resumed : begun_again);
+  }
   void OnJobFinished(const std::string&, JobState outcome) override {
     const std::lock_guard lock(mutex);
     ++finished[outcome];
@@ -94,6 +99,7 @@ class CountingObserver : public Observer {
 
   std::atomic<int64_t> steps{0}, started{0}, negative_waits{0}, preemptions{0};
   std::atomic<uint64_t> attention_calls{0};
+  std::atomic<int64_t> put_away{0}, resumed{0}, begun_again{0};
   std::mutex mutex;
   std::vector<JobStage> stages;
   std::vector<std::tuple<AttnBackend, AttnBackend, SelectionSource>> fallbacks;
@@ -101,75 +107,49 @@ class CountingObserver : public Observer {
   std::map<JobState, int64_t> finished;
 };
 
-// The memory store, with a memory of every event.
-class RecordingStore : public JobStore {
+// A store with a memory of every event.
+class RecordingStore : public ForwardingStore {
  public:
-  explicit RecordingStore(std::unique_ptr<JobStore> inner) : inner_(std::move(inner)) {}
+  using ForwardingStore::ForwardingStore;
 
-  bool durable() const override { return inner_->durable(); }
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                    const GenerationRequest& request) override;
-  std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
-    return inner_->MadeBefore(request);
-  }
-  std::vector<AcceptedJob> Recover() override { return inner_->Recover(); }
   int64_t Start(const std::string& id) override;
   void Interrupt(const std::string& id) override;
-  void Checkpoint(const std::string& id, int64_t step, std::string bytes) override {
-    inner_->Checkpoint(id, step, std::move(bytes));
-  }
-  std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override {
-    return inner_->ReadCheckpoint(id);
-  }
-  std::optional<JobSnapshot> Get(const std::string& id) const override { return inner_->Get(id); }
-  JobPage List(std::optional<JobState> state, size_t page_size,
-               const std::string& page_token) const override {
-    return inner_->List(state, page_size, page_token);
-  }
   std::optional<JobSnapshot> Update(const std::string& id,
                                     const std::function<void(JobSnapshot&)>& change) override;
-  void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) override {
-    inner_->PutArtifact(id, std::move(info), std::move(bytes));
+  void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) override;
+
+  std::optional<std::string> WhyNotReady() const override {
+    return full ? std::optional<std::string>("full") : ForwardingStore::WhyNotReady();
   }
-  void Delete(const std::string& id) override { inner_->Delete(id); }
-  std::shared_ptr<const Artifact> GetArtifact(const std::string& id,
-                                              ArtifactFormat format) const override {
-    return inner_->GetArtifact(id, format);
-  }
-  void MarkFetched(const std::string& id) override { inner_->MarkFetched(id); }
-  int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override {
-    return inner_->CountUnfetched(age);
-  }
-  size_t artifact_bytes() const override { return inner_->artifact_bytes(); }
-  size_t forgettable_bytes() const override { return inner_->forgettable_bytes(); }
-  void MakeRoom(size_t bytes) override { inner_->MakeRoom(bytes); }
-  std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
-    return inner_->Watch(id, std::move(wake));
-  }
-  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
-    return inner_->Replay(id, sequence);
-  }
-  std::optional<std::string> WhyNotReady() const override { return inner_->WhyNotReady(); }
+  std::atomic<bool> full{false};  // its disk, as it says
 
   // Every state that the job was in, by sequence number.
   std::vector<JobSnapshot> History(const std::string& id) const;
+  // Set before the first job. After each change, on the thread that made it; and before a result is
+  // kept, with what it throws as the disk's answer.
+  std::function<void(const JobSnapshot&)> on_change;
+  std::function<void(const ArtifactInfo&)> on_artifact;
 
  private:
   void Record(const JobSnapshot& job);
 
-  const std::unique_ptr<JobStore> inner_;
   mutable std::mutex mutex_;
   std::map<std::string, std::map<uint64_t, JobSnapshot>> events_;
 };
 
 // The engine with all that it borrows. Members end in the right order.
 struct FakeEngine {
-  explicit FakeEngine(EngineOptions options = {});
+  // Without `steps_open` the first step waits for its gate, also of a job that is there already.
+  explicit FakeEngine(EngineOptions options = {}, bool steps_open = true);
   ~FakeEngine();
 
   // Submits and gives the id; "" and a test failure where it is refused.
   std::string Submit(const std::string& prompt, std::function<void(GenerationRequest&)> edit = {});
   JobSnapshot Get(const std::string& id) { return engine->jobs().Get(id).value(); }
+  // Waits until the condition holds of the job; false, and a test failure, where it does not.
+  bool Await(const std::string& id, const std::function<bool(const JobSnapshot&)>& condition);
   // Waits until the job has ended.
   JobSnapshot AwaitEnd(const std::string& id);
   bool WaitIdle() { return engine->WaitIdle(kPatience); }

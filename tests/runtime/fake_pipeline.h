@@ -94,6 +94,8 @@ struct FakeModel {
   InventedBackends backends;
   WorkEstimate estimate;  // of every job and call, but for the units
   std::atomic<int64_t> made_bytes = 0;
+  LatentColours colours;             // of latents with one channel; none: no previews
+  std::function<void()> on_colours;  // engine thread, when they are asked for; may throw
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order
@@ -131,6 +133,10 @@ class FakePipeline : public Pipeline {
   WorkEstimate EstimateDenoise(const DenoiseRequest& request,
                                const CostOfAttention&) const override;
   int64_t MadeBytes() const override { return model_->made_bytes; }
+  const LatentColours& Colours() override {
+    if (model_->on_colours) model_->on_colours();
+    return model_->colours;
+  }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
   std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
                                             AttentionPlanner* planner, Observer*) override;

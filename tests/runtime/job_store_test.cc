@@ -84,6 +84,37 @@ TEST_P(JobStoreTest, ChangesRaiseTheSequenceByOneUntilTheEnd) {
   EXPECT_EQ(after->sequence, 3u);
 }
 
+std::shared_ptr<const JobPreview> PreviewOf(int64_t step) {
+  return std::make_shared<JobPreview>(JobPreview{step, "png"});
+}
+
+TEST_P(JobStoreTest, OfAJobsPreviewsTheNewestAloneIsReplayed) {
+  Add("a");
+  for (int64_t step : {1, 2}) {
+    store_->Update("a", [=](JobSnapshot& job) { job.preview = PreviewOf(step); });
+  }
+  const auto missed = store_->Replay("a", 1);
+  ASSERT_THAT(missed, SizeIs(2));
+  EXPECT_FALSE(missed[0].preview);
+  EXPECT_EQ(missed[1].preview->step, 2);
+}
+
+TEST_P(JobStoreTest, EndedJobsKeepAFewPreviewsInAll) {
+  std::vector<std::string> ids;
+  for (int i = 0; i < 40; ++i) {
+    ids.push_back("job" + std::to_string(i));
+    store_->Add(JobNamed(ids.back()), {});
+    store_->Update(ids.back(), [=](JobSnapshot& job) { job.preview = PreviewOf(i); });
+    if (i > 0) End(*store_, ids.back());
+  }
+  EXPECT_TRUE(store_->Get(ids[0])->preview) << "it has not ended";
+  EXPECT_TRUE(store_->Get(ids[39])->preview);
+  size_t kept = 0;
+  for (const std::string& id : ids) kept += store_->Get(id)->preview ? 1 : 0;
+  EXPECT_EQ(kept, 1 + 16u);
+  EXPECT_FALSE(store_->Get(ids[1])->preview);
+}
+
 TEST_P(JobStoreTest, ListsNewestFirstInPages) {
   Add("abcde");
   const JobPage first = store_->List(std::nullopt, 2, "");

@@ -62,8 +62,13 @@ struct CountsPrompts : Observer {
     ++(cached ? hits : misses);
     bytes = cache_bytes;
   }
+  void OnAttention(AttnBackend, AttentionRole role, uint64_t calls,
+                   std::optional<double>) override {
+    if (role == AttentionRole::kTextEncoder) text_calls += calls;
+  }
   int hits = 0, misses = 0;
   int64_t bytes = 0;
+  uint64_t text_calls = 0;
 };
 
 TEST(PromptCacheTest, AJobWithAHitIsTheOneWithout) {
@@ -100,7 +105,9 @@ TEST(PromptCacheTest, AJobWithAHitIsTheOneWithout) {
   const auto first = run("a red circle moving left", LinearNumerics::kPacked);
   const auto other = run("a blue square moving up", LinearNumerics::kPacked);
   EXPECT_NE(other.first, first.first);
+  const uint64_t ran = observer.text_calls;
   EXPECT_EQ(run("a red circle moving left", LinearNumerics::kPacked), first);
+  EXPECT_EQ(observer.text_calls, ran) << "counted where nothing ran";
   // With guidance: of three jobs two texts were new, and once the empty negative one.
   EXPECT_EQ(observer.misses, 3);
   EXPECT_EQ(observer.hits, 3);

@@ -55,6 +55,14 @@ const std::map<std::string, std::function<void(GenerationRequest&, int64_t)>>& W
       {"prompt", [](auto& r, int64_t v) { r.prompt.assign(static_cast<size_t>(v), 'x'); }},
       {"negative_prompt",
        [](auto& r, int64_t v) { r.negative_prompt = std::string(static_cast<size_t>(v), 'x'); }},
+      {"preview.every_steps",
+       [](auto& r, int64_t v) {
+         r.preview = {v, 256};
+       }},
+      {"preview.max_side",
+       [](auto& r, int64_t v) {
+         r.preview = {1, v};
+       }},
   };
   return setters;
 }

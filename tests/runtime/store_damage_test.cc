@@ -2,7 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
+#include <sys/inotify.h>
+#include <unistd.h>
 
+#include <array>
 #include <random>
 #include <set>
 
@@ -91,6 +94,49 @@ TEST_F(DamagedStore, AnotherProgramsFileIsRefusedAndLeft) {
   WriteBytes(file(), std::string(5000, 'x'));
   EXPECT_THAT(WhyRefused(), HasSubstr("jobs.sqlite"));
   EXPECT_EQ(FileBytes(file()), std::string(5000, 'x'));
+}
+
+// Damages a page that holds jobs, not the first.
+void DamagePage(const std::filesystem::path& file) {
+  std::string bytes = FileBytes(file);
+  const size_t at = bytes.find("prompt 30");
+  ASSERT_NE(at, std::string::npos);
+  bytes.replace(at / 4096 * 4096, 64, std::string(64, '\xff'));
+  WriteBytes(file, bytes);
+}
+
+TEST_F(DamagedStore, WhatWasPutAsideStaysWhenTheFileIsSalvaged) {
+  Fill(40);
+  Sql("UPDATE jobs SET row = replace(row, 'red', 'bed') WHERE id = 'job1'");
+  Reopen();
+  store_.reset();
+  DamagePage(file());
+  WriteBytes(folder_.path() / "artifacts" / "job1.mp4", "bytes");
+  Reopen();
+  EXPECT_THAT(logger_.Text(), HasSubstr("ledger.salvaged"));
+  EXPECT_EQ(FileBytes(folder_.path() / "artifacts" / "job1.mp4"), "bytes")
+      << "for people to look at";
+}
+
+TEST_F(DamagedStore, ASalvageLeavesAtNoMomentNoLedger) {
+  Fill(40);
+  DamagePage(file());
+  const int watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+  inotify_add_watch(watch, folder_.path().c_str(), IN_MOVED_FROM | IN_DELETE | IN_MOVED_TO);
+  Reopen();
+  alignas(inotify_event) std::array<char, 16384> buffer;
+  const ssize_t size = read(watch, buffer.data(), buffer.size());
+  close(watch);
+  int came = 0;
+  for (ssize_t at = 0; at < size;) {
+    const auto* event = reinterpret_cast<const inotify_event*>(buffer.data() + at);
+    at += static_cast<ssize_t>(sizeof(inotify_event) + event->len);
+    if (event->len == 0 || std::string(event->name) != "jobs.sqlite") continue;
+    EXPECT_TRUE(event->mask & IN_MOVED_TO) << "it went away";
+    ++came;
+  }
+  EXPECT_EQ(came, 1);
+  EXPECT_TRUE(std::filesystem::exists(folder_.path() / "jobs.sqlite.damaged.1"));
 }
 
 // Random bytes of the file are changed: the server starts with what is whole, or says what is

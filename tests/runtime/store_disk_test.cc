@@ -196,6 +196,40 @@ TEST_F(StoreOnABadDisk, CheckpointsAreDroppedWithOneWarning) {
   EXPECT_EQ(store_->ReadCheckpoint("a")->first, 4);
 }
 
+TEST_F(StoreOnABadDisk, AnInterruptThatIsNotKeptIsNoCrash) {
+  for (const char* id : {"parked", "crashed"}) {
+    store_->Add(NewJob(id), NewRequest());
+    store_->Start(id);
+  }
+  disk_.Fail("change");
+  EXPECT_EQ(ReasonOf([&] { store_->Interrupt("parked"); }), "DISK");
+  store_.reset();
+  disk_.Fail("");
+  Reopen();
+  for (const AcceptedJob& job : store_->Recover()) {
+    EXPECT_EQ(job.crashes, job.snapshot.id == "parked" ? 0 : 1) << job.snapshot.id;
+  }
+  store_->Start("parked");
+  Reopen();
+  for (const AcceptedJob& job : store_->Recover()) EXPECT_GE(job.crashes, 1) << "noted once";
+}
+
+TEST_F(StoreOnABadDisk, NothingOvertakesWhatAnEarlierLifeLeft) {
+  store_->Add(NewJob("a"), NewRequest());
+  store_->Start("a");
+  store_.reset();
+  disk_.Fail("recover");
+  Reopen();
+  EXPECT_EQ(store_->Recover().at(0).crashes, 1);
+  EXPECT_EQ(ReasonOf([&] { store_->Start("a"); }), "DISK") << "its row is older than it seems";
+  disk_.Fail("");
+  while (store_->WhyNotReady()) std::this_thread::yield();
+  EXPECT_EQ(store_->Start("a"), 2);
+  Reopen();
+  EXPECT_EQ(store_->Get("a")->attempt, 2);
+  EXPECT_EQ(store_->Recover().at(0).crashes, 2);
+}
+
 // The real thing: a file system of one MiB.
 TEST(StoreOnAFullFileSystem, RefusesKeepsWhatItHasAndRecovers) {
   TemporaryFolder folder;

@@ -299,6 +299,33 @@ TEST_F(DurableStore, OldJobsGoWithTheirFiles) {
   EXPECT_THAT(FilesIn(InState("artifacts")), ElementsAre("young.mp4"));
 }
 
+TEST_F(DurableStore, AnOldJobGoesThoughNoOtherJobEnds) {
+  options_.keep_results = hours(24);
+  options_.sweep_every = std::chrono::milliseconds(1);
+  Reopen().Add(NewJob("old"), NewRequest());
+  store().Start("old");
+  store().PutArtifact("old", {ArtifactFormat::kMp4, "video.mp4", 5, "x"}, "bytes");
+  auto reading = store().GetArtifact("old", ArtifactFormat::kMp4);
+  store().Update("old", [](JobSnapshot& job) {
+    job.state = JobState::kSucceeded;
+    job.artifacts = {{ArtifactFormat::kMp4, "video.mp4", 5, "x"}};
+    job.finished_at = std::chrono::system_clock::now() - hours(24) + std::chrono::milliseconds(20);
+  });
+  EXPECT_TRUE(store().Get("old")) << "it is read";
+  reading.reset();
+  while (store().Get("old")) std::this_thread::yield();
+}
+
+TEST_F(DurableStore, ResultsOfAJobThatFailedAreGone) {
+  Reopen().Add(NewJob("a"), NewRequest());
+  store().Start("a");
+  store().PutArtifact("a", {ArtifactFormat::kMp4, "video.mp4", 5, "x"}, "bytes");
+  EXPECT_THAT(FilesIn(InState("artifacts")), ElementsAre("a.mp4"));
+  EndJob(store(), "a", JobState::kFailed);
+  EXPECT_FALSE(store().GetArtifact("a", ArtifactFormat::kMp4));
+  EXPECT_THAT(FilesIn(InState("artifacts")), IsEmpty());
+}
+
 TEST_F(DurableStore, ResultsOnDiskStayWithinTheirBudgetAndTakeNoMemory) {
   options_.max_artifact_bytes = 100;
   Reopen();
@@ -349,6 +376,18 @@ TEST_F(DurableStore, ALockThatADeadServerLeftHoldsNobodyUp) {
   DieAfter([](JobStore&) {});
   EXPECT_NE(FileBytes(InState("lock")), "");
   Reopen();
+}
+
+TEST_F(DurableStore, AProgramThatIsStartedFromHereDoesNotHoldTheLock) {
+  Reopen();
+  int descriptors = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    if (std::filesystem::read_symlink(entry.path(), error) != InState("lock")) continue;
+    ++descriptors;
+    EXPECT_TRUE(fcntl(std::stoi(entry.path().filename()), F_GETFD) & FD_CLOEXEC);
+  }
+  EXPECT_EQ(descriptors, 1);
 }
 
 TEST_F(DurableStore, AFolderThatCannotBeMadeIsNamed) {

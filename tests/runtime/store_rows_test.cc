@@ -136,6 +136,7 @@ GenerationRequest FullRequest() {
   request.priority = Priority::kBatch;
   request.tenant = "tenant";
   request.preview = PreviewOptions{3, 128};
+  request.belongs_to_call = true;
   return request;
 }
 
@@ -155,6 +156,7 @@ TEST(StoreRows, ARequestComesBackWhole) {
   EXPECT_EQ(back.latents->dtype, DType::kBFloat16);
   EXPECT_EQ(back.formats, request.formats);
   EXPECT_EQ(back.preview->max_side, 128);
+  EXPECT_TRUE(back.belongs_to_call);
   const auto drift = *back.deadline - *request.deadline;
   EXPECT_LT(drift < drift.zero() ? -drift : drift, minutes(1)) << "the same time of day";
 }

@@ -51,6 +51,23 @@ TEST_F(ConfigTest, DefaultsAreTheContractsOnes) {
   EXPECT_FALSE(config.engine.environment_backend);
 }
 
+TEST_F(ConfigTest, LimitsOfRunningJobsAreNumbersOrAuto) {
+  EXPECT_EQ(ParseConfig({}).engine.max_running_jobs, 0);
+  EXPECT_EQ(ParseConfig({"--max_running_jobs=7"}).engine.max_running_jobs, 7);
+  EXPECT_EQ(ParseConfig({"--max_resident_mib=3"}).engine.max_resident_bytes, 3 << 20);
+  for (const char* name : {"max_running_jobs", "max_resident_mib"}) {
+    const std::string flag = "--" + std::string(name) + "=";
+    const EngineOptions engine = ParseConfig({flag + "auto"}).engine;
+    EXPECT_EQ(engine.max_running_jobs, 0);
+    EXPECT_EQ(engine.max_resident_bytes, 0);
+    for (const char* wrong : {"automatic", "-1", "1.5", "", "9999999"}) {
+      EXPECT_THAT(Complaint({flag + wrong}), HasSubstr(flag.substr(0, flag.size() - 1))) << wrong;
+    }
+  }
+  const Config file = ParseConfig({FileWith("max_running_jobs: 0 max_resident_mib: 5")});
+  EXPECT_EQ(file.engine.max_resident_bytes, 5 << 20);
+}
+
 TEST_F(ConfigTest, HelpNamesEveryFieldOfTheFileAndItsDefault) {
   const std::string help = ConfigHelp();
   const auto* file = v1::ServerConfig::descriptor();

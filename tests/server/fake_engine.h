@@ -18,8 +18,27 @@
 #include <vector>
 
 #include "runtime/engine.h"
+#include "tests/forwarding_store.h"
 
 namespace denoised {
+
+// The memory store, ready or not as a test says.
+class FakeStore : public ForwardingStore {
+ public:
+  FakeStore() : ForwardingStore(MakeMemoryJobStore(1000, 1 << 30)) {}
+  void SayNotReady(const std::string& why) {
+    const std::lock_guard lock(mutex_);
+    why_not_ = why;
+  }
+  std::optional<std::string> WhyNotReady() const override {
+    const std::lock_guard lock(mutex_);
+    return why_not_.empty() ? std::nullopt : std::optional(why_not_);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::string why_not_;
+};
 
 // Thread-safe. Jobs stay QUEUED until a test calls Change or Succeed. Refuses prompts over 64 KiB,
 // the model "missing", and everything while draining or full, with the errors that the interface
@@ -40,7 +59,8 @@ class FakeEngine : public Engine {
                           "at most 65536 bytes, got " + std::to_string(request.prompt.size()));
     }
     if (queued_ >= max_queued) {
-      return Error(StatusCode::kResourceExhausted, "queue full", "", "QUEUE_FULL");
+      return Error(StatusCode::kResourceExhausted, "queue full", "", "QUEUE_FULL")
+          .RetryAfter(retry_after);
     }
     JobSnapshot job;
     job.id = "job" + std::to_string(++last_id_);
@@ -81,6 +101,8 @@ class FakeEngine : public Engine {
   }
 
   JobStore& jobs() override { return *store_; }
+  // What keeps new jobs out by the store's word; "" = nothing.
+  void SayNotReady(const std::string& why) { store_->SayNotReady(why); }
 
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                std::function<void(DenoiseOutcome)> done) override {
@@ -274,6 +296,7 @@ class FakeEngine : public Engine {
   std::atomic<bool> leaves{false};
   std::atomic<bool> idle{true};
   int64_t max_queued = 1000000;
+  std::chrono::milliseconds retry_after{7250};  // of a full queue
   std::function<void()> before_submit;
   bool throw_on_submit = false;
   bool hold_denoise = false;
@@ -307,7 +330,7 @@ class FakeEngine : public Engine {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  const std::unique_ptr<JobStore> store_ = MakeMemoryJobStore(1000, 1 << 30);
+  const std::unique_ptr<FakeStore> store_ = std::make_unique<FakeStore>();
   SelectionPolicy policy_;
   mutable std::map<std::string, std::string> threads_;
   std::vector<GenerationRequest> requests_;

@@ -93,6 +93,7 @@ TEST_F(GenerationServiceTest, EveryFieldReachesTheEngine) {
   request.add_formats(v1::NPY);
   request.add_formats(v1::SAFETENSORS);
   request.mutable_time_limit()->set_seconds(100);
+  request.mutable_preview()->set_every_steps(4);
   v1::Job job;
   ASSERT_TRUE(Submit(request, &job).ok());
   const GenerationRequest got = engine_->last_request();
@@ -111,6 +112,8 @@ TEST_F(GenerationServiceTest, EveryFieldReachesTheEngine) {
   EXPECT_EQ(got.attention.backend, AttnBackend::kTorchSdpa);
   EXPECT_EQ(got.attention.mode, SelectionMode::kStrict);
   EXPECT_EQ(got.attention.parameters_json, "{\"k\":3}");
+  EXPECT_EQ(got.preview->every_steps, 4);
+  EXPECT_EQ(got.preview->max_side, 256);
   EXPECT_EQ(got.latents->data, "12345678");
   EXPECT_THAT(got.latents->shape, ElementsAre(2));
   EXPECT_THAT(got.formats, ElementsAre(ArtifactFormat::kNpy, ArtifactFormat::kSafetensors));
@@ -124,7 +127,8 @@ TEST_F(GenerationServiceTest, UnsetFieldsStayUnset) {
   const GenerationRequest got = engine_->last_request();
   EXPECT_FALSE(got.negative_prompt || got.seed || got.height || got.width || got.num_frames ||
                got.fps || got.num_inference_steps || got.guidance_scale || got.flow_shift ||
-               got.max_sequence_length || got.attention.backend || got.latents || got.deadline);
+               got.max_sequence_length || got.attention.backend || got.latents || got.deadline ||
+               got.preview);
   EXPECT_TRUE(got.formats.empty());
 }
 
@@ -205,7 +209,26 @@ TEST_F(GenerationServiceTest, FullQueueSaysWhenToRetry) {
   const grpc::Status status = SubmitAndExpectRefusal(v1::GenerationRequest());
   EXPECT_EQ(status.error_code(), Code::RESOURCE_EXHAUSTED);
   EXPECT_EQ(Reason(status), "QUEUE_FULL");
-  EXPECT_GT(Find<google::rpc::RetryInfo>(status).retry_delay().seconds(), 0);
+  const auto delay = Find<google::rpc::RetryInfo>(status).retry_delay();
+  EXPECT_EQ(delay.seconds() * 1000 + delay.nanos() / 1000000, engine_->retry_after.count());
+}
+
+// The trailer that gRPC's clients with a retry policy obey, in calls and in streams.
+TEST_F(GenerationServiceTest, ATimeToRetryIsAPushbackToo) {
+  engine_->max_queued = 0;
+  const auto pushback = [](const grpc::ClientContext& context) {
+    const auto& trailers = context.GetServerTrailingMetadata();
+    const auto found = trailers.find("grpc-retry-pushback-ms");
+    return found == trailers.end() ? "" : std::string(found->second.data(), found->second.size());
+  };
+  v1::Job job;
+  grpc::ClientContext submit, generate, get;
+  EXPECT_FALSE(generation_->SubmitJob(&submit, {}, &job).ok());
+  EXPECT_EQ(pushback(submit), std::to_string(engine_->retry_after.count()));
+  EXPECT_EQ(Reason(generation_->Generate(&generate, {})->Finish()), "QUEUE_FULL");
+  EXPECT_EQ(pushback(generate), std::to_string(engine_->retry_after.count()));
+  EXPECT_FALSE(generation_->GetJob(&get, {}, &job).ok());
+  EXPECT_EQ(pushback(get), "") << "an unknown job is not there later either";
 }
 
 TEST_F(GenerationServiceTest, UnexpectedExceptionIsInternalAndTheServerLives) {
@@ -472,6 +495,56 @@ TEST_F(GenerationServiceTest, ManyWatchersAllSeeTheEnd) {
   }
 }
 
+TEST_F(GenerationServiceTest, APreviewGoesOutOnceToEachWatcherAndIsInNoList) {
+  const std::string id = SubmitPrompt("p");
+  const auto show = [&](int64_t step) {
+    engine_->Change(id, [=](JobSnapshot& job) {
+      job.preview =
+          std::make_shared<JobPreview>(JobPreview{step, "png of " + std::to_string(step)});
+    });
+  };
+  show(3);
+  v1::WatchJobRequest request;
+  request.set_job_id(id);
+  grpc::ClientContext context;
+  const auto reader = generation_->WatchJob(&context, request);
+  v1::Job job;
+  ASSERT_TRUE(reader->Read(&job));
+  EXPECT_EQ(job.preview().png(), "png of 3");
+  engine_->Change(id, [](JobSnapshot& changed) { changed.step = 4; });
+  ASSERT_TRUE(reader->Read(&job));
+  EXPECT_EQ(job.step(), 4);
+  EXPECT_FALSE(job.has_preview());
+  show(5);
+  ASSERT_TRUE(reader->Read(&job));
+  EXPECT_EQ(job.preview().step(), 5);
+  engine_->Succeed(id, "video");
+  ASSERT_TRUE(reader->Read(&job));
+  EXPECT_FALSE(job.has_preview());
+  EXPECT_FALSE(reader->Read(&job));
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(Get(id).preview().png(), "png of 5");
+  v1::ListJobsResponse page;
+  ASSERT_TRUE(Call(generation_, &Stub::ListJobs, {}, &page).ok());
+  EXPECT_FALSE(page.jobs(0).has_preview());
+}
+
+TEST_F(GenerationServiceTest, WhoSkippedStatesHasTheLastPreviewWithTheEnd) {
+  const std::string id = SubmitPrompt("p");
+  engine_->Change(id, [](JobSnapshot& job) {
+    job.preview = std::make_shared<JobPreview>(JobPreview{9, "last"});
+  });
+  engine_->Fail(id, {StatusCode::kInternal, "broke", "", ""});
+  v1::WatchJobRequest request;
+  request.set_job_id(id);
+  grpc::ClientContext context;
+  const auto reader = generation_->WatchJob(&context, request);
+  v1::Job job;
+  ASSERT_TRUE(reader->Read(&job));
+  EXPECT_EQ(job.state(), v1::FAILED);
+  EXPECT_EQ(job.preview().png(), "last");
+}
+
 TEST_F(GenerationServiceTest, WatcherThatLeavesDoesNotCancelTheJob) {
   const std::string id = SubmitPrompt("p");
   {
@@ -521,6 +594,22 @@ TEST_F(GenerationServiceTest, GenerateStreamsStatesThenTheBytes) {
   EXPECT_TRUE(got == bytes);
   EXPECT_EQ(info.size_bytes(), bytes.size());
   EXPECT_EQ(info.media_type(), "video/mp4");
+}
+
+TEST_F(GenerationServiceTest, AJobBelongsToItsGenerateUnlessItHasAKey) {
+  for (const char* key : {"", "key"}) {
+    v1::GenerationRequest request;
+    request.set_prompt(std::string("p") + key);
+    request.set_idempotency_key(key);
+    grpc::ClientContext context;
+    const auto reader = generation_->Generate(&context, request);
+    ASSERT_TRUE(engine_->WaitForRequests(*key == '\0' ? 1 : 2));
+    EXPECT_EQ(engine_->last_request().belongs_to_call, *key == '\0');
+    context.TryCancel();
+    reader->Finish();
+  }
+  SubmitPrompt("p");
+  EXPECT_FALSE(engine_->last_request().belongs_to_call);
 }
 
 TEST_F(GenerationServiceTest, ClientThatLeavesGenerateCancelsTheJob) {

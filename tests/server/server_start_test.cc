@@ -26,6 +26,33 @@ class ServerStartTest : public ServerFixture {
   }
 };
 
+TEST_F(ServerStartTest, HealthFollowsWhatTheStoreTakesAndComesBackByItself) {
+  const auto health = [&](const std::string& service) {
+    HealthCheckRequest request;
+    request.set_service(service);
+    HealthCheckResponse response;
+    EXPECT_TRUE(Call(health_, &Health::Stub::Check, request, &response).ok());
+    return response.status();
+  };
+  const std::string generation = "denoised.v1.GenerationService";
+  const auto await = [&](HealthCheckResponse::ServingStatus status) {
+    while (health("") != status || health(generation) != status) std::this_thread::yield();
+  };
+  httplib::Client http("http://" + server_->http_address());
+  EXPECT_EQ(health(""), HealthCheckResponse::SERVING);
+  engine_->SayNotReady("the disk is full");
+  await(HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(health("denoised.v1.DenoiseService"), HealthCheckResponse::SERVING)
+      << "steps need no disk";
+  EXPECT_EQ(http.Get("/readyz")->body, "the disk is full\n");
+  engine_->SayNotReady("");
+  await(HealthCheckResponse::SERVING);
+  EXPECT_EQ(http.Get("/readyz")->status, 200);
+  engine_->SayNotReady("the disk is full");
+  server_->Drain();
+  EXPECT_EQ(health("denoised.v1.DenoiseService"), HealthCheckResponse::NOT_SERVING);
+}
+
 TEST_F(ServerStartTest, EveryPortAnswersWhileModelsLoad) {
   Server loading(TestConfig(), &logger_, kDescriptors);
   std::promise<void> loaded;

@@ -68,6 +68,24 @@ def test_a_job_goes_on_from_its_checkpoint_and_not_from_the_beginning(pb, tmp_pa
         assert server.wait_for_end(job.id).state == pb.CANCELLED
 
 
+def test_jobs_beyond_what_may_stay_in_memory_go_on_from_their_checkpoints(pb, tmp_path, unbroken):
+    """With room for one job's latents a long one makes way for an urgent one, by way of the disk."""
+    small = dict(height=32, width=32, prompt="a blue square", num_inference_steps=10)
+    with start(tmp_path / "all") as server:
+        urgent = results(server, pb, server.generation.SubmitJob(request(pb, 9, **small), timeout=30).id)
+    with start(tmp_path / "one", "--max_resident_mib=1") as server:
+        slow = server.generation.SubmitJob(request(pb, 1), timeout=30)
+        server.wait_until(slow.id, lambda job: job.step >= 3)
+        quick = server.generation.SubmitJob(request(pb, 9, priority=pb.URGENT, **small), timeout=30)
+        for job_id, expected in ((quick.id, urgent), (slow.id, unbroken[0])):
+            latents, frames, done = results(server, pb, job_id)
+            assert (latents, frames) == expected[:2] and done.attempt == 1
+            assert done.receipt.fingerprint == expected[2].receipt.fingerprint
+        moved = [line for line in harness.page(server.http, "/metrics")[1].splitlines()
+                 if line.startswith('denoised_jobs_put_away_total{model="shapes"}')]
+        assert float(moved[0].split()[-1]) >= 1
+
+
 def test_another_instruction_set_begins_anew_and_says_so(pb, tmp_path):
     with start(tmp_path) as server:
         job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=200), timeout=30)

@@ -190,7 +190,8 @@ TEST(GenerationFlags, EveryFieldWithAnotherNameIsFound) {
   v1::GenerationRequest request;
   const std::vector<Flag> flags = GenerationFlags(&request);
   for (const char* field : {"negative_prompt", "num_inference_steps", "guidance_scale",
-                            "num_frames", "attention.backend", "attention.parameters.window"}) {
+                            "num_frames", "preview.max_side", "preview.every_steps",
+                            "attention.backend", "attention.parameters.window"}) {
     const std::string name = FlagOfField(field);
     const bool there = std::any_of(flags.begin(), flags.end(),
                                    [&](const Flag& flag) { return flag.name == name; });

@@ -1,0 +1,33 @@
+#include "runtime/ticker.h"
+
+#include <utility>
+
+namespace denoised {
+
+Ticker::Ticker(std::chrono::milliseconds period, std::function<void()> tick)
+    : tick_(std::move(tick)), thread_([this, period] { Run(period); }) {}
+
+Ticker::~Ticker() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  end_.notify_one();
+  thread_.join();
+}
+
+void Ticker::Now() {
+  const std::lock_guard lock(tick_mutex_);
+  tick_();
+}
+
+void Ticker::Run(std::chrono::milliseconds period) {
+  std::unique_lock lock(mutex_);
+  while (!end_.wait_for(lock, period, [this] { return ending_; })) {
+    lock.unlock();
+    Now();
+    lock.lock();
+  }
+}
+
+}  // namespace denoised
