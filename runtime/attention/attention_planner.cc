@@ -84,9 +84,8 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
 }
 
 std::shared_ptr<const LeaseList> AttentionPlanner::Leases() {
-  if (pinned_) return pinned_;
-  std::shared_ptr<const LeaseList> leases = setting_.policy->leases();
-  if (subject_.pin) pinned_ = leases;
+  std::shared_ptr<const LeaseList> leases = LeasesOf(setting_, subject_);
+  if (subject_.pin) subject_.pinned = leases;
   return leases;
 }
 

@@ -63,8 +63,8 @@ class AttentionPlanner {
 
   // The leases that a pinned subject is held to; null before its first Prepare, and where it is not
   // pinned. Given to another planner of the same work before its first, they hold there.
-  const std::shared_ptr<const LeaseList>& pinned() const { return pinned_; }
-  void Pin(std::shared_ptr<const LeaseList> leases) { pinned_ = std::move(leases); }
+  const std::shared_ptr<const LeaseList>& pinned() const { return subject_.pinned; }
+  void Pin(std::shared_ptr<const LeaseList> leases) { subject_.pinned = std::move(leases); }
 
  private:
   // Neighbouring layers of a role that one choice serves.
@@ -94,9 +94,8 @@ class AttentionPlanner {
   RolePlan& PlanOf(AttentionRole role) { return plan_[static_cast<size_t>(role)]; }
 
   const PlannerSetting setting_;
-  const PlannerSubject subject_;
+  PlannerSubject subject_;  // constant but for what it is pinned to
   Observer* const observer_;
-  std::shared_ptr<const LeaseList> pinned_;
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
   std::vector<ReceiptEntry> pending_;  // of the step that is under way

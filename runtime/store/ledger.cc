@@ -1,5 +1,6 @@
 #include "runtime/store/ledger.h"
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <memory>
@@ -83,6 +84,11 @@ bool Ledger::Recovered(const std::vector<JobRow>& rows) {
                    for (const JobRow& row : rows) file.UpdateJob(row);
                  },
                  {}},
+                [] {});
+}
+
+bool Ledger::Control(std::function<void(LedgerFile&)> write) {
+  return Insist({"control", std::move(write), {}, /*keep_trying=*/true, /*writes_all=*/true},
                 [] {});
 }
 
@@ -187,7 +193,12 @@ void Ledger::At(const std::vector<Verb*>& verbs, std::string_view edge) {
 
 void Ledger::Answer(Verb verb, const std::optional<Error>& error) {
   verb.done(error);
-  if (error && verb.keep_trying) held_.push_back(std::move(verb));
+  if (!error || !verb.keep_trying) return;
+  if (!verb.writes_all || !HoldsLike(verb)) held_.push_back(std::move(verb));
+}
+
+bool Ledger::HoldsLike(const Verb& verb) const {
+  return std::ranges::find(held_, verb.name, &Verb::name) != held_.end();
 }
 
 // Says each trouble once, and its end.
