@@ -24,13 +24,13 @@ namespace denoised {
 // One change that an operator made, or the server by itself.
 struct AuditEntry {
   uint64_t number = 0;  // from 1, in order of their making; the store's
-  std::chrono::system_clock::time_point time;
-  std::string who;      // a peer, or "server"
-  std::string what;     // "force", "renew", "release", "expire", "end", "drain", "log_level", ...
-  std::string subject;  // a lease's id, a backend, ...
-  std::string old_value, new_value;
-  std::string reason;
-  std::optional<std::chrono::system_clock::time_point> ends_at;  // of what was changed
+  std::chrono::system_clock::time_point time = {};
+  std::string who = {};   // a peer, or "server"
+  std::string what = {};  // "force", "renew", "release", "expire", "end", "drain", "log_level", ...
+  std::string subject = {};  // a lease's id, a backend, ...
+  std::string old_value = {}, new_value = {};
+  std::string reason = {};
+  std::optional<std::chrono::system_clock::time_point> ends_at = {};  // of what was changed
   bool operator==(const AuditEntry&) const = default;
 };
 
