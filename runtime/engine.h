@@ -30,6 +30,8 @@
 
 namespace denoised {
 
+class Audit;
+
 struct EngineOptions {
   std::string model_repository = "model_repository";
   std::string device = "auto";     // auto | cpu | cuda:N
@@ -171,7 +173,11 @@ class Engine {
   virtual std::vector<ModelInfo> ListModels() const = 0;
   // By name; constant after Create.
   virtual std::vector<FailedModel> ListFailedModels() const = 0;
+  // Its leases of an earlier process are there from the beginning, where the store is durable; each
+  // change of them is in the audit.
   virtual SelectionPolicy& policy() = 0;
+  // Of all that operators change; who changes something else than leases writes it there.
+  virtual Audit& audit() = 0;
   // Checks a force before it is made: the value is FAILED_PRECONDITION with the usable names where
   // no model could use `backend`, INVALID_ARGUMENT naming "parameters.<key>" where none could with
   // these parameters ("" = none are given).

@@ -16,6 +16,7 @@
 
 namespace denoised {
 
+class ControlStore;
 class Logger;
 class StoreHooks;
 
@@ -147,6 +148,9 @@ class JobStore {
   // The states after `sequence`, oldest first, as far as the job's ring of recent ones reaches
   // back; the last is what the job is now. For watchers that come back.
   virtual std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const = 0;
+
+  // What operators changed, beside the jobs.
+  virtual ControlStore& control() = 0;
 
   // Why new jobs cannot be kept now, for readiness: one sentence.
   virtual std::optional<std::string> WhyNotReady() const = 0;

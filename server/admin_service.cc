@@ -15,9 +15,8 @@ namespace denoised {
 class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                    public std::enable_shared_from_this<HoldStream> {
  public:
-  HoldStream(const CallTimer& timer, SelectionPolicy* policy, Logger* logger,
-             OpenCalls::Ticket ticket)
-      : timer_(timer), policy_(policy), logger_(logger), ticket_(std::move(ticket)) {}
+  HoldStream(const CallTimer& timer, SelectionPolicy* policy, OpenCalls::Ticket ticket)
+      : timer_(timer), policy_(policy), ticket_(std::move(ticket)) {}
 
   // What ends the stream with its force; before there is one.
   SelectionPolicy::OnEnd Ender() {
@@ -72,15 +71,13 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
  private:
   void Leave(const grpc::Status& status) {
-    policy_->Release(force_.id);
-    logger_->Info("admin.hold_ended", {{"lease", force_.id}, {"holder", force_.holder}});
+    policy_->End(force_.id, LeaseEnd::kHolderLeft, "", force_.holder);
     timer_.Done(status);
     Finish(status);
   }
 
   const CallTimer timer_;
   SelectionPolicy* const policy_;
-  Logger* const logger_;
   const OpenCalls::Ticket ticket_;
   Lease force_;
   grpc::ByteBuffer message_;
@@ -94,7 +91,7 @@ class HoldStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 template <typename Request>
 Lease AdminService::AddForce(const Request& request, const std::string& peer,
                              SelectionPolicy::OnEnd on_end) {
-  constexpr size_t kMaxReason = 256, kMaxLogged = 1024;
+  constexpr size_t kMaxReason = 256;
   if (request.reason().size() > kMaxReason) {
     throw InvalidField("reason",
                        "at most 256 bytes, got " + std::to_string(request.reason().size()));
@@ -109,15 +106,8 @@ Lease AdminService::AddForce(const Request& request, const std::string& peer,
   lease.ttl = lifetime;
   lease.reason = request.reason();
   lease.holder = peer;
-  const Lease force = engine().policy().Force(std::move(lease), std::move(on_end));
-  with_.logger->Info("admin.force",
-                     {{"lease", force.id},
-                      {"backend", std::string(AttnBackendName(chosen))},
-                      {"parameters", force.parameters.substr(0, kMaxLogged)},
-                      {"ttl_ms", lifetime ? std::to_string(lifetime->count()) : "none"},
-                      {"reason", force.reason},
-                      {"holder", peer}});
-  return force;
+  lease.held = std::is_same_v<Request, v1::HoldBackendRequest>;
+  return engine().policy().Force(std::move(lease), std::move(on_end));
 }
 
 grpc::ServerUnaryReactor* AdminService::ForceBackend(grpc::CallbackServerContext* context,
@@ -135,7 +125,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* AdminService::HoldBackend(
   const CallTimer timer(context, with_.metrics, "HoldBackend");
   std::shared_ptr<HoldStream> stream;
   const grpc::Status status = StatusOf([&] {
-    stream = std::make_shared<HoldStream>(timer, &engine().policy(), with_.logger,
+    stream = std::make_shared<HoldStream>(timer, &engine().policy(),
                                           with_.open_calls->Enter(context->peer()));
     stream->Hold();
   });
@@ -159,12 +149,11 @@ int AdminService::Release(const v1::ReleaseForceRequest& request, const std::str
   }
   int released = 1;
   if (request.all()) {
-    released = engine().policy().Clear();
-  } else if (!engine().policy().Release(id)) {
+    released = engine().policy().Clear(peer);
+  } else if (!engine().policy().Release(id, peer)) {
     throw Error(StatusCode::kNotFound, "no live force '" + id.substr(0, 64) + "'", "lease_id",
                 "LEASE_NOT_FOUND");
   }
-  with_.logger->Info("admin.release", {{"lease", request.all() ? "all" : id}, {"peer", peer}});
   return released;
 }
 
@@ -225,7 +214,9 @@ grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* conte
                                               const grpc::ByteBuffer* in, grpc::ByteBuffer* out) {
   return AnswerUnary<v1::DrainRequest>(
       context, in, out, with_.metrics, "Drain", [this, context](const v1::DrainRequest&) {
-        with_.logger->Info("admin.drain", {{"peer", context->peer()}});
+        if (!engine().draining()) {
+          engine().audit().Write({.who = context->peer(), .what = "drain", .subject = "server"});
+        }
         drain_();
         v1::DrainResponse response;
         response.set_queued(engine().queue_depth());
@@ -244,11 +235,21 @@ grpc::ServerUnaryReactor* AdminService::SetLogLevel(grpc::CallbackServerContext*
         if (!level) throw InvalidField("level", "one of debug, info, warning, error");
         v1::SetLogLevelResponse response;
         response.set_previous_level(std::string(LogLevelName(with_.logger->level())));
-        with_.logger->set_level(*level);
-        with_.logger->Info("admin.log_level",
-                           {{"level", request.level()}, {"peer", context->peer()}});
+        SetLevel(*level, context->peer());
         return response;
       });
+}
+
+void AdminService::SetLevel(LogLevel level, const std::string& peer) {
+  AuditEntry entry{.who = peer, .what = "log_level", .subject = "server"};
+  entry.old_value = LogLevelName(with_.logger->level());
+  entry.new_value = LogLevelName(level);
+  with_.logger->set_level(level);
+  if (Engine* const engine = with_.gate->engine()) {
+    engine->audit().Write(std::move(entry));
+  } else {
+    LogAudit(entry, with_.logger);  // it loads, and has no audit yet
+  }
 }
 
 }  // namespace denoised

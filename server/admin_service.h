@@ -7,6 +7,7 @@
 #include <string>
 
 #include "denoised/v1/admin.grpc.pb.h"
+#include "server/audit_stream.h"
 #include "server/call_context.h"
 
 namespace denoised {
@@ -19,9 +20,11 @@ using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
                     v1::AdminService::WithRawCallbackMethod_ExplainSelection<
                         v1::AdminService::WithRawCallbackMethod_Drain<
                             v1::AdminService::WithRawCallbackMethod_SetLogLevel<
-                                v1::AdminService::Service>>>>>>>>;
+                                v1::AdminService::WithRawCallbackMethod_WatchAudit<
+                                    v1::AdminService::Service>>>>>>>>>;
 
-// Thread-safe. Each change is logged as admin.*.
+// Thread-safe. Each change is in the audit: those of leases by the policy's listener, others by
+// what makes them here.
 class AdminService : public RawAdminService {
  public:
   // `drain` refuses new work and turns health off; idempotent.
@@ -48,12 +51,18 @@ class AdminService : public RawAdminService {
                                   grpc::ByteBuffer* out) override;
   grpc::ServerUnaryReactor* SetLogLevel(grpc::CallbackServerContext* context,
                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* WatchAudit(grpc::CallbackServerContext* context,
+                                                         const grpc::ByteBuffer* in) override {
+    return denoised::WatchAudit(with_, context, in);
+  }
 
  private:
   // Checks and adds a force; Request is ForceBackendRequest or HoldBackendRequest. Throws Error.
   template <typename Request>
   Lease AddForce(const Request& request, const std::string& peer, SelectionPolicy::OnEnd on_end);
   int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
+
+  void SetLevel(LogLevel level, const std::string& peer);
 
   Engine& engine() const { return with_.gate->Require(); }
 

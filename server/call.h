@@ -113,6 +113,14 @@ class FailedStream : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void OnDone() override { delete this; }
 };
 
+// The stream that `make` begins; one that fails before it begins where that throws.
+template <typename Make>
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(const CallTimer& timer, const Make& make) {
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* stream = nullptr;
+  const grpc::Status status = StatusOf([&] { stream = make(); });
+  return status.ok() ? stream : new FailedStream(timer, status);
+}
+
 }  // namespace denoised
 
 #endif  // DENOISED_SERVER_CALL_H_

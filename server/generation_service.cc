@@ -111,14 +111,6 @@ v1::Job NowOrRefusal(Engine& engine, const std::string& id, const std::optional<
   return ToProto(FindJob(engine, id));
 }
 
-// Runs `make`, which starts a stream; a failure before that becomes the stream's status.
-template <typename Make>
-Stream* StartStream(const CallTimer& timer, const Make& make) {
-  Stream* stream = nullptr;
-  const grpc::Status status = StatusOf([&] { stream = make(); });
-  return status.ok() ? stream : new FailedStream(timer, status);
-}
-
 }  // namespace
 
 grpc::ServerUnaryReactor* GenerationService::SubmitJob(grpc::CallbackServerContext* context,

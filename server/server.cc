@@ -75,6 +75,12 @@ void ReportCaps(const ConnectionCaps& wanted, const ConnectionCaps& caps, Logger
                                           {"why", "the process may not open more descriptors"}});
 }
 
+void EndHeldLeases(SelectionPolicy* policy) {
+  for (const Lease& lease : policy->List()) {
+    if (lease.held) policy->End(lease.id, LeaseEnd::kHolderLeft, "the server stops");
+  }
+}
+
 // What messages on their way in may take: a quarter of the memory at most, room for two at least.
 size_t WireBytes(const std::string& max_memory, size_t max_message_bytes) {
   const size_t wanted = kQuotaFloorBytes + 4 * max_message_bytes;
@@ -241,7 +247,7 @@ void Server::Stop() {
   metrics_.SetGaugeSource({});
   if (engine_) {
     engine_->Stop();
-    engine_->policy().Clear();  // ends the streams that hold one
+    EndHeldLeases(&engine_->policy());  // with the streams that hold them; the others stay
   }
   const auto deadline = std::chrono::system_clock::now() + kCallGrace;
   for (Port* port : {&public_, &admin_port_}) {

@@ -64,6 +64,7 @@ class ForwardingStore : public JobStore {
   std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
     return inner_->Replay(id, sequence);
   }
+  ControlStore& control() override { return inner_->control(); }
   std::optional<std::string> WhyNotReady() const override { return inner_->WhyNotReady(); }
 
  protected:

@@ -85,9 +85,8 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
 }
 
 std::shared_ptr<const LeaseList> AttentionPlanner::Leases() {
-  if (pinned_) return pinned_;
-  std::shared_ptr<const LeaseList> leases = setting_.policy->leases();
-  if (subject_.pin) pinned_ = leases;
+  std::shared_ptr<const LeaseList> leases = LeasesOf(setting_, subject_);
+  if (subject_.pin) subject_.pinned = leases;
   return leases;
 }
 
@@ -192,7 +191,7 @@ void AttentionPlanner::SetSubject(PlannerSubject subject) {
 void AttentionPlanner::GoOnFrom(const AttentionPlanner& other) {
   done_ = other.done_;
   notes_ = other.notes_;
-  pinned_ = other.pinned_;
+  subject_.pinned = other.subject_.pinned;
 }
 
 std::function<AttentionCost(const AttentionSpec&, int64_t)> AttentionPlanner::CostNow() const {

@@ -76,8 +76,8 @@ class AttentionPlanner {
 
   // The leases that a pinned subject is held to; null before its first Prepare, and where it is not
   // pinned. Given to another planner of the same work before its first, they hold there.
-  const std::shared_ptr<const LeaseList>& pinned() const { return pinned_; }
-  void Pin(std::shared_ptr<const LeaseList> leases) { pinned_ = std::move(leases); }
+  const std::shared_ptr<const LeaseList>& pinned() const { return subject_.pinned; }
+  void Pin(std::shared_ptr<const LeaseList> leases) { subject_.pinned = std::move(leases); }
 
  private:
   // Neighbouring layers of a role that one choice serves.
@@ -112,7 +112,6 @@ class AttentionPlanner {
   const PlannerSetting setting_;
   PlannerSubject subject_;
   Observer* const observer_;
-  std::shared_ptr<const LeaseList> pinned_;
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
   std::vector<ReceiptEntry> pending_;  // of the step that is under way

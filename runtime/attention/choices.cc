@@ -72,6 +72,11 @@ std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSub
   return setting.policy->WishesFor(wishes, leases);
 }
 
+std::shared_ptr<const LeaseList> LeasesOf(const PlannerSetting& setting,
+                                          const PlannerSubject& subject) {
+  return subject.pinned ? subject.pinned : setting.policy->leases();
+}
+
 std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
                                 const AttentionSpec& spec, const RoleWishes& wishes) {
   std::vector<LayerChoice> choices;
@@ -85,7 +90,7 @@ std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubj
 
 std::vector<LayerChoice> ChooseNow(const PlannerSetting& setting, const PlannerSubject& subject,
                                    const AttentionSpec& spec, const StepPlace& place) {
-  const auto wishes = WishesOf(setting, subject, *setting.policy->leases());
+  const auto wishes = WishesOf(setting, subject, *LeasesOf(setting, subject));
   const StepPlace at = InLoop(spec.role) ? place : StepPlace();
   return Choose(setting, subject, spec,
                 WishesAt(wishes, spec.role, setting.LayersOf(spec.role), at));
@@ -98,7 +103,7 @@ std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject
   std::vector<Wish> wishes;
   size_t scoped = 0;  // wishes that do not hold everywhere
   bool everywhere = false;
-  for (const ScopedWish& one : WishesOf(setting, subject, *setting.policy->leases())) {
+  for (const ScopedWish& one : WishesOf(setting, subject, *LeasesOf(setting, subject))) {
     if (one.where.role && *one.where.role != spec.role) continue;
     PlaceScope where = one.where;
     where.role.reset();

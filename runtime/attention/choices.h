@@ -43,6 +43,8 @@ struct PlannerSubject {
   std::string id = {};    // as WorkIdentity
   int64_t num_steps = 1;  // of its denoising loop
   bool pin = false;       // the leases of its beginning hold to its end
+  // The leases that decide for it whatever the policy has by now; null: those that it has.
+  std::shared_ptr<const LeaseList> pinned = nullptr;
 };
 
 // Neighbouring layers of a role that wish alike, and what serves them.
@@ -51,6 +53,10 @@ struct LayerChoice {
   std::vector<Wish> wishes;  // that hold there, strongest first
   Selection selection;
 };
+
+// The leases that decide for this work.
+std::shared_ptr<const LeaseList> LeasesOf(const PlannerSetting& setting,
+                                          const PlannerSubject& subject);
 
 // Every wish that can hold for a role of this work. Throws InvalidField("attention.parameters")
 // where parameters come without a backend.

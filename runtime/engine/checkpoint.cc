@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "runtime/store/lease_row.h"
 #include "runtime/store/receipt_row.h"
 
 namespace denoised {
@@ -35,6 +36,19 @@ std::string Head(size_t words, size_t run) {
   return head;
 }
 
+Json WritePinned(const LeaseList& leases) {
+  Json list = Json::array();
+  for (const Lease& lease : leases) list.push_back(stored::WriteLease(lease));
+  return list;
+}
+
+// In their order, which decides.
+std::shared_ptr<const LeaseList> ReadPinned(const Json& list) {
+  auto leases = std::make_shared<LeaseList>();
+  for (const Json& lease : list) leases->push_back(stored::ReadLease(lease));
+  return leases;
+}
+
 Checkpoint FromJson(const std::string& text) {
   Checkpoint checkpoint;
   try {
@@ -44,6 +58,9 @@ Checkpoint FromJson(const std::string& text) {
     Receipt receipt = stored::ReadReceipt(json.at("receipt"));
     checkpoint.entries = std::move(receipt.entries);
     checkpoint.notes = std::move(receipt.notes);
+    if (const auto pinned = json.find("pinned"); pinned != json.end()) {
+      checkpoint.pinned = ReadPinned(*pinned);
+    }
   } catch (const Json::exception& error) {
     throw Damaged(error.what());
   }
@@ -56,8 +73,8 @@ std::string Checkpoint::Serialise() const {
   Receipt receipt;
   receipt.entries = entries;
   receipt.notes = notes;
-  const Json json = {
-      {"step", step}, {"identity", identity}, {"receipt", stored::WriteReceipt(receipt)}};
+  Json json = {{"step", step}, {"identity", identity}, {"receipt", stored::WriteReceipt(receipt)}};
+  if (pinned) json["pinned"] = WritePinned(*pinned);
   const std::string words = json.dump(-1, ' ', false, Json::error_handler_t::replace);
   return Head(words.size(), run.size()) + words + run;
 }

@@ -3,10 +3,12 @@
 #define DENOISED_RUNTIME_ENGINE_CHECKPOINT_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "runtime/job.h"
+#include "runtime/selection_policy.h"
 
 namespace denoised {
 
@@ -18,6 +20,8 @@ struct Checkpoint {
   std::vector<ReceiptEntry> entries;  // of the steps done
   std::vector<std::string> notes;
   std::string run;  // GenerationRun::Save
+  // That a pinned job is held to (AttentionPlanner::pinned); null where it is not pinned.
+  std::shared_ptr<const LeaseList> pinned = nullptr;
 
   std::string Serialise() const;
   // "" gives an empty one. Throws DATA_LOSS where it was not made by Serialise or is damaged.

@@ -76,6 +76,8 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       observer_(observer),
       logger_(logger),
       clock_(std::move(clock)),
+      audit_(&store_->control(), logger_),
+      lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
       memory_(options.max_memory),
       table_(QueueOptionsOf(options)) {
   LoadCosts(options_.state_dir, &cost_, logger_);

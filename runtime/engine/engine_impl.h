@@ -14,8 +14,10 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/audit.h"
 #include "runtime/engine.h"
 #include "runtime/engine/cost_model.h"
+#include "runtime/engine/lease_keeping.h"
 #include "runtime/engine/memory_admission.h"
 #include "runtime/engine/models.h"
 #include "runtime/engine/session_work.h"
@@ -30,7 +32,8 @@ class EngineImpl : public Engine {
   using Clock = std::function<std::chrono::steady_clock::time_point()>;
 
   // `pipelines` has exactly one default; deadlines and the order of work are looked up on `clock`.
-  // Takes up what the store has not seen the end of, and starts the threads.
+  // Takes up the leases of an earlier process and the jobs that it has not ended, and starts the
+  // threads.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
              std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
              Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now,
@@ -54,6 +57,7 @@ class EngineImpl : public Engine {
   std::vector<ModelInfo> ListModels() const override { return models_.List(); }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
   SelectionPolicy& policy() override { return *policy_; }
+  Audit& audit() override { return audit_; }
   std::optional<Error> CheckForce(AttnBackend backend,
                                   const std::string& parameters_json) const override {
     return models_.CheckForce(backend, parameters_json);
@@ -230,6 +234,8 @@ class EngineImpl : public Engine {
   Observer* const observer_;
   Logger* const logger_;
   const Clock clock_;
+  Audit audit_;
+  LeaseKeeping lease_keeping_;  // before any work begins
   const MemoryAdmission memory_;
   CostModel cost_;                        // by itself thread-safe
   std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start

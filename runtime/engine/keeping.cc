@@ -29,9 +29,11 @@ std::string EngineImpl::IdentityOf(const JobWork& job) const {
   add("dtype", receipt.dtype);
   add("kernels", receipt.kernels);
   add("linear", receipt.linear);
+  PlannerSubject subject = SubjectOf(job);
+  if (job.planner) subject.pinned = job.planner->pinned();
   for (const AttentionSpec& spec : job.pipeline->DenoiseSpecs(job.parameters)) {
     std::string backends;
-    for (const Wish& granted : ChoicesNow(job.pipeline->planner_setting(), SubjectOf(job), spec)) {
+    for (const Wish& granted : ChoicesNow(job.pipeline->planner_setting(), subject, spec)) {
       backends += (backends.empty() ? "" : " ") + std::string(AttnBackendName(granted.backend)) +
                   granted.parameters;
     }
@@ -41,8 +43,8 @@ std::string EngineImpl::IdentityOf(const JobWork& job) const {
 }
 
 Checkpoint EngineImpl::CheckpointOf(const JobWork& job) const {
-  return {job.generation->steps_done(), IdentityOf(job), job.planner->Entries(),
-          job.planner->Notes(), job.generation->Save()};
+  return {job.generation->steps_done(), IdentityOf(job),        job.planner->Entries(),
+          job.planner->Notes(),         job.generation->Save(), job.planner->pinned()};
 }
 
 void EngineImpl::NoteBegunAgain(JobWork* job, int64_t step, const std::string& why) {
@@ -71,6 +73,7 @@ Checkpoint EngineImpl::GoOnFrom(JobWork* job) {
     }
   }
   const bool own = std::exchange(job->put_away, false);
+  if (!own) job->planner->Pin(from.pinned);
   const std::string differs = own ? "" : WhatDiffers(from.identity, IdentityOf(*job));
   if (!differs.empty()) {
     NoteBegunAgain(job, from.step, differs);

@@ -6,6 +6,7 @@
 #include "runtime/job_store.h"
 #include "runtime/log.h"
 #include "runtime/store/checkpoints.h"
+#include "runtime/store/control_book.h"
 #include "runtime/store/disk_full.h"
 #include "runtime/store/feed.h"
 #include "runtime/store/ledger.h"
@@ -53,6 +54,7 @@ class DurableJobStore : public JobStore {
       : keep_results_(options.keep_results),
         folder_(options.state_dir, options.hooks),
         feed_(options.max_finished, options.max_artifact_bytes),
+        control_(&ledger_, options.hooks),
         checkpoints_(&folder_, logger),
         ledger_(Load(logger), options.hooks, logger) {
     Requeue();
@@ -102,6 +104,7 @@ class DurableJobStore : public JobStore {
   std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
     return feed_.Replay(id, sequence);
   }
+  ControlStore& control() override { return control_; }
   std::optional<std::string> WhyNotReady() const override {
     auto why = folder_.WhyNoRoom(0);
     return why ? why : ledger_.trouble();
@@ -121,6 +124,7 @@ class DurableJobStore : public JobStore {
   StateFolder folder_;
   std::vector<StoredJob> loaded_;  // until the constructor ends, then those that had not ended
   Feed feed_;
+  ControlBook control_;
   Checkpoints checkpoints_;
   Ledger ledger_;                  // after those that its thread calls back until it ends
   std::optional<Ticker> sweeper_;  // last
@@ -132,6 +136,7 @@ LedgerFile DurableJobStore::Load(Logger* logger) {
   LedgerFile file(folder_.ledger(), logger);
   loaded_ = file.ReadJobs();
   RemoveUnknownFiles(file.QuarantinedIds());
+  control_.Load(file);
   return file;
 }
 

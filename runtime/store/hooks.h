@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "runtime/store/clocks.h"
+
 namespace denoised {
 
 // Called from the threads of the store and of its callers, without its locks.
@@ -14,11 +16,14 @@ class StoreHooks {
   virtual ~StoreHooks() = default;
 
   // The store is at this edge: VERB.before_commit and VERB.after_commit of the ledger's verbs
-  // (accept, start, change, finish, forget, recover, probe); artifact. and checkpoint.half_written,
-  // .before_rename and .after_rename of its files. An Error thrown there is the disk's answer.
+  // (accept, start, change, finish, forget, recover, control, probe); artifact. and
+  // checkpoint.half_written, .before_rename and .after_rename of its files. An Error thrown there
+  // is the disk's answer.
   virtual void At(std::string_view edge) {}
   // Bytes that are free, where the file system says `said`.
   virtual uint64_t FreeBytes(uint64_t said) { return said; }
+  // What the clocks show, where the system says `said`.
+  virtual ClockReading Clocks(const ClockReading& said) { return said; }
 };
 
 }  // namespace denoised

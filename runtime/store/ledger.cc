@@ -104,6 +104,11 @@ bool Ledger::Recovered(const std::vector<JobRow>& rows) {
                 [] {});
 }
 
+bool Ledger::Control(std::function<void(LedgerFile&)> write) {
+  return Insist(
+      {"control", std::move(write), {}, /*keep_trying=*/true, {}, /*writes_all=*/true}, [] {});
+}
+
 bool Ledger::Insist(Verb verb, std::function<void()> kept) {
   // Shared with the verb, which may outlive this call.
   auto first = std::make_shared<std::promise<bool>>();
@@ -208,7 +213,12 @@ void Ledger::At(const std::vector<Verb*>& verbs, std::string_view edge) {
 
 void Ledger::Answer(Verb verb, const std::optional<Error>& error) {
   verb.done(error);
-  if (error && verb.keep_trying) held_.push_back(std::move(verb));
+  if (!error || !verb.keep_trying) return;
+  if (!verb.writes_all || !HoldsLike(verb)) held_.push_back(std::move(verb));
+}
+
+bool Ledger::HoldsLike(const Verb& verb) const {
+  return std::ranges::find(held_, verb.name, &Verb::name) != held_.end();
 }
 
 // Says each trouble once, and its end.

@@ -43,6 +43,8 @@ class Ledger {
   bool Finish(const JobRow& row, std::function<void()> kept);
   // Likewise what jobs of an earlier life are now.
   bool Recovered(const std::vector<JobRow>& rows);
+  // Likewise what operators changed: `write` makes tables what they are to be by the time it runs.
+  bool Control(std::function<void(LedgerFile&)> write);
   // Returns at once; `done` runs on the ledger's thread when the rows are gone.
   void ForgetLater(std::vector<uint64_t> numbers, std::function<void()> done);
 
@@ -57,6 +59,8 @@ class Ledger {
     std::function<void(const std::optional<Error>&)> done;
     bool keep_trying = false;
     std::vector<uint64_t> numbers = {};  // of the jobs whose rows it writes
+    // It writes all that is to be written under its name: one that is tried again is enough.
+    bool writes_all = false;
   };
 
   void Post(Verb verb);
@@ -69,6 +73,7 @@ class Ledger {
   void Process(std::deque<Verb> verbs);
   std::optional<Error> Try(const std::vector<Verb*>& verbs);
   void Answer(Verb verb, const std::optional<Error>& error);
+  bool HoldsLike(const Verb& verb) const;
   void Note(const std::optional<Error>& error);
   void At(const std::vector<Verb*>& verbs, std::string_view edge);
 

@@ -15,10 +15,10 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kApplicationId = 0x646e7364;  // "dnsd"
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 
-// `digest` is over the text, and the latents behind it.
-constexpr const char* kTables = R"(
+// Of version 1. `digest` is over the text, and the latents behind it.
+constexpr const char* kJobTables = R"(
 CREATE TABLE jobs (number INTEGER PRIMARY KEY, id TEXT NOT NULL, row TEXT NOT NULL,
                    digest TEXT NOT NULL);
 CREATE TABLE requests (number INTEGER PRIMARY KEY, request TEXT NOT NULL, latents BLOB NOT NULL,
@@ -27,11 +27,16 @@ CREATE TABLE quarantine (number INTEGER, id TEXT, row TEXT, request TEXT, latent
 CREATE TABLE marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 )";
 
-std::string Schema() {
-  std::string sql = kTables;
-  sql.append("PRAGMA application_id = ").append(std::to_string(kApplicationId));
-  sql.append("; PRAGMA user_version = ").append(std::to_string(kVersion));
-  return sql;
+// What a file of `version` lacks of the present one; 0: a new file.
+std::string SchemaSince(int64_t version) {
+  std::string sql = version < 1 ? kJobTables : "";
+  if (version < 2) {
+    sql += kControlTables;
+    // The table that a row was put aside from.
+    sql += "ALTER TABLE quarantine ADD COLUMN source TEXT NOT NULL DEFAULT 'jobs';";
+  }
+  sql += "PRAGMA application_id = " + std::to_string(kApplicationId);
+  return sql + "; PRAGMA user_version = " + std::to_string(kVersion);
 }
 
 std::string DigestOf(const RequestRow& request) {
@@ -111,6 +116,8 @@ std::vector<RawRow> ReadRaw(Database* from, const std::string& columns, const st
 // From both ends, so that one bad page costs what lies on it.
 size_t CopyRaw(Database* from, Database* to, const std::string& columns, const std::string& table) {
   size_t copied = 0;
+  if (from->Number("SELECT count(*) FROM sqlite_schema WHERE name = '" + table + "'") == 0)
+    return 0;
   for (const char* direction : {"ASC", "DESC"}) {
     for (const RawRow& row : ReadRaw(from, columns, table, direction)) {
       Statement insert(to, "INSERT OR IGNORE INTO " + table + " (number, " + columns +
@@ -173,7 +180,7 @@ void LedgerFile::Prepare() {
                              std::to_string(kVersion) + ")");
   }
   database_->Execute("BEGIN EXCLUSIVE");
-  if (fresh) database_->Execute(Schema());
+  if (fresh || version < kVersion) database_->Execute(SchemaSince(fresh ? 0 : version));
   database_->Commit();
 }
 
@@ -181,14 +188,15 @@ void LedgerFile::Salvage() {
   const fs::path fresh = file_.string() + ".part", aside = PlaceForDamaged(file_);
   database_.reset();
   fs::remove(fresh);
-  size_t jobs = 0;
+  size_t rows = 0;
   try {
     Database from(file_), to(fresh);
-    to.Execute(Schema());
+    to.Execute(SchemaSince(0));
     to.Begin();
-    from.Number("SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'");  // or it is no file
-    jobs = CopyRaw(&from, &to, "id, row", "jobs");
-    if (jobs == 0) throw Error(StatusCode::kDataLoss, "none of its rows can be read");
+    for (const char* table : {"jobs", "leases", "audit", "documents"}) {
+      rows += CopyRaw(&from, &to, "id, row", table);
+    }
+    if (rows == 0) throw Error(StatusCode::kDataLoss, "none of its rows can be read");
     CopyRaw(&from, &to, "request, latents", "requests");
     CopyQuarantine(&from, &to);
     to.Commit();
@@ -203,7 +211,7 @@ void LedgerFile::Salvage() {
   fs::rename(fresh, file_);  // at no moment is there no ledger
   SyncFolderOf(file_);
   logger_->Error("ledger.salvaged",
-                 {{"damaged", aside.string()}, {"rows_read", std::to_string(jobs)}});
+                 {{"damaged", aside.string()}, {"rows_read", std::to_string(rows)}});
 }
 
 std::vector<StoredJob> LedgerFile::ReadJobs() {
@@ -254,8 +262,9 @@ void LedgerFile::Quarantine(uint64_t number, const std::string& id, const std::s
   database_->Begin();
   try {
     Statement(database_.get(),
-              "INSERT INTO quarantine SELECT jobs.number, jobs.id, jobs.row, requests.request, "
-              "requests.latents, ? FROM jobs LEFT JOIN requests USING (number) WHERE number = ?")
+              "INSERT INTO quarantine (number, id, row, request, latents, why) SELECT jobs.number, "
+              "jobs.id, jobs.row, requests.request, requests.latents, ? FROM jobs LEFT JOIN "
+              "requests USING (number) WHERE number = ?")
         .Bind(why)
         .Bind(static_cast<int64_t>(number))
         .Step();
@@ -271,7 +280,7 @@ void LedgerFile::Quarantine(uint64_t number, const std::string& id, const std::s
 
 std::set<std::string> LedgerFile::QuarantinedIds() {
   std::set<std::string> ids;
-  Statement scan(database_.get(), "SELECT id FROM quarantine");
+  Statement scan(database_.get(), "SELECT id FROM quarantine WHERE source = 'jobs'");
   while (scan.Step()) ids.insert(scan.Bytes(0));
   return ids;
 }

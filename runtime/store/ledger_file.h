@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "runtime/log.h"
+#include "runtime/store/control_tables.h"
 #include "runtime/store/job_row.h"
 #include "runtime/store/request_row.h"
 #include "runtime/store/sqlite.h"
@@ -38,6 +40,11 @@ class LedgerFile {
   std::vector<StoredJob> ReadJobs();
   // Ids of jobs that were put aside.
   std::set<std::string> QuarantinedIds();
+  // As control_tables.h.
+  std::vector<ControlRow> ReadControl(ControlTable table,
+                                      const std::function<void(const ControlRow&)>& read) {
+    return ReadControlTable(database_.get(), table, read, logger_);
+  }
 
   // Inside a transaction.
   void InsertJob(const JobRow& row);

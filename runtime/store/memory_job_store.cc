@@ -1,6 +1,7 @@
 #include <utility>
 
 #include "runtime/job_store.h"
+#include "runtime/store/control_book.h"
 #include "runtime/store/feed.h"
 #include "runtime/store/memory_artifact.h"
 #include "runtime/store/request_row.h"
@@ -79,10 +80,12 @@ class MemoryJobStore : public JobStore {
   std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
     return feed_.Replay(id, sequence);
   }
+  ControlStore& control() override { return control_; }
   std::optional<std::string> WhyNotReady() const override { return std::nullopt; }
 
  private:
   Feed feed_;
+  ControlBook control_{nullptr, nullptr};
 };
 
 }  // namespace

@@ -51,6 +51,7 @@ struct Invocation {
 // Each file's part of the table, in the order of --help.
 std::vector<Command> JobCommands();    // generate submit jobs watch cancel fetch
 std::vector<Command> LocalCommands();  // run attend
+std::vector<Command> AuditCommands();  // audit
 std::vector<Command>
 AdminCommands();  // models health backends explain force hold leases release drain log_level
 

@@ -45,7 +45,7 @@ ROOMS = {
     "tokenizer": {"", "tokenizer", "loaders"},
     "media": {"", "media", "loaders"},
 }
-FACES = {"runtime/engine.h", "runtime/job_store.h"}
+FACES = {"runtime/engine.h", "runtime/job_store.h", "runtime/control_store.h"}
 MAY_SEE_FACES = {"", "engine", "store"}
 MAY_READ_ENVIRONMENT = re.compile(r"^(server/config[^/]*|server/cli/.*config[^/]*|backends/attn_backend\.cc)$")
 MAY_SEE_PROMETHEUS = re.compile(r"^server/(metrics|prometheus)[^/]*$")

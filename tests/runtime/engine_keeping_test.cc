@@ -4,6 +4,7 @@
 
 #include "runtime/engine/checkpoint.h"
 #include "tests/runtime/fake_engine.h"
+#include "tests/runtime/leases.h"
 #include "tests/temporary_folder.h"
 
 namespace denoised {
@@ -153,6 +154,90 @@ TEST_F(EngineKeeping, AnotherBackendBeginsTheJobAnewAndItsReceiptSaysSo) {
   for (const std::string& note : job.receipt.notes) notes += note + "\n";
   EXPECT_THAT(notes, HasSubstr("begun again from step 0"));
   EXPECT_THAT(notes, HasSubstr("REFERENCE"));
+}
+
+// Which backends ran in self-attention, in order, with the leases that chose them.
+std::vector<std::string> SelfAttention(const JobSnapshot& job) {
+  std::vector<std::string> rows;
+  for (const ReceiptEntry& row : job.receipt.entries) {
+    if (row.role != AttentionRole::kSelf) continue;
+    rows.push_back(std::string(AttnBackendName(row.ran)) + " " + row.selection.granted.lease_id);
+  }
+  return rows;
+}
+
+TEST_F(EngineKeeping, LeasesOfTheLastServerDecideFromTheFirstStepOn) {
+  std::string lease, id;
+  uint64_t generation = 0;
+  {
+    FakeEngine fake(Options());
+    fake.engine->policy().Release(AddForce(fake.engine->policy(), AttnBackend::kTorchSdpa).id);
+    lease = AddForce(fake.engine->policy(), AttnBackend::kReference).id;
+    generation = fake.engine->policy().generation();
+    fake.model.steps.Close();
+    id = fake.Submit("goes on", [](auto& r) { Steps(r, 4); });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    fake.engine->Stop();
+    fake.model.steps.Open();
+    fake.engine->Shutdown();
+  }
+  FakeEngine next(Options());
+  EXPECT_EQ(next.engine->policy().generation(), generation);
+  ASSERT_TRUE(next.engine->policy().Find(lease));
+  const JobSnapshot job = next.AwaitEnd(id);
+  EXPECT_THAT(SelfAttention(job), ElementsAre("REFERENCE " + lease));
+  const auto entries = next.engine->audit().ReadAfter(0, 100);
+  ASSERT_EQ(entries.size(), 3u);
+  EXPECT_EQ(entries[2].subject, lease);
+}
+
+TEST_F(EngineKeeping, APinnedJobKeepsTheLeasesOfItsBeginningOverARestart) {
+  std::string lease, pinned, free;
+  {
+    FakeEngine fake(Options());
+    lease = AddForce(fake.engine->policy(), AttnBackend::kReference).id;
+    fake.model.steps.Close();
+    pinned = fake.Submit("pinned", [](auto& r) {
+      Steps(r, 6);
+      r.pin_backends = true;
+    });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    fake.model.steps.Allow(1);
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(2));
+    fake.engine->policy().Release(lease);
+    fake.model.steps.Allow(1);
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(3));
+    fake.engine->Stop();
+    fake.model.steps.Open();
+    fake.engine->Shutdown();
+  }
+  FakeEngine next(Options());
+  EXPECT_FALSE(next.engine->policy().Find(lease)) << "it is nobody else's";
+  const JobSnapshot job = next.AwaitEnd(pinned);
+  EXPECT_EQ(job.state, JobState::kSucceeded);
+  EXPECT_LT(next.model.steps_run, 6) << "it goes on, and does not begin again";
+  EXPECT_THAT(SelfAttention(job), ElementsAre("REFERENCE " + lease));
+  ExpectStepsCovered(job, 6);
+}
+
+TEST(CheckpointPinned, LeasesAreReadBackInTheirOrder) {
+  Checkpoint checkpoint;
+  checkpoint.run = "bytes";
+  EXPECT_EQ(Checkpoint::Parse(checkpoint.Serialise()).pinned, nullptr);
+  Lease narrow, wide;
+  narrow.id = "force-1";
+  narrow.scope.where.layers = Interval{0, 3};
+  wide.id = "force-2";
+  wide.backend = AttnBackend::kSlaAttn;
+  checkpoint.pinned = std::make_shared<LeaseList>(LeaseList{narrow, wide});
+  const auto pinned = Checkpoint::Parse(checkpoint.Serialise()).pinned;
+  ASSERT_EQ(pinned->size(), 2u);
+  EXPECT_EQ(pinned->at(0).id, "force-1");
+  EXPECT_EQ(pinned->at(0).scope, narrow.scope);
+  EXPECT_EQ(pinned->at(1).backend, AttnBackend::kSlaAttn);
+  checkpoint.pinned = std::make_shared<LeaseList>();
+  EXPECT_NE(Checkpoint::Parse(checkpoint.Serialise()).pinned, nullptr)
+      << "pinned to no lease is not the same as not pinned";
 }
 
 TEST_F(EngineKeeping, OneKeyIsOneJob) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/audit.h"
 #include "runtime/engine/engine_impl.h"
 #include "tests/forwarding_store.h"
 #include "tests/runtime/fake_pipeline.h"

@@ -78,11 +78,11 @@ TEST_F(DamagedStore, ARowThatCannotBeReadIsPutAsideAndItsNeighboursAreNot) {
 
 TEST_F(DamagedStore, ANewerVersionIsRefusedByName) {
   Fill(1);
-  Sql("PRAGMA user_version = 2");
+  Sql("PRAGMA user_version = 3");
   const std::string why = WhyRefused();
   EXPECT_THAT(why, HasSubstr("jobs.sqlite"));
   EXPECT_THAT(why, HasSubstr("newer version"));
-  Sql("PRAGMA user_version = 1");
+  Sql("PRAGMA user_version = 2");
   EXPECT_THAT(Reopen().Recover(), SizeIs(1)) << "and left as it was";
 }
 

@@ -17,7 +17,9 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/audit.h"
 #include "runtime/engine.h"
+#include "runtime/engine/lease_keeping.h"
 #include "tests/forwarding_store.h"
 
 namespace denoised {
@@ -187,6 +189,7 @@ class FakeEngine : public Engine {
   std::vector<ModelInfo> ListModels() const override { return models; }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
   SelectionPolicy& policy() override { return policy_; }
+  Audit& audit() override { return audit_; }
   std::optional<Error> CheckForce(AttnBackend backend,
                                   const std::string& parameters_json) const override {
     if (parameters_json.find("wrong") != std::string::npos) {
@@ -332,6 +335,9 @@ class FakeEngine : public Engine {
   std::condition_variable changed_;
   const std::unique_ptr<FakeStore> store_ = std::make_unique<FakeStore>();
   SelectionPolicy policy_;
+  Logger logger_{stderr, LogLevel::kError};
+  Audit audit_{&store_->control(), &logger_};
+  LeaseKeeping leases_{&policy_, store_->control(), &audit_};
   mutable std::map<std::string, std::string> threads_;
   std::vector<GenerationRequest> requests_;
   std::vector<std::string> cancelled_;

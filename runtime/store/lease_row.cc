@@ -1,0 +1,152 @@
+#include "runtime/store/lease_row.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "runtime/store/json_fields.h"
+
+namespace denoised {
+namespace {
+
+using std::chrono::duration_cast;
+using std::chrono::microseconds;
+using stored::Json;
+
+// A moment on every clock, and how far away it was.
+Json WriteEnd(std::chrono::steady_clock::time_point end, const ClockReading& now) {
+  const auto left = duration_cast<microseconds>(end - now.steady);
+  return {{"boot", now.boot_id},
+          {"since_boot", (now.since_boot + left).count()},
+          {"wall", stored::ToMicros(now.wall) + left.count()},
+          {"left", left.count()}};
+}
+
+// What is left of it: not above 0 where it has passed.
+microseconds ReadLeft(const Json& end, const ClockReading& now) {
+  const bool same_boot = !now.boot_id.empty() && end.at("boot").get<std::string>() == now.boot_id;
+  const microseconds left(same_boot ? end.at("since_boot").get<int64_t>() - now.since_boot.count()
+                                    : end.at("wall").get<int64_t>() - stored::ToMicros(now.wall));
+  return std::min(left, microseconds(end.at("left").get<int64_t>()));
+}
+
+}  // namespace
+
+namespace stored {
+namespace {
+
+// The two ends of a range, where there is one.
+template <typename T>
+std::optional<std::pair<T, T>> TakePair(const Json& json, const char* name) {
+  std::optional<std::pair<T, T>> pair;
+  Take(json, name, &pair);
+  return pair;
+}
+
+std::optional<Interval> TakeInterval(const Json& json, const char* name) {
+  const auto pair = TakePair<int64_t>(json, name);
+  return pair ? std::optional(Interval{pair->first, pair->second}) : std::nullopt;
+}
+
+Json WriteScope(const LeaseScope& scope) {
+  Json json = Json::object();
+  Put(&json, "job", scope.job);
+  Put(&json, "tenant", scope.tenant);
+  Put(&json, "model", scope.model);
+  Put(&json, "share", scope.share);
+  if (scope.where.role) json["role"] = AttentionRoleName(*scope.where.role);
+  const PlaceScope& where = scope.where;
+  if (where.layers) json["layers"] = {where.layers->first, where.layers->last};
+  if (where.steps) json["steps"] = {where.steps->first, where.steps->last};
+  if (where.sigma) json["sigma"] = {where.sigma->low, where.sigma->high};
+  return json;
+}
+
+LeaseScope ReadScope(const Json& json) {
+  LeaseScope scope;
+  Take(json, "job", &scope.job);
+  Take(json, "tenant", &scope.tenant);
+  Take(json, "model", &scope.model);
+  Take(json, "share", &scope.share);
+  std::optional<std::string> role;
+  Take(json, "role", &role);
+  if (role) scope.where.role = FromName(*role, AttentionRole::kVae, AttentionRoleName);
+  scope.where.layers = TakeInterval(json, "layers");
+  scope.where.steps = TakeInterval(json, "steps");
+  if (const auto sigma = TakePair<double>(json, "sigma")) {
+    scope.where.sigma = SigmaRange{sigma->first, sigma->second};
+  }
+  return scope;
+}
+
+Json WriteBudget(const Budget& budget) {
+  return {{"metric", ErrorMetricName(budget.metric)},
+          {"statistic", StatisticName(budget.statistic)},
+          {"limit", budget.limit},
+          {"samples", budget.samples}};
+}
+
+Budget ReadBudget(const Json& json) {
+  return {
+      FromName(json.at("metric").get<std::string>(), ErrorMetric::kCosineDistance, ErrorMetricName),
+      FromName(json.at("statistic").get<std::string>(), Statistic::kMax, StatisticName),
+      json.at("limit").get<double>(), json.at("samples").get<int64_t>()};
+}
+
+}  // namespace
+
+Json WriteLease(const Lease& lease) {
+  Json json = {{"id", lease.id},
+               {"backend", AttnBackendName(lease.backend)},
+               {"parameters", lease.parameters},
+               {"scope", WriteScope(lease.scope)},
+               {"strict", lease.mode == SelectionMode::kStrict},
+               {"reason", lease.reason},
+               {"holder", lease.holder},
+               {"held", lease.held},
+               {"created_at", ToMicros(lease.created_at)},
+               {"sequence", lease.sequence}};
+  if (lease.budget) json["budget"] = WriteBudget(*lease.budget);
+  return json;
+}
+
+Lease ReadLease(const Json& json) {
+  Lease lease;
+  json.at("id").get_to(lease.id);
+  lease.backend =
+      FromName(json.at("backend").get<std::string>(), AttnBackend::kNoAttention, AttnBackendName);
+  json.at("parameters").get_to(lease.parameters);
+  lease.scope = ReadScope(json.at("scope"));
+  lease.mode = json.at("strict").get<bool>() ? SelectionMode::kStrict : SelectionMode::kPrefer;
+  json.at("reason").get_to(lease.reason);
+  json.at("holder").get_to(lease.holder);
+  json.at("held").get_to(lease.held);
+  lease.created_at = FromMicros(json.at("created_at").get<int64_t>());
+  json.at("sequence").get_to(lease.sequence);
+  if (const auto budget = json.find("budget"); budget != json.end()) {
+    lease.budget = ReadBudget(*budget);
+  }
+  return lease;
+}
+
+}  // namespace stored
+
+std::string WriteLeaseRow(const Lease& lease, const ClockReading& now) {
+  Json json = stored::WriteLease(lease);
+  if (lease.ends_at) json["end"] = WriteEnd(*lease.ends_at, now);
+  return stored::Dump(json);
+}
+
+LeaseRow ReadLeaseRow(const std::string& text, const ClockReading& now) {
+  return stored::Parse(text, [&](const Json& json) {
+    LeaseRow row{stored::ReadLease(json)};
+    const auto end = json.find("end");
+    if (end == json.end()) return row;
+    const microseconds left = ReadLeft(*end, now);
+    row.over = left <= microseconds::zero();
+    if (!row.over) row.lease.ends_at = now.steady + left;
+    return row;
+  });
+}
+
+}  // namespace denoised
