@@ -212,7 +212,9 @@ Metrics::Gauges Server::ReadGauges() {
   if (engine == nullptr) return gauges;
   gauges.queue_depth = engine->queue_depth();
   gauges.jobs_running = engine->running_jobs();
-  for (const Lease& force : engine->policy().List()) ++gauges.leases[force.backend];
+  for (const Lease& force : engine->policy().List()) {
+    ++gauges.leases[{force.backend, KindsText(force.scope)}];
+  }
   return gauges;
 }
 

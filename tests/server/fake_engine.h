@@ -122,12 +122,11 @@ class FakeEngine : public Engine {
   std::vector<ModelInfo> ListModels() const override { return models; }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
   SelectionPolicy& policy() override { return policy_; }
-  std::optional<Error> CheckForce(AttnBackend backend,
-                                  const std::string& parameters_json) const override {
-    if (parameters_json.find("wrong") != std::string::npos) {
+  std::optional<Error> CheckForce(const LeaseRequest& request) const override {
+    if (request.parameters.find("wrong") != std::string::npos) {
       return InvalidField("parameters.wrong", "no such parameter");
     }
-    if (backend != AttnBackend::kSageAttn) return std::nullopt;
+    if (request.backend != AttnBackend::kSageAttn) return std::nullopt;
     return Error(StatusCode::kFailedPrecondition, "SAGE_ATTN: not in this build; usable: REFERENCE",
                  "backend", "BACKEND_NOT_USABLE");
   }
@@ -140,6 +139,8 @@ class FakeEngine : public Engine {
       std::lock_guard lock(mutex_);
       NoteThread("Explain");
     }
+    last_query_ = query;
+    if (!explanations.empty()) return explanations;
     if (query.model == "missing") throw Error(StatusCode::kNotFound, "no model", "model");
     Explanation self;
     self.role = AttentionRole::kSelf;
@@ -207,6 +208,10 @@ class FakeEngine : public Engine {
     std::lock_guard lock(mutex_);
     return requests_.back();
   }
+  ExplainQuery last_query() const {
+    std::lock_guard lock(mutex_);
+    return last_query_;
+  }
   DenoiseRequest denoise_request() const {
     std::lock_guard lock(mutex_);
     return *denoise_;
@@ -238,6 +243,7 @@ class FakeEngine : public Engine {
   DenoiseOutcome denoise_outcome = DenoiseResult{};
   std::vector<ModelInfo> models;
   std::vector<FailedModel> failed_models;
+  std::vector<Explanation> explanations;  // what Explain answers where there are any
 
  private:
   void NoteThread(const std::string& call) const {  // under mutex_
@@ -267,6 +273,7 @@ class FakeEngine : public Engine {
   const std::unique_ptr<FakeStore> store_ = std::make_unique<FakeStore>();
   SelectionPolicy policy_;
   mutable std::map<std::string, std::string> threads_;
+  mutable ExplainQuery last_query_;
   std::vector<GenerationRequest> requests_;
   std::vector<std::string> cancelled_;
   std::optional<DenoiseRequest> denoise_;
