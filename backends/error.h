@@ -55,12 +55,19 @@ class Error : public std::runtime_error {
     retry_after_ = time;
     return std::move(*this);
   }
+  // More for people than the message has room for, in lines; "" = it says all.
+  const std::string& details() const { return details_; }
+  Error Detailed(std::string details) && {
+    details_ = std::move(details);
+    return std::move(*this);
+  }
 
  private:
   StatusCode code_;
   std::string field_;
   std::string reason_;
   std::optional<std::chrono::milliseconds> retry_after_;
+  std::string details_;
 };
 
 // INVALID_ARGUMENT for a named request field.
@@ -74,7 +81,8 @@ inline Error Renamed(const Error& error, const std::string& from, const std::str
   const auto renamed = [&](const std::string& text) {
     return text.starts_with(from) ? to + text.substr(from.size()) : text;
   };
-  return Error(error.code(), renamed(error.what()), renamed(error.field()), error.reason());
+  return Error(error.code(), renamed(error.what()), renamed(error.field()), error.reason())
+      .Detailed(error.details());
 }
 
 }  // namespace denoised

@@ -118,6 +118,13 @@ std::string Selection::Reason() const {
   return text;
 }
 
+std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& spec,
+                                         const BackendRegistry& registry,
+                                         const DeviceInfo& device) {
+  Wish canonical;
+  return WhyNotGranted(wish, spec, registry, device, &canonical);
+}
+
 bool IsActionable(AttnBackend backend, const AttentionSpec& spec) {
   return spec.role == AttentionRole::kSelf || Lists(spec, backend);
 }

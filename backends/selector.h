@@ -78,6 +78,11 @@ Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
                  const BackendRegistry& registry, const DeviceInfo& device,
                  SelectionMode mode = SelectionMode::kPrefer);
 
+// Why `wish` cannot be granted for the layer, whatever others wish; empty where it can. Throws as
+// Select for parameters of the request's.
+std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& spec,
+                                         const BackendRegistry& registry, const DeviceInfo& device);
+
 // Whether an operator can act on a refusal of `backend` for the layer: not where the role keeps a
 // short list by design.
 bool IsActionable(AttnBackend backend, const AttentionSpec& spec);

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "backends/selector.h"
+#include "runtime/explanation.h"
 #include "runtime/job.h"
 #include "runtime/job_store.h"
 #include "runtime/log.h"
@@ -81,26 +82,6 @@ struct BackendInfo {
   std::string summary;
   bool automatic = false;              // automatic selection may take it
   std::optional<std::string> why_not;  // empty: usable
-};
-
-// What would run for a role, and why each other candidate would not.
-struct Explanation {
-  AttentionRole role;
-  AttentionSpec spec;
-  Selection selection;            // meaningful when `error` is empty
-  std::optional<JobError> error;  // e.g. strict mode refused
-  struct Candidate {
-    AttnBackend backend;
-    bool listed;  // by the layer
-    std::optional<std::string> why_not;
-  };
-  std::vector<Candidate> candidates;  // automatic order
-};
-
-struct ExplainQuery {
-  std::string model;
-  std::optional<int64_t> height, width, num_frames;
-  AttentionOptions attention;
 };
 
 // A cancel that any thread may raise; work ends at its next stop point, and a step that was left so
@@ -178,15 +159,15 @@ class Engine {
   virtual SelectionPolicy& policy() = 0;
   // Of all that operators change; who changes something else than leases writes it there.
   virtual Audit& audit() = 0;
-  // Checks a force before it is made: the value is FAILED_PRECONDITION with the usable names where
-  // no model could use `backend`, INVALID_ARGUMENT naming "parameters.<key>" where none could with
-  // these parameters ("" = none are given).
-  virtual std::optional<Error> CheckForce(AttnBackend backend,
-                                          const std::string& parameters_json) const = 0;
+  // Checks a force before it is made: the value is NOT_FOUND (scope.model, scope.job_id),
+  // FAILED_PRECONDITION with the usable names where it could serve no layer in its scope,
+  // INVALID_ARGUMENT naming a field of the scope, or "parameters.<key>" where it could serve none
+  // with these.
+  virtual std::optional<Error> CheckForce(const LeaseRequest& request) const = 0;
   virtual std::vector<BackendInfo> ListBackends() const = 0;
-  // By role, in the enum's order. Refuses what Submit refuses: throws NOT_FOUND (model) and
-  // INVALID_ARGUMENT (sizes, parameters); a strict wish that cannot be granted is the role's
-  // `error`.
+  // By role, in the enum's order, as the selection is now; with the query's lease as it would be.
+  // Refuses what Submit refuses: throws NOT_FOUND (model) and INVALID_ARGUMENT (sizes, parameters,
+  // the place, "what_if.<field>"); a strict wish that cannot be granted is the role's `error`.
   virtual std::vector<Explanation> Explain(const ExplainQuery& query) const = 0;
 
   virtual int64_t queue_depth() const = 0;   // waiting jobs

@@ -81,7 +81,8 @@ bool WantsFrames(const std::vector<ArtifactFormat>& formats) {
 }
 
 JobError ToJobError(const Error& error) {
-  return {error.code(), error.what(), error.field(), error.reason(), error.retry_after()};
+  return {error.code(),   error.what(),        error.field(),
+          error.reason(), error.retry_after(), error.details()};
 }
 
 std::string_view PriorityName(Priority priority) {

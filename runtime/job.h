@@ -154,6 +154,7 @@ struct JobError {
   StatusCode code = StatusCode::kUnknown;
   std::string message, field, reason;
   std::optional<std::chrono::milliseconds> retry_after = std::nullopt;  // as Error has it
+  std::string details = {};                                             // as Error has them
 };
 JobError ToJobError(const Error& error);
 

@@ -114,6 +114,9 @@ bool LeaseScope::Holds(const WorkIdentity& work) const {
   return !share || ShareOfId(work.id) < *share;
 }
 
+double PercentOf(double share) { return std::round(share * 1e12) / 1e10; }
+std::string PercentText(double share) { return Number(PercentOf(share)) + "%"; }
+
 std::string ToText(const LeaseScope& scope) {
   const PlaceScope& where = scope.where;
   std::string text;
@@ -122,7 +125,7 @@ std::string ToText(const LeaseScope& scope) {
   };
   if (scope.job) add("job", *scope.job);
   if (scope.tenant) add("tenant", *scope.tenant);
-  if (scope.share) add("share", Number(*scope.share * 100) + "%");
+  if (scope.share) add("share", PercentText(*scope.share));
   if (scope.model) add("model", *scope.model);
   if (where.layers) add("layers", ToText(*where.layers));
   if (where.steps) add("steps", ToText(*where.steps));
@@ -167,8 +170,8 @@ void CheckScope(const LeaseScope& scope, const std::string& field) {
   CheckName(scope.tenant, field + ".tenant");
   CheckPlaces(scope.where, field);
   if (scope.share && !(*scope.share > 0 && *scope.share <= 1)) {
-    throw InvalidField(field + ".share_percent",
-                       "wanted more than 0 and at most 100; got " + Number(*scope.share * 100));
+    throw InvalidField(field + ".share_percent", "wanted more than 0 and at most 100; got " +
+                                                     Number(PercentOf(*scope.share)));
   }
 }
 

@@ -92,6 +92,10 @@ struct LeaseScope {
   bool operator==(const LeaseScope&) const = default;
 };
 
+// A share in percent, without the last digits that the division by 100 made up.
+double PercentOf(double share);
+std::string PercentText(double share);  // "20%"
+
 // "server" where nothing is said, else "model=shapes layers=0-5 share=20%".
 std::string ToText(const LeaseScope& scope);
 // The kinds that it says, for a label with few values: "server", "model+layers".

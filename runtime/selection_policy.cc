@@ -99,8 +99,9 @@ Lease SelectionPolicy::Add(Entry entry, std::optional<std::chrono::milliseconds>
     lease.created_at = std::chrono::system_clock::now();
     if (ttl) lease.ends_at = now + *ttl;
     if (ttl) StartTimer();
-    entries_.push_back(entry);
+    lease.generation = entry.lifts ? generation_ : generation_ + 1;
     if (!entry.lifts) Note({LeaseEvent::Kind::kMade, lease, 0, {}, lease.holder, ""});
+    entries_.push_back(entry);
     Changed();
   }
   TellEvents();
@@ -124,6 +125,7 @@ Lease SelectionPolicy::Renew(const std::string& id, std::optional<std::chrono::m
     }
     found->lease.ends_at = ttl ? std::optional(now + *ttl) : std::nullopt;
     if (ttl) StartTimer();
+    found->lease.generation = generation_ + 1;
     renewed = found->lease;
     Note({LeaseEvent::Kind::kRenewed, renewed, 0, {}, by, ""});
     Changed();
@@ -155,12 +157,13 @@ void SelectionPolicy::CheckRoom() const {
 // Removes the live entries that `which` names, tells of it and runs their OnEnd.
 std::vector<SelectionPolicy::Entry> SelectionPolicy::Take(
     const std::function<bool(const Entry&)>& which, LeaseEnd end, const std::string& why,
-    const std::string& by) {
+    const std::string& by, std::optional<uint64_t> expected_generation) {
   const auto now = clock_();
   std::vector<Entry> taken;
   {
     const std::lock_guard lock(mutex_);
     DropExpired(now);
+    CheckGeneration(expected_generation);
     for (auto it = entries_.begin(); it != entries_.end();) {
       const bool take = which(*it);
       if (take && !it->lifts) Note({LeaseEvent::Kind::kEnded, it->lease, 0, end, by, why});
@@ -176,8 +179,11 @@ std::vector<SelectionPolicy::Entry> SelectionPolicy::Take(
   return taken;
 }
 
-bool SelectionPolicy::Release(const std::string& id, const std::string& by) {
-  return End(id, LeaseEnd::kReleased, "", by);
+bool SelectionPolicy::Release(const std::string& id, const std::string& by,
+                              std::optional<uint64_t> expected_generation) {
+  return !Take([&](const Entry& entry) { return entry.lease.id == id; }, LeaseEnd::kReleased, "",
+               by, expected_generation)
+              .empty();
 }
 
 bool SelectionPolicy::End(const std::string& id, LeaseEnd end, const std::string& why,
@@ -185,9 +191,9 @@ bool SelectionPolicy::End(const std::string& id, LeaseEnd end, const std::string
   return !Take([&](const Entry& entry) { return entry.lease.id == id; }, end, why, by).empty();
 }
 
-int SelectionPolicy::Clear(const std::string& by) {
+int SelectionPolicy::Clear(const std::string& by, std::optional<uint64_t> expected_generation) {
   const std::vector<Entry> ended =
-      Take([](const Entry&) { return true; }, LeaseEnd::kReleased, "", by);
+      Take([](const Entry&) { return true; }, LeaseEnd::kReleased, "", by, expected_generation);
   return static_cast<int>(
       std::count_if(ended.begin(), ended.end(), [](const Entry& entry) { return !entry.lifts; }));
 }

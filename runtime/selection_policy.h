@@ -54,7 +54,8 @@ struct Lease {
   bool held = false;
   std::chrono::system_clock::time_point created_at;
   std::optional<std::chrono::steady_clock::time_point> ends_at;
-  uint64_t sequence = 0;  // of its making: larger is newer
+  uint64_t sequence = 0;    // of its making: larger is newer
+  uint64_t generation = 0;  // of the policy, after it was made or last renewed
 };
 
 // Why a lease ended.
@@ -126,12 +127,14 @@ class SelectionPolicy {
   // LEASE_NOT_FOUND), and as Force.
   Lease Renew(const std::string& id, std::optional<std::chrono::milliseconds> ttl,
               const std::string& by, std::optional<uint64_t> expected_generation = std::nullopt);
-  // Ends one; false: no such lease (already ended or never was).
-  bool Release(const std::string& id, const std::string& by = "");
+  // Ends one; false: no such lease (already ended or never was). Throws ABORTED as Force.
+  bool Release(const std::string& id, const std::string& by = "",
+               std::optional<uint64_t> expected_generation = std::nullopt);
   // As Release, by the server itself or a holder that left: `why` says it in a sentence.
   bool End(const std::string& id, LeaseEnd end, const std::string& why = "",
            const std::string& by = "");
-  int Clear(const std::string& by = "");  // global_force_attn_backend(None); how many ended
+  // global_force_attn_backend(None); how many ended. Throws ABORTED as Force.
+  int Clear(const std::string& by = "", std::optional<uint64_t> expected_generation = std::nullopt);
   // get_global_forced_attn_backend(): what the newest lease without a scope forces.
   std::optional<AttnBackend> forced() const;
   std::vector<Lease> List() const;  // live ones, newest first
@@ -171,13 +174,14 @@ class SelectionPolicy {
   Lease Add(Entry entry, std::optional<std::chrono::milliseconds> ttl,
             std::optional<uint64_t> expected_generation);
   std::vector<Entry> Take(const std::function<bool(const Entry&)>& which, LeaseEnd end,
-                          const std::string& why, const std::string& by);
+                          const std::string& why, const std::string& by,
+                          std::optional<uint64_t> expected_generation = std::nullopt);
   void TellEvents();       // the listener; under no lock
   void KeepTime();         // the thread
   void CheckRoom() const;  // under mutex_, as all below
   void CheckGeneration(std::optional<uint64_t> expected) const;
   void StartTimer();
-  void Note(LeaseEvent event) const;
+  void Note(LeaseEvent event) const;  // the next generation
   void DropExpired(std::chrono::steady_clock::time_point now) const;
   void Changed() const;
 

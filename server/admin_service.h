@@ -1,9 +1,10 @@
-// AdminService on gRPC's callback API: forcing backends, explanations, draining. Registered on the
-// admin listener only.
+// AdminService on gRPC's callback API: leases (admin_leases.cc), explanations, draining
+// (admin_service.cc). Registered on the admin listener only.
 #ifndef DENOISED_SERVER_ADMIN_SERVICE_H_
 #define DENOISED_SERVER_ADMIN_SERVICE_H_
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "denoised/v1/admin.grpc.pb.h"
@@ -14,14 +15,15 @@ namespace denoised {
 
 using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
     v1::AdminService::WithRawCallbackMethod_HoldBackend<
-        v1::AdminService::WithRawCallbackMethod_ReleaseForce<
-            v1::AdminService::WithRawCallbackMethod_ListLeases<
-                v1::AdminService::WithRawCallbackMethod_ListBackends<
-                    v1::AdminService::WithRawCallbackMethod_ExplainSelection<
-                        v1::AdminService::WithRawCallbackMethod_Drain<
-                            v1::AdminService::WithRawCallbackMethod_SetLogLevel<
-                                v1::AdminService::WithRawCallbackMethod_WatchAudit<
-                                    v1::AdminService::Service>>>>>>>>>;
+        v1::AdminService::WithRawCallbackMethod_RenewLease<
+            v1::AdminService::WithRawCallbackMethod_ReleaseForce<
+                v1::AdminService::WithRawCallbackMethod_ListLeases<
+                    v1::AdminService::WithRawCallbackMethod_ListBackends<
+                        v1::AdminService::WithRawCallbackMethod_ExplainSelection<
+                            v1::AdminService::WithRawCallbackMethod_Drain<
+                                v1::AdminService::WithRawCallbackMethod_SetLogLevel<
+                                    v1::AdminService::WithRawCallbackMethod_WatchAudit<
+                                        v1::AdminService::Service>>>>>>>>>>;
 
 // Thread-safe. Each change is in the audit: those of leases by the policy's listener, others by
 // what makes them here.
@@ -36,6 +38,8 @@ class AdminService : public RawAdminService {
                                          grpc::ByteBuffer* out) override;
   grpc::ServerWriteReactor<grpc::ByteBuffer>* HoldBackend(grpc::CallbackServerContext* context,
                                                           const grpc::ByteBuffer* in) override;
+  grpc::ServerUnaryReactor* RenewLease(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
   grpc::ServerUnaryReactor* ReleaseForce(grpc::CallbackServerContext* context,
                                          const grpc::ByteBuffer* in,
                                          grpc::ByteBuffer* out) override;
@@ -57,12 +61,17 @@ class AdminService : public RawAdminService {
   }
 
  private:
-  // Checks and adds a force; Request is ForceBackendRequest or HoldBackendRequest. Throws Error.
-  template <typename Request>
-  Lease AddForce(const Request& request, const std::string& peer, SelectionPolicy::OnEnd on_end);
+  // Each by `peer`. They throw Error. AddForce checks first whether it can serve anything.
+  Lease AddForce(LeaseRequest request, const std::string& peer, SelectionPolicy::OnEnd on_end);
+  Lease Renew(const v1::RenewLeaseRequest& request, const std::string& peer);
   int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
-
   void SetLevel(LogLevel level, const std::string& peer);
+
+  template <typename Request>
+  static std::optional<uint64_t> ExpectedGeneration(const Request& request) {
+    if (!request.has_expected_generation()) return std::nullopt;
+    return request.expected_generation();
+  }
 
   Engine& engine() const { return with_.gate->Require(); }
 

@@ -1,14 +1,8 @@
 #include "server/convert.h"
 
-#include <google/protobuf/util/json_util.h>
-#include <google/protobuf/util/time_util.h>
-
 #include <algorithm>
 #include <array>
 #include <utility>
-
-#include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
 
 namespace denoised {
 namespace {
@@ -16,68 +10,6 @@ namespace {
 // In JobState's order.
 constexpr std::array<v1::JobState, 6> kStates = {v1::QUEUED,    v1::RUNNING, v1::SUSPENDED,
                                                  v1::SUCCEEDED, v1::FAILED,  v1::CANCELLED};
-
-using google::protobuf::util::TimeUtil;
-using std::chrono::duration_cast;
-using std::chrono::milliseconds;
-
-constexpr int kMaxParameterDepth = 16;
-constexpr size_t kMaxParameterBytes = 64 << 10;
-// The message crosses twice (grpc-message, percent-encoded, and the details, in base64); together
-// they must stay below 8 KiB even where every byte triples.
-constexpr size_t kMaxMessageBytes = 1600;
-constexpr size_t kMaxDescriptionBytes = 300;
-
-// ---- requests
-
-DType DTypeFromProto(const std::string& name, const std::string& field) {
-  constexpr std::array kAll = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64,
-                               DType::kInt64,   DType::kInt32,    DType::kUInt8};
-  std::string names;
-  for (DType dtype : kAll) {
-    if (DTypeName(dtype) == name) return dtype;
-    names += (names.empty() ? "" : ", ") + std::string(DTypeName(dtype));
-  }
-  throw InvalidField(field + ".dtype",
-                     "unknown dtype '" + name.substr(0, 64) + "'; one of " + names);
-}
-
-int DepthOf(const google::protobuf::Value& value);
-
-int DepthOf(const google::protobuf::Struct& fields) {
-  int deepest = 0;
-  for (const auto& [key, value] : fields.fields()) deepest = std::max(deepest, DepthOf(value));
-  return 1 + deepest;
-}
-
-int DepthOf(const google::protobuf::Value& value) {
-  if (value.has_struct_value()) return DepthOf(value.struct_value());
-  if (!value.has_list_value()) return 0;
-  int deepest = 0;
-  for (const auto& item : value.list_value().values()) deepest = std::max(deepest, DepthOf(item));
-  return 1 + deepest;
-}
-
-// Canonical parameters as the backends write them.
-google::protobuf::Struct ParametersToProto(const std::string& json) {
-  google::protobuf::Struct parameters;
-  const auto status = google::protobuf::util::JsonStringToMessage(json, &parameters);
-  if (!status.ok()) throw Error(StatusCode::kInternal, "parameters are not JSON: " + json);
-  return parameters;
-}
-
-SelectionMode ModeFromProto(v1::SelectionPolicy policy) {
-  switch (policy) {
-    case v1::SELECTION_POLICY_UNSPECIFIED:
-    case v1::PREFER:
-      return SelectionMode::kPrefer;
-    case v1::STRICT:
-      return SelectionMode::kStrict;
-    default:
-      throw InvalidField("attention.policy",
-                         "PREFER or STRICT, got number " + std::to_string(policy));
-  }
-}
 
 std::vector<ArtifactFormat> FormatsFromProto(const v1::GenerationRequest& message) {
   std::vector<ArtifactFormat> formats;
@@ -91,62 +23,6 @@ std::vector<ArtifactFormat> FormatsFromProto(const v1::GenerationRequest& messag
     formats.push_back(*format);
   }
   return formats;
-}
-
-// ---- replies
-
-google::protobuf::Duration DurationToProto(double seconds) {
-  return TimeUtil::NanosecondsToDuration(static_cast<int64_t>(std::max(0.0, seconds) * 1e9));
-}
-
-google::protobuf::Timestamp TimeToProto(std::chrono::system_clock::time_point time) {
-  return TimeUtil::MillisecondsToTimestamp(
-      duration_cast<milliseconds>(time.time_since_epoch()).count());
-}
-
-void FillRefusals(const std::vector<Refusal>& refusals,
-                  google::protobuf::RepeatedPtrField<v1::Refusal>* out) {
-  for (const Refusal& refusal : refusals) {
-    v1::Refusal* message = out->Add();
-    message->set_source(std::string(SelectionSourceName(refusal.source)));
-    message->set_backend(std::string(AttnBackendName(refusal.backend)));
-    message->set_reason(refusal.reason);
-  }
-}
-
-v1::ReceiptEntry EntryToProto(const ReceiptEntry& entry) {
-  v1::ReceiptEntry message;
-  message.set_role(std::string(AttentionRoleName(entry.role)));
-  message.set_first_step(entry.first_step);
-  message.set_last_step(entry.last_step);
-  if (entry.asked) message.set_asked(std::string(AttnBackendName(*entry.asked)));
-  message.set_ran(std::string(AttnBackendName(entry.ran)));
-  message.set_source(std::string(SelectionSourceName(entry.selection.granted.source)));
-  message.set_reason(Reason(entry));
-  FillRefusals(entry.selection.refusals, message.mutable_refusals());
-  message.set_lease_id(entry.selection.granted.lease_id);
-  message.set_calls(entry.calls);
-  if (entry.seconds) message.set_seconds(*entry.seconds);
-  if (!entry.parameters.empty())
-    *message.mutable_parameters() = ParametersToProto(entry.parameters);
-  return message;
-}
-
-v1::AttentionSpec SpecToProto(const AttentionSpec& spec) {
-  v1::AttentionSpec message;
-  message.set_num_heads(spec.num_heads);
-  message.set_head_size(spec.head_size);
-  message.set_dtype(std::string(DTypeName(spec.dtype)));
-  message.set_q_len(spec.q_len);
-  message.set_kv_len(spec.kv_len);
-  for (int64_t size : spec.grid) message.add_grid(size);
-  message.set_causal(spec.causal);
-  message.set_has_mask(spec.has_mask);
-  message.set_has_gate(spec.has_gate);
-  for (AttnBackend backend : spec.supported) {
-    message.add_supported(std::string(AttnBackendName(backend)));
-  }
-  return message;
 }
 
 void FillProgress(const JobSnapshot& job, v1::Job* message) {
@@ -177,38 +53,6 @@ void FillTimes(const JobSnapshot& job, v1::Job* message) {
   }
 }
 
-// ---- statuses
-
-// At most `limit` bytes, never in the middle of a UTF-8 sequence.
-std::string Cut(const std::string& text, size_t limit) {
-  if (text.size() <= limit) return text;
-  size_t end = limit;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
-  return text.substr(0, end) + "...";
-}
-
-void AddDetails(const JobError& error, google::rpc::Status* status) {
-  if (!error.field.empty() && error.code == StatusCode::kInvalidArgument) {
-    google::rpc::BadRequest bad_request;
-    auto* violation = bad_request.add_field_violations();
-    violation->set_field(Cut(error.field, 128));
-    violation->set_description(Cut(error.message, kMaxDescriptionBytes));
-    status->add_details()->PackFrom(bad_request);
-  }
-  if (!error.reason.empty()) {
-    google::rpc::ErrorInfo info;
-    info.set_reason(error.reason);
-    info.set_domain("denoised");
-    if (!error.field.empty()) (*info.mutable_metadata())["field"] = Cut(error.field, 128);
-    status->add_details()->PackFrom(info);
-  }
-  if (error.retry_after) {
-    google::rpc::RetryInfo retry;
-    *retry.mutable_retry_delay() = TimeUtil::MillisecondsToDuration(error.retry_after->count());
-    status->add_details()->PackFrom(retry);
-  }
-}
-
 PreviewOptions PreviewFromProto(const v1::PreviewOptions& message) {
   PreviewOptions options;
   if (message.has_every_steps()) options.every_steps = message.every_steps();
@@ -217,27 +61,6 @@ PreviewOptions PreviewFromProto(const v1::PreviewOptions& message) {
 }
 
 }  // namespace
-
-HostTensor FromProto(v1::Tensor&& message, const std::string& field) {
-  HostTensor tensor;
-  tensor.dtype = DTypeFromProto(message.dtype(), field);
-  tensor.shape.assign(message.shape().begin(), message.shape().end());
-  tensor.data = std::move(*message.mutable_data());
-  CheckHostTensor(tensor, field);
-  return tensor;
-}
-
-AttentionOptions FromProto(const v1::AttentionOptions& message) {
-  AttentionOptions options;
-  if (message.has_backend()) {
-    options.backend = CoerceAttnBackend(message.backend(), "attention.backend");
-  }
-  if (message.has_policy()) options.mode = ModeFromProto(message.policy());
-  if (message.has_parameters()) {
-    options.parameters_json = FromProto(message.parameters(), "attention.parameters");
-  }
-  return options;
-}
 
 NumericsOptions FromProto(const v1::NumericsOptions& message) {
   NumericsOptions options;
@@ -291,6 +114,7 @@ GenerationRequest FromProto(v1::GenerationRequest&& message) {
   request.idempotency_key = message.idempotency_key();
   request.best_effort_deadline = message.best_effort_deadline();
   if (message.has_preview()) request.preview = PreviewFromProto(message.preview());
+  request.pin_backends = message.pin_backends();
   return request;
 }
 
@@ -325,16 +149,6 @@ DenoiseRequest FromProto(v1::DenoiseRequest&& message) {
   return request;
 }
 
-ExplainQuery FromProto(const v1::ExplainSelectionRequest& message) {
-  ExplainQuery query;
-  query.model = message.model();
-  if (message.has_height()) query.height = message.height();
-  if (message.has_width()) query.width = message.width();
-  if (message.has_num_frames()) query.num_frames = message.num_frames();
-  query.attention = FromProto(message.attention());
-  return query;
-}
-
 std::optional<ArtifactFormat> FromProto(v1::ArtifactFormat format) {
   if (format == v1::ARTIFACT_FORMAT_UNSPECIFIED) return std::nullopt;
   if (!v1::ArtifactFormat_IsValid(format)) {
@@ -353,43 +167,6 @@ std::optional<JobState> FromProto(v1::JobState state) {
   return static_cast<JobState>(found - kStates.begin());
 }
 
-std::string FromProto(const google::protobuf::Struct& parameters, const std::string& field) {
-  if (DepthOf(parameters) > kMaxParameterDepth) {
-    throw InvalidField(field, "at most 16 levels deep");
-  }
-  std::string json;
-  if (!google::protobuf::util::MessageToJsonString(parameters, &json).ok()) {
-    throw InvalidField(field, "every value must be finite and set");
-  }
-  if (json.size() > kMaxParameterBytes) {
-    throw InvalidField(field, "at most 65536 bytes as JSON, got " + std::to_string(json.size()));
-  }
-  return json;
-}
-
-milliseconds FromProto(const google::protobuf::Duration& duration, const std::string& field) {
-  constexpr int64_t kTenYears = int64_t{10} * 366 * 24 * 3600;
-  const bool fits = duration.seconds() >= 0 && duration.seconds() <= kTenYears &&
-                    duration.nanos() >= 0 && duration.nanos() < 1000000000;
-  if (!fits || (duration.seconds() == 0 && duration.nanos() == 0)) {
-    throw InvalidField(field, "longer than 0 and at most ten years, got " +
-                                  std::to_string(duration.seconds()) + " s and " +
-                                  std::to_string(duration.nanos()) + " ns");
-  }
-  // Rounded up: a wish for a nanosecond is not a wish for nothing.
-  return milliseconds(duration.seconds() * 1000 + (duration.nanos() + 999999) / 1000000);
-}
-
-std::optional<std::chrono::steady_clock::time_point> SteadyDeadline(
-    std::chrono::system_clock::time_point deadline) {
-  if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
-  const auto left = deadline - std::chrono::system_clock::now();
-  // A client may send an absurdly far deadline; beyond this it is none.
-  if (left > std::chrono::hours(24 * 365)) return std::nullopt;
-  return std::chrono::steady_clock::now() +
-         duration_cast<std::chrono::steady_clock::duration>(left);
-}
-
 v1::Job ToProto(const JobSnapshot& job) {
   v1::Job message;
   FillProgress(job, &message);
@@ -399,6 +176,13 @@ v1::Job ToProto(const JobSnapshot& job) {
   *message.mutable_receipt() = ToProto(job.receipt);
   for (const ArtifactInfo& info : job.artifacts) *message.add_artifacts() = ToProto(info);
   if (job.error) *message.mutable_error() = ToProto(*job.error);
+  return message;
+}
+
+v1::Preview ToProto(const JobPreview& preview) {
+  v1::Preview message;
+  message.set_step(preview.step);
+  message.set_png(preview.png);
   return message;
 }
 
@@ -429,29 +213,6 @@ v1::JobError ToProto(const JobError& error) {
   return message;
 }
 
-v1::Preview ToProto(const JobPreview& preview) {
-  v1::Preview message;
-  message.set_step(preview.step);
-  message.set_png(preview.png);
-  return message;
-}
-
-v1::Receipt ToProto(const Receipt& receipt) {
-  v1::Receipt message;
-  for (const ReceiptEntry& entry : receipt.entries) *message.add_entries() = EntryToProto(entry);
-  message.set_weights_digest(receipt.weights_digest);
-  message.set_model_digest(receipt.model_digest);
-  message.set_linear(receipt.linear);
-  message.set_device(receipt.device);
-  message.set_dtype(receipt.dtype);
-  message.set_version(receipt.version);
-  message.set_torch_version(receipt.torch_version);
-  message.set_fingerprint(receipt.fingerprint);
-  for (const std::string& note : receipt.notes) message.add_notes(note);
-  message.set_kernels(receipt.kernels);
-  return message;
-}
-
 v1::ArtifactFormat ToProto(ArtifactFormat format) {
   return static_cast<v1::ArtifactFormat>(static_cast<int>(format) + 1);
 }
@@ -463,14 +224,6 @@ v1::ArtifactInfo ToProto(const ArtifactInfo& info) {
   message.set_size_bytes(info.size_bytes);
   message.set_sha256(info.sha256);
   message.set_media_type(std::string(ArtifactMediaType(info.format)));
-  return message;
-}
-
-v1::Tensor ToProto(HostTensor&& tensor) {
-  v1::Tensor message;
-  message.set_dtype(std::string(DTypeName(tensor.dtype)));
-  message.mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
-  message.set_data(std::move(tensor.data));
   return message;
 }
 
@@ -513,106 +266,6 @@ v1::FailedModel ToProto(const FailedModel& model) {
   message.set_reason(model.reason);
   message.set_message(model.message);
   return message;
-}
-
-v1::Lease ToProto(const Lease& force) {
-  v1::Lease message;
-  message.set_id(force.id);
-  message.set_backend(std::string(AttnBackendName(force.backend)));
-  message.set_scope(ToText(force.scope));
-  message.set_reason(force.reason);
-  message.set_holder(force.holder);
-  *message.mutable_created_at() = TimeToProto(force.created_at);
-  if (force.ends_at) {
-    const std::chrono::duration<double> left = *force.ends_at - std::chrono::steady_clock::now();
-    *message.mutable_remaining() = DurationToProto(left.count());
-  }
-  if (!force.parameters.empty())
-    *message.mutable_parameters() = ParametersToProto(force.parameters);
-  return message;
-}
-
-v1::Backend ToProto(const BackendInfo& backend) {
-  v1::Backend message;
-  message.set_name(std::string(AttnBackendName(backend.backend)));
-  message.set_summary(backend.summary);
-  message.set_automatic(backend.automatic);
-  message.set_usable(!backend.why_not.has_value());
-  message.set_why_not(backend.why_not.value_or(""));
-  return message;
-}
-
-v1::RoleExplanation ToProto(const Explanation& explanation) {
-  v1::RoleExplanation message;
-  message.set_role(std::string(AttentionRoleName(explanation.role)));
-  *message.mutable_spec() = SpecToProto(explanation.spec);
-  if (explanation.error) {
-    message.set_error(explanation.error->message);
-  } else {
-    const Wish& granted = explanation.selection.granted;
-    message.set_would_run(std::string(AttnBackendName(granted.backend)));
-    message.set_source(std::string(SelectionSourceName(granted.source)));
-    message.set_reason(explanation.selection.Reason());
-    message.set_lease_id(granted.lease_id);
-    if (!granted.parameters.empty()) {
-      *message.mutable_parameters() = ParametersToProto(granted.parameters);
-    }
-  }
-  FillRefusals(explanation.selection.refusals, message.mutable_refusals());
-  for (const Explanation::Candidate& candidate : explanation.candidates) {
-    v1::BackendCandidate* row = message.add_candidates();
-    row->set_backend(std::string(AttnBackendName(candidate.backend)));
-    row->set_listed(candidate.listed);
-    row->set_why_not(candidate.why_not.value_or(""));
-  }
-  return message;
-}
-
-grpc::Status ToStatus(const Error& error) { return ToStatus(ToJobError(error)); }
-
-grpc::Status ToStatus(const JobError& error) {
-  const std::string message = Cut(error.message, kMaxMessageBytes);
-  google::rpc::Status status;
-  status.set_code(static_cast<int>(error.code));
-  status.set_message(message);
-  AddDetails(error, &status);
-  return grpc::Status(static_cast<grpc::StatusCode>(error.code), message,
-                      status.SerializeAsString());
-}
-
-std::optional<milliseconds> RetryDelayOf(const grpc::Status& status) {
-  google::rpc::Status details;
-  if (!details.ParseFromString(status.error_details())) return std::nullopt;
-  for (const auto& detail : details.details()) {
-    google::rpc::RetryInfo retry;
-    if (!detail.UnpackTo(&retry)) continue;
-    return milliseconds(TimeUtil::DurationToMilliseconds(retry.retry_delay()));
-  }
-  return std::nullopt;
-}
-
-std::string_view StatusCodeName(grpc::StatusCode code) {
-  constexpr std::array<std::string_view, 17> kNames = {
-      "OK",
-      "CANCELLED",
-      "UNKNOWN",
-      "INVALID_ARGUMENT",
-      "DEADLINE_EXCEEDED",
-      "NOT_FOUND",
-      "ALREADY_EXISTS",
-      "PERMISSION_DENIED",
-      "RESOURCE_EXHAUSTED",
-      "FAILED_PRECONDITION",
-      "ABORTED",
-      "OUT_OF_RANGE",
-      "UNIMPLEMENTED",
-      "INTERNAL",
-      "UNAVAILABLE",
-      "DATA_LOSS",
-      "UNAUTHENTICATED",
-  };
-  const auto index = static_cast<size_t>(code);
-  return index < kNames.size() ? kNames[index] : "UNKNOWN";
 }
 
 }  // namespace denoised

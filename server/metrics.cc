@@ -10,7 +10,10 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
+#include <set>
 #include <utility>
+
+#include "runtime/scope.h"
 
 namespace denoised {
 namespace {
@@ -50,6 +53,15 @@ class Series {
     Metric*& metric = metrics_[values];
     if (metric == nullptr) metric = &Make(values);
     return *metric;
+  }
+
+  void KeepOnly(const std::set<std::vector<std::string>>& values) {
+    std::lock_guard lock(mutex_);
+    std::erase_if(metrics_, [&](const auto& entry) {
+      if (values.contains(entry.first)) return false;
+      family_.Remove(entry.second);
+      return true;
+    });
   }
 
  private:
@@ -128,7 +140,8 @@ struct Metrics::Families {
       Count("denoised_backend_switch_total",
             "Changes of the self-attention backend between two steps of a job.", {"cause"});
   GaugeSeries lease_active =
-      Level("denoised_lease_active", "Forces that are live now.", {"scope", "backend"});
+      Level("denoised_lease_active",
+            "Forces that are live now, by the kinds that their scopes name.", {"scope", "backend"});
   GaugeSeries queue_depth = Level("denoised_queue_depth", "Jobs that wait.", {});
   GaugeSeries jobs_running = Level("denoised_jobs_running", "Jobs that run.", {});
   GaugeSeries sessions = Level("denoised_sessions_open", "Sessions that are open.", {});
@@ -167,6 +180,20 @@ struct Metrics::Families {
       Count("denoised_log_lines_dropped_total",
             "Log lines that were dropped because stderr took nothing.", {});
   GaugeSeries build_info = Level("denoised_build_info", "Always 1; says what runs.", {"version"});
+
+  // Forces of everything have a series for each backend, which is 0 where there is none; other
+  // kinds of scope have theirs for as long as there is one.
+  void ShowLeases(std::map<std::pair<AttnBackend, std::string>, int> live) {
+    const std::string server = KindsText({});
+    for (AttnBackend backend : AllAttnBackends()) live.try_emplace({backend, server}, 0);
+    std::set<Names> shown;
+    for (const auto& [key, count] : live) {
+      const Names labels = {key.second, ToText(AttnBackendName(key.first))};
+      lease_active.At(labels).Set(count);
+      shown.insert(labels);
+    }
+    lease_active.KeepOnly(shown);
+  }
 
   std::mutex source_mutex;
   std::function<Gauges()> source;  // guarded by source_mutex
@@ -321,11 +348,7 @@ std::string Metrics::Text() const {
       AdvanceTo(static_cast<uint64_t>(connections.refused),
                 &families_->connections_refused.At({listener}));
     }
-    for (AttnBackend backend : AllAttnBackends()) {
-      const auto found = gauges.leases.find(backend);
-      families_->lease_active.At({"server", ToText(AttnBackendName(backend))})
-          .Set(found == gauges.leases.end() ? 0 : found->second);
-    }
+    families_->ShowLeases(gauges.leases);
   }
   return prometheus::TextSerializer().Serialize(families_->registry.Collect());
 }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "runtime/observer.h"
 
@@ -23,8 +24,9 @@ class Metrics : public Observer {
   // What is read at the moment of a scrape instead of being counted.
   struct Gauges {
     int64_t queue_depth = 0, jobs_running = 0, sessions = 0;
-    std::map<AttnBackend, int> leases;  // live forces
-    uint64_t log_lines_dropped = 0;     // since the start
+    // Live forces, by backend and the kinds of their scopes (KindsText).
+    std::map<std::pair<AttnBackend, std::string>, int> leases;
+    uint64_t log_lines_dropped = 0;  // since the start
     struct Connections {
       int64_t open = 0;
       int64_t refused = 0;  // since the start; closed at once, or to make room

@@ -219,7 +219,9 @@ Metrics::Gauges Server::ReadGauges() {
   gauges.queue_depth = engine->queue_depth();
   gauges.jobs_running = engine->running_jobs();
   gauges.sessions = engine->open_sessions();
-  for (const Lease& force : engine->policy().List()) ++gauges.leases[force.backend];
+  for (const Lease& force : engine->policy().List()) {
+    ++gauges.leases[{force.backend, KindsText(force.scope)}];
+  }
   return gauges;
 }
 

@@ -29,7 +29,7 @@ class AttentionPlanner {
   // anew only where the policy moved, the spec changed, or another rule holds since the last call,
   // and has the builders make this step's metadata where no other planner of the model has it. The
   // reference is good until the next call. What layers tallied or was booked for a step that did
-  // not complete is forgotten. No sigma: outside of the denoising loop. Throws what ChooseNow and
+  // not complete is forgotten. No sigma: outside of the denoising loop. Throws what Choose and
   // the builders throw.
   const AttentionPlan& Prepare(const std::vector<AttentionSpec>& specs, int64_t step,
                                int64_t num_steps, std::optional<double> sigma = std::nullopt);

@@ -1,8 +1,9 @@
 #include "runtime/attention/choices.h"
 
 #include <algorithm>
-#include <span>
 #include <utility>
+
+#include "runtime/attention/explain.h"
 
 namespace denoised {
 namespace {
@@ -42,11 +43,16 @@ void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& se
     return;
   }
   if (rule.mode != SelectionMode::kStrict || !IsActionable(rule.backend, spec)) return;
+  const std::string reason = listed ? *why_not : "it is not among what these layers list";
+  ExplainedWish refused{{SelectionSource::kRequest, rule.backend, "", "", static_cast<int>(index)}};
+  refused.outcome = WishOutcome::kRefused;
+  refused.reason = reason;
   throw Error(StatusCode::kFailedPrecondition,
               FieldOf(index) + ".backend: " + std::string(AttnBackendName(rule.backend)) +
                   " cannot serve " + std::string(AttentionRoleName(spec.role)) +
-                  " attention: " + (listed ? *why_not : "it is not among what these layers list"),
-              FieldOf(index) + ".backend", "BACKEND_REFUSED");
+                  " attention: " + reason,
+              FieldOf(index) + ".backend", "BACKEND_REFUSED")
+      .Detailed(ToText({refused}));
 }
 
 }  // namespace
@@ -77,23 +83,23 @@ std::shared_ptr<const LeaseList> LeasesOf(const PlannerSetting& setting,
   return subject.pinned ? subject.pinned : setting.policy->leases();
 }
 
+Selection SelectFor(const PlannerSetting& setting, const PlannerSubject& subject,
+                    const AttentionSpec& spec, std::span<const Wish> wishes) {
+  try {
+    return Select(spec, wishes, *setting.registry, setting.device, subject.attention.mode);
+  } catch (const Error& error) {
+    if (error.reason() != "BACKEND_REFUSED") throw;
+    throw Error(error).Detailed(ToText(ExplainWishes(setting, spec, wishes, nullptr)));
+  }
+}
+
 std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
                                 const AttentionSpec& spec, const RoleWishes& wishes) {
   std::vector<LayerChoice> choices;
   for (const LayerWishes& here : wishes.by_layers) {
-    Selection selection =
-        Select(spec, here.wishes, *setting.registry, setting.device, subject.attention.mode);
-    choices.push_back({here.layers, here.wishes, std::move(selection)});
+    choices.push_back({here.layers, here.wishes, SelectFor(setting, subject, spec, here.wishes)});
   }
   return choices;
-}
-
-std::vector<LayerChoice> ChooseNow(const PlannerSetting& setting, const PlannerSubject& subject,
-                                   const AttentionSpec& spec, const StepPlace& place) {
-  const auto wishes = WishesOf(setting, subject, *LeasesOf(setting, subject));
-  const StepPlace at = InLoop(spec.role) ? place : StepPlace();
-  return Choose(setting, subject, spec,
-                WishesAt(wishes, spec.role, setting.LayersOf(spec.role), at));
 }
 
 // What decides where nothing stronger holds, for each wish in turn: until one that holds
@@ -115,9 +121,7 @@ std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject
   InheritParameters(&wishes);
   std::vector<Wish> all;
   for (size_t first = 0; first <= scoped; ++first) {
-    Wish granted = Select(spec, std::span(wishes).subspan(first), *setting.registry, setting.device,
-                          subject.attention.mode)
-                       .granted;
+    Wish granted = SelectFor(setting, subject, spec, std::span(wishes).subspan(first)).granted;
     const bool known = std::ranges::any_of(all, [&](const Wish& other) {
       return other.backend == granted.backend && other.parameters == granted.parameters;
     });

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -63,13 +64,14 @@ std::shared_ptr<const LeaseList> LeasesOf(const PlannerSetting& setting,
 std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSubject& subject,
                                  const LeaseList& leases);
 
-// What serves each layer of the role where `wishes` hold. Throws what Select throws.
+// What serves a layer where these wishes hold, strongest first. Throws what Select throws; a
+// refusal (BACKEND_REFUSED) has in its details what became of each wish.
+Selection SelectFor(const PlannerSetting& setting, const PlannerSubject& subject,
+                    const AttentionSpec& spec, std::span<const Wish> wishes);
+
+// What serves each layer of the role where `wishes` hold. Throws what SelectFor throws.
 std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
                                 const AttentionSpec& spec, const RoleWishes& wishes);
-
-// What would serve the layers now, at this place; throws as both above.
-std::vector<LayerChoice> ChooseNow(const PlannerSetting& setting, const PlannerSubject& subject,
-                                   const AttentionSpec& spec, const StepPlace& place);
 
 // Everything that any layer of the role may be served by now at any step, each once, the strongest
 // first.

@@ -101,6 +101,7 @@ void EngineImpl::FillIn(CallWork* call) const {
   call->arrived = clock_();
   call->estimate = call->pipeline->EstimateDenoise(
       call->request, [call, cost = CostOf(*call)](const AttentionSpec& spec, int64_t rows) {
+        CheckSchedule(call->pipeline->planner_setting(), SubjectOf(*call), {spec});
         if (spec.role == AttentionRole::kSelf) call->backend = SelfBackendOf(*call, spec);
         return cost(spec, rows);
       });

@@ -58,14 +58,10 @@ class EngineImpl : public Engine {
   std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
   SelectionPolicy& policy() override { return *policy_; }
   Audit& audit() override { return audit_; }
-  std::optional<Error> CheckForce(AttnBackend backend,
-                                  const std::string& parameters_json) const override {
-    return models_.CheckForce(backend, parameters_json);
-  }
   std::vector<BackendInfo> ListBackends() const override { return models_.ListBackends(); }
-  std::vector<Explanation> Explain(const ExplainQuery& query) const override {
-    return models_.Explain(query);
-  }
+  // explain.cc.
+  std::optional<Error> CheckForce(const LeaseRequest& request) const override;
+  std::vector<Explanation> Explain(const ExplainQuery& query) const override;
   int64_t queue_depth() const override;
   int64_t running_jobs() const override;
   void Drain() override;

@@ -8,46 +8,84 @@
 namespace denoised {
 namespace {
 
-std::optional<std::string> WhyUnusable(AttnBackend backend, const Pipeline& pipeline,
-                                       const AttentionSpec& spec) {
-  if (std::find(spec.supported.begin(), spec.supported.end(), backend) == spec.supported.end()) {
-    return "self-attention of " + pipeline.info().name + " does not list it";
-  }
-  const PlannerSetting& setting = pipeline.planner_setting();
-  return setting.registry->WhyNot(backend, spec, setting.device);
-}
+// Looks at layers that a force is for until one is found that it can serve.
+class ForceCheck {
+ public:
+  explicit ForceCheck(const LeaseRequest& request) : request_(request) {}
 
-// As the request of a force names it: "parameters.<key>", where jobs have "attention.parameters".
-std::optional<Error> WhyParametersUnfit(AttnBackend backend, const Pipeline& pipeline,
-                                        const AttentionSpec& spec,
-                                        const std::string& parameters_json) {
-  try {
-    pipeline.planner_setting().registry->CanonicalParameters(backend, spec, parameters_json);
-    return std::nullopt;
-  } catch (const Error& error) {
-    return Renamed(error, "attention.", "");
+  bool CanServe(const Pipeline& pipeline, const AttentionSpec& spec) {
+    const std::optional<AttentionRole>& role = request_.scope.where.role;
+    if (role && *role != spec.role) return false;
+    if (IsBeyondLayers(pipeline, spec)) return false;
+    const auto why_not = WhyUnusable(request_.backend, pipeline, spec);
+    if (!why_not) return FitsParameters(pipeline, spec);
+    Say(*why_not, "backend");
+    for (AttnBackend other : spec.supported) {
+      if (!WhyUnusable(other, pipeline, spec)) usable_.emplace(AttnBackendName(other));
+    }
+    return false;
   }
-}
 
-Explanation ExplainSpec(const PlannerSetting& setting, const AttentionSpec& spec,
-                        const PlannerSubject& subject) {
-  Explanation explanation;
-  explanation.role = spec.role;
-  explanation.spec = spec;
-  const auto error = Caught([&] {
-    explanation.selection = ChooseNow(setting, subject, spec, {0, std::nullopt}).front().selection;
-  });
-  // What is wrong with the query itself is the caller's to mend, as at Submit.
-  if (error && error->code() == StatusCode::kInvalidArgument) throw *error;
-  if (error) explanation.error = ToJobError(*error);
-  for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
-    const bool listed =
-        std::find(spec.supported.begin(), spec.supported.end(), entry.id) != spec.supported.end();
-    explanation.candidates.push_back(
-        {entry.id, listed, setting.registry->WhyNot(entry.id, spec, setting.device)});
+  // Where nothing was found.
+  Error Refusal() const {
+    if (unfit_) return *unfit_;
+    std::string names;
+    for (const std::string& name : usable_) names += " " + name;
+    return Error(StatusCode::kFailedPrecondition,
+                 std::string(AttnBackendName(request_.backend)) + " can serve no layer in scope (" +
+                     ToText(request_.scope) +
+                     "): " + (sentence_.empty() ? "no model has any" : sentence_) +
+                     (names.empty() ? "" : ". Usable:" + names),
+                 field_, "BACKEND_UNUSABLE");
   }
-  return explanation;
-}
+
+ private:
+  static std::string Named(const Pipeline& pipeline, const AttentionSpec& spec) {
+    return std::string(AttentionRoleName(spec.role)) + "-attention of " + pipeline.info().name;
+  }
+
+  static std::optional<std::string> WhyUnusable(AttnBackend backend, const Pipeline& pipeline,
+                                                const AttentionSpec& spec) {
+    if (std::ranges::count(spec.supported, backend) == 0) {
+      return Named(pipeline, spec) + " does not list it";
+    }
+    const PlannerSetting& setting = pipeline.planner_setting();
+    return setting.registry->WhyNot(backend, spec, setting.device);
+  }
+
+  bool IsBeyondLayers(const Pipeline& pipeline, const AttentionSpec& spec) {
+    const int64_t layers = pipeline.planner_setting().LayersOf(spec.role);
+    const std::optional<Interval>& wanted = request_.scope.where.layers;
+    if (!wanted || wanted->first < layers) return false;
+    Say(Named(pipeline, spec) + " has " + std::to_string(layers) + " layers, which count from 0",
+        "scope.layers");
+    return true;
+  }
+
+  // As the request of a force names it: "parameters.<key>", where jobs have "attention.parameters".
+  bool FitsParameters(const Pipeline& pipeline, const AttentionSpec& spec) {
+    try {
+      pipeline.planner_setting().registry->CanonicalParameters(request_.backend, spec,
+                                                               request_.parameters);
+      return true;
+    } catch (const Error& error) {
+      if (!unfit_) unfit_ = Renamed(error, "attention.", "");
+      return false;
+    }
+  }
+
+  // The first one counts.
+  void Say(const std::string& sentence, const std::string& field) {
+    if (!sentence_.empty()) return;
+    sentence_ = sentence;
+    field_ = field;
+  }
+
+  const LeaseRequest& request_;
+  std::string sentence_, field_ = "scope";
+  std::set<std::string> usable_;
+  std::optional<Error> unfit_;  // the backend could serve, but not with these parameters
+};
 
 }  // namespace
 
@@ -57,11 +95,15 @@ Pipeline* Models::Find(const std::string& name) const {
       return pipeline.get();
     }
   }
-  std::string known;
-  for (const auto& pipeline : all_) known += " " + pipeline->info().name;
   throw Error(StatusCode::kNotFound,
-              "model: no model is called \"" + name + "\"; there is:" + known, "model",
+              "model: no model is called \"" + name + "\"; there is:" + Names(), "model",
               "MODEL_NOT_FOUND");
+}
+
+std::string Models::Names() const {
+  std::string names;
+  for (const auto& pipeline : all_) names += " " + pipeline->info().name;
+  return names;
 }
 
 std::vector<ModelInfo> Models::List() const {
@@ -76,33 +118,28 @@ int64_t Models::MadeBytes() const {
   return bytes;
 }
 
-std::optional<Error> Models::CheckForce(AttnBackend backend,
-                                        const std::string& parameters_json) const {
-  std::string sentence = "no model has self-attention";
-  std::set<std::string> usable;
-  std::optional<Error> unfit;  // the backend could serve, but not with these parameters
+std::optional<Error> Models::CheckForce(const LeaseRequest& request,
+                                        const ResolvedParameters* job) const {
+  const LeaseScope& scope = request.scope;
+  if (auto error = Caught([&] { CheckScope(scope, "scope"); })) return error;
+  const auto is_in_scope = [&](const auto& pipeline) {
+    return !scope.model || pipeline->info().name == *scope.model;
+  };
+  if (std::ranges::none_of(all_, is_in_scope)) {
+    return Error(StatusCode::kNotFound,
+                 "scope.model: no model is called \"" + scope.model->substr(0, 64) +
+                     "\"; there is:" + Names(),
+                 "scope.model", "MODEL_NOT_FOUND");
+  }
+  ForceCheck check(request);
   for (const auto& pipeline : all_) {
-    for (const AttentionSpec& spec : pipeline->DenoiseSpecs(pipeline->info().defaults)) {
-      if (spec.role != AttentionRole::kSelf) continue;
-      const auto why_not = WhyUnusable(backend, *pipeline, spec);
-      if (!why_not) {
-        unfit = WhyParametersUnfit(backend, *pipeline, spec, parameters_json);
-        if (!unfit) return std::nullopt;
-        continue;
-      }
-      sentence = *why_not;
-      for (AttnBackend other : spec.supported) {
-        if (!WhyUnusable(other, *pipeline, spec)) usable.emplace(AttnBackendName(other));
-      }
+    if (!is_in_scope(pipeline) || (job != nullptr && job->model != pipeline->info().name)) continue;
+    const ResolvedParameters& sizes = job != nullptr ? *job : pipeline->info().defaults;
+    for (const AttentionSpec& spec : pipeline->DenoiseSpecs(sizes)) {
+      if (check.CanServe(*pipeline, spec)) return std::nullopt;
     }
   }
-  if (unfit) return unfit;
-  std::string names;
-  for (const std::string& name : usable) names += " " + name;
-  return Error(StatusCode::kFailedPrecondition,
-               std::string(AttnBackendName(backend)) +
-                   " cannot serve any loaded model: " + sentence + ". Usable:" + names,
-               "backend", "BACKEND_UNUSABLE");
+  return check.Refusal();
 }
 
 std::vector<BackendInfo> Models::ListBackends() const {
@@ -119,21 +156,6 @@ std::vector<BackendInfo> Models::ListBackends() const {
                         setting.registry->WhyNot(entry.id, self, setting.device)});
   }
   return backends;
-}
-
-std::vector<Explanation> Models::Explain(const ExplainQuery& query) const {
-  const Pipeline& pipeline = *Find(query.model);
-  GenerationRequest request;
-  request.height = query.height;
-  request.width = query.width;
-  request.num_frames = query.num_frames;
-  const ResolvedParameters parameters =
-      ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
-  std::vector<Explanation> explanations;
-  for (const AttentionSpec& spec : pipeline.DenoiseSpecs(parameters)) {
-    explanations.push_back(ExplainSpec(pipeline.planner_setting(), spec, {query.attention}));
-  }
-  return explanations;
 }
 
 }  // namespace denoised

@@ -23,12 +23,13 @@ class Models {
   std::vector<ModelInfo> List() const;
   int64_t MadeBytes() const;
 
-  // As Engine has them.
-  std::optional<Error> CheckForce(AttnBackend backend, const std::string& parameters_json) const;
+  // As Engine has it. `job`: what the one job in scope became; null where the scope names none.
+  std::optional<Error> CheckForce(const LeaseRequest& request, const ResolvedParameters* job) const;
   std::vector<BackendInfo> ListBackends() const;
-  std::vector<Explanation> Explain(const ExplainQuery& query) const;
 
  private:
+  std::string Names() const;
+
   const std::vector<std::unique_ptr<Pipeline>> all_;
 };
 

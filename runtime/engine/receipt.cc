@@ -1,13 +1,9 @@
 #include "runtime/engine/receipt.h"
 
-#include <algorithm>
 #include <charconv>
-#include <map>
-#include <tuple>
-#include <utility>
-#include <vector>
 
 #include "backends/cpu_isa.h"
+#include "runtime/engine/ran_rows.h"
 #include "runtime/loaders/sha256.h"
 #include "runtime/threads.h"
 #include "runtime/version.h"
@@ -48,39 +44,6 @@ class Fields {
   std::string text_;
 };
 
-using Steps = std::vector<std::pair<int64_t, int64_t>>;  // first and last
-
-// Neighbours joined.
-std::string StepsText(Steps steps) {
-  std::sort(steps.begin(), steps.end());
-  Steps joined;
-  for (const auto& [first, last] : steps) {
-    if (!joined.empty() && first <= joined.back().second + 1) {
-      joined.back().second = std::max(joined.back().second, last);
-    } else {
-      joined.emplace_back(first, last);
-    }
-  }
-  std::string text;
-  for (const auto& [first, last] : joined) {
-    text += ' ' + std::to_string(first) + '-' + std::to_string(last);
-  }
-  return text;
-}
-
-// What ran by role, kernel and parameters, whoever chose it.
-void AddRows(const std::vector<ReceiptEntry>& entries, Fields* fields) {
-  std::map<std::tuple<AttentionRole, AttnBackend, std::string>, Steps> rows;
-  for (const ReceiptEntry& entry : entries) {
-    rows[{entry.role, entry.ran, entry.parameters}].emplace_back(entry.first_step, entry.last_step);
-  }
-  for (const auto& [key, steps] : rows) {
-    const auto& [role, ran, parameters] = key;
-    fields->Add("ran", std::string(AttentionRoleName(role)) + ' ' +
-                           std::string(AttnBackendName(ran)) + StepsText(steps) + ' ' + parameters);
-  }
-}
-
 Fields FieldsOf(const Receipt& receipt) {
   Fields fields;
   fields.Add("format", int64_t{2});
@@ -90,7 +53,7 @@ Fields FieldsOf(const Receipt& receipt) {
   fields.Add("torch_version", receipt.torch_version);
   fields.Add("kernels", receipt.kernels);
   fields.Add("linear", receipt.linear);
-  AddRows(receipt.entries, &fields);
+  for (const std::string& row : RanRows(receipt.entries)) fields.Add("ran", row);
   return fields;
 }
 

@@ -47,6 +47,9 @@ struct EngineWork {
   // Since when it waits, for its place in the order.
   std::chrono::steady_clock::time_point arrived;
 
+  // The leases that it is pinned to (AttentionPlanner::pinned); of work that has begun.
+  std::shared_ptr<const LeaseList> pinned;
+
   // Engine thread.
   std::unique_ptr<AttentionPlanner> planner;
   std::vector<PlannedUnits> left;  // of its estimate

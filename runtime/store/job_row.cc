@@ -81,7 +81,8 @@ Json WriteError(const JobError& error) {
   return {{"code", static_cast<int>(error.code)},
           {"message", error.message},
           {"field", error.field},
-          {"reason", error.reason}};
+          {"reason", error.reason},
+          {"details", error.details}};
 }
 
 JobError ReadError(const Json& json) {
@@ -89,8 +90,12 @@ JobError ReadError(const Json& json) {
   if (code < 0 || code > static_cast<int>(StatusCode::kDataLoss)) {
     throw stored::Unreadable("no such status code");
   }
-  return {static_cast<StatusCode>(code), json.at("message").get<std::string>(),
-          json.at("field").get<std::string>(), json.at("reason").get<std::string>()};
+  return {static_cast<StatusCode>(code),
+          json.at("message").get<std::string>(),
+          json.at("field").get<std::string>(),
+          json.at("reason").get<std::string>(),
+          std::nullopt,
+          json.value("details", "")};
 }
 
 void PutMoment(Json* json, const char* name, const Moment& moment) {

@@ -23,11 +23,15 @@ Json WriteSelection(const Selection& selection) {
                         {"backend", AttnBackendName(refusal.backend)},
                         {"reason", refusal.reason}});
   }
-  return {{"source", SelectionSourceName(selection.granted.source)},
-          {"backend", AttnBackendName(selection.granted.backend)},
-          {"parameters", selection.granted.parameters},
-          {"lease_id", selection.granted.lease_id},
-          {"refusals", std::move(refusals)}};
+  const Wish& granted = selection.granted;
+  Json json = {{"source", SelectionSourceName(granted.source)},
+               {"backend", AttnBackendName(granted.backend)},
+               {"parameters", granted.parameters},
+               {"lease_id", granted.lease_id},
+               {"refusals", std::move(refusals)}};
+  Put(&json, "rule", granted.rule);
+  if (granted.strict) json["strict"] = true;
+  return json;
 }
 
 Selection ReadSelection(const Json& json) {
@@ -35,6 +39,8 @@ Selection ReadSelection(const Json& json) {
   selection.granted = {SourceFrom(json.at("source")), BackendFrom(json.at("backend")),
                        json.at("parameters").get<std::string>(),
                        json.at("lease_id").get<std::string>()};
+  Take(json, "rule", &selection.granted.rule);
+  selection.granted.strict = json.value("strict", false);
   for (const Json& refusal : json.at("refusals")) {
     selection.refusals.push_back({SourceFrom(refusal.at("source")),
                                   BackendFrom(refusal.at("backend")),
@@ -52,6 +58,7 @@ Json WriteEntry(const ReceiptEntry& entry) {
                {"selection", WriteSelection(entry.selection)},
                {"calls", entry.calls}};
   if (entry.asked) json["asked"] = AttnBackendName(*entry.asked);
+  if (entry.layers) json["layers"] = {entry.layers->first, entry.layers->last};
   Put(&json, "seconds", entry.seconds);
   return json;
 }
@@ -62,6 +69,9 @@ ReceiptEntry ReadEntry(const Json& json) {
   json.at("first_step").get_to(entry.first_step);
   json.at("last_step").get_to(entry.last_step);
   if (const auto asked = json.find("asked"); asked != json.end()) entry.asked = BackendFrom(*asked);
+  if (const auto layers = json.find("layers"); layers != json.end()) {
+    entry.layers = {layers->at(0).get<int64_t>(), layers->at(1).get<int64_t>()};
+  }
   entry.ran = BackendFrom(json.at("ran"));
   json.at("parameters").get_to(entry.parameters);
   entry.selection = ReadSelection(json.at("selection"));

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "runtime/loaders/attention_schedule.h"
 #include "runtime/loaders/sha256.h"
 #include "runtime/store/json_fields.h"
 
@@ -31,7 +32,16 @@ Json WriteAttention(const AttentionOptions& options) {
   Json json = {{"strict", options.mode == SelectionMode::kStrict},
                {"parameters", options.parameters_json}};
   if (options.backend) json["backend"] = AttnBackendName(*options.backend);
+  if (!options.schedule.empty()) json["schedule"] = WriteSchedule(options.schedule);
   return json;
+}
+
+std::vector<AttentionRule> ReadStoredSchedule(const Json& json) {
+  try {
+    return ReadSchedule(json, "attention.schedule");
+  } catch (const Error& error) {
+    throw stored::Unreadable(error.what());
+  }
 }
 
 AttentionOptions ReadAttention(const Json& json) {
@@ -41,6 +51,9 @@ AttentionOptions ReadAttention(const Json& json) {
   std::optional<std::string> backend;
   Take(json, "backend", &backend);
   if (backend) options.backend = FromName(*backend, AttnBackend::kNoAttention, AttnBackendName);
+  if (const auto schedule = json.find("schedule"); schedule != json.end()) {
+    options.schedule = ReadStoredSchedule(*schedule);
+  }
   return options;
 }
 
@@ -52,6 +65,7 @@ Json WriteContent(const GenerationRequest& request) {
                {"best_effort_deadline", request.best_effort_deadline},
                {"priority", PriorityName(request.priority)},
                {"tenant", request.tenant}};
+  if (request.pin_backends) json["pin_backends"] = true;
   Put(&json, "negative_prompt", request.negative_prompt);
   Put(&json, "seed", request.seed);
   Put(&json, "height", request.height);
@@ -140,6 +154,7 @@ GenerationRequest ReadRequest(const RequestRow& row) {
     request.priority =
         FromName(json.at("priority").get<std::string>(), Priority::kUrgent, PriorityName);
     request.tenant = json.at("tenant").get<std::string>();
+    request.pin_backends = json.value("pin_backends", false);
     ReadNumbers(json, &request);
     ReadChoices(json, &request);
     if (const auto latents = json.find("latents"); latents != json.end()) {

@@ -5,6 +5,7 @@
 
 #include "server/address.h"
 #include "server/cli/output.h"
+#include "server/cli/schedule_flag.h"
 
 namespace denoised::cli {
 namespace {
@@ -113,6 +114,7 @@ std::vector<Flag> AttentionFlags(v1::AttentionOptions* options) {
        "A parameter of the backend (--param=window=3 --param=sparsity=0.9). May be repeated.",
        [options](const std::string& text) { SetParameter(text, options->mutable_parameters()); },
        "", /*repeatable=*/true},
+      ScheduleFlag(options),
   };
 }
 

@@ -49,11 +49,12 @@ struct Invocation {
 };
 
 // Each file's part of the table, in the order of --help.
-std::vector<Command> JobCommands();    // generate submit jobs watch cancel fetch
-std::vector<Command> LocalCommands();  // run attend
-std::vector<Command> AuditCommands();  // audit
-std::vector<Command>
-AdminCommands();  // models health backends explain force hold leases release drain log_level
+std::vector<Command> JobCommands();      // generate submit jobs watch cancel fetch
+std::vector<Command> LocalCommands();    // run attend
+std::vector<Command> AdminCommands();    // models health backends drain log_level
+std::vector<Command> LeaseCommands();    // force hold renew leases release
+std::vector<Command> ExplainCommands();  // explain
+std::vector<Command> AuditCommands();    // audit
 
 // Flags that every command takes.
 struct CommonOptions {
@@ -71,7 +72,7 @@ std::optional<std::vector<std::string>> ParseCommand(const Invocation& call,
                                                      CommonOptions* options, size_t min,
                                                      size_t max);
 
-// Backend, policy and parameters; `options` outlives the flags.
+// Backend, policy, parameters and schedule; `options` outlives the flags.
 std::vector<Flag> AttentionFlags(v1::AttentionOptions* options);
 
 }  // namespace denoised::cli

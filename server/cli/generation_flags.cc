@@ -121,13 +121,22 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
          SetBool("best_effort_deadline", &wanted)(text);
          request->set_best_effort_deadline(wanted);
        }},
+      {"pin_backends", "", "false",
+       "Keep the operator's forces that hold when the job begins to its end; later ones are not "
+       "for "
+       "it.",
+       [request](const std::string& text) {
+         bool pinned = false;
+         SetBool("pin_backends", &pinned)(text);
+         request->set_pin_backends(pinned);
+       }},
   };
   for (Flag& flag : AttentionFlags(request->mutable_attention())) flags.push_back(std::move(flag));
   return flags;
 }
 
 std::string FlagOfField(const std::string& field) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kFlags = {{
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 14> kFlags = {{
       {"negative_prompt", "negative"},
       {"num_inference_steps", "steps"},
       {"guidance_scale", "guidance"},
@@ -138,10 +147,16 @@ std::string FlagOfField(const std::string& field) {
       {"attention.backend", "backend"},
       {"attention.policy", "strict"},
       {"attention.parameters", "param"},
+      {"attention.schedule", "schedule"},
+      {"scope.job_id", "job"},
+      {"scope.share_percent", "share"},
+      {"expected_generation", "generation"},
   }};
   for (const auto& [name, flag] : kFlags) {
-    const bool same = field == name || field.starts_with(std::string(name) + ".");
-    if (same) return std::string(flag);
+    const std::string rest = field.substr(field.starts_with(name) ? name.size() : 0);
+    if (rest.size() < field.size() && (rest.empty() || rest[0] == '.' || rest[0] == '[')) {
+      return std::string(flag);
+    }
   }
   return "";
 }

@@ -22,7 +22,8 @@ namespace {
 
 std::vector<Command> AllCommands() {
   std::vector<Command> commands;
-  for (auto part : {JobCommands(), LocalCommands(), AdminCommands(), AuditCommands()}) {
+  for (auto part : {JobCommands(), LocalCommands(), AdminCommands(), LeaseCommands(),
+                    ExplainCommands(), AuditCommands()}) {
     commands.insert(commands.end(), part.begin(), part.end());
   }
   return commands;

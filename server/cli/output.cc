@@ -10,6 +10,7 @@
 
 #include "backends/selector.h"
 #include "runtime/loaders/visible_text.h"
+#include "runtime/scope.h"
 #include "runtime/tokenizer/utf8.h"
 #include "server/cli/command.h"
 #include "server/cli/text.h"
@@ -69,15 +70,22 @@ std::string Seconds(double seconds) {
   return text.data();
 }
 
+std::optional<int64_t> RuleOf(const v1::ReceiptEntry& entry) {
+  return entry.has_rule() ? std::optional(entry.rule()) : std::nullopt;
+}
+
 std::string Steps(const v1::ReceiptEntry& entry) {
   if (entry.role() != "self" && entry.role() != "cross") return "";
-  return "steps " + std::to_string(entry.first_step()) + "-" + std::to_string(entry.last_step());
+  std::string text =
+      "steps " + std::to_string(entry.first_step()) + "-" + std::to_string(entry.last_step());
+  if (!entry.has_layers()) return text;
+  return text + ", layers " + ToText(Interval{entry.layers().first(), entry.layers().last()});
 }
 
 void PrintEntry(const v1::ReceiptEntry& entry, std::FILE* stream) {
   PrintRow(entry.role(),
            Padded(entry.ran(), 16) + " " + Padded(Steps(entry), 12) + " " +
-               WhoChose(entry.source(), entry.lease_id()),
+               WhoChose(entry.source(), entry.lease_id(), RuleOf(entry)),
            stream);
   PrintRow("",
            std::to_string(entry.calls()) + " calls" +
@@ -167,18 +175,20 @@ void PrintTable(const std::vector<std::vector<std::string>>& rows) {
   for (const std::string& line : TableLines(rows)) PrintLine(line);
 }
 
-std::string WhoChose(const std::string& source, const std::string& lease_id) {
+std::string WhoChose(const std::string& source, const std::string& lease_id,
+                     std::optional<int64_t> rule) {
   const auto known = SelectionSourceFromName(source);
   if (!known) return "chosen by " + OneLine(source, 60);  // a newer server's
   switch (*known) {
     case SelectionSource::kForce:
       return "forced by lease " + lease_id;
     case SelectionSource::kRequest:
-      return "asked for by the request";
+      return rule ? "asked for by rule " + std::to_string(*rule) + " of the request"
+                  : "asked for by the request";
     case SelectionSource::kEnvironment:
       return "asked for by FASTVIDEO_ATTENTION_BACKEND";
     case SelectionSource::kModelDefault:
-      return "the model's default";
+      return rule ? "rule " + std::to_string(*rule) + " of the model" : "the model's default";
     case SelectionSource::kAutomatic:
       return "chosen automatically";
   }

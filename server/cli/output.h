@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,8 +45,9 @@ void PrintReceipt(const v1::Job& job, std::FILE* stream = stdout);
 // Columns padded to their widest cell. The first row is the head.
 void PrintTable(const std::vector<std::vector<std::string>>& rows);
 
-// Who decided for a backend, in words; `source` as in ReceiptEntry.
-std::string WhoChose(const std::string& source, const std::string& lease_id);
+// Who decided for a backend, in words; as in ReceiptEntry.
+std::string WhoChose(const std::string& source, const std::string& lease_id,
+                     std::optional<int64_t> rule = std::nullopt);
 
 }  // namespace denoised::cli
 

@@ -243,17 +243,17 @@ TEST(EngineAttention, TheEnvironmentsBackendComesAfterTheRequests) {
 
 TEST(EngineAttention, AForceIsCheckedBeforeItIsMade) {
   FakeEngine fake;
-  EXPECT_FALSE(fake.engine->CheckForce(AttnBackend::kReference, ""));
-  EXPECT_FALSE(fake.engine->CheckForce(AttnBackend::kSageAttn, ""));
-  const auto unfit = fake.engine->CheckForce(AttnBackend::kFlashAttn, "");
+  EXPECT_FALSE(fake.engine->CheckForce({AttnBackend::kReference}));
+  EXPECT_FALSE(fake.engine->CheckForce({AttnBackend::kSageAttn}));
+  const auto unfit = fake.engine->CheckForce({AttnBackend::kFlashAttn});
   ASSERT_TRUE(unfit);
   EXPECT_EQ(unfit->code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(unfit->field(), "backend");
   EXPECT_THAT(unfit->what(), AllOf(HasSubstr("head sizes up to 64"), HasSubstr("TORCH_SDPA"),
                                    HasSubstr("REFERENCE"), HasSubstr("SAGE_ATTN")));
   // Present in the build, but on no model's list.
-  fake.model.specs[0].supported = {AttnBackend::kTorchSdpa};
-  const auto unlisted = fake.engine->CheckForce(AttnBackend::kReference, "");
+  for (AttentionSpec& spec : fake.model.specs) spec.supported = {AttnBackend::kTorchSdpa};
+  const auto unlisted = fake.engine->CheckForce({AttnBackend::kReference});
   ASSERT_TRUE(unlisted);
   EXPECT_THAT(unlisted->what(), HasSubstr("does not list it. Usable: TORCH_SDPA"));
 }

@@ -276,7 +276,7 @@ TEST(EngineSessions, AVerbThatIsRefusedLeavesTheSessionAsItWas) {
             "latents.shape");
   EXPECT_EQ(refused(SessionSet{}).field(), "set");
   EXPECT_EQ(refused(SessionSet{-1.0, {}}).field(), "guidance_scale");
-  AttentionOptions strict{AttnBackend::kFlashAttn, SelectionMode::kStrict, ""};
+  AttentionOptions strict{AttnBackend::kFlashAttn, SelectionMode::kStrict, "", {}};
   EXPECT_EQ(refused(SessionSet{2.0, strict}).code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(Client::ErrorOf(client.Ask("nobody", SessionRead{})).reason(), "SESSION_NOT_FOUND");
   client.Do(id, SessionStep{9});
@@ -513,7 +513,7 @@ TEST(EngineSessions, AnotherBackendServesFromTheNextStepOn) {
   Client client(&fake);
   const std::string id = client.Opened();
   client.Do(id, SessionStep{2});
-  client.Do(id, SessionSet{{}, AttentionOptions{AttnBackend::kReference, {}, ""}});
+  client.Do(id, SessionSet{{}, AttentionOptions{AttnBackend::kReference, {}, "", {}}});
   const SessionReply reply = client.Do(id, SessionStep{2});
   std::vector<std::pair<AttnBackend, int64_t>> self;
   for (const ReceiptEntry& entry : reply.receipt->entries) {

@@ -51,9 +51,10 @@ std::vector<JobSnapshot> RecordingStore::History(const std::string& id) const {
   return history;
 }
 
-FakeEngine::FakeEngine(EngineOptions options, bool steps_open)
+FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layers)
     : log_stream(std::tmpfile()), logger(log_stream) {
   if (!steps_open) model.steps.Close();
+  model.num_layers = num_layers;
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend, clock.function());
   std::vector<std::unique_ptr<Pipeline>> pipelines;
   pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));

@@ -16,16 +16,21 @@ std::optional<std::string> UpToHeadSize64(const AttentionSpec& spec, const Devic
   return "takes head sizes up to 64, got " + std::to_string(spec.head_size);
 }
 
-constexpr uint64_t kLayers = 2;
-
 // As if each layer had called its backend once.
 void PretendForward(const AttentionPlan& plan) {
   for (const RolePlan& role : plan) {
+    int64_t first = 0;
     for (const AttentionSlot& slot : role.slots) {
-      slot.tally->Of(slot.id).calls += kLayers;
-      slot.tally->Of(slot.id).seconds += 0.5;
+      const int64_t layers = slot.last_layer + 1 - std::exchange(first, slot.last_layer + 1);
+      slot.tally->Of(slot.id).calls += static_cast<uint64_t>(layers);
+      slot.tally->Of(slot.id).seconds += 0.25 * static_cast<double>(layers);
     }
   }
+}
+
+// Noise levels fall evenly from 1.
+double SigmaOf(int64_t step, int64_t num_steps) {
+  return 1 - static_cast<double>(step) / static_cast<double>(num_steps);
 }
 
 std::string SizeOf(const ResolvedParameters& p) {
@@ -148,7 +153,8 @@ class FakeRun : public GenerationRun, public FakeStepRun {
   const std::string& prompt() const override { return request_.prompt; }
   AttentionPlanner* planner() const override { return request_.planner; }
   const AttentionPlan& Prepare() override {
-    return planner()->Prepare(model_->specs, step_, request_.parameters.num_inference_steps);
+    const int64_t steps = request_.parameters.num_inference_steps;
+    return planner()->Prepare(model_->specs, step_, steps, SigmaOf(step_, steps));
   }
   void Check() override {
     ++model_->steps_run;
@@ -379,6 +385,8 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
   d.negative_prompt = "the model's own";
   setting_.registry = &model->backends.registry;
   setting_.policy = policy;
+  setting_.model = model->name;
+  setting_.layers = {model->num_layers, model->num_layers, 1, 1};
   setting_.device.name = "an invented CPU";
 }
 

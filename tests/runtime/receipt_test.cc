@@ -87,6 +87,27 @@ std::vector<NamedChange> SharedChanges() {
          Rows(c)[0].last_step = 2;
          Rows(c).push_back(Row(AttentionRole::kSelf, 3, 3, AttnBackend::kFlashAttn));
        }},
+      {"layers of a backend",
+       [](Case& c) {
+         Rows(c)[0].layers = Interval{0, 2};
+         Rows(c).push_back(Row(AttentionRole::kSelf, 0, 3, AttnBackend::kFlashAttn));
+         Rows(c).back().layers = Interval{3, 5};
+       }},
+      {"layers of a backend, others",
+       [](Case& c) {
+         Rows(c)[0].layers = Interval{0, 3};
+         Rows(c).push_back(Row(AttentionRole::kSelf, 0, 3, AttnBackend::kFlashAttn));
+         Rows(c).back().layers = Interval{4, 5};
+       }},
+      {"layers of a backend at some steps",
+       [](Case& c) {
+         Rows(c).push_back(Row(AttentionRole::kSelf, 2, 3, AttnBackend::kFlashAttn));
+         Rows(c).back().layers = Interval{3, 5};
+         Rows(c).push_back(Rows(c)[0]);
+         Rows(c).back().first_step = 2;
+         Rows(c).back().layers = Interval{0, 2};
+         Rows(c)[0].last_step = 1;
+       }},
       {"role", [](Case& c) { Rows(c)[1].role = AttentionRole::kVae; }},
   };
 }
@@ -164,6 +185,19 @@ std::vector<NamedChange> Silent() {
          after.first_step = 3;
          Rows(c).push_back(after);
          Rows(c).insert(Rows(c).begin(), forced);
+       }},
+      {"a force of some layers that names what ran anyway",
+       [](Case& c) {
+         ReceiptEntry forced = Rows(c)[0], rest = Rows(c)[0];
+         forced.selection.granted.source = SelectionSource::kForce;
+         Rows(c)[0].last_step = 0;
+         forced.first_step = rest.first_step = 1;
+         forced.layers = Interval{2, 3};
+         rest.layers = Interval{0, 1};
+         Rows(c).push_back(forced);
+         Rows(c).push_back(rest);
+         rest.layers = Interval{4, 9};
+         Rows(c).push_back(rest);
        }},
       {"sigmas of a call that returns the prediction", [](Case& c) { c.denoise.sigma = 0.5; }},
   };

@@ -29,6 +29,9 @@ ReceiptEntry FullEntry() {
   entry.ran = AttnBackend::kTorchSdpa;
   entry.parameters = R"({"topk":0.25})";
   entry.selection.granted = {SelectionSource::kForce, AttnBackend::kSageAttn, "{}", "lease-1"};
+  entry.selection.granted.rule = 2;
+  entry.selection.granted.strict = true;
+  entry.layers = Interval{3, 5};
   entry.selection.refusals = {
       {SelectionSource::kRequest, AttnBackend::kFlashAttn, "no \"device\"\n"}};
   entry.calls = UINT64_MAX;
@@ -71,7 +74,7 @@ JobRow FullRow() {
   job.receipt.fingerprint = "print";
   job.receipt.notes = {"one", ""};
   job.artifacts = {{ArtifactFormat::kNpy, "video.npy", UINT64_MAX, "sha"}};
-  job.error = JobError{StatusCode::kDataLoss, "message", "field", "REASON"};
+  job.error = JobError{StatusCode::kDataLoss, "message", "field", "REASON", std::nullopt, "a\nb"};
   return row;
 }
 
@@ -98,9 +101,12 @@ TEST(StoreRows, AJobComesBackWhole) {
   EXPECT_EQ(job.receipt.entries[0].selection, row.job.receipt.entries[0].selection);
   EXPECT_EQ(job.receipt.entries[0].asked, AttnBackend::kSlaAttn);
   EXPECT_EQ(job.receipt.entries[0].calls, UINT64_MAX);
+  EXPECT_EQ(job.receipt.entries[0].layers, (Interval{3, 5}));
+  EXPECT_FALSE(job.receipt.entries[1].layers);
   EXPECT_FALSE(job.receipt.entries[1].seconds);
   EXPECT_EQ(job.artifacts[0].size_bytes, UINT64_MAX);
   EXPECT_EQ(job.error->reason, "REASON");
+  EXPECT_EQ(job.error->details, "a\nb");
 }
 
 TEST(StoreRows, WhatIsUnsetStaysUnset) {
@@ -128,6 +134,12 @@ GenerationRequest FullRequest() {
   request.flow_shift = 3;
   request.max_sequence_length = 512;
   request.attention = {AttnBackend::kSageAttn, SelectionMode::kStrict, R"({"a":1})", {}};
+  AttentionRule rule{{AttentionRole::kSelf, Interval{0, 3}, Interval{4, 19}, SigmaRange{0.2, 0.9}},
+                     AttnBackend::kVideoSparseAttn,
+                     R"({"sparsity":0.5})",
+                     SelectionMode::kStrict};
+  request.attention.schedule = {rule, {{}, AttnBackend::kReference}};
+  request.pin_backends = true;
   request.numerics.linear = LinearNumerics::kExact;
   request.latents = HostTensor{DType::kBFloat16, {1, 2, 2}, std::string("\0\1\2\3\4\5\6\7", 8)};
   request.formats = {ArtifactFormat::kPng, ArtifactFormat::kMp4};
@@ -150,6 +162,8 @@ TEST(StoreRows, ARequestComesBackWhole) {
   EXPECT_EQ(back.guidance_scale, 5.25);
   EXPECT_EQ(back.attention.backend, AttnBackend::kSageAttn);
   EXPECT_EQ(back.attention.mode, SelectionMode::kStrict);
+  EXPECT_EQ(back.attention.schedule, request.attention.schedule);
+  EXPECT_TRUE(back.pin_backends);
   EXPECT_EQ(back.numerics.linear, LinearNumerics::kExact);
   EXPECT_EQ(back.latents->data, request.latents->data);
   EXPECT_EQ(back.latents->shape, request.latents->shape);
@@ -185,6 +199,12 @@ TEST(StoreRows, TheDigestKnowsEveryFieldButTheKeyAndTheMomentOfTheDeadline) {
       [](auto& r) { r.attention.backend.reset(); },
       [](auto& r) { r.attention.mode = SelectionMode::kPrefer; },
       [](auto& r) { r.attention.parameters_json = "{}"; },
+      [](auto& r) { r.attention.schedule.pop_back(); },
+      [](auto& r) { std::swap(r.attention.schedule[0], r.attention.schedule[1]); },
+      [](auto& r) { r.attention.schedule[0].where.layers->last = 4; },
+      [](auto& r) { r.attention.schedule[0].mode = SelectionMode::kPrefer; },
+      [](auto& r) { r.attention.schedule[0].parameters_json = "{}"; },
+      [](auto& r) { r.pin_backends = false; },
       [](auto& r) { r.numerics.linear.reset(); },
       [](auto& r) { r.latents->data[3] = 'x'; },
       [](auto& r) {

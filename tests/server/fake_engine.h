@@ -190,12 +190,11 @@ class FakeEngine : public Engine {
   std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
   SelectionPolicy& policy() override { return policy_; }
   Audit& audit() override { return audit_; }
-  std::optional<Error> CheckForce(AttnBackend backend,
-                                  const std::string& parameters_json) const override {
-    if (parameters_json.find("wrong") != std::string::npos) {
+  std::optional<Error> CheckForce(const LeaseRequest& request) const override {
+    if (request.parameters.find("wrong") != std::string::npos) {
       return InvalidField("parameters.wrong", "no such parameter");
     }
-    if (backend != AttnBackend::kSageAttn) return std::nullopt;
+    if (request.backend != AttnBackend::kSageAttn) return std::nullopt;
     return Error(StatusCode::kFailedPrecondition, "SAGE_ATTN: not in this build; usable: REFERENCE",
                  "backend", "BACKEND_NOT_USABLE");
   }
@@ -208,6 +207,8 @@ class FakeEngine : public Engine {
       std::lock_guard lock(mutex_);
       NoteThread("Explain");
     }
+    last_query_ = query;
+    if (!explanations.empty()) return explanations;
     if (query.model == "missing") throw Error(StatusCode::kNotFound, "no model", "model");
     Explanation self;
     self.role = AttentionRole::kSelf;
@@ -275,6 +276,10 @@ class FakeEngine : public Engine {
     std::lock_guard lock(mutex_);
     return requests_.back();
   }
+  ExplainQuery last_query() const {
+    std::lock_guard lock(mutex_);
+    return last_query_;
+  }
   DenoiseRequest denoise_request() const {
     std::lock_guard lock(mutex_);
     return *denoise_;
@@ -307,6 +312,7 @@ class FakeEngine : public Engine {
   std::vector<ModelInfo> models;
   std::vector<FailedModel> failed_models;
   std::optional<Error> refuse_session;
+  std::vector<Explanation> explanations;  // what Explain answers where there are any
 
  private:
   void NoteThread(const std::string& call) const {  // under mutex_
@@ -339,6 +345,7 @@ class FakeEngine : public Engine {
   Audit audit_{&store_->control(), &logger_};
   LeaseKeeping leases_{&policy_, store_->control(), &audit_};
   mutable std::map<std::string, std::string> threads_;
+  mutable ExplainQuery last_query_;
   std::vector<GenerationRequest> requests_;
   std::vector<std::string> cancelled_;
   std::optional<DenoiseRequest> denoise_;

@@ -124,7 +124,13 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
   Metrics metrics("1");
   for (int i = 0; i < 3; ++i) ReportEverything(&metrics);
   metrics.SetGaugeSource([] {
-    return Metrics::Gauges{3, 1, 4, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
+    return Metrics::Gauges{
+        3,
+        1,
+        4,
+        {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
+        7,
+        {{"public", {5, 6}}}};
   });
   const std::vector<std::string> series = SeriesOf(metrics.Text());
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
@@ -147,8 +153,10 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
   EXPECT_THAT(page, HasSubstr("denoised_lease_active{backend=\"REFERENCE\",scope=\"server\"} 2\n"));
   EXPECT_THAT(page,
               HasSubstr("denoised_lease_active{backend=\"TORCH_SDPA\",scope=\"server\"} 0\n"));
+  EXPECT_THAT(page, HasSubstr("denoised_lease_active{backend=\"SAGE_ATTN\",scope=\"job\"} 1\n"));
   metrics.SetGaugeSource({});
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
+  EXPECT_THAT(metrics.Text(), Not(HasSubstr("scope=\"job\"")));
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_log_lines_dropped_total 7\n"))
       << "a counter never goes back";
 }
