@@ -62,7 +62,7 @@ PulledStream::Action AuditStream::Next() {
 grpc::ServerWriteReactor<grpc::ByteBuffer>* WatchAudit(const CallContext& with,
                                                        grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in) {
-  const CallTimer timer(with.metrics, "WatchAudit");
+  const CallTimer timer(context, with.metrics, "WatchAudit");
   return StartStream(timer, [&] {
     Audit& audit = with.gate->Require().audit();
     const auto stream = std::make_shared<AuditStream>(timer, &audit, with.dispatcher);

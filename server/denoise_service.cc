@@ -106,7 +106,7 @@ grpc::ServerUnaryReactor* DenoiseService::Denoise(grpc::CallbackServerContext* c
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* DenoiseService::Session(
     grpc::CallbackServerContext* context) {
   const auto stream =
-      std::make_shared<SessionStream>(CallTimer(with_.metrics, "Session"), with_.pool);
+      std::make_shared<SessionStream>(CallTimer(context, with_.metrics, "Session"), with_.pool);
   stream->Hold();
   const grpc::Status status = StatusOf([&] {
     Engine* const engine = &with_.gate->Require();

@@ -164,7 +164,7 @@ std::string SessionFingerprint(const Receipt& receipt, const std::string& fields
 std::string AddStep(const std::string& history, const std::vector<ReceiptEntry>& ran) {
   Fields fields;
   fields.Add("before", history);
-  AddRows(ran, &fields);
+  for (const std::string& row : RanRows(ran)) fields.Add("ran", row);
   return fields.Digest();
 }
 
