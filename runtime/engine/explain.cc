@@ -25,7 +25,7 @@ struct Question {
   std::shared_ptr<const LeaseList> leases;
 };
 
-// What a job has that a query may leave unsaid.
+// What a job or a session has that a query may leave unsaid.
 struct KnownWork {
   AttentionOptions attention;
   std::string tenant;
@@ -119,12 +119,12 @@ Explanation ExplainIn(const Question& question, const AttentionSpec& spec, const
 std::optional<Error> EngineImpl::CheckForce(const LeaseRequest& request) const {
   if (!request.scope.job) return models_.CheckForce(request, nullptr);
   const std::string& id = *request.scope.job;
-  JobPtr job;
+  std::shared_ptr<const TrajectoryWork> work;
   {
     const std::lock_guard lock(mutex_);
-    job = table_.Job(id);
+    work = table_.Trajectory(id);
   }
-  if (job) return models_.CheckForce(request, &job->parameters);
+  if (work) return models_.CheckForce(request, &work->parameters);
   const auto snapshot = store_->Get(id);
   if (snapshot) {
     return Error(
@@ -132,7 +132,7 @@ std::optional<Error> EngineImpl::CheckForce(const LeaseRequest& request) const {
         "scope.job_id: job " + id + " has ended as " + std::string(JobStateName(snapshot->state)),
         "scope.job_id", "JOB_FINISHED");
   }
-  return Error(StatusCode::kNotFound, "scope.job_id: no job '" + id.substr(0, 64) + "'",
+  return Error(StatusCode::kNotFound, "scope.job_id: no job or session '" + id.substr(0, 64) + "'",
                "scope.job_id", "JOB_NOT_FOUND");
 }
 
@@ -141,9 +141,9 @@ std::vector<Explanation> EngineImpl::Explain(const ExplainQuery& query) const {
   if (!query.job_id.empty()) {
     const auto snapshot = store_->Get(query.job_id);
     const std::lock_guard lock(mutex_);
-    if (const JobPtr job = table_.Job(query.job_id)) {
-      work = {job->request.attention, job->tenant, job->parameters, snapshot ? snapshot->step : 0,
-              job->pinned};
+    if (const auto known = table_.Trajectory(query.job_id)) {
+      work = {known->request.attention, known->tenant, known->parameters,
+              snapshot ? snapshot->step : 0, known->pinned};
     }
   }
   const Question question = QuestionOf(query, work ? &*work : nullptr, models_, *policy_);

@@ -100,7 +100,6 @@ void EngineImpl::LetGo(JobWork* job) {
   job->last_step_at.reset();
   job->step_pace = 0;
   job->generation.reset();
-  job->pinned = job->planner->pinned();
   job->planner.reset();
 }
 

@@ -96,7 +96,6 @@ struct JobWork : TrajectoryWork {
   // To go on in this process, where nothing can differ but who chooses its backends: as of any job,
   // at any step.
   bool put_away = false;
-  std::shared_ptr<const LeaseList> pinned;  // what its planner was held to, in this process
   // It begins from step 0 although it had done so many steps, for this reason.
   std::optional<std::pair<int64_t, std::string>> begins_anew;
   JobStage stage = JobStage::kNone;

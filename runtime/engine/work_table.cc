@@ -98,6 +98,11 @@ SessionPtr WorkTable::Session(const std::string& id) const {
   return found == sessions_.end() ? nullptr : found->second;
 }
 
+std::shared_ptr<const TrajectoryWork> WorkTable::Trajectory(const std::string& id) const {
+  if (JobPtr job = Job(id)) return job;
+  return Session(id);
+}
+
 std::vector<SessionPtr> WorkTable::Sessions() const {
   std::vector<SessionPtr> sessions;
   for (const auto& [id, session] : sessions_) sessions.push_back(session);

@@ -51,6 +51,8 @@ class WorkTable {
   // It has steps to do, until LeaveQueue.
   void EnterSteps(const SessionPtr& session, Work queued);
   SessionPtr Session(const std::string& id) const;  // null where it is closed
+  // A job or a session of this id; null where there is none that has not ended.
+  std::shared_ptr<const TrajectoryWork> Trajectory(const std::string& id) const;
   std::vector<SessionPtr> Sessions() const;
   int64_t sessions() const { return static_cast<int64_t>(sessions_.size()); }
   // What requests of sessions hold while they wait.

@@ -141,7 +141,13 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
   Metrics metrics("1");
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
   metrics.SetGaugeSource([] {
-    return Metrics::Gauges{3, 1, 4, {{AttnBackend::kReference, 2}}, 7, {{"public", {5, 6}}}};
+    return Metrics::Gauges{
+        3,
+        1,
+        4,
+        {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
+        7,
+        {{"public", {5, 6}}}};
   });
   const std::string page = metrics.Text();
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
