@@ -291,7 +291,7 @@ void EngineImpl::Refresh(const EngineWork& work) {
 
 void EngineImpl::PutBack(const WorkPtr& work) {
   const std::lock_guard lock(mutex_);
-  work->pinned = work->planner->pinned();
+  if (work->planner) work->pinned = work->planner->pinned();  // else it was put away
   Refresh(*work);
 }
 

@@ -105,8 +105,8 @@ bool Ledger::Recovered(const std::vector<JobRow>& rows) {
 }
 
 bool Ledger::Control(std::function<void(LedgerFile&)> write) {
-  return Insist(
-      {"control", std::move(write), {}, /*keep_trying=*/true, {}, /*writes_all=*/true}, [] {});
+  return Insist({"control", std::move(write), {}, /*keep_trying=*/true, {}, /*writes_all=*/true},
+                [] {});
 }
 
 bool Ledger::Insist(Verb verb, std::function<void()> kept) {

@@ -76,15 +76,20 @@ void SyncFolderOf(const fs::path& file) {
 // What was put aside in the damaged file stays so, as far as it can be read.
 void CopyQuarantine(Database* from, Database* to) {
   try {
-    Statement scan(from, "SELECT number, id, row, request, latents, why FROM quarantine");
+    const bool of_jobs_alone = from->Number(
+        "SELECT count(*) = 0 FROM pragma_table_info('quarantine') WHERE name = 'source'");
+    const std::string source = of_jobs_alone ? "'jobs'" : "source";  // version 1 has no other
+    Statement scan(from,
+                   "SELECT number, id, row, request, latents, why, " + source + " FROM quarantine");
     while (scan.Step()) {
-      Statement(to, "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?)")
+      Statement(to, "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)")
           .Bind(scan.Integer(0))
           .Bind(scan.Bytes(1))
           .Bind(scan.Bytes(2))
           .Bind(scan.Bytes(3))
           .BindBlob(scan.Bytes(4))
           .Bind(scan.Bytes(5))
+          .Bind(scan.Bytes(6))
           .Step();
     }
   } catch (const Error& error) {

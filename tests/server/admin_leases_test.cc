@@ -306,10 +306,9 @@ TEST_F(AdminLeasesTest, ARuleIsRefusedByItsIndex) {
   EXPECT_EQ(field([](R& r) { r.set_role("vae"); }), "attention.schedule[1].role");
   EXPECT_EQ(field([](R& r) { r.set_policy(static_cast<v1::SelectionPolicy>(9)); }),
             "attention.schedule[1].policy");
-  EXPECT_EQ(field([](R& r) {
-              (*r.mutable_parameters()->mutable_fields())["x"];  // a value that is not set
-            }),
-            "attention.schedule[1].parameters");
+  EXPECT_EQ(
+      field([](R& r) { (*r.mutable_parameters()->mutable_fields())["x"].set_number_value(NAN); }),
+      "attention.schedule[1].parameters");
 }
 
 TEST_F(AdminLeasesTest, AReceiptSaysLayersAndRule) {
@@ -331,8 +330,9 @@ TEST_F(AdminLeasesTest, AReceiptSaysLayersAndRule) {
 
 TEST_F(AdminLeasesTest, TheExplanationOfARefusalIsInItsDetails) {
   const std::string lines = "request SAGE_ATTN: refused: not in this build\nautomatic ...";
-  JobError error{StatusCode::kFailedPrecondition, std::string(9000, '\xc3'), "attention.backend",
-                 "BACKEND_REFUSED"};
+  std::string message;
+  while (message.size() < 9000) message += "\xc3\xa9";
+  JobError error{StatusCode::kFailedPrecondition, message, "attention.backend", "BACKEND_REFUSED"};
   error.details = lines;
   const grpc::Status status = ToStatus(error);
   const auto info = Find<google::rpc::ErrorInfo>(status);

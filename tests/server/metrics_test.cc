@@ -125,12 +125,9 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
   for (int i = 0; i < 3; ++i) ReportEverything(&metrics);
   metrics.SetGaugeSource([] {
     return Metrics::Gauges{
-        3,
-        1,
-        4,
-        {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
-        7,
-        {{"public", {5, 6}}}};
+        3, 1,
+        4, {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
+        7, {{"public", {5, 6}}}};
   });
   const std::vector<std::string> series = SeriesOf(metrics.Text());
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
@@ -142,12 +139,9 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
   metrics.SetGaugeSource([] {
     return Metrics::Gauges{
-        3,
-        1,
-        4,
-        {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
-        7,
-        {{"public", {5, 6}}}};
+        3, 1,
+        4, {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
+        7, {{"public", {5, 6}}}};
   });
   const std::string page = metrics.Text();
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
