@@ -247,7 +247,7 @@ def bad_requests(pb):
         "nothing to set": (dict(set=pb.SessionSet()), "set", None),
         "guidance": (dict(set=pb.SessionSet(guidance_scale=float("nan"))), "guidance_scale", None),
         "backend": (dict(set=pb.SessionSet(attention=pb.AttentionOptions(backend="fast"))), "attention.backend", None),
-        "strict": (dict(set=pb.SessionSet(attention=strict)), "", None),
+        "strict": (dict(set=pb.SessionSet(attention=strict)), "attention.backend", "BACKEND_REFUSED"),
         "another's session": (dict(session="0" * 32, read=pb.SessionRead()), "session_id", "SESSION_NOT_FOUND"),
         "a second open": (dict(open=pb.SessionOpen(prompt="a", height=65)), "height", None),
         "no verb": (dict(), "verb", None),
