@@ -306,9 +306,13 @@ TEST_F(AdminLeasesTest, ARuleIsRefusedByItsIndex) {
   EXPECT_EQ(field([](R& r) { r.set_role("vae"); }), "attention.schedule[1].role");
   EXPECT_EQ(field([](R& r) { r.set_policy(static_cast<v1::SelectionPolicy>(9)); }),
             "attention.schedule[1].policy");
-  EXPECT_EQ(
-      field([](R& r) { (*r.mutable_parameters()->mutable_fields())["x"].set_number_value(NAN); }),
-      "attention.schedule[1].parameters");
+  EXPECT_EQ(field([](R& r) {
+              google::protobuf::Struct* inner = r.mutable_parameters();
+              for (int i = 0; i < 17; ++i) {
+                inner = (*inner->mutable_fields())["x"].mutable_struct_value();
+              }
+            }),
+            "attention.schedule[1].parameters");
 }
 
 TEST_F(AdminLeasesTest, AReceiptSaysLayersAndRule) {
