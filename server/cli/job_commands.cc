@@ -361,7 +361,7 @@ std::vector<Command> JobCommands() {
       {"watch", "ID", "Follows a job to its end and shows its receipt; exit 1 unless it succeeds.",
        Uses::kServer, Watch,
        "  denoisectl watch 63b4\n"
-       "  id=$(denoisectl submit \"a blue square\" --preview_every=2) && denoisectl watch $id "
+       "  id=$(denoisectl submit \"a square\" --preview_every=2) && denoisectl watch $id "
        "--preview=now.png\n",
        kShortIds},
       {"cancel", "ID", "Asks a job to stop; it does within one step.", Uses::kServer, Cancel,

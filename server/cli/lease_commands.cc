@@ -24,7 +24,7 @@ constexpr char kNarrowness[] =
     "One is\nnarrower than another where, at the first of these in which they differ, it says "
     "something and the\nother does not: job, tenant, share, model, layers, steps, sigma, role; "
     "where both say the same,\nthe one with fewer layers, then fewer steps, then the shorter range "
-    "of sigma, then the smaller share.\n";
+    "of sigma, then less share.\n";
 
 std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
   return v1::AdminService::NewStub(Connect(options.admin));

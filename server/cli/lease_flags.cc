@@ -124,7 +124,7 @@ std::vector<Flag> TermFlags(v1::ForceBackendRequest* request) {
       {"budget", "TEXT", "",
        "How far it may be from what would run without it (\"relative_l2 p99 < 0.02 over 200\": "
        "relative_l2, max_abs or cosine_distance; mean, p50, p90, p99 or max; over so many sampled "
-       "calls). Broken, it ends the force.",
+       "calls). Broken, it ends the force. A server that cannot judge one refuses it.",
        [request](const std::string& text) {
          *request->mutable_budget() = ToProto(ParseBudgetFlag(text));
        }},

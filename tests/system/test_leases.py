@@ -313,11 +313,12 @@ def test_the_explanation_of_a_refusal_is_in_its_details(server, pb):
 
 def test_an_operators_leases_from_the_command_line(server, pb):
     done = admin(server, "force", "reference", "--model=shapes", "--role=self", "--layers=0-1", "--steps=1-2",
-                 "--sigma=0.1-1", "--tenant=studio", "--share=20%", "--ttl=10m", "--reason=looking",
-                 "--budget=relative_l2 p99 < 0.02 over 200")
+                 "--sigma=0.1-1", "--tenant=studio", "--share=20%", "--ttl=10m", "--reason=looking")
     assert done.returncode == 0, done.stderr
     scope = "tenant=studio share=20% model=shapes layers=0-1 steps=1-2 sigma=0.1-1 role=self"
-    assert scope in done.stdout and "relative_l2 p99 < 0.02 over 200" in done.stdout
+    assert scope in done.stdout
+    watched = admin(server, "force", "REFERENCE", "--budget=relative_l2 p99 < 0.02 over 200")
+    assert watched.returncode == 1 and "budget" in watched.stderr, "none is better than one that nobody judges"
     lease, = listed(server, pb).leases
     table = admin(server, "leases")
     assert scope in table.stdout and f"generation {lease.generation}" in table.stderr
