@@ -123,19 +123,18 @@ std::optional<Error> EngineImpl::CheckForce(const LeaseRequest& request) const {
   }
   if (!request.scope.job) return models_.CheckForce(request, nullptr);
   const std::string& id = *request.scope.job;
+  if (const auto snapshot = store_->Get(id); snapshot && IsTerminal(snapshot->state)) {
+    return Error(
+        StatusCode::kFailedPrecondition,
+        "scope.job_id: job " + id + " has ended as " + std::string(JobStateName(snapshot->state)),
+        "scope.job_id", "JOB_FINISHED");
+  }
   std::shared_ptr<const TrajectoryWork> work;
   {
     const std::lock_guard lock(mutex_);
     work = table_.Trajectory(id);
   }
   if (work) return models_.CheckForce(request, &work->parameters);
-  const auto snapshot = store_->Get(id);
-  if (snapshot) {
-    return Error(
-        StatusCode::kFailedPrecondition,
-        "scope.job_id: job " + id + " has ended as " + std::string(JobStateName(snapshot->state)),
-        "scope.job_id", "JOB_FINISHED");
-  }
   return Error(StatusCode::kNotFound, "scope.job_id: no job or session '" + id.substr(0, 64) + "'",
                "scope.job_id", "JOB_NOT_FOUND");
 }
