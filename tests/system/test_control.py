@@ -61,7 +61,8 @@ def test_a_lease_outlives_a_kill_with_what_was_left_and_ends_on_time(pb, tmp_pat
         eventually(lambda: [one.id for one in leases(server, pb)] == [newer.id], timeout=60,
                    what="the end of the lease")
         assert 20 <= time.monotonic() - made, "not before its time"
-        end = [event for event in audit(server, pb) if event.what == "expire"]
+        end = eventually(lambda: [event for event in audit(server, pb) if event.what == "expire"],
+                         what="the entry about it")
         assert [event.subject for event in end] == [lease.id]
         lived = end[0].time.ToMicroseconds() / 1e6 - lease.created_at.ToMicroseconds() / 1e6
         assert lived >= 19.9
