@@ -102,22 +102,27 @@ std::string OutcomeText(const v1::WishExplanation& wish) {
   return wish.reason().empty() ? wish.outcome() : wish.outcome() + ": " + wish.reason();
 }
 
+// What stands against the backend itself, whoever wishes for it; "" where nothing does.
+std::string WhyUnable(const v1::RoleExplanation& role, const std::string& backend) {
+  for (const v1::BackendCandidate& candidate : role.candidates()) {
+    if (candidate.backend() != backend) continue;
+    return candidate.listed() ? candidate.why_not() : "the layer does not list it";
+  }
+  return "the server does not know it";
+}
+
 // What becomes of a backend at best: its wish, else why automatic selection does not take it.
 std::string WhyNot(const v1::RoleExplanation& role, const std::string& backend) {
+  const std::string unable = WhyUnable(role, backend);
   for (const v1::WishExplanation& wish : role.wishes()) {
     if (wish.backend() != backend) continue;
     if (wish.source() != "automatic") {
       return WhoChose(wish.source(), wish.lease_id(), RuleOf(wish)) + ", " + OutcomeText(wish);
     }
-    return wish.outcome() == "hidden" ? "could serve; " + wish.reason() : wish.reason();
+    if (wish.outcome() != "hidden") return wish.reason();
+    return unable.empty() ? "could serve; " + wish.reason() : unable;
   }
-  for (const v1::BackendCandidate& candidate : role.candidates()) {
-    if (candidate.backend() != backend) continue;
-    if (!candidate.listed()) return "the layer does not list it";
-    return candidate.why_not().empty() ? "could serve, but runs only where it is asked for by name"
-                                       : candidate.why_not();
-  }
-  return "the server does not know it";
+  return unable.empty() ? "could serve, but runs only where it is asked for by name" : unable;
 }
 
 const v1::WishExplanation* Granted(const v1::RoleExplanation& role, const std::string& backend) {

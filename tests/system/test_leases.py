@@ -367,6 +367,8 @@ def test_explain_is_a_table_and_why_not_is_a_line(server, pb):
     assert "does not run for self-attention" in why_not("REFERENCE", "--layer=3") and "layers 0-1" in why_not(
         "REFERENCE", "--layer=3")
     assert "came first" in why_not("TORCH_SDPA", "--layer=0")
+    unable = why_not("CUDNN_ATTN", "--layer=0")
+    assert "could serve" not in unable and "came first" not in unable, "what is unable is hidden by nothing"
 
 
 def test_hold_with_a_scope_ends_when_its_client_is_killed(server, pb):
