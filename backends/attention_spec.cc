@@ -1,5 +1,7 @@
 #include "backends/attention_spec.h"
 
+#include <algorithm>
+
 namespace denoised {
 
 std::string_view DTypeName(DType dtype) {
@@ -51,6 +53,10 @@ std::string_view AttentionRoleName(AttentionRole role) {
       return "vae";
   }
   return "unknown";
+}
+
+bool AttentionSpec::Lists(AttnBackend backend) const {
+  return std::ranges::find(supported, backend) != supported.end();
 }
 
 }  // namespace denoised

@@ -53,6 +53,7 @@ struct AttentionSpec {
   bool has_projection = false;         // the checkpoint carries proj_l (SLA)
   bool custom_scale = false;           // the softmax scale is not head_size^-0.5
   std::vector<AttnBackend> supported;  // what the layer lists; never empty
+  bool Lists(AttnBackend backend) const;
   bool operator==(const AttentionSpec&) const = default;
 };
 

@@ -11,10 +11,6 @@ namespace {
 constexpr std::array<std::string_view, kSelectionSources.size()> kSourceNames = {
     "force", "request", "environment", "model_default", "automatic"};
 
-bool Lists(const AttentionSpec& spec, AttnBackend id) {
-  return std::find(spec.supported.begin(), spec.supported.end(), id) != spec.supported.end();
-}
-
 std::string NamesOf(const std::vector<AttnBackend>& ids) {
   std::string names;
   for (AttnBackend id : ids)
@@ -24,7 +20,7 @@ std::string NamesOf(const std::vector<AttnBackend>& ids) {
 
 std::optional<std::string> WhyUnfit(AttnBackend id, const AttentionSpec& spec,
                                     const BackendRegistry& registry, const DeviceInfo& device) {
-  if (!Lists(spec, id)) {
+  if (!spec.Lists(id)) {
     return std::string(AttentionRoleName(spec.role)) + " attention of this model takes only " +
            NamesOf(spec.supported);
   }
@@ -85,7 +81,7 @@ std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& 
 bool SelectAutomatic(const AttentionSpec& spec, const BackendRegistry& registry,
                      const DeviceInfo& device, Selection* selection) {
   for (const BackendRegistry::Entry& entry : registry.entries()) {
-    if (!entry.automatic || !Lists(spec, entry.id)) continue;
+    if (!entry.automatic || !spec.Lists(entry.id)) continue;
     const Wish wish{SelectionSource::kAutomatic, entry.id, "", ""};
     auto reason = WhyNotGranted(wish, spec, registry, device, &selection->granted);
     if (!reason) reason = registry.WhyYields(entry.id, spec, device);
@@ -126,7 +122,7 @@ std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& 
 }
 
 bool IsActionable(AttnBackend backend, const AttentionSpec& spec) {
-  return spec.role == AttentionRole::kSelf || Lists(spec, backend);
+  return spec.role == AttentionRole::kSelf || spec.Lists(backend);
 }
 
 Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,

@@ -1,8 +1,9 @@
 #include "runtime/audit.h"
 
-#include <algorithm>
 #include <string>
 #include <utility>
+
+#include "runtime/cut_text.h"
 
 namespace denoised {
 namespace {
@@ -11,15 +12,6 @@ using std::chrono::system_clock;
 
 // Longer ones are a backend's parameters, which nobody reads to their end here.
 constexpr size_t kMaxText = 1024;
-
-// Between two characters of UTF-8.
-void Cut(std::string* text) {
-  if (text->size() <= kMaxText) return;
-  size_t end = kMaxText;
-  while (end > 0 && (static_cast<unsigned char>((*text)[end]) & 0xc0) == 0x80) --end;
-  text->resize(end);
-  *text += "...";
-}
 
 }  // namespace
 
@@ -50,7 +42,7 @@ void Audit::Write(std::vector<AuditRecord> records) {
     entry.time = system_clock::now();
     for (std::string* text :
          {&entry.who, &entry.subject, &entry.old_value, &entry.new_value, &entry.reason}) {
-      Cut(text);
+      *text = CutText(*text, kMaxText);
     }
     LogAudit(entry, logger_);
   }

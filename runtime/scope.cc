@@ -10,7 +10,7 @@
 namespace denoised {
 namespace {
 
-// In the order of narrowness; the names of the command line and of labels.
+// In ScopeKind's order; the names of the command line and of labels.
 constexpr std::array kKinds = {"job",    "tenant", "share", "model",
                                "layers", "steps",  "sigma", "role"};
 
@@ -100,18 +100,27 @@ bool InLoop(AttentionRole role) {
   return role == AttentionRole::kSelf || role == AttentionRole::kCross;
 }
 
-bool PlaceScope::Holds(const Place& place) const {
-  if (role && *role != place.role) return false;
-  if (layers && !(place.layer && layers->Has(*place.layer))) return false;
-  if (steps && !(place.step && steps->Has(*place.step))) return false;
-  return !sigma || (place.sigma && sigma->Has(*place.sigma));
+std::optional<AttentionRole> LoopRoleFromName(std::string_view name) {
+  for (AttentionRole role : {AttentionRole::kSelf, AttentionRole::kCross}) {
+    if (AttentionRoleName(role) == name) return role;
+  }
+  return std::nullopt;
 }
 
-bool LeaseScope::Holds(const WorkIdentity& work) const {
-  if (job && *job != work.id) return false;
-  if (tenant && *tenant != work.tenant) return false;
-  if (model && *model != work.model) return false;
-  return !share || ShareOfId(work.id) < *share;
+std::optional<ScopeKind> PlaceScope::Unmet(const Place& place) const {
+  if (role && *role != place.role) return ScopeKind::kRole;
+  if (layers && !(place.layer && layers->Has(*place.layer))) return ScopeKind::kLayers;
+  if (steps && !(place.step && steps->Has(*place.step))) return ScopeKind::kSteps;
+  if (sigma && !(place.sigma && sigma->Has(*place.sigma))) return ScopeKind::kSigma;
+  return std::nullopt;
+}
+
+std::optional<ScopeKind> LeaseScope::Unmet(const WorkIdentity& work) const {
+  if (job && *job != work.id) return ScopeKind::kJob;
+  if (tenant && *tenant != work.tenant) return ScopeKind::kTenant;
+  if (model && *model != work.model) return ScopeKind::kModel;
+  if (share && !(ShareOfId(work.id) < *share)) return ScopeKind::kShare;
+  return std::nullopt;
 }
 
 double PercentOf(double share) { return std::round(share * 1e12) / 1e10; }

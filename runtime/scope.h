@@ -47,6 +47,12 @@ std::optional<SigmaRange> ParseSigmaRange(std::string_view text);
 // is scoped by one of these never holds for another role.
 bool InLoop(AttentionRole role);
 
+// "self" and "cross": of the roles in the loop, which alone can be asked for by name.
+std::optional<AttentionRole> LoopRoleFromName(std::string_view name);
+
+// What a scope may say, in the order of narrowness.
+enum class ScopeKind : uint8_t { kJob, kTenant, kShare, kModel, kLayers, kSteps, kSigma, kRole };
+
 // A call of attention inside a piece of work.
 struct Place {
   AttentionRole role = AttentionRole::kSelf;
@@ -60,7 +66,9 @@ struct PlaceScope {
   std::optional<AttentionRole> role = std::nullopt;
   std::optional<Interval> layers = std::nullopt, steps = std::nullopt;
   std::optional<SigmaRange> sigma = std::nullopt;
-  bool Holds(const Place& place) const;
+  bool Holds(const Place& place) const { return !Unmet(place); }
+  // A kind by which it does not hold there: the first of role, layers, steps and sigma.
+  std::optional<ScopeKind> Unmet(const Place& place) const;
   bool operator==(const PlaceScope&) const = default;
 };
 
@@ -88,7 +96,9 @@ struct LeaseScope {
   // alone, so it stays the same for a job, and a larger share holds all of a smaller one.
   std::optional<double> share = std::nullopt;
   PlaceScope where = {};
-  bool Holds(const WorkIdentity& work) const;
+  bool Holds(const WorkIdentity& work) const { return !Unmet(work); }
+  // A kind by which it does not hold for it: the first of job, tenant, model and share.
+  std::optional<ScopeKind> Unmet(const WorkIdentity& work) const;
   bool operator==(const LeaseScope&) const = default;
 };
 

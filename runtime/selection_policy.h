@@ -121,7 +121,7 @@ class SelectionPolicy {
 
   // Makes a lease. Throws INVALID_ARGUMENT naming "ttl" where it is not in (0, 365 days], or a
   // field of the scope or the budget; ABORTED (reason GENERATION_MISMATCH) where the generation is
-  // not the expected one; RESOURCE_EXHAUSTED (reason TOO_MANY_LEASES).
+  // not the expected one; RESOURCE_EXHAUSTED (reason TOO_MANY_FORCES).
   Lease Force(LeaseRequest request, OnEnd on_end = {});
   // Gives a lease a new end, `ttl` from now (unset: none). Throws NOT_FOUND (reason
   // LEASE_NOT_FOUND), and as Force.

@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "server/convert_trajectory.h"
+
 namespace denoised {
 namespace {
 
@@ -82,28 +84,8 @@ Priority FromProto(v1::Priority priority) {
 }
 
 GenerationRequest FromProto(v1::GenerationRequest&& message) {
-  GenerationRequest request;
-  request.model = message.model();
-  request.prompt = message.prompt();
-  if (message.has_negative_prompt()) request.negative_prompt = message.negative_prompt();
-  if (message.has_seed()) request.seed = message.seed();
-  if (message.has_height()) request.height = message.height();
-  if (message.has_width()) request.width = message.width();
-  if (message.has_num_frames()) request.num_frames = message.num_frames();
+  GenerationRequest request = TrajectoryFromProto(&message);
   if (message.has_fps()) request.fps = message.fps();
-  if (message.has_num_inference_steps()) {
-    request.num_inference_steps = message.num_inference_steps();
-  }
-  if (message.has_guidance_scale()) request.guidance_scale = message.guidance_scale();
-  if (message.has_flow_shift()) request.flow_shift = message.flow_shift();
-  if (message.has_max_sequence_length()) {
-    request.max_sequence_length = message.max_sequence_length();
-  }
-  request.attention = FromProto(message.attention());
-  request.numerics = FromProto(message.numerics());
-  if (message.has_latents()) {
-    request.latents = FromProto(std::move(*message.mutable_latents()), "latents");
-  }
   request.formats = FormatsFromProto(message);
   if (message.has_time_limit()) {
     request.deadline =

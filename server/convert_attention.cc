@@ -82,9 +82,7 @@ Interval FromProto(const v1::Interval& message) { return {message.first(), messa
 SigmaRange FromProto(const v1::SigmaRange& message) { return {message.low(), message.high()}; }
 
 AttentionRole LoopRoleFromProto(const std::string& name, const std::string& field) {
-  for (AttentionRole role : {AttentionRole::kSelf, AttentionRole::kCross}) {
-    if (AttentionRoleName(role) == name) return role;
-  }
+  if (const auto role = LoopRoleFromName(name)) return *role;
   throw InvalidField(field, "wanted self or cross, got \"" + name.substr(0, 64) + "\"");
 }
 

@@ -7,6 +7,7 @@
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "runtime/cut_text.h"
 
 namespace denoised {
 namespace {
@@ -21,21 +22,13 @@ constexpr size_t kMaxDescriptionBytes = 300;
 constexpr size_t kMaxMessageBytesBesideDetails = 900;
 constexpr size_t kMaxDetailsBytes = 1800;
 
-// At most `limit` bytes, never in the middle of a UTF-8 sequence.
-std::string Cut(const std::string& text, size_t limit) {
-  if (text.size() <= limit) return text;
-  size_t end = limit;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
-  return text.substr(0, end) + "...";
-}
-
 google::rpc::ErrorInfo InfoOf(const JobError& error) {
   google::rpc::ErrorInfo info;
   info.set_reason(error.reason);
   info.set_domain("denoised");
   auto& metadata = *info.mutable_metadata();
-  if (!error.field.empty()) metadata["field"] = Cut(error.field, 128);
-  if (!error.details.empty()) metadata["explanation"] = Cut(error.details, kMaxDetailsBytes);
+  if (!error.field.empty()) metadata["field"] = CutText(error.field, 128);
+  if (!error.details.empty()) metadata["explanation"] = CutText(error.details, kMaxDetailsBytes);
   return info;
 }
 
@@ -43,8 +36,8 @@ void AddDetails(const JobError& error, google::rpc::Status* status) {
   if (!error.field.empty() && error.code == StatusCode::kInvalidArgument) {
     google::rpc::BadRequest bad_request;
     auto* violation = bad_request.add_field_violations();
-    violation->set_field(Cut(error.field, 128));
-    violation->set_description(Cut(error.message, kMaxDescriptionBytes));
+    violation->set_field(CutText(error.field, 128));
+    violation->set_description(CutText(error.message, kMaxDescriptionBytes));
     status->add_details()->PackFrom(bad_request);
   }
   if (!error.reason.empty()) status->add_details()->PackFrom(InfoOf(error));
@@ -61,7 +54,7 @@ grpc::Status ToStatus(const Error& error) { return ToStatus(ToJobError(error)); 
 
 grpc::Status ToStatus(const JobError& error) {
   const size_t room = error.details.empty() ? kMaxMessageBytes : kMaxMessageBytesBesideDetails;
-  const std::string message = Cut(error.message, room);
+  const std::string message = CutText(error.message, room);
   google::rpc::Status status;
   status.set_code(static_cast<int>(error.code));
   status.set_message(message);

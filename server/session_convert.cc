@@ -3,37 +3,10 @@
 #include <utility>
 
 #include "server/convert.h"
+#include "server/convert_trajectory.h"
 
 namespace denoised {
 namespace {
-
-// What a generation request has too.
-GenerationRequest GenerationOf(v1::SessionOpen* message) {
-  GenerationRequest request;
-  request.model = message->model();
-  request.prompt = message->prompt();
-  if (message->has_negative_prompt()) request.negative_prompt = message->negative_prompt();
-  if (message->has_seed()) request.seed = message->seed();
-  if (message->has_latents()) {
-    request.latents = FromProto(std::move(*message->mutable_latents()), "latents");
-  }
-  if (message->has_height()) request.height = message->height();
-  if (message->has_width()) request.width = message->width();
-  if (message->has_num_frames()) request.num_frames = message->num_frames();
-  if (message->has_num_inference_steps()) {
-    request.num_inference_steps = message->num_inference_steps();
-  }
-  if (message->has_flow_shift()) request.flow_shift = message->flow_shift();
-  if (message->has_guidance_scale()) request.guidance_scale = message->guidance_scale();
-  if (message->has_max_sequence_length()) {
-    request.max_sequence_length = message->max_sequence_length();
-  }
-  request.attention = FromProto(message->attention());
-  request.numerics = FromProto(message->numerics());
-  request.priority = FromProto(message->priority());
-  request.tenant = message->tenant();
-  return request;
-}
 
 SessionWrite WriteOf(v1::SessionWrite* message) {
   SessionWrite write;
@@ -68,7 +41,9 @@ void FillStepped(const SessionReply& reply, v1::SessionStepped* message) {
 
 SessionRequest FromProto(v1::SessionOpen&& message) {
   SessionRequest request;
-  request.generation = GenerationOf(&message);
+  request.generation = TrajectoryFromProto(&message);
+  request.generation.priority = FromProto(message.priority());
+  request.generation.tenant = message.tenant();
   SessionGiven& given = request.given;
   if (message.has_encoder_hidden_states()) {
     given.encoder_hidden_states =

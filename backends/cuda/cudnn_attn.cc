@@ -331,10 +331,7 @@ class CudnnBackend final : public AttentionBackend {
 
   std::optional<std::string> Yields(const AttentionSpec& spec,
                                     const DeviceInfo& device) const override {
-    const auto& listed = spec.supported;
-    const bool flash =
-        std::find(listed.begin(), listed.end(), AttnBackend::kFlashAttn) != listed.end();
-    if (!flash || !Flash3Serves(spec, device)) return std::nullopt;
+    if (!spec.Lists(AttnBackend::kFlashAttn) || !Flash3Serves(spec, device)) return std::nullopt;
     return "FLASH_ATTN with FlashAttention-3 is faster here";
   }
 

@@ -33,7 +33,7 @@ void CheckHoldsSomewhere(const AttentionRule& rule, size_t index, const PlannerS
 void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& setting,
                const AttentionSpec& spec) {
   const auto why_not = setting.registry->WhyNot(rule.backend, spec, setting.device);
-  const bool listed = std::ranges::count(spec.supported, rule.backend) > 0;
+  const bool listed = spec.Lists(rule.backend);
   if (listed && !why_not) {
     try {
       setting.registry->CanonicalParameters(rule.backend, spec, rule.parameters_json);

@@ -17,10 +17,6 @@ bool IsSame(const Wish& a, const Wish& b) {
          a.rule == b.rule;
 }
 
-bool Lists(const AttentionSpec& spec, AttnBackend backend) {
-  return std::ranges::count(spec.supported, backend) > 0;
-}
-
 // Tells of wishes in their order until one is granted, and that it came first after that.
 class Teller {
  public:
@@ -59,34 +55,38 @@ struct AllWishes {
 
 // Why a lease is for other work; "" where it is for this.
 std::string WhyOtherWork(const LeaseScope& scope, const WorkIdentity& work) {
-  if (scope.job && *scope.job != work.id) return "is for job " + *scope.job;
-  if (scope.tenant && *scope.tenant != work.tenant) return "is for tenant " + *scope.tenant;
-  if (scope.model && *scope.model != work.model) return "is for model " + *scope.model;
-  if (!scope.share) return "";
-  if (work.id.empty()) return "is for " + PercentText(*scope.share) + " of all jobs: name a job";
-  if (ShareOfId(work.id) < *scope.share) return "";
-  return "is for " + PercentText(*scope.share) + " of all jobs, and this one is not among them";
+  const auto unmet = scope.Unmet(work);
+  if (unmet == ScopeKind::kJob) return "is for job " + *scope.job;
+  if (unmet == ScopeKind::kTenant) return "is for tenant " + *scope.tenant;
+  if (unmet == ScopeKind::kModel) return "is for model " + *scope.model;
+  // Without an id nobody knows whether the work is in the share.
+  if (!scope.share || (!unmet && !work.id.empty())) return "";
+  return "is for " + PercentText(*scope.share) + " of all jobs" +
+         (work.id.empty() ? ": name a job" : ", and this one is not among them");
 }
 
 std::string WhyOtherPlace(const PlaceScope& where, const Place& place) {
-  if (where.role && *where.role != place.role) {
-    return "holds for " + std::string(AttentionRoleName(*where.role)) + " attention";
-  }
+  const auto unmet = where.Unmet(place);
+  if (!unmet) return "";
   const auto text = [](const char* kind, const std::string& held, const std::string& here) {
     return std::string("holds for ") + kind + " " + held + ", and this is " + here;
   };
-  if (where.layers && !(place.layer && where.layers->Has(*place.layer))) {
-    return text("layers", ToText(*where.layers),
-                "layer " + std::to_string(place.layer.value_or(0)));
-  }
-  if (where.steps && !(place.step && where.steps->Has(*place.step))) {
-    return text("steps", ToText(*where.steps), "step " + std::to_string(place.step.value_or(0)));
-  }
-  if (where.sigma && !place.sigma) {
-    return "holds for sigma " + ToText(*where.sigma) + ": name a sigma";
-  }
-  if (where.sigma && !where.sigma->Has(*place.sigma)) {
-    return text("sigma", ToText(*where.sigma), ToText(SigmaRange{*place.sigma, *place.sigma}));
+  switch (*unmet) {
+    case ScopeKind::kLayers:
+      return text("layers", ToText(*where.layers),
+                  "layer " + std::to_string(place.layer.value_or(0)));
+    case ScopeKind::kSteps:
+      return text("steps", ToText(*where.steps), "step " + std::to_string(place.step.value_or(0)));
+    case ScopeKind::kSigma:
+      if (!place.sigma) return "holds for sigma " + ToText(*where.sigma) + ": name a sigma";
+      return text("sigma", ToText(*where.sigma), ToText(SigmaRange{*place.sigma, *place.sigma}));
+    case ScopeKind::kRole:
+      return "holds for " + std::string(AttentionRoleName(*where.role)) + " attention";
+    case ScopeKind::kJob:
+    case ScopeKind::kTenant:
+    case ScopeKind::kShare:
+    case ScopeKind::kModel:
+      break;  // of work, not of a place
   }
   return "";
 }
@@ -201,8 +201,8 @@ std::vector<Explanation::Candidate> CandidatesOf(const PlannerSetting& setting,
                                                  const AttentionSpec& spec) {
   std::vector<Explanation::Candidate> candidates;
   for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
-    candidates.push_back({entry.id, Lists(spec, entry.id),
-                          setting.registry->WhyNot(entry.id, spec, setting.device)});
+    candidates.push_back(
+        {entry.id, spec.Lists(entry.id), setting.registry->WhyNot(entry.id, spec, setting.device)});
   }
   return candidates;
 }
@@ -241,7 +241,7 @@ std::vector<ExplainedWish> ExplainWishes(const PlannerSetting& setting, const At
     teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device); });
   }
   for (const BackendRegistry::Entry& entry : registry.entries()) {
-    if (!entry.automatic || !Lists(spec, entry.id)) continue;
+    if (!entry.automatic || !spec.Lists(entry.id)) continue;
     const Wish wish{SelectionSource::kAutomatic, entry.id, "", ""};
     teller.Tell(wish, [&] {
       auto reason = WhyNotGranted(wish, spec, registry, device);

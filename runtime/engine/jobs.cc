@@ -26,12 +26,6 @@ RunRequest::Decode DecodeOf(const JobWork& job) {
                                               : RunRequest::Decode::kFrames;
 }
 
-// Without fingerprint. Of work that has a planner.
-Receipt Stamped(const EngineWork& work, LinearNumerics linear) {
-  return StampedReceipt(*work.planner, work.pipeline->info(), work.pipeline->planner_setting(),
-                        linear);
-}
-
 }  // namespace
 
 // Engine thread, as all until EncodeAndStore.
@@ -130,7 +124,7 @@ void EngineImpl::UnitDone(const JobPtr& job, UnitKind kind, double seconds) {
 
 Receipt EngineImpl::ReceiptOf(const JobWork& job) const {
   if (job.planner == nullptr) return {};
-  Receipt receipt = Stamped(job, job.parameters.linear);
+  Receipt receipt = StampedReceipt(job, job.parameters.linear);
   receipt.fingerprint = Fingerprint(receipt, job.request, job.parameters);
   return receipt;
 }
@@ -232,7 +226,7 @@ void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error)
   DenoiseResult result;
   const auto failed = error ? error : Caught([&] {
     result = call->call->TakeResult();
-    result.receipt = Stamped(*call, LinearOf(call->request, *call->pipeline));
+    result.receipt = StampedReceipt(*call, LinearOf(call->request, *call->pipeline));
     result.receipt.fingerprint = Fingerprint(result.receipt, call->request);
     result.queue_seconds = call->queue_seconds;
   });

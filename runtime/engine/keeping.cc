@@ -16,8 +16,7 @@ using SteadyClock = std::chrono::steady_clock;
 // All that the next steps' bits depend on beside the job itself.
 std::string EngineImpl::IdentityOf(const JobWork& job) const {
   Receipt receipt;
-  StampReceipt(job.pipeline->info(), job.pipeline->planner_setting(), job.parameters.linear,
-               &receipt);
+  StampReceipt(job, job.parameters.linear, &receipt);
   std::string text;
   const auto add = [&](const std::string& name, const std::string& value) {
     text += name + "=" + value + "\n";

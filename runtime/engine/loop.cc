@@ -318,12 +318,8 @@ void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
 
 // When a job has given back what it held, so that the gaps of one do not add to the next one's.
 void EngineImpl::ReturnUnusedMemory() const {
-  int64_t held = static_cast<int64_t>(store_->artifact_bytes());
-  {
-    const std::lock_guard lock(mutex_);
-    held += HeldBesideResults() + table_.resident_bytes();
-  }
-  memory_.ReturnUnused(held);
+  const auto artifacts = static_cast<int64_t>(store_->artifact_bytes());
+  memory_.ReturnUnused(HeldByAll() + artifacts);
 }
 
 bool EngineImpl::Late(const EngineWork& work) const {

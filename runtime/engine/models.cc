@@ -46,7 +46,7 @@ class ForceCheck {
 
   static std::optional<std::string> WhyUnusable(AttnBackend backend, const Pipeline& pipeline,
                                                 const AttentionSpec& spec) {
-    if (std::ranges::count(spec.supported, backend) == 0) {
+    if (!spec.Lists(backend)) {
       return Named(pipeline, spec) + " does not list it";
     }
     const PlannerSetting& setting = pipeline.planner_setting();

@@ -56,9 +56,10 @@ std::map<Kernel, Layers> At(const std::vector<const ReceiptEntry*>& entries, int
     any.push_back(*entry->layers);
   }
   // Every layer runs something: what has as many as there are has all.
+  any = Joined(std::move(any));
   for (auto& [kernel, layers] : at) {
     layers = Joined(std::move(layers));
-    if (layers == Joined(any)) layers.clear();
+    if (layers == any) layers.clear();
   }
   return at;
 }

@@ -108,8 +108,9 @@ std::string LevelsText(const std::vector<double>& sigmas) {
 
 }  // namespace
 
-void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearNumerics linear,
-                  Receipt* receipt) {
+void StampReceipt(const EngineWork& work, LinearNumerics linear, Receipt* receipt) {
+  const ModelInfo& model = work.pipeline->info();
+  const PlannerSetting& setting = work.pipeline->planner_setting();
   receipt->weights_digest = model.weights_digest;
   receipt->model_digest = model.model_digest;
   receipt->device = setting.device.name;
@@ -128,12 +129,11 @@ std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request
   return fields.Digest();
 }
 
-Receipt StampedReceipt(const AttentionPlanner& planner, const ModelInfo& model,
-                       const PlannerSetting& setting, LinearNumerics linear) {
+Receipt StampedReceipt(const EngineWork& work, LinearNumerics linear) {
   Receipt receipt;
-  receipt.entries = planner.Entries();
-  receipt.notes = planner.Notes();
-  StampReceipt(model, setting, linear, &receipt);
+  receipt.entries = work.planner->Entries();
+  receipt.notes = work.planner->Notes();
+  StampReceipt(work, linear, &receipt);
   return receipt;
 }
 

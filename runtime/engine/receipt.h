@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/attention/attention_planner.h"
+#include "runtime/engine/work.h"
 #include "runtime/job.h"
 #include "runtime/model_info.h"
 #include "runtime/session.h"
@@ -20,12 +20,10 @@
 namespace denoised {
 
 // Fills in the model's digests and dtype, the device, the numerics, the versions and the kernels.
-void StampReceipt(const ModelInfo& model, const PlannerSetting& setting, LinearNumerics linear,
-                  Receipt* receipt);
+void StampReceipt(const EngineWork& work, LinearNumerics linear, Receipt* receipt);
 
-// What ran by a planner, stamped.
-Receipt StampedReceipt(const AttentionPlanner& planner, const ModelInfo& model,
-                       const PlannerSetting& setting, LinearNumerics linear);
+// What ran of work that has a planner, stamped; without fingerprint.
+Receipt StampedReceipt(const EngineWork& work, LinearNumerics linear);
 
 // Over a stamped receipt and what was asked of the model.
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,

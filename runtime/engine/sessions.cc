@@ -259,8 +259,7 @@ void EngineImpl::StepsEnded(const SessionPtr& session, const std::optional<Error
 }
 
 Receipt EngineImpl::ReceiptOf(const SessionWork& session) const {
-  Receipt receipt = StampedReceipt(*session.planner, session.pipeline->info(),
-                                   session.pipeline->planner_setting(), session.parameters.linear);
+  Receipt receipt = StampedReceipt(session, session.parameters.linear);
   receipt.fingerprint =
       SessionFingerprint(receipt, session.fields, session.changed ? session.history : "");
   return receipt;

@@ -1,7 +1,5 @@
 #include "runtime/loaders/attention_schedule.h"
 
-#include <array>
-
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
 
@@ -24,20 +22,13 @@ auto Parsed(const ConfigReader& rule, const std::string& key, const std::string&
   return value;
 }
 
-std::optional<AttentionRole> LoopRole(const std::string& name) {
-  for (AttentionRole role : {AttentionRole::kSelf, AttentionRole::kCross}) {
-    if (AttentionRoleName(role) == name) return role;
-  }
-  return std::nullopt;
-}
-
 AttentionRule ReadRule(const ConfigReader& given) {
   given.RequireOnly({"steps", "sigma", "layers", "role", "backend", "parameters", "strict"});
   AttentionRule rule;
   rule.where.steps = Parsed(given, "steps", "steps such as \"0-4\"", ParseInterval);
   rule.where.layers = Parsed(given, "layers", "layers such as \"0-3\"", ParseInterval);
   rule.where.sigma = Parsed(given, "sigma", "noise levels such as \"0.2-0.9\"", ParseSigmaRange);
-  rule.where.role = Parsed(given, "role", "\"self\" or \"cross\"", LoopRole);
+  rule.where.role = Parsed(given, "role", "\"self\" or \"cross\"", LoopRoleFromName);
   rule.backend = CoerceAttnBackend(given.String("backend", ""), given.path() + ".backend");
   if (given.Has("parameters")) rule.parameters_json = given.json().at("parameters").dump();
   if (given.Bool("strict", false)) rule.mode = SelectionMode::kStrict;

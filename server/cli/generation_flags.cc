@@ -122,9 +122,8 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
          request->set_best_effort_deadline(wanted);
        }},
       {"pin_backends", "", "false",
-       "Keep the operator's forces that hold when the job begins to its end; later ones are not "
-       "for "
-       "it.",
+       "Keep the operator's forces that hold when the job begins to its end; later ones are "
+       "not for it.",
        [request](const std::string& text) {
          bool pinned = false;
          SetBool("pin_backends", &pinned)(text);

@@ -170,8 +170,7 @@ std::vector<Command> LeaseCommands() {
        Uses::kAdmin, Force,
        "  denoisectl force TORCH_SDPA --ttl=10m --reason=\"comparing\"\n"
        "  denoisectl force VIDEO_SPARSE_ATTN --share=20% --parameters='{\"sparsity\": 0.75}'\n"
-       "  denoisectl force SAGE_ATTN --model=shapes --role=self --layers=0-5 --steps=4-19 \\\n"
-       "    --budget=\"relative_l2 p99 < 0.02 over 200\"\n",
+       "  denoisectl force SAGE_ATTN --model=shapes --role=self --layers=0-5 --steps=4-19\n",
        kNarrowness},
       {"hold", "NAME", "Forces a backend for as long as this command runs (end it with Ctrl-C).",
        Uses::kAdmin, Hold,
