@@ -162,6 +162,16 @@ def page(address, path, timeout=30):
         connection.close()
 
 
+def forwards(server, model="shapes"):
+    """Forwards and their rows so far."""
+    numbers = {}
+    for line in page(server.http, "/metrics")[1].splitlines():
+        for what in ("sum", "count"):
+            if line.startswith(f'denoised_forward_batch_size_{what}{{model="{model}"}}'):
+                numbers[what] = float(line.split()[-1])
+    return numbers.get("count", 0), numbers.get("sum", 0)
+
+
 def error_of(call):
     """The RpcError that `call()` raises."""
     try:

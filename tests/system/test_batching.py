@@ -42,16 +42,6 @@ def results_of(server, pb, job_id):
     return server.fetch(job_id, pb.SAFETENSORS), server.fetch(job_id, pb.NPY), done
 
 
-def forwards(server, model="shapes"):
-    """Forwards and their rows so far."""
-    numbers = {}
-    for line in harness.page(server.http, "/metrics")[1].splitlines():
-        for what in ("sum", "count"):
-            if line.startswith(f'denoised_forward_batch_size_{what}{{model="{model}"}}'):
-                numbers[what] = float(line.split()[-1])
-    return numbers.get("count", 0), numbers.get("sum", 0)
-
-
 @pytest.fixture(scope="module")
 def alone(shapes, pb):
     return [results_of(shapes, pb, shapes.generation.SubmitJob(request_of(pb, job), timeout=30).id)
@@ -59,11 +49,11 @@ def alone(shapes, pb):
 
 
 def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, alone):
-    before = forwards(shapes)
+    before = harness.forwards(shapes)
     with concurrent.futures.ThreadPoolExecutor(len(JOBS)) as pool:
         jobs = list(pool.map(lambda job: shapes.generation.SubmitJob(request_of(pb, job), timeout=30), JOBS))
     together = [results_of(shapes, pb, job.id) for job in jobs]
-    after = forwards(shapes)
+    after = harness.forwards(shapes)
     rows = (after[1] - before[1]) / (after[0] - before[0])
     assert rows >= 6, f"{rows:.1f} rows a forward"
     for job, one, many in zip(JOBS, alone, together):
@@ -90,12 +80,12 @@ def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
 
     noise_text = [noise.standard_normal((1, 8 + i, width)).astype("<f4") for i in range(8)]
     one = [shapes.denoise.Denoise(request(i), timeout=60).result.data for i in range(8)]
-    before = forwards(shapes)
+    before = harness.forwards(shapes)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for _ in range(10):
             many = list(pool.map(lambda i: shapes.denoise.Denoise(request(i), timeout=60).result.data, range(8)))
             assert many == one
-    after = forwards(shapes)
+    after = harness.forwards(shapes)
     assert (after[1] - before[1]) / (after[0] - before[0]) > 1.5
 
 
