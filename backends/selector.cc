@@ -77,6 +77,21 @@ std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& 
   return std::nullopt;
 }
 
+// The first of `preferred` that the layer lists and that can serve.
+bool SelectPreferred(const AttentionSpec& spec, std::span<const PreferredBackend> preferred,
+                     const BackendRegistry& registry, const DeviceInfo& device,
+                     Selection* selection) {
+  for (const PreferredBackend& one : preferred) {
+    if (!spec.Lists(one.backend)) continue;
+    Wish wish{SelectionSource::kAutomatic, one.backend, "", ""};
+    wish.measured = one.measured;
+    auto reason = WhyNotGranted(wish, spec, registry, device, &selection->granted);
+    if (!reason) return true;
+    Refuse(wish, std::move(*reason), selection);
+  }
+  return false;
+}
+
 // The first registered backend that the layer lists, that may be chosen unasked and that can serve.
 bool SelectAutomatic(const AttentionSpec& spec, const BackendRegistry& registry,
                      const DeviceInfo& device, Selection* selection) {
@@ -110,6 +125,7 @@ std::string Selection::Reason() const {
   text += " by " + std::string(SelectionSourceName(granted.source));
   if (granted.rule) text += " rule " + std::to_string(*granted.rule);
   if (!granted.lease_id.empty()) text += " " + granted.lease_id;
+  if (!granted.measured.empty()) text += ", the fastest of those measured: " + granted.measured;
   if (!refusals.empty()) text += "; refused: " + Sentences(refusals);
   return text;
 }
@@ -126,7 +142,8 @@ bool IsActionable(AttnBackend backend, const AttentionSpec& spec) {
 }
 
 Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
-                 const BackendRegistry& registry, const DeviceInfo& device, SelectionMode mode) {
+                 const BackendRegistry& registry, const DeviceInfo& device, SelectionMode mode,
+                 std::span<const PreferredBackend> preferred) {
   if (spec.supported.empty()) {
     throw Error(StatusCode::kInvalidArgument,
                 "wanted a layer that lists at least one attention backend; " +
@@ -152,7 +169,8 @@ Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
     FailSelection(spec, "wanted exactly the backend that was asked for (policy strict)",
                   selection.refusals);
   }
-  if (!granted && !SelectAutomatic(spec, registry, device, &selection)) {
+  if (!granted && !SelectPreferred(spec, preferred, registry, device, &selection) &&
+      !SelectAutomatic(spec, registry, device, &selection)) {
     FailSelection(spec, "wanted any of " + NamesOf(spec.supported), selection.refusals);
   }
   return selection;

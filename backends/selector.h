@@ -3,7 +3,8 @@
 // Re-creates FastVideo's fastvideo/attention/selector.py, get_attn_backend. Two things differ on
 // purpose: a force takes effect at once (everything that changes the answer is an input of Select,
 // nothing is cached behind its back), and the automatic answer is checked against the layer's list
-// and the backend's limits like any other.
+// and the backend's limits like any other, in an order that its caller may know better than the
+// table.
 #ifndef DENOISED_BACKENDS_SELECTOR_H_
 #define DENOISED_BACKENDS_SELECTOR_H_
 
@@ -44,7 +45,15 @@ struct Wish {
   std::string lease_id;                    // of the force, where source is kForce
   std::optional<int> rule = std::nullopt;  // of the source's schedule, counted from 0
   bool strict = false;                     // as kStrict, for this wish alone
+  std::string measured = {};               // that an automatic choice rests on, a text; "" = none
   bool operator==(const Wish&) const = default;
+};
+
+// What automatic selection tries before the registry's order, and what was measured of it.
+struct PreferredBackend {
+  AttnBackend backend = AttnBackend::kReference;
+  std::string measured;
+  bool operator==(const PreferredBackend&) const = default;
 };
 
 // A wish that could not be granted.
@@ -67,6 +76,11 @@ struct Selection {
 // as the backend reads them for this spec; where none can, the first automatic backend that can.
 // Pure and thread-safe.
 //
+// Automatic selection tries `preferred` before the registry's order: what somebody knows to be best
+// for this spec, the best first (runtime/attention/measurements.h). Such a backend need not be an
+// automatic one, and does not yield to others; the layer's list and the backend's limits hold for
+// it as for any.
+//
 // A wish whose backend refuses its parameters is refused like any other, except the request's: that
 // throws INVALID_ARGUMENT naming the key, even where a stronger wish hides it. Throws
 // INVALID_ARGUMENT where spec.supported is empty (always, even when forced), and
@@ -76,7 +90,8 @@ struct Selection {
 // keep their short lists.
 Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
                  const BackendRegistry& registry, const DeviceInfo& device,
-                 SelectionMode mode = SelectionMode::kPrefer);
+                 SelectionMode mode = SelectionMode::kPrefer,
+                 std::span<const PreferredBackend> preferred = {});
 
 // Why `wish` cannot be granted for the layer, whatever others wish; empty where it can. Throws as
 // Select for parameters of the request's.

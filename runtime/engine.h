@@ -28,6 +28,7 @@
 #include "runtime/observer.h"
 #include "runtime/selection_policy.h"
 #include "runtime/session.h"
+#include "runtime/tuner.h"
 
 namespace denoised {
 
@@ -74,6 +75,11 @@ struct EngineOptions {
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
   // Of jobs that ask for none. Unset: what a model's denoised.json says, else packed.
   std::optional<LinearNumerics> linear;
+  // Automatic selection may take any backend that was measured at most so far from the reference
+  // (relative L2), beside those that are automatic anyway. Unset: those alone.
+  std::optional<double> auto_error;
+  // Whether kinds of attention calls that jobs make are measured where there is nothing else to do.
+  bool tune_when_idle = false;
 };
 
 // A backend as ListBackends shows it, for the model's self-attention at its default size.
@@ -159,6 +165,7 @@ class Engine {
   virtual SelectionPolicy& policy() = 0;
   // Of all that operators change; who changes something else than leases writes it there.
   virtual Audit& audit() = 0;
+  virtual Tuner& tuner() = 0;
   // Checks a force before it is made: the value is NOT_FOUND (scope.model, scope.job_id),
   // FAILED_PRECONDITION with the usable names where it could serve no layer in its scope,
   // INVALID_ARGUMENT naming a field of the scope, or "parameters.<key>" where it could serve none

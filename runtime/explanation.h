@@ -10,6 +10,7 @@
 
 #include "backends/selector.h"
 #include "runtime/job.h"
+#include "runtime/measured_table.h"
 #include "runtime/scope.h"
 #include "runtime/selection_policy.h"
 
@@ -73,6 +74,7 @@ struct Explanation {
   std::vector<Candidate> candidates;  // automatic order
   std::vector<ExplainedWish> wishes;  // in the order in which they decide, the automatic ones last
   std::vector<ExplainedLayers> layers;
+  std::optional<MeasuredChoice> measured;  // of an automatic choice
   std::string what_if;  // what the query's lease changes, a sentence; "" without one
 };
 

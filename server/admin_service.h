@@ -1,5 +1,5 @@
-// AdminService on gRPC's callback API: leases (admin_leases.cc), explanations, draining
-// (admin_service.cc). Registered on the admin listener only.
+// AdminService on gRPC's callback API: leases (admin_leases.cc), measurements (tune_calls.cc),
+// explanations, draining (admin_service.cc). Registered on the admin listener only.
 #ifndef DENOISED_SERVER_ADMIN_SERVICE_H_
 #define DENOISED_SERVER_ADMIN_SERVICE_H_
 
@@ -23,7 +23,12 @@ using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
                             v1::AdminService::WithRawCallbackMethod_Drain<
                                 v1::AdminService::WithRawCallbackMethod_SetLogLevel<
                                     v1::AdminService::WithRawCallbackMethod_WatchAudit<
-                                        v1::AdminService::Service>>>>>>>>>>;
+                                        v1::AdminService::WithRawCallbackMethod_Tune<
+                                            v1::AdminService::
+                                                WithRawCallbackMethod_ExportMeasurements<
+                                                    v1::AdminService::
+                                                        WithRawCallbackMethod_ImportMeasurements<
+                                                            v1::AdminService::Service>>>>>>>>>>>>>;
 
 // Thread-safe. Each change is in the audit: those of leases by the policy's listener, others by
 // what makes them here.
@@ -59,6 +64,16 @@ class AdminService : public RawAdminService {
                                                          const grpc::ByteBuffer* in) override {
     return denoised::WatchAudit(with_, context, in);
   }
+
+  // tune_calls.cc
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Tune(grpc::CallbackServerContext* context,
+                                                   const grpc::ByteBuffer* in) override;
+  grpc::ServerUnaryReactor* ExportMeasurements(grpc::CallbackServerContext* context,
+                                               const grpc::ByteBuffer* in,
+                                               grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ImportMeasurements(grpc::CallbackServerContext* context,
+                                               const grpc::ByteBuffer* in,
+                                               grpc::ByteBuffer* out) override;
 
  private:
   // Each by `peer`. They throw Error. AddForce checks first whether it can serve anything.

@@ -98,6 +98,18 @@ std::vector<Flag> WhereFlags(Config* config) {
   };
 }
 
+Flag AutoErrorFlag(std::optional<double>* target) {
+  return {
+      "auto_error", "ERROR", "exact",
+      "Which measured attention backends may be chosen automatically (`denoisectl tune`): exact "
+      "(those that are automatic anyway), or also any that was measured at most so far from "
+      "the reference, 0 to 1 (relative L2).",
+      [target](const std::string& text) {
+        if (text == "exact") return target->reset();
+        SetDouble("auto_error", 0, 1, [target](double error) { *target = error; })(text);
+      }};
+}
+
 std::vector<Flag> ComputeFlags(Config* config) {
   EngineOptions* engine = &config->engine;
   return {
@@ -119,6 +131,13 @@ std::vector<Flag> ComputeFlags(Config* config) {
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&config->cpu_isa),
       LinearFlag(&engine->linear),
+      AutoErrorFlag(&engine->auto_error),
+      {"tune_when_idle", "", "false",
+       "Measure attention backends for the calls that jobs make, where there is nothing else to "
+       "do. "
+       "Otherwise `denoisectl tune` alone measures: what is measured decides which backend later "
+       "jobs get, and so their bits.",
+       SetBool("tune_when_idle", &engine->tune_when_idle)},
   };
 }
 

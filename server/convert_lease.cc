@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "server/convert_attention.h"
+#include "server/convert_measured.h"
 #include "server/convert_values.h"
 
 namespace denoised {
@@ -210,6 +211,7 @@ v1::RoleExplanation ToProto(const Explanation& explanation) {
     *message.add_layers() = LayersToProto(layers);
   }
   message.set_what_if(explanation.what_if);
+  if (explanation.measured) *message.mutable_measured() = ToProto(*explanation.measured);
   return message;
 }
 

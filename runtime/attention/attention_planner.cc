@@ -25,6 +25,12 @@ void Append(ReceiptEntry entry, std::vector<ReceiptEntry>* rows) {
   if (row->seconds) *row->seconds += entry.seconds.value_or(0);
 }
 
+// Held to what measurements say from now on.
+PlannerSubject Begun(PlannerSubject subject) {
+  if (!subject.order) subject.order = std::make_shared<AutomaticOrder>();
+  return subject;
+}
+
 // What the request asked for at a place where these hold.
 std::optional<AttnBackend> AskedAmong(const std::vector<Wish>& wishes) {
   const auto found = std::ranges::find(wishes, SelectionSource::kRequest, &Wish::source);
@@ -50,7 +56,7 @@ std::vector<LayerChoice> Joined(std::vector<LayerChoice> choices) {
 
 AttentionPlanner::AttentionPlanner(const PlannerSetting& setting, PlannerSubject subject,
                                    Observer* observer)
-    : setting_(setting), subject_(std::move(subject)), observer_(observer) {}
+    : setting_(setting), subject_(Begun(std::move(subject))), observer_(observer) {}
 
 bool AttentionPlanner::RoleState::Holds(uint64_t version, const AttentionSpec& spec,
                                         const StepPlace& place) const {

@@ -20,7 +20,8 @@
 
 namespace denoised {
 
-// One for each job, session or Denoise call; engine thread only.
+// One for each job, session or Denoise call; engine thread only. What automatic selection is told
+// by measurements stays what it was when a kind of call was first planned (subject.order).
 class AttentionPlanner {
  public:
   AttentionPlanner(const PlannerSetting& setting, PlannerSubject subject, Observer* observer);

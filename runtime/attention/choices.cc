@@ -57,6 +57,10 @@ void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& se
 
 }  // namespace
 
+MeasuredKey MeasuredKeyOf(const PlannerSubject& subject, const AttentionSpec& spec) {
+  return KeyOf(spec, subject.rows);
+}
+
 std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSubject& subject,
                                  const LeaseList& leases) {
   const AttentionOptions& options = subject.attention;
@@ -83,13 +87,26 @@ std::shared_ptr<const LeaseList> LeasesOf(const PlannerSetting& setting,
   return subject.pinned ? subject.pinned : setting.policy->leases();
 }
 
+MeasuredOrder OrderFor(const PlannerSetting& setting, const PlannerSubject& subject,
+                       const AttentionSpec& spec) {
+  if (!InLoop(spec.role)) return {};
+  Measurements& measurements = *setting.measurements;
+  if (!subject.order) {
+    return measurements.OrderOf(MeasuredKeyOf(subject, spec), *setting.registry);
+  }
+  return subject.order->Of(spec, subject.rows, measurements, *setting.registry);
+}
+
 Selection SelectFor(const PlannerSetting& setting, const PlannerSubject& subject,
                     const AttentionSpec& spec, std::span<const Wish> wishes) {
+  const std::vector<PreferredBackend> preferred =
+      OrderFor(setting, subject, spec).For(MeasuredKeyOf(subject, spec));
   try {
-    return Select(spec, wishes, *setting.registry, setting.device, subject.attention.mode);
+    return Select(spec, wishes, *setting.registry, setting.device, subject.attention.mode,
+                  preferred);
   } catch (const Error& error) {
     if (error.reason() != "BACKEND_REFUSED") throw;
-    throw Error(error).Detailed(ToText(ExplainWishes(setting, spec, wishes, nullptr)));
+    throw Error(error).Detailed(ToText(ExplainWishes(setting, spec, wishes, preferred, nullptr)));
   }
 }
 

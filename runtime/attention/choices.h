@@ -13,6 +13,7 @@
 
 #include "backends/attention_cost.h"
 #include "backends/registry.h"
+#include "runtime/attention/measurements.h"
 #include "runtime/attention/place_wishes.h"
 #include "runtime/attention/plan_cache.h"
 #include "runtime/job.h"
@@ -33,6 +34,8 @@ struct PlannerSetting {
   std::array<int64_t, kNumAttentionRoles> layers = {1, 1, 1, 1};
   // What builders made for any of them.
   std::shared_ptr<PlanCache> plans = std::make_shared<PlanCache>();
+  // Of all models of an engine.
+  std::shared_ptr<Measurements> measurements = std::make_shared<Measurements>();
 
   int64_t LayersOf(AttentionRole role) const { return layers[static_cast<size_t>(role)]; }
 };
@@ -46,6 +49,9 @@ struct PlannerSubject {
   bool pin = false;       // the leases of its beginning hold to its end
   // The leases that decide for it whatever the policy has by now; null: those that it has.
   std::shared_ptr<const LeaseList> pinned = nullptr;
+  int64_t rows = 1;  // that it brings to a forward
+  // What it was given once it began; null before: then the measurements of now count.
+  std::shared_ptr<AutomaticOrder> order = {};
 };
 
 // Neighbouring layers of a role that wish alike, and what serves them.
@@ -59,10 +65,18 @@ struct LayerChoice {
 std::shared_ptr<const LeaseList> LeasesOf(const PlannerSetting& setting,
                                           const PlannerSubject& subject);
 
+// Of a call of the denoising loop: what measurements are looked up by.
+MeasuredKey MeasuredKeyOf(const PlannerSubject& subject, const AttentionSpec& spec);
+
 // Every wish that can hold for a role of this work. Throws InvalidField("attention.parameters")
 // where parameters come without a backend.
 std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSubject& subject,
                                  const LeaseList& leases);
+
+// What automatic selection tries first for it, by what was measured. That is calls of the denoising
+// loop: others have masks and shapes of their own.
+MeasuredOrder OrderFor(const PlannerSetting& setting, const PlannerSubject& subject,
+                       const AttentionSpec& spec);
 
 // What serves a layer where these wishes hold, strongest first. Throws what Select throws; a
 // refusal (BACKEND_REFUSED) has in its details what became of each wish.

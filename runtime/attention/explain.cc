@@ -207,6 +207,16 @@ std::vector<Explanation::Candidate> CandidatesOf(const PlannerSetting& setting,
   return candidates;
 }
 
+MeasuredChoice ChoiceBy(const MeasuredOrder& order, const MeasuredKey& key, AttnBackend backend) {
+  MeasuredChoice choice;
+  choice.key = key;
+  const auto row = std::ranges::find(order.fastest_first, backend, &MeasuredRow::backend);
+  if (row == order.fastest_first.end()) return choice;
+  choice.row = *row;
+  choice.measured_at = order.measured_at;
+  return choice;
+}
+
 // Of the layers that run, those that most do; what fails any fails the work.
 void Conclude(Explanation* explanation) {
   int64_t most = 0;
@@ -233,15 +243,23 @@ const ExplainedLayers& At(const Explanation& explanation, int64_t layer) {
 }  // namespace
 
 std::vector<ExplainedWish> ExplainWishes(const PlannerSetting& setting, const AttentionSpec& spec,
-                                         std::span<const Wish> wishes, const Selection* selection) {
+                                         std::span<const Wish> wishes,
+                                         std::span<const PreferredBackend> preferred,
+                                         const Selection* selection) {
   const BackendRegistry& registry = *setting.registry;
   const DeviceInfo& device = setting.device;
   Teller teller(selection);
   for (const Wish& wish : wishes) {
     teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device); });
   }
+  for (const PreferredBackend& one : preferred) {
+    if (!spec.Lists(one.backend)) continue;
+    const Wish wish{SelectionSource::kAutomatic, one.backend, "", ""};
+    teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device); });
+  }
   for (const BackendRegistry::Entry& entry : registry.entries()) {
     if (!entry.automatic || !spec.Lists(entry.id)) continue;
+    if (std::ranges::count(preferred, entry.id, &PreferredBackend::backend) > 0) continue;
     const Wish wish{SelectionSource::kAutomatic, entry.id, "", ""};
     teller.Tell(wish, [&] {
       auto reason = WhyNotGranted(wish, spec, registry, device);
@@ -263,17 +281,27 @@ Explanation ExplainRole(const PlannerSetting& setting, const PlannerSubject& sub
   if (refused) explanation.error = ToJobError(*refused);
   const AllWishes wishes = WishesOfAll(setting, subject, leases);
   const RoleWishes at = WishesAt(wishes.held, spec.role, setting.LayersOf(spec.role), place.step);
+  const MeasuredKey key = MeasuredKeyOf(subject, spec);
+  const MeasuredOrder order = OrderFor(setting, subject, spec);
+  const std::vector<PreferredBackend> preferred = order.For(key);
   std::vector<Told> told;
   for (const LayerWishes& here : Asked(at, place)) {
     ExplainedLayers selected = Selected(setting, subject, spec, here);
     const Selection* selection = selected.selection ? &*selected.selection : nullptr;
     const Place first = {spec.role, here.layers.first, place.step.step, place.step.sigma};
-    const auto here_told = ExplainWishes(setting, spec, here.wishes, selection);
+    const auto here_told = ExplainWishes(setting, spec, here.wishes, preferred, selection);
     told.push_back({here.layers, TellAll(wishes, first, here_told)});
     Append(std::move(selected), &explanation.layers);
   }
   explanation.wishes = Merged(told);
   Conclude(&explanation);
+  const Wish& granted = explanation.selection.granted;
+  if (!explanation.error && InLoop(spec.role) && granted.source == SelectionSource::kAutomatic) {
+    explanation.measured = ChoiceBy(order, key, granted.backend);
+    if (!explanation.measured->row) {
+      explanation.measured->note = setting.measurements->WhyIgnored(key);
+    }
+  }
   return explanation;
 }
 

@@ -229,7 +229,11 @@ void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimat
 
 // From here on under mutex_. Requests, and what models have made since loading.
 int64_t EngineImpl::HeldBesideResults() const {
-  return table_.request_bytes() + models_.MadeBytes();
+  return table_.request_bytes() + models_.MadeBytes() + tuning_.held_bytes();
+}
+
+int64_t EngineImpl::BytesAtHand() const {
+  return memory_.Available(HeldByAll() + static_cast<int64_t>(store_->artifact_bytes()));
 }
 
 // Whether it fits beside those that have begun, in its own largest unit and in theirs.

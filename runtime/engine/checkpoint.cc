@@ -55,6 +55,7 @@ Checkpoint FromJson(const std::string& text) {
     const Json json = Json::parse(text);
     json.at("step").get_to(checkpoint.step);
     json.at("identity").get_to(checkpoint.identity);
+    checkpoint.order = json.value("order", "");
     Receipt receipt = stored::ReadReceipt(json.at("receipt"));
     checkpoint.entries = std::move(receipt.entries);
     checkpoint.notes = std::move(receipt.notes);
@@ -73,7 +74,10 @@ std::string Checkpoint::Serialise() const {
   Receipt receipt;
   receipt.entries = entries;
   receipt.notes = notes;
-  Json json = {{"step", step}, {"identity", identity}, {"receipt", stored::WriteReceipt(receipt)}};
+  Json json = {{"step", step},
+               {"identity", identity},
+               {"order", order},
+               {"receipt", stored::WriteReceipt(receipt)}};
   if (pinned) json["pinned"] = WritePinned(*pinned);
   const std::string words = json.dump(-1, ' ', false, Json::error_handler_t::replace);
   return Head(words.size(), run.size()) + words + run;

@@ -22,6 +22,7 @@ struct Checkpoint {
   std::string run;  // GenerationRun::Save
   // That a pinned job is held to (AttentionPlanner::pinned); null where it is not pinned.
   std::shared_ptr<const LeaseList> pinned = nullptr;
+  std::string order = {};  // AutomaticOrder::Save
 
   std::string Serialise() const;
   // "" gives an empty one. Throws DATA_LOSS where it was not made by Serialise or is damaged.

@@ -79,7 +79,10 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       audit_(&store_->control(), logger_),
       lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
       memory_(options.max_memory),
-      table_(QueueOptionsOf(options)) {
+      table_(QueueOptionsOf(options)),
+      tuning_(models_, {options.auto_error, options.tune_when_idle},
+              {&store_->control(), &audit_, logger_, [this] { Wake(); },
+               [this] { return BytesAtHand(); }}) {
   LoadCosts(options_.state_dir, &cost_, logger_);
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   thread_ = std::thread([this] { Loop(); });
@@ -344,6 +347,7 @@ int64_t EngineImpl::running_jobs() const {
 }
 
 void EngineImpl::Drain() {
+  tuning_.Stop();
   {
     const std::lock_guard lock(mutex_);
     draining_ = true;
@@ -399,6 +403,7 @@ bool EngineImpl::WaitIdle(std::chrono::milliseconds timeout) {
 }
 
 void EngineImpl::Stop() {
+  tuning_.Stop();
   std::vector<WorkPtr> waiting;
   std::vector<std::string> away;
   {
@@ -429,6 +434,12 @@ void EngineImpl::Stop() {
     EndWaiting(work, work->is_job() ? Cancelled() : Draining());
   }
   idle_.notify_all();
+}
+
+// So that the engine's thread looks again; it may be about to wait.
+void EngineImpl::Wake() {
+  { const std::lock_guard lock(mutex_); }
+  wake_.notify_one();
 }
 
 void EngineImpl::Shutdown() {

@@ -21,6 +21,7 @@
 #include "runtime/engine/memory_admission.h"
 #include "runtime/engine/models.h"
 #include "runtime/engine/session_work.h"
+#include "runtime/engine/tuning.h"
 #include "runtime/engine/work.h"
 #include "runtime/engine/work_table.h"
 #include "runtime/task_thread.h"
@@ -58,6 +59,7 @@ class EngineImpl : public Engine {
   std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
   SelectionPolicy& policy() override { return *policy_; }
   Audit& audit() override { return audit_; }
+  Tuner& tuner() override { return tuning_; }
   std::vector<BackendInfo> ListBackends() const override { return models_.ListBackends(); }
   // explain.cc.
   std::optional<Error> CheckForce(const LeaseRequest& request) const override;
@@ -105,6 +107,7 @@ class EngineImpl : public Engine {
   void RequireMemory(const CallWork& call) const;
   void RequireMemory(const SessionWork& session, const WorkEstimate& estimate) const;
   int64_t HeldByAll() const;
+  int64_t BytesAtHand() const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
   int64_t HeldLater() const;
@@ -149,12 +152,14 @@ class EngineImpl : public Engine {
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);
   void ReturnUnusedMemory() const;                             // also encoder thread
+  void Wake();                                                 // any thread
   bool GoesOnLater(const JobWork& job) const;                  // any thread
   bool Late(const EngineWork& work) const;                     // any thread
   std::optional<Error> WhyStop(const EngineWork& work) const;  // any thread
   std::optional<Error> WhyStopAll(const std::vector<WorkPtr>& works) const;
 
   // jobs.cc: what a job's store and watchers see. Engine thread, or as the comment says.
+  void HoldOrder(TrajectoryWork* work);
   void BeginJob(JobWork* job);
   std::unique_ptr<GenerationRun> NewRun(JobWork* job, RunRequest request);
   void EnterStage(JobWork* job, JobStage stage);
@@ -258,6 +263,7 @@ class EngineImpl : public Engine {
 
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
+  Tuning tuning_;
   std::thread thread_;  // last: starts when everything else is there
 };
 

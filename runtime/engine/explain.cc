@@ -32,6 +32,7 @@ struct KnownWork {
   ResolvedParameters parameters;
   int64_t steps_done = 0;
   std::shared_ptr<const LeaseList> pinned;
+  std::shared_ptr<AutomaticOrder> order;
 };
 
 bool SaysNothing(const AttentionOptions& options) {
@@ -88,6 +89,9 @@ Question QuestionOf(const ExplainQuery& query, const KnownWork* work, const Mode
   const int64_t reached =
       work != nullptr ? std::min(work->steps_done, subject.num_steps - 1) : int64_t{0};
   question.step = {query.step.value_or(reached), query.sigma};
+  const ResolvedParameters& guided = work != nullptr ? work->parameters : question.parameters;
+  subject.rows = PassesInOne(guided.guidance_scale, guided.linear);
+  if (work != nullptr) subject.order = work->order;
   question.leases = work != nullptr && work->pinned ? work->pinned : policy.leases();
   CheckPlace(query, question.pipeline->planner_setting(), subject);
   return question;
@@ -145,8 +149,8 @@ std::vector<Explanation> EngineImpl::Explain(const ExplainQuery& query) const {
     const auto snapshot = store_->Get(query.job_id);
     const std::lock_guard lock(mutex_);
     if (const auto known = table_.Trajectory(query.job_id)) {
-      work = {known->request.attention, known->tenant, known->parameters,
-              snapshot ? snapshot->step : 0, known->pinned};
+      work = {known->request.attention,      known->tenant, known->parameters,
+              snapshot ? snapshot->step : 0, known->pinned, known->order};
     }
   }
   const Question question = QuestionOf(query, work ? &*work : nullptr, models_, *policy_);

@@ -28,8 +28,15 @@ RunRequest::Decode DecodeOf(const JobWork& job) {
 
 }  // namespace
 
-// Engine thread, as all until EncodeAndStore.
+// Engine thread, as all until EncodeAndStore. From its first beginning on a job or session has the
+// automatic choices that it had then.
+void EngineImpl::HoldOrder(TrajectoryWork* work) {
+  const std::lock_guard lock(mutex_);  // who explains it asks too
+  if (!work->order) work->order = std::make_shared<AutomaticOrder>();
+}
+
 void EngineImpl::BeginJob(JobWork* job) {
+  HoldOrder(job);
   job->planner = std::make_unique<AttentionPlanner>(job->pipeline->planner_setting(),
                                                     SubjectOf(*job), observer_);
   job->planner->Pin(job->pinned);

@@ -42,8 +42,13 @@ std::string EngineImpl::IdentityOf(const JobWork& job) const {
 }
 
 Checkpoint EngineImpl::CheckpointOf(const JobWork& job) const {
-  return {job.generation->steps_done(), IdentityOf(job),        job.planner->Entries(),
-          job.planner->Notes(),         job.generation->Save(), job.planner->pinned()};
+  return {job.generation->steps_done(),
+          IdentityOf(job),
+          job.planner->Entries(),
+          job.planner->Notes(),
+          job.generation->Save(),
+          job.planner->pinned(),
+          job.order->Save()};
 }
 
 void EngineImpl::NoteBegunAgain(JobWork* job, int64_t step, const std::string& why) {
@@ -71,11 +76,13 @@ Checkpoint EngineImpl::GoOnFrom(JobWork* job) {
       return {};
     }
   }
+  job->order->Restore(from.order);
   const bool own = std::exchange(job->put_away, false);
   if (!own) job->planner->Pin(from.pinned);
   const std::string differs = own ? "" : WhatDiffers(from.identity, IdentityOf(*job));
   if (!differs.empty()) {
     NoteBegunAgain(job, from.step, differs);
+    job->order->Restore("");
     return {};
   }
   observer_->OnJobResumed(job->parameters.model, true);

@@ -31,7 +31,8 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        return stopping_ || session_news_ || !asked_.empty() || NextLead() != nullptr;
+        return stopping_ || session_news_ || !asked_.empty() || NextLead() != nullptr ||
+               tuning_.Due(/*idle=*/true);
       };
       // What waits without being able to begin, or is put aside, can still be late.
       table_.idle() && !table_.has_deadlines() ? wake_.wait(lock, next)
@@ -40,10 +41,12 @@ void EngineImpl::Loop() {
     }
     EndAsked();
     ServeSessions();
-    if (const std::vector<WorkPtr> turn = NextTurn(); !turn.empty()) {
+    const std::vector<WorkPtr> turn = NextTurn();
+    if (!turn.empty()) {
       KeepResidentsWithin(turn);
       RunTurn(turn);
     }
+    if (tuning_.RunDue(/*idle=*/turn.empty())) ReturnUnusedMemory();
     TellPositions();
   }
 }

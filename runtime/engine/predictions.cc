@@ -45,12 +45,19 @@ std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_
 }
 
 PlannerSubject SubjectOf(const TrajectoryWork& work) {
-  return {work.request.attention, work.request.tenant, work.id, work.parameters.num_inference_steps,
-          work.request.pin_backends};
+  PlannerSubject subject{work.request.attention, work.request.tenant, work.id,
+                         work.parameters.num_inference_steps, work.request.pin_backends};
+  subject.rows = PassesInOne(work.parameters.guidance_scale, work.parameters.linear);
+  subject.order = work.order;
+  return subject;
 }
 
 PlannerSubject SubjectOf(const CallWork& call) {
-  return {call.request.attention, "", "call-" + std::to_string(call.number)};
+  PlannerSubject subject{call.request.attention, "", "call-" + std::to_string(call.number)};
+  const std::vector<int64_t>& shape = call.request.latents.shape;
+  subject.rows = (shape.empty() ? 1 : shape[0]) *
+                 PassesInOne(call.request.guidance_scale, LinearOf(call.request, *call.pipeline));
+  return subject;
 }
 
 UnitKey EngineImpl::KeyOf(const EngineWork& work, const Unit& unit) const {

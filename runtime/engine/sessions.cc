@@ -110,6 +110,7 @@ void EngineImpl::Open(const SessionPtr& session) {
 }
 
 void EngineImpl::BeginSession(SessionWork* session) {
+  HoldOrder(session);
   session->planner = std::make_unique<AttentionPlanner>(session->pipeline->planner_setting(),
                                                         SubjectOf(*session), observer_);
   RequireMemoryNow(session);
@@ -189,6 +190,7 @@ std::string EngineImpl::Fork(const SessionWork& session) {
   fork->backend = session.backend;
   fork->request = session.request;
   fork->parameters = session.parameters;
+  fork->order = session.order;
   fork->has_prompts = session.has_prompts;
   fork->can_guide = session.can_guide;
   fork->fields = session.fields;

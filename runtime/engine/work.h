@@ -77,6 +77,8 @@ struct TrajectoryWork : EngineWork {
   ResolvedParameters parameters;
   bool has_prompts = true;  // to encode
 
+  // What automatic selection is told, since it began first; set under the engine's mutex.
+  std::shared_ptr<AutomaticOrder> order;
   std::unique_ptr<GenerationRun> generation;  // engine thread
 };
 

@@ -152,6 +152,11 @@ inline LinearNumerics LinearOf(const DenoiseRequest& request, const Pipeline& pi
   return request.numerics.linear.value_or(pipeline.info().defaults.linear);
 }
 
+// Passes of guidance that such a step brings to one forward.
+inline int64_t PassesInOne(double guidance_scale, LinearNumerics linear) {
+  return guidance_scale > 1 && linear != LinearNumerics::kExact ? 2 : 1;
+}
+
 struct RepositoryOptions {
   std::string repository;
   std::string device = "auto";
@@ -163,6 +168,7 @@ struct RepositoryOptions {
   std::optional<LinearNumerics> linear;
   std::string vae_dtype = "auto";
   std::string keep_text_encoder = "auto";
+  std::shared_ptr<Measurements> measurements = std::make_shared<Measurements>();  // of all models
 };
 
 // By name. Exactly one pipeline is the default.

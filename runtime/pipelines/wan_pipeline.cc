@@ -105,6 +105,7 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->setting_.registry =
       options.admit_unmeasured ? &BackendRegistry::WithUnmeasured() : &BackendRegistry::Default();
   pipeline->setting_.policy = policy;
+  pipeline->setting_.measurements = options.measurements;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
   pipeline->info_.name = pipeline->setting_.model = name;
   pipeline->keep_text_encoder_ = ParseKeepTextEncoder(options.keep_text_encoder);

@@ -31,6 +31,7 @@ Json WriteSelection(const Selection& selection) {
                {"refusals", std::move(refusals)}};
   Put(&json, "rule", granted.rule);
   if (granted.strict) json["strict"] = true;
+  if (!granted.measured.empty()) json["measured"] = granted.measured;
   return json;
 }
 
@@ -41,6 +42,7 @@ Selection ReadSelection(const Json& json) {
                        json.at("lease_id").get<std::string>()};
   Take(json, "rule", &selection.granted.rule);
   selection.granted.strict = json.value("strict", false);
+  selection.granted.measured = json.value("measured", "");
   for (const Json& refusal : json.at("refusals")) {
     selection.refusals.push_back({SourceFrom(refusal.at("source")),
                                   BackendFrom(refusal.at("backend")),

@@ -55,6 +55,7 @@ std::vector<Command> AdminCommands();    // models health backends drain log_lev
 std::vector<Command> LeaseCommands();    // force hold renew leases release
 std::vector<Command> ExplainCommands();  // explain
 std::vector<Command> AuditCommands();    // audit
+std::vector<Command> TuneCommands();     // tune
 
 // Flags that every command takes.
 struct CommonOptions {

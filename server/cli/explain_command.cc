@@ -14,6 +14,7 @@
 #include "server/cli/lease_flags.h"
 #include "server/cli/output.h"
 #include "server/cli/text.h"
+#include "server/cli/tune_command.h"
 
 namespace denoised::cli {
 namespace {
@@ -183,6 +184,9 @@ void PrintRole(const v1::RoleExplanation& role) {
                                      : OneLine(role.error(), 500)));
   if (role.has_parameters()) {
     PrintLine("  with         " + OneLine(Json(role.parameters()), kReasonColumns));
+  }
+  if (role.has_measured()) {
+    PrintLine("  measured     " + OneLine(MeasuredText(role.measured()), kReasonColumns));
   }
   PrintLine("  layer        " + std::to_string(spec.num_heads()) + " heads of " +
             std::to_string(spec.head_size()) + ", " + spec.dtype() + ", " +

@@ -19,6 +19,7 @@ class FakeBackend : public AttentionBackend {
 
   AttentionCost cost;                 // of every call
   std::optional<std::string> yields;  // to the next ones in automatic selection
+  std::function<void(const AttentionInputs&)> on_forward;
 
   AttnBackend id() const override { return id_; }
   std::string_view summary() const override { return "invented"; }
@@ -33,6 +34,7 @@ class FakeBackend : public AttentionBackend {
     return cost;
   }
   at::Tensor Forward(const AttentionInputs& inputs, const AttentionMetadata*) const override {
+    if (on_forward) on_forward(inputs);
     return inputs.query;
   }
 

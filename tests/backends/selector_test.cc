@@ -371,5 +371,54 @@ TEST(DefaultRegistry, NoAttentionRefusesWithASentence) {
   EXPECT_THAT(*reason, HasSubstr("NO_ATTENTION"));
 }
 
+class PreferredTest : public SelectorTest {
+ protected:
+  Selection Prefer(const std::vector<AttnBackend>& backends) const {
+    std::vector<PreferredBackend> preferred;
+    for (const AttnBackend id : backends) {
+      preferred.push_back({id, "a row of " + std::string(AttnBackendName(id))});
+    }
+    return Select(spec_, wishes_.List(), registry_, device_, wishes_.mode, preferred);
+  }
+};
+
+TEST_F(PreferredTest, ThePreferredBackendsAreTriedFirstInTheirOrder) {
+  const Selection selection = Prefer({AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa});
+  EXPECT_EQ(selection.granted.backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(selection.granted.source, SelectionSource::kAutomatic);
+  EXPECT_TRUE(selection.refusals.empty());
+  EXPECT_THAT(selection.Reason(),
+              HasSubstr("automatic, the fastest of those measured: a row of FLASH_ATTN"));
+  EXPECT_EQ(Prefer({}).granted.backend, kAutomaticAnswer);
+  EXPECT_THAT(Prefer({}).Reason(), testing::Not(HasSubstr("measured")));
+}
+
+TEST_F(PreferredTest, OneThatIsOtherwiseOnRequestOnlyMayBePreferred) {
+  EXPECT_EQ(Prefer({AttnBackend::kSageAttn}).granted.backend, AttnBackend::kSageAttn);
+}
+
+TEST_F(PreferredTest, ListAndLimitsHoldForThemAndThenTheTablesOrderDoes) {
+  spec_.head_size = 64;
+  const Selection selection =
+      Prefer({AttnBackend::kVideoSparseAttn, AttnBackend::kCudnnAttn, AttnBackend::kFlashAttn});
+  EXPECT_EQ(selection.granted.backend, kAutomaticAnswer);
+  ASSERT_EQ(selection.refusals.size(), 1u) << "what the layer does not list is nobody's wish";
+  EXPECT_EQ(selection.refusals[0].backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(selection.refusals[0].source, SelectionSource::kAutomatic);
+}
+
+TEST_F(PreferredTest, EveryWishGoesBeforeThem) {
+  wishes_.model_default = AttnBackend::kSageAttn;
+  EXPECT_EQ(Prefer({AttnBackend::kFlashAttn}).granted.backend, AttnBackend::kSageAttn);
+  wishes_.model_default = AttnBackend::kVideoSparseAttn;
+  EXPECT_EQ(Prefer({AttnBackend::kFlashAttn}).granted.backend, AttnBackend::kFlashAttn);
+}
+
+TEST_F(PreferredTest, APreferredBackendDoesNotYield) {
+  sdpa_.yields = "another one is faster";
+  EXPECT_EQ(Prefer({}).granted.backend, AttnBackend::kFlashAttn);
+  EXPECT_EQ(Prefer({AttnBackend::kTorchSdpa}).granted.backend, AttnBackend::kTorchSdpa);
+}
+
 }  // namespace
 }  // namespace denoised

@@ -332,6 +332,7 @@ AttentionSpec SelfSpec() {
   AttentionSpec spec;
   spec.role = AttentionRole::kSelf;
   spec.head_size = 128;
+  spec.q_len = spec.kv_len = 8;
   spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kReference,
                     AttnBackend::kSageAttn, AttnBackend::kSlidingTileAttn};
   return spec;
@@ -341,6 +342,8 @@ AttentionSpec CrossSpec() {
   AttentionSpec spec;
   spec.role = AttentionRole::kCross;
   spec.head_size = 128;
+  spec.q_len = 8;
+  spec.kv_len = 32;
   spec.supported = {AttnBackend::kTorchSdpa, AttnBackend::kReference};
   return spec;
 }

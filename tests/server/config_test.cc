@@ -68,6 +68,19 @@ TEST_F(ConfigTest, LimitsOfRunningJobsAreNumbersOrAuto) {
   EXPECT_EQ(file.engine.max_resident_bytes, 5 << 20);
 }
 
+TEST_F(ConfigTest, AutoErrorIsExactOrANumber) {
+  EXPECT_FALSE(ParseConfig({}).engine.auto_error);
+  EXPECT_EQ(ParseConfig({"--auto_error=0.01"}).engine.auto_error, 0.01);
+  EXPECT_EQ(ParseConfig({"--auto_error=0"}).engine.auto_error, 0);
+  EXPECT_FALSE(
+      ParseConfig({FileWith("auto_error: \"0.5\""), "--auto_error=exact"}).engine.auto_error);
+  for (const char* wrong : {"1.1", "-0.1", "nan", "close", ""}) {
+    EXPECT_THAT(Complaint({std::string("--auto_error=") + wrong}), HasSubstr("--auto_error"));
+  }
+  EXPECT_FALSE(ParseConfig({}).engine.tune_when_idle);
+  EXPECT_TRUE(ParseConfig({"--tune_when_idle"}).engine.tune_when_idle);
+}
+
 TEST_F(ConfigTest, HelpNamesEveryFieldOfTheFileAndItsDefault) {
   const std::string help = ConfigHelp();
   const auto* file = v1::ServerConfig::descriptor();

@@ -21,6 +21,7 @@
 #include "runtime/engine.h"
 #include "runtime/engine/lease_keeping.h"
 #include "tests/forwarding_store.h"
+#include "tests/server/fake_tuner.h"
 
 namespace denoised {
 
@@ -190,6 +191,7 @@ class FakeEngine : public Engine {
   std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
   SelectionPolicy& policy() override { return policy_; }
   Audit& audit() override { return audit_; }
+  FakeTuner& tuner() override { return tuner_; }
   std::optional<Error> CheckForce(const LeaseRequest& request) const override {
     if (request.parameters.find("wrong") != std::string::npos) {
       return InvalidField("parameters.wrong", "no such parameter");
@@ -216,6 +218,9 @@ class FakeEngine : public Engine {
     self.spec.q_len = query.height.value_or(64);
     self.candidates = {{AttnBackend::kTorchSdpa, true, std::nullopt},
                        {AttnBackend::kSageAttn, true, "not in this build"}};
+    self.measured = MeasuredChoice{
+        KeyOf(self.spec, 2), MeasuredRow{AttnBackend::kTorchSdpa, 0.5, 0.25},
+        std::chrono::system_clock::time_point(std::chrono::seconds(1700000000)), "a note"};
     Explanation cross = self;
     cross.role = AttentionRole::kCross;
     cross.error = JobError{StatusCode::kFailedPrecondition, "nothing can serve", "", ""};
@@ -344,6 +349,7 @@ class FakeEngine : public Engine {
   Logger logger_{stderr, LogLevel::kError};
   Audit audit_{&store_->control(), &logger_};
   LeaseKeeping leases_{&policy_, store_->control(), &audit_};
+  FakeTuner tuner_;
   mutable std::map<std::string, std::string> threads_;
   mutable ExplainQuery last_query_;
   std::vector<GenerationRequest> requests_;

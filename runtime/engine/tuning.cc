@@ -1,0 +1,404 @@
+#include "runtime/engine/tuning.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "backends/cpu_isa.h"
+#include "runtime/caught.h"
+#include "runtime/engine/refusals.h"
+#include "runtime/threads.h"
+#include "runtime/version.h"
+
+namespace denoised {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr char kDocument[] = "measurements";
+constexpr int kRest = 4;  // times as long as a call took
+// Of a call that nobody waits for: a job that comes meanwhile does.
+constexpr double kMostOwnSeconds = 1;
+
+// What a measurement depends on beside the kind of call.
+MeasuredOn HereOf(const DeviceInfo& device) {
+  if (device.type == DeviceInfo::Type::kCpu) {
+    return {Version(), device.name,
+            KernelIdentity() + " threads=" + std::to_string(IntraOpThreads())};
+  }
+  return {Version(), device.name,
+          "cuda " + std::to_string(device.major) + "." + std::to_string(device.minor) +
+              " libtorch=" + LibTorchVersion()};
+}
+
+MeasuredTable TableFrom(const ControlStore& store, Logger* logger) {
+  MeasuredTable table;
+  const std::optional<std::string> kept = store.Find(kDocument);
+  if (!kept) return table;
+  if (const auto error = Caught([&] { table = MeasuredTable::Parse(*kept); })) {
+    logger->Warning("measurements_unreadable", {{"reason", error->what()}});
+  }
+  return table;
+}
+
+void CheckList(const std::string& field, const std::vector<int64_t>& values, size_t count,
+               int64_t most) {
+  if (values.size() > count) {
+    throw InvalidField(
+        field, "at most " + std::to_string(count) + ", got " + std::to_string(values.size()));
+  }
+  for (const int64_t value : values) {
+    if (value >= 1 && value <= most) continue;
+    throw InvalidField(field,
+                       "from 1 to " + std::to_string(most) + ", got " + std::to_string(value));
+  }
+}
+
+// The layer's spec for a video of so many tokens: of frames like its own where they fill it.
+AttentionSpec WithLength(AttentionSpec spec, int64_t tokens) {
+  spec.q_len = tokens;
+  if (spec.role != AttentionRole::kSelf) return spec;
+  spec.kv_len = tokens;
+  const int64_t frame = spec.grid[1] * spec.grid[2];
+  const bool whole = frame > 0 && tokens % frame == 0;
+  spec.grid = whole ? std::array<int64_t, 3>{tokens / frame, spec.grid[1], spec.grid[2]}
+                    : std::array<int64_t, 3>{0, 0, 0};
+  return spec;
+}
+
+// Of self-attention, cross-attention.
+std::vector<MeasureShape> ShapesOf(const Pipeline& pipeline, const TuneQuery& query) {
+  std::vector<AttentionSpec> specs;
+  for (const AttentionSpec& own : pipeline.DenoiseSpecs(pipeline.info().defaults)) {
+    if (query.lengths.empty()) specs.push_back(own);
+    for (const int64_t length : query.lengths) specs.push_back(WithLength(own, length));
+  }
+  const std::vector<int64_t> rows = query.rows.empty() ? std::vector<int64_t>{1, 2} : query.rows;
+  std::vector<MeasureShape> shapes;
+  for (const AttentionSpec& spec : specs) {
+    for (const int64_t count : rows) shapes.push_back({spec, count});
+  }
+  return shapes;
+}
+
+// Backends of this build that the layer lists, in the registry's order.
+std::vector<AttnBackend> ListedOf(const AttentionSpec& spec, const BackendRegistry& registry) {
+  std::vector<AttnBackend> listed;
+  for (const BackendRegistry::Entry& entry : registry.entries()) {
+    if (entry.backend != nullptr && std::ranges::count(spec.supported, entry.id) > 0) {
+      listed.push_back(entry.id);
+    }
+  }
+  return listed;
+}
+
+std::string BackendsOf(const MeasuredGroup& group) {
+  std::string text;
+  for (const MeasuredRow& row : group.rows) {
+    text += (text.empty() ? "" : " ") + std::string(AttnBackendName(row.backend)) + "=" +
+            std::to_string(row.seconds);
+  }
+  return text;
+}
+
+// A call, counted in what is held for as long as it lives.
+class HeldCall {
+ public:
+  HeldCall(const MeasureShape& shape, const DeviceInfo& device, const MeasureLimits& limits,
+           std::atomic<int64_t>* held)
+      : call_(shape, device, limits), held_(held) {
+    *held_ += call_.bytes();
+  }
+  ~HeldCall() { *held_ -= call_.bytes(); }
+  HeldCall(const HeldCall&) = delete;
+  HeldCall& operator=(const HeldCall&) = delete;
+  MeasuredCall* get() { return &call_; }
+
+ private:
+  MeasuredCall call_;
+  std::atomic<int64_t>* const held_;
+};
+
+}  // namespace
+
+// Of the engine's thread, but for `ended`.
+struct Tuning::Run {
+  bool own = false;  // nobody asked: what the engine measures when it has nothing else to do
+  std::string who = "server";
+  std::vector<MeasureShape> shapes;
+  std::shared_ptr<CancelToken> cancel;  // may be null
+  std::function<void(const TuneProgress&)> progress;
+  std::function<void(std::optional<Error>)> done;
+  std::atomic<bool> ended{false};
+
+  size_t shape = 0;                    // that is measured
+  std::vector<AttnBackend> backends;   // that are yet to be measured for it, the next one last
+  std::optional<MeasuredGroup> group;  // of it; none: it has not begun
+  MeasureLimits limits;
+  std::string why_no_call;               // no call of it can be made; "" = one can
+  std::optional<HeldCall> call;          // none: let go of
+  std::unique_ptr<Measuring> measuring;  // of the next backend; null: it has not begun
+  int64_t measured = 0, total = 0;
+
+  bool cancelled() const { return cancel && cancel->cancelled; }
+  void Tell(AttnBackend backend, const Measured& result) {
+    TuneProgress said{ToText(group->key), backend, {}, {}, result.why_not, ++measured, total};
+    if (result.row) said.seconds = result.row->seconds;
+    if (result.row) said.relative_l2 = result.row->relative_l2;
+    if (progress && !ended) progress(said);
+  }
+};
+
+Tuning::Tuning(const Models& models, const Options& options, With with)
+    : models_(models), options_(options), with_(std::move(with)) {
+  measurements().Open(HereOf(setting().device), options_.auto_error,
+                      TableFrom(*with_.store, with_.logger));
+  const Measurements::Taken kept = measurements().Ignored();
+  if (kept.ignored == 0) return;
+  with_.logger->Warning("measurements_ignored", {{"count", std::to_string(kept.ignored)},
+                                                 {"of", std::to_string(kept.groups)},
+                                                 {"why", kept.why_ignored}});
+}
+
+Tuning::~Tuning() { Stop(); }
+
+// ---- the callers' side
+
+void Tuning::Tune(TuneQuery query, std::shared_ptr<CancelToken> cancel,
+                  std::function<void(const TuneProgress&)> progress,
+                  std::function<void(std::optional<Error>)> done) {
+  const auto run = std::make_shared<Run>();
+  run->who = query.who;
+  run->cancel = std::move(cancel);
+  run->progress = std::move(progress);
+  run->done = std::move(done);
+  const auto error = Caught([&] {
+    run->shapes = WantedBy(query);
+    for (const MeasureShape& shape : run->shapes) {
+      run->total += static_cast<int64_t>(ListedOf(shape.spec, *setting().registry).size());
+    }
+    const std::lock_guard lock(mutex_);
+    if (stopped_) throw Draining();
+    runs_.insert(std::ranges::find_if(runs_, [](const auto& other) { return other->own; }), run);
+  });
+  if (error) return run->done(error);
+  with_.wake();
+}
+
+std::vector<MeasureShape> Tuning::WantedBy(const TuneQuery& query) const {
+  CheckList("lengths", query.lengths, TuneQuery::kMaxLengths, TuneQuery::kLongest);
+  CheckList("rows", query.rows, TuneQuery::kMaxRows, TuneQuery::kMostRows);
+  std::vector<const Pipeline*> pipelines;
+  if (!query.model.empty()) {
+    pipelines = {models_.Find(query.model)};
+  } else {
+    for (const ModelInfo& model : models_.List()) pipelines.push_back(models_.Find(model.name));
+  }
+  std::vector<MeasureShape> shapes;
+  std::set<MeasuredKey> keys;  // each once: models may be alike
+  for (const Pipeline* pipeline : pipelines) {
+    for (MeasureShape& shape : ShapesOf(*pipeline, query)) {
+      if (keys.insert(KeyOf(shape.spec, shape.rows)).second) shapes.push_back(std::move(shape));
+    }
+  }
+  if (shapes.size() <= MeasuredTable::kMaxGroups) return shapes;
+  throw InvalidField("lengths", "with all roles and rows at most " +
+                                    std::to_string(MeasuredTable::kMaxGroups) +
+                                    " kinds of calls, got " + std::to_string(shapes.size()));
+}
+
+std::string Tuning::Export() const { return measurements().table().ToJson(); }
+
+ImportedMeasurements Tuning::Import(const std::string& json, const std::string& who) {
+  const Measurements::Taken taken = measurements().Take(MeasuredTable::Parse(json));
+  KeepTable();
+  with_.audit->Write({.who = who,
+                      .what = "tune",
+                      .subject = "import",
+                      .new_value = std::to_string(taken.groups) + " kinds of calls",
+                      .reason = taken.why_ignored});
+  return {taken.groups, taken.ignored, taken.why_ignored};
+}
+
+void Tuning::Stop() {
+  std::deque<RunPtr> runs;
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    runs = std::exchange(runs_, {});
+  }
+  for (const RunPtr& run : runs) End(run, Stopped());
+}
+
+void Tuning::KeepTable() {
+  const std::lock_guard lock(keep_mutex_);
+  with_.store->Keep(kDocument, Export());
+}
+
+// ---- the engine's thread
+
+bool Tuning::Due(bool idle) const {
+  if (stopped_) return false;
+  {
+    const std::lock_guard lock(mutex_);
+    const bool asked = !runs_.empty() && !runs_.front()->own;
+    if (!idle) return asked && SteadyClock::now() >= rests_until_;
+    if (!runs_.empty()) return true;
+  }
+  return options_.when_idle && measurements().HasMissing();
+}
+
+bool Tuning::RunDue(bool idle) {
+  const int64_t held = held_bytes_;
+  for (const RunPtr& run : CancelledRuns()) {
+    if (run->call) LetGo(run.get());
+    End(run, Cancelled());
+  }
+  const RunPtr run = Due(idle) ? Current() : nullptr;
+  if (!idle || (run && !run->own)) LetGoOfOwn();
+  if (run) Advance(run);
+  return held_bytes_ < held;
+}
+
+void Tuning::Advance(const RunPtr& run) {
+  const auto start = SteadyClock::now();
+  const auto error = Caught([&] {
+    if (run->shape < run->shapes.size()) Step(run.get());
+  });
+  rests_until_ = SteadyClock::now() + kRest * (SteadyClock::now() - start);
+  if (error) LetGo(run.get());
+  if (error || run->shape == run->shapes.size()) End(run, error);
+}
+
+// Who is cancelled does not wait for those before it.
+std::vector<Tuning::RunPtr> Tuning::CancelledRuns() const {
+  std::vector<RunPtr> cancelled;
+  const std::lock_guard lock(mutex_);
+  for (const RunPtr& run : runs_) {
+    if (run->cancelled()) cancelled.push_back(run);
+  }
+  return cancelled;
+}
+
+Tuning::RunPtr Tuning::Current() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopped_) return nullptr;
+    if (!runs_.empty()) return runs_.front();
+  }
+  return options_.when_idle ? NewOwn() : nullptr;
+}
+
+Tuning::RunPtr Tuning::NewOwn() {
+  auto missing = measurements().TakeMissing();
+  if (!missing) return nullptr;
+  const auto run = std::make_shared<Run>();
+  run->own = true;
+  run->shapes = {std::move(*missing)};
+  const std::lock_guard lock(mutex_);
+  if (stopped_) return nullptr;
+  runs_.push_back(run);
+  return run;
+}
+
+std::optional<Error> Tuning::WhyStop(const Run& run) const {
+  if (run.cancelled()) return Cancelled();
+  return stopped_ ? std::optional(Stopped()) : std::nullopt;
+}
+
+// One call; with the last one of a kind of call that kind counts.
+void Tuning::Step(Run* run) {
+  if (!run->group) BeginGroup(run);
+  if (!run->backends.empty()) {
+    const AttnBackend backend = run->backends.back();
+    const auto measured = MeasureOn(run, backend);
+    if (!measured) return;
+    run->measuring.reset();
+    run->backends.pop_back();
+    if (measured->row) run->group->rows.push_back(*measured->row);
+    run->Tell(backend, *measured);
+  }
+  if (run->backends.empty()) EndGroup(run);
+}
+
+std::optional<Measured> Tuning::MeasureOn(Run* run, AttnBackend backend) {
+  if (!run->why_no_call.empty()) return Measured{std::nullopt, run->why_no_call};
+  if (!run->call) MakeCall(run);
+  if (!run->measuring) {
+    run->measuring =
+        std::make_unique<Measuring>(backend, run->call->get(), *setting().registry, run->limits);
+  }
+  return run->measuring->Advance();
+}
+
+void Tuning::BeginGroup(Run* run) {
+  const MeasureShape& shape = run->shapes[run->shape];
+  run->backends = ListedOf(shape.spec, *setting().registry);
+  std::ranges::reverse(run->backends);
+  run->limits = {};
+  if (run->own) run->limits.most_seconds = kMostOwnSeconds;
+  run->limits.most_bytes = std::min(run->limits.most_bytes, with_.bytes_at_hand() / 3);
+  run->limits.why_stop = [this, run] { return WhyStop(*run); };
+  run->group = MeasuredGroup{};
+  const auto error = Caught([&] {
+    MakeCall(run);
+    run->group = run->call->get()->Group();
+  });
+  run->why_no_call = error ? error->what() : "";
+  run->group->key = KeyOf(shape.spec, shape.rows);
+}
+
+void Tuning::MakeCall(Run* run) {
+  run->call.emplace(run->shapes[run->shape], setting().device, run->limits, &held_bytes_);
+}
+
+void Tuning::EndGroup(Run* run) {
+  MeasuredGroup group = std::move(*run->group);
+  run->group.reset();
+  LetGo(run);
+  ++run->shape;
+  if (group.rows.empty()) return;
+  const MeasuredKey key = group.key;
+  with_.logger->Info("measured", {{"key", ToText(key)}, {"seconds", BackendsOf(group)}});
+  const std::string before = FirstFor(key);
+  measurements().Put(std::move(group));
+  KeepTable();
+  with_.audit->Write({.who = run->who,
+                      .what = "tune",
+                      .subject = ToText(key),
+                      .old_value = before,
+                      .new_value = FirstFor(key),
+                      .reason = run->own ? "measured when idle" : "measured"});
+}
+
+// "FLASH_ATTN, 0.00021 s a call, error 1.6e-07"; "" = nothing is measured.
+std::string Tuning::FirstFor(const MeasuredKey& key) const {
+  const auto fastest = measurements().OrderOf(key, *setting().registry).fastest_first;
+  if (fastest.empty()) return "";
+  return std::string(AttnBackendName(fastest.front().backend)) + ", " + ToText(fastest.front());
+}
+
+// Where there is other work it has the memory; the same numbers are made again.
+void Tuning::LetGoOfOwn() {
+  RunPtr own;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!runs_.empty() && runs_.back()->own) own = runs_.back();
+  }
+  if (own && own->call) LetGo(own.get());
+}
+
+void Tuning::LetGo(Run* run) {
+  run->measuring.reset();
+  run->call.reset();
+}
+
+void Tuning::End(const RunPtr& run, const std::optional<Error>& error) {
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase(runs_, run);
+  }
+  if (!run->ended.exchange(true) && run->done) run->done(error);
+}
+
+}  // namespace denoised
