@@ -64,7 +64,7 @@ void Refuse(const Wish& wish, std::string reason, Selection* selection) {
 // Empty where the wish can be granted, which `canonical` then is with its parameters.
 std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& spec,
                                          const BackendRegistry& registry, const DeviceInfo& device,
-                                         Wish* canonical) {
+                                         const Objection& objection, Wish* canonical) {
   if (auto reason = WhyUnfit(wish.backend, spec, registry, device)) return reason;
   *canonical = wish;
   try {
@@ -74,18 +74,18 @@ std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& 
     if (wish.source == SelectionSource::kRequest) throw named;
     return named.what();
   }
-  return std::nullopt;
+  return objection ? objection(wish.backend) : std::nullopt;
 }
 
 // The first of `preferred` that the layer lists and that can serve.
 bool SelectPreferred(const AttentionSpec& spec, std::span<const PreferredBackend> preferred,
                      const BackendRegistry& registry, const DeviceInfo& device,
-                     Selection* selection) {
+                     const Objection& objection, Selection* selection) {
   for (const PreferredBackend& one : preferred) {
     if (!spec.Lists(one.backend)) continue;
     Wish wish{SelectionSource::kAutomatic, one.backend, "", ""};
     wish.measured = one.measured;
-    auto reason = WhyNotGranted(wish, spec, registry, device, &selection->granted);
+    auto reason = WhyNotGranted(wish, spec, registry, device, objection, &selection->granted);
     if (!reason) return true;
     Refuse(wish, std::move(*reason), selection);
   }
@@ -94,11 +94,11 @@ bool SelectPreferred(const AttentionSpec& spec, std::span<const PreferredBackend
 
 // The first registered backend that the layer lists, that may be chosen unasked and that can serve.
 bool SelectAutomatic(const AttentionSpec& spec, const BackendRegistry& registry,
-                     const DeviceInfo& device, Selection* selection) {
+                     const DeviceInfo& device, const Objection& objection, Selection* selection) {
   for (const BackendRegistry::Entry& entry : registry.entries()) {
     if (!entry.automatic || !spec.Lists(entry.id)) continue;
     const Wish wish{SelectionSource::kAutomatic, entry.id, "", ""};
-    auto reason = WhyNotGranted(wish, spec, registry, device, &selection->granted);
+    auto reason = WhyNotGranted(wish, spec, registry, device, objection, &selection->granted);
     if (!reason) reason = registry.WhyYields(entry.id, spec, device);
     if (!reason) return true;
     Refuse(wish, std::move(*reason), selection);
@@ -131,10 +131,10 @@ std::string Selection::Reason() const {
 }
 
 std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& spec,
-                                         const BackendRegistry& registry,
-                                         const DeviceInfo& device) {
+                                         const BackendRegistry& registry, const DeviceInfo& device,
+                                         const Objection& objection) {
   Wish canonical;
-  return WhyNotGranted(wish, spec, registry, device, &canonical);
+  return WhyNotGranted(wish, spec, registry, device, objection, &canonical);
 }
 
 bool IsActionable(AttnBackend backend, const AttentionSpec& spec) {
@@ -143,7 +143,7 @@ bool IsActionable(AttnBackend backend, const AttentionSpec& spec) {
 
 Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
                  const BackendRegistry& registry, const DeviceInfo& device, SelectionMode mode,
-                 std::span<const PreferredBackend> preferred) {
+                 std::span<const PreferredBackend> preferred, const Objection& objection) {
   if (spec.supported.empty()) {
     throw Error(StatusCode::kInvalidArgument,
                 "wanted a layer that lists at least one attention backend; " +
@@ -155,7 +155,7 @@ Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
   for (const Wish& wish : wishes) {
     if (granted && wish.source != SelectionSource::kRequest) continue;
     Wish candidate;
-    auto reason = WhyNotGranted(wish, spec, registry, device, &candidate);
+    auto reason = WhyNotGranted(wish, spec, registry, device, objection, &candidate);
     if (granted) continue;  // it was looked at for its parameters alone
     if (reason) {
       strict_failure |= FailsStrict(wish, spec, mode);
@@ -169,8 +169,8 @@ Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
     FailSelection(spec, "wanted exactly the backend that was asked for (policy strict)",
                   selection.refusals);
   }
-  if (!granted && !SelectPreferred(spec, preferred, registry, device, &selection) &&
-      !SelectAutomatic(spec, registry, device, &selection)) {
+  if (!granted && !SelectPreferred(spec, preferred, registry, device, objection, &selection) &&
+      !SelectAutomatic(spec, registry, device, objection, &selection)) {
     FailSelection(spec, "wanted any of " + NamesOf(spec.supported), selection.refusals);
   }
   return selection;

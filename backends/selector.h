@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -72,9 +73,12 @@ struct Selection {
   bool operator==(const Selection&) const = default;
 };
 
+// Why a backend that could serve a layer may not now; nothing where it may.
+using Objection = std::function<std::optional<std::string>(AttnBackend)>;
+
 // FastVideo's get_attn_backend: the first of `wishes` that can serve the layer, with its parameters
 // as the backend reads them for this spec; where none can, the first automatic backend that can.
-// Pure and thread-safe.
+// An `objection` (may be empty) refuses backends that could. Pure and thread-safe.
 //
 // Automatic selection tries `preferred` before the registry's order: what somebody knows to be best
 // for this spec, the best first (runtime/attention/measurements.h). Such a backend need not be an
@@ -91,12 +95,13 @@ struct Selection {
 Selection Select(const AttentionSpec& spec, std::span<const Wish> wishes,
                  const BackendRegistry& registry, const DeviceInfo& device,
                  SelectionMode mode = SelectionMode::kPrefer,
-                 std::span<const PreferredBackend> preferred = {});
+                 std::span<const PreferredBackend> preferred = {}, const Objection& objection = {});
 
 // Why `wish` cannot be granted for the layer, whatever others wish; empty where it can. Throws as
 // Select for parameters of the request's.
 std::optional<std::string> WhyNotGranted(const Wish& wish, const AttentionSpec& spec,
-                                         const BackendRegistry& registry, const DeviceInfo& device);
+                                         const BackendRegistry& registry, const DeviceInfo& device,
+                                         const Objection& objection = {});
 
 // Whether an operator can act on a refusal of `backend` for the layer: not where the role keeps a
 // short list by design.

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "backends/selector.h"
+#include "runtime/attention_guard.h"
 #include "runtime/explanation.h"
 #include "runtime/job.h"
 #include "runtime/job_store.h"
@@ -73,6 +74,7 @@ struct EngineOptions {
   std::string max_memory = "auto";
   int threads = 0;                // intra-op threads; 0 = one a physical core
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
+  bool enable_drills = false;     // Drill may be asked for
   // Of jobs that ask for none. Unset: what a model's denoised.json says, else packed.
   std::optional<LinearNumerics> linear;
   // Automatic selection may take any backend that was measured at most so far from the reference
@@ -88,6 +90,7 @@ struct BackendInfo {
   std::string summary;
   bool automatic = false;              // automatic selection may take it
   std::optional<std::string> why_not;  // empty: usable
+  std::vector<BreakerInfo> breakers;   // of all models, those that are not closed
 };
 
 // A cancel that any thread may raise; work ends at its next stop point, and a step that was left so
@@ -172,6 +175,11 @@ class Engine {
   // with these.
   virtual std::optional<Error> CheckForce(const LeaseRequest& request) const = 0;
   virtual std::vector<BackendInfo> ListBackends() const = 0;
+  // Circuit breakers that are not closed, of all models and backends.
+  virtual std::vector<BreakerInfo> Breakers() const = 0;
+  // Has a backend do wrong for a while, in all models. Throws FAILED_PRECONDITION (reason
+  // DRILLS_OFF) without EngineOptions::enable_drills, INVALID_ARGUMENT naming "ttl".
+  virtual void Drill(const DrillRequest& request) = 0;
   // By role, in the enum's order, as the selection is now; with the query's lease as it would be.
   // Refuses what Submit refuses: throws NOT_FOUND (model) and INVALID_ARGUMENT (sizes, parameters,
   // the place, "what_if.<field>"); a strict wish that cannot be granted is the role's `error`.

@@ -35,6 +35,9 @@ class Observer {
   virtual void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) {}
   // The self-attention backend changed between two steps of a job.
   virtual void OnBackendSwitch(SelectionSource cause) {}
+  // A unit was undone and done again without this backend. The cause is LeaseEndName's of a lease
+  // that ended for it ("not_finite", "degenerate", "budget"), or "failed": the backend threw.
+  virtual void OnRollback(AttnBackend backend, std::string_view cause) {}
   // Its first unit is next, or the first one after it was put aside or its server ended.
   virtual void OnJobStarted(const std::string& model, Priority priority,
                             double queue_wait_seconds) {}

@@ -1,5 +1,6 @@
 // AdminService on gRPC's callback API: leases (admin_leases.cc), measurements (tune_calls.cc),
-// explanations, draining (admin_service.cc). Registered on the admin listener only.
+// rehearsals (admin_guard.cc), explanations, draining (admin_service.cc). Registered on the admin
+// listener only.
 #ifndef DENOISED_SERVER_ADMIN_SERVICE_H_
 #define DENOISED_SERVER_ADMIN_SERVICE_H_
 
@@ -28,7 +29,10 @@ using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
                                                 WithRawCallbackMethod_ExportMeasurements<
                                                     v1::AdminService::
                                                         WithRawCallbackMethod_ImportMeasurements<
-                                                            v1::AdminService::Service>>>>>>>>>>>>>;
+                                                            v1::AdminService::
+                                                                WithRawCallbackMethod_Drill<
+                                                                    v1::AdminService::
+                                                                        Service>>>>>>>>>>>>>>;
 
 // Thread-safe. Each change is in the audit: those of leases by the policy's listener, others by
 // what makes them here.
@@ -60,6 +64,8 @@ class AdminService : public RawAdminService {
                                   grpc::ByteBuffer* out) override;
   grpc::ServerUnaryReactor* SetLogLevel(grpc::CallbackServerContext* context,
                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* Drill(grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
+                                  grpc::ByteBuffer* out) override;
   grpc::ServerWriteReactor<grpc::ByteBuffer>* WatchAudit(grpc::CallbackServerContext* context,
                                                          const grpc::ByteBuffer* in) override {
     return denoised::WatchAudit(with_, context, in);

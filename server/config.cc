@@ -127,6 +127,10 @@ std::vector<Flag> ComputeFlags(Config* config) {
        "otherwise; "
        "`denoisectl backends` says which.",
        SetBool("admit_unmeasured", &engine->admit_unmeasured)},
+      {"enable_drills", "", "false",
+       "Let the admin port rehearse faults: `denoisectl drill` has a backend throw, stall or give "
+       "NaN for a bounded time. Refused otherwise.",
+       SetBool("enable_drills", &engine->enable_drills)},
       {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&config->cpu_isa),

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "server/convert_guard.h"
 #include "server/convert_values.h"
 
 namespace denoised {
@@ -123,6 +124,7 @@ v1::Backend ToProto(const BackendInfo& backend) {
   message.set_automatic(backend.automatic);
   message.set_usable(!backend.why_not.has_value());
   message.set_why_not(backend.why_not.value_or(""));
+  for (const BreakerInfo& breaker : backend.breakers) *message.add_breakers() = ToProto(breaker);
   return message;
 }
 

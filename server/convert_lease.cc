@@ -10,15 +10,9 @@
 namespace denoised {
 namespace {
 
-constexpr size_t kMaxReason = 256;
-
 // Of a ForceBackendRequest or a HoldBackendRequest, which have the same fields.
 template <typename Request>
 LeaseRequest LeaseFromProto(const Request& message) {
-  if (message.reason().size() > kMaxReason) {
-    throw InvalidField("reason",
-                       "at most 256 bytes, got " + std::to_string(message.reason().size()));
-  }
   LeaseRequest request;
   request.backend = CoerceAttnBackend(message.backend(), "backend");
   if (message.has_ttl()) request.ttl = FromProto(message.ttl(), "ttl");
@@ -26,7 +20,7 @@ LeaseRequest LeaseFromProto(const Request& message) {
   if (message.has_scope()) request.scope = FromProto(message.scope(), "scope");
   request.mode = FromProto(message.policy(), "policy");
   if (message.has_budget()) request.budget = FromProto(message.budget(), "budget");
-  request.reason = message.reason();
+  request.reason = CheckedReason(message.reason());
   if (message.has_expected_generation()) {
     request.expected_generation = message.expected_generation();
   }

@@ -85,6 +85,12 @@ google::protobuf::Struct JsonToProto(const std::string& json) {
   return parameters;
 }
 
+std::string CheckedReason(const std::string& reason) {
+  constexpr size_t kMost = 256;
+  if (reason.size() <= kMost) return reason;
+  throw InvalidField("reason", "at most 256 bytes, got " + std::to_string(reason.size()));
+}
+
 milliseconds FromProto(const google::protobuf::Duration& duration, const std::string& field) {
   constexpr int64_t kTenYears = int64_t{10} * 366 * 24 * 3600;
   const bool fits = duration.seconds() >= 0 && duration.seconds() <= kTenYears &&

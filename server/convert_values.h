@@ -24,6 +24,9 @@ std::string FromProto(const google::protobuf::Struct& parameters, const std::str
 // Of a JSON object that the backends wrote, or that passed the above.
 google::protobuf::Struct JsonToProto(const std::string& json);
 
+// An operator's reason for a change, `reason` in errors: at most 256 bytes.
+std::string CheckedReason(const std::string& reason);
+
 // Throws where the duration is malformed, or not above 0 and at most ten years.
 std::chrono::milliseconds FromProto(const google::protobuf::Duration& duration,
                                     const std::string& field);

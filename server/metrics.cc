@@ -139,6 +139,13 @@ struct Metrics::Families {
   Counters backend_switch =
       Count("denoised_backend_switch_total",
             "Changes of the self-attention backend between two steps of a job.", {"cause"});
+  Counters rollback = Count("denoised_rollback_total",
+                            "Units that were undone and done again without a backend, and why.",
+                            {"backend", "cause"});
+  // Those that have been open since the start.
+  GaugeSeries breaker_open =
+      Level("denoised_breaker_open", "1 while a circuit breaker of the backend is not closed.",
+            {"model", "backend"});
   GaugeSeries lease_active =
       Level("denoised_lease_active",
             "Forces that are live now, by the kinds that their scopes name.", {"scope", "backend"});
@@ -195,8 +202,18 @@ struct Metrics::Families {
     lease_active.KeepOnly(shown);
   }
 
+  // A series that was 1 is 0 afterwards.
+  void ShowBreakers(const std::set<std::pair<std::string, AttnBackend>>& open) {
+    breakers.insert(open.begin(), open.end());
+    for (const auto& [model, backend] : breakers) {
+      breaker_open.At({model, ToText(AttnBackendName(backend))})
+          .Set(open.contains({model, backend}) ? 1 : 0);
+    }
+  }
+
   std::mutex source_mutex;
-  std::function<Gauges()> source;  // guarded by source_mutex
+  std::set<std::pair<std::string, AttnBackend>> breakers;  // ever open; guarded by source_mutex
+  std::function<Gauges()> source;                          // guarded by source_mutex
 };
 
 Metrics::Metrics(const std::string& version) : families_(std::make_unique<Families>()) {
@@ -282,6 +299,10 @@ void Metrics::OnBackendSwitch(SelectionSource cause) {
   families_->backend_switch.At({ToText(SelectionSourceName(cause))}).Increment();
 }
 
+void Metrics::OnRollback(AttnBackend backend, std::string_view cause) {
+  families_->rollback.At({ToText(AttnBackendName(backend)), ToText(cause)}).Increment();
+}
+
 void Metrics::OnJobStarted(const std::string& model, Priority priority, double queue_wait_seconds) {
   families_->queue_wait_seconds.At({ToText(PriorityName(priority))}).Observe(queue_wait_seconds);
 }
@@ -349,6 +370,7 @@ std::string Metrics::Text() const {
                 &families_->connections_refused.At({listener}));
     }
     families_->ShowLeases(gauges.leases);
+    families_->ShowBreakers(gauges.breakers);
   }
   return prometheus::TextSerializer().Serialize(families_->registry.Collect());
 }

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,6 +27,8 @@ class Metrics : public Observer {
     int64_t queue_depth = 0, jobs_running = 0, sessions = 0;
     // Live forces, by backend and the kinds of their scopes (KindsText).
     std::map<std::pair<AttnBackend, std::string>, int> leases;
+    // Models and backends with a circuit breaker that is not closed.
+    std::set<std::pair<std::string, AttnBackend>> breakers;
     uint64_t log_lines_dropped = 0;  // since the start
     struct Connections {
       int64_t open = 0;
@@ -46,6 +49,7 @@ class Metrics : public Observer {
                    std::optional<double> seconds) override;
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override;
   void OnBackendSwitch(SelectionSource cause) override;
+  void OnRollback(AttnBackend backend, std::string_view cause) override;
   void OnJobStarted(const std::string& model, Priority priority,
                     double queue_wait_seconds) override;
   void OnCheckpoint(const std::string& model, double seconds) override;

@@ -222,6 +222,9 @@ Metrics::Gauges Server::ReadGauges() {
   for (const Lease& force : engine->policy().List()) {
     ++gauges.leases[{force.backend, KindsText(force.scope)}];
   }
+  for (const BreakerInfo& open : engine->Breakers()) {
+    gauges.breakers.emplace(open.model, open.backend);
+  }
   return gauges;
 }
 

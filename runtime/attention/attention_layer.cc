@@ -2,9 +2,11 @@
 
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "backends/error.h"
 #include "backends/stop_point.h"
+#include "runtime/attention/call_guard.h"
 
 namespace denoised {
 namespace {
@@ -33,7 +35,9 @@ at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& ke
   inputs.causal = causal_;
   inputs.layer_index = layer_index_;
   const auto start = std::chrono::steady_clock::now();
-  at::Tensor out = slot.backend->Forward(inputs, slot.metadata.get());
+  at::Tensor out =
+      Guarded(slot, role_, [&] { return slot.backend->Forward(inputs, slot.metadata.get()); });
+  if (GivesNan(slot)) out = at::full_like(out, std::numeric_limits<double>::quiet_NaN());
   if (slot.tally == nullptr) return out;
   AttentionCount& count = slot.tally->Of(slot.backend->Runs(inputs, slot.metadata.get()));
   count.calls += 1;

@@ -58,28 +58,32 @@ AttentionPlanner::AttentionPlanner(const PlannerSetting& setting, PlannerSubject
                                    Observer* observer)
     : setting_(setting), subject_(Begun(std::move(subject))), observer_(observer) {}
 
+AttentionPlanner::~AttentionPlanner() { setting_.guard->breakers().Leave(this); }
+
 bool AttentionPlanner::RoleState::Holds(uint64_t version, const AttentionSpec& spec,
                                         const StepPlace& place) const {
   return this->version == version && this->spec == spec && wishes.HoldsAt(place);
 }
 
-const Selection& AttentionPlanner::RoleState::SelectionAt(int64_t layer) const {
-  const auto segment = std::ranges::find_if(
-      segments, [&](const Segment& segment) { return segment.choice.layers.Has(layer); });
-  return segment->choice.selection;
+// Both grow, so that it moves where either does.
+uint64_t AttentionPlanner::Version() const {
+  return setting_.policy->version() + setting_.guard->breakers().version();
 }
 
 const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>& specs,
                                                int64_t step, int64_t num_steps,
                                                std::optional<double> sigma) {
-  const uint64_t version = setting_.policy->version();
+  const uint64_t version = Version();
   pending_.clear();
   kept_.clear();
+  fresh_notes_.clear();
+  for (RoleState& state : roles_) state.in_unit = false;
   for (const AttentionSpec& spec : specs) {
     RoleState& state = roles_[static_cast<size_t>(spec.role)];
     const StepPlace place = InLoop(spec.role) ? StepPlace{step, sigma} : StepPlace();
     if (!state.Holds(version, spec, place)) ChooseAnew(state, spec, place);
     state.version = version;
+    state.in_unit = true;
     state.step = step;
     RolePlan& plan = PlanOf(spec.role);
     for (size_t i = 0; i < state.segments.size(); ++i) {
@@ -93,49 +97,139 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
 std::shared_ptr<const LeaseList> AttentionPlanner::Leases() {
   std::shared_ptr<const LeaseList> leases = LeasesOf(setting_, subject_);
   if (subject_.pin) subject_.pinned = leases;
-  return leases;
+  if (!avoided_.AnyLease()) return leases;
+  auto others = std::make_shared<LeaseList>(*leases);
+  std::erase_if(*others, [&](const Lease& lease) {
+    return avoided_.all_leases || std::ranges::count(avoided_.leases, lease.id) > 0;
+  });
+  return others;
+}
+
+std::optional<std::string> AttentionPlanner::WhyNot(AttnBackend backend,
+                                                    const AttentionSpec& spec) const {
+  for (const auto& [avoided, role, why] : avoided_.backends) {
+    if (avoided == backend && role == spec.role) return why;
+  }
+  return setting_.guard->breakers().WhyNot(backend, spec, this);
 }
 
 void AttentionPlanner::ChooseAnew(RoleState& state, const AttentionSpec& spec,
                                   const StepPlace& place) {
+  if (state.spec) setting_.guard->breakers().Leave(this, *state.spec);
   RoleWishes wishes = WishesAt(WishesOf(setting_, subject_, *Leases()), spec.role,
                                setting_.LayersOf(spec.role), place);
-  std::vector<LayerChoice> choices = Joined(Choose(setting_, subject_, spec, wishes));
-  Report(state, spec, choices);
+  std::vector<LayerChoice> choices =
+      Joined(Choose(setting_, subject_, spec, wishes,
+                    [&](AttnBackend backend) { return WhyNot(backend, spec); }));
   std::deque<Segment> segments;
   std::vector<AttentionSlot> slots;
   for (LayerChoice& choice : choices) {
     const Wish& granted = choice.selection.granted;
     const AttentionBackend* backend = setting_.registry->Find(granted.backend)->backend;
+    setting_.guard->breakers().Claim(granted.backend, spec, this);
     auto maker = setting_.plans->Find(*backend, spec, granted.parameters);
     Segment& segment = segments.emplace_back(std::move(choice), std::move(maker));
     slots.push_back({backend, segment.choice.selection.granted.backend, nullptr, &segment.fresh,
-                     segment.choice.layers.last});
+                     segment.choice.layers.last, setting_.guard.get()});
   }
   state.segments = std::move(segments);
   state.wishes = std::move(wishes);
   state.spec = spec;
+  state.untold = true;
   PlanOf(spec.role).slots = std::move(slots);
 }
 
-void AttentionPlanner::Report(const RoleState& before, const AttentionSpec& spec,
-                              const std::vector<LayerChoice>& now) {
+void AttentionPlanner::Report(RoleState* state) {
+  const auto before = std::exchange(state->before, {});
+  state->untold = false;
   bool switched = false;
-  for (const LayerChoice& choice : now) {
+  for (const Segment& segment : state->segments) {
+    const LayerChoice& choice = state->before.emplace_back(segment.choice);
+    const auto was = std::ranges::find_if(
+        before, [&](const LayerChoice& other) { return other.layers.Has(choice.layers.first); });
     const Selection& selection = choice.selection;
-    const Selection* was = before.spec ? &before.SelectionAt(choice.layers.first) : nullptr;
-    const bool differs = was != nullptr && was->granted.backend != selection.granted.backend;
-    if (differs && !std::exchange(switched, true) && spec.role == AttentionRole::kSelf) {
+    const Selection* old = was != before.end() ? &was->selection : nullptr;
+    const bool differs = old != nullptr && old->granted.backend != selection.granted.backend;
+    if (differs && !std::exchange(switched, true) && state->spec->role == AttentionRole::kSelf) {
       observer_->OnBackendSwitch(selection.granted.source);
     }
-    if (was != nullptr && was->refusals == selection.refusals) continue;
+    if (old != nullptr && old->refusals == selection.refusals) continue;
     for (const Refusal& refusal : selection.refusals) {
       if (refusal.source == SelectionSource::kAutomatic) continue;
-      if (!IsActionable(refusal.backend, spec)) continue;
+      if (!IsActionable(refusal.backend, *state->spec)) continue;
       observer_->OnFallback(refusal.backend, selection.granted.backend, refusal.source);
     }
   }
 }
+
+// ---- a unit that failed ------------------------------------------------------------------------
+
+std::vector<Wish> AttentionPlanner::Leased() const {
+  std::vector<Wish> leased;
+  for (const RoleState& state : roles_) {
+    if (!state.in_unit) continue;
+    for (const Segment& segment : state.segments) {
+      const Wish& granted = segment.choice.selection.granted;
+      const bool known = std::ranges::count(leased, granted.lease_id, &Wish::lease_id) > 0;
+      if (!granted.lease_id.empty() && !known) leased.push_back(granted);
+    }
+  }
+  const std::shared_ptr<const LeaseList> order = LeasesOf(setting_, subject_);
+  std::ranges::stable_sort(leased, {}, [&](const Wish& wish) {
+    return std::ranges::find(*order, wish.lease_id, &Lease::id) - order->begin();
+  });
+  return leased;
+}
+
+const AttentionSpec* AttentionPlanner::Runs(AttnBackend backend, AttentionRole role) const {
+  const RoleState& state = roles_[static_cast<size_t>(role)];
+  const bool runs = std::ranges::any_of(state.segments, [&](const Segment& segment) {
+    return segment.choice.selection.granted.backend == backend;
+  });
+  return state.in_unit && runs ? &*state.spec : nullptr;
+}
+
+void AttentionPlanner::SetAvoided(Avoided avoided) {
+  avoided_ = std::move(avoided);
+  for (RoleState& state : roles_) state.version = kStale;
+}
+
+void AttentionPlanner::Avoid(const std::string& lease_id) {
+  Avoided avoided = std::move(avoided_);
+  avoided.leases.push_back(lease_id);
+  SetAvoided(std::move(avoided));
+}
+
+void AttentionPlanner::Avoid(AttnBackend backend, AttentionRole role, std::string why) {
+  Avoided avoided = std::move(avoided_);
+  avoided.backends.emplace_back(backend, role, std::move(why));
+  SetAvoided(std::move(avoided));
+}
+
+void AttentionPlanner::AvoidOnly(const std::string& lease_id) {
+  SetAvoided({{lease_id}, false, std::move(avoided_.backends)});
+}
+
+void AttentionPlanner::AvoidLeases() {
+  Avoided avoided = std::move(avoided_);
+  avoided.all_leases = true;
+  SetAvoided(std::move(avoided));
+}
+
+void AttentionPlanner::AvoidNothing() {
+  takes_all_ = false;
+  if (avoided_ != Avoided()) SetAvoided({});
+}
+
+void AttentionPlanner::Unpin(const std::string& lease_id) {
+  if (!subject_.pinned) return;
+  auto others = std::make_shared<LeaseList>(*subject_.pinned);
+  std::erase_if(*others, [&](const Lease& lease) { return lease.id == lease_id; });
+  subject_.pinned = std::move(others);
+  for (RoleState& state : roles_) state.version = kStale;
+}
+
+// ---- the receipt -------------------------------------------------------------------------------
 
 void AttentionPlanner::BookForward() {
   for (RoleState& state : roles_) {
@@ -180,13 +274,21 @@ ReceiptEntry AttentionPlanner::EntryOf(const RoleState& state, const Segment& se
 }
 
 void AttentionPlanner::Complete() {
+  for (RoleState& state : roles_) {
+    if (state.in_unit && state.untold) Report(&state);
+  }
   last_ = std::exchange(pending_, {});
   for (const ReceiptEntry& entry : last_) {
+    const AttentionSpec& spec = *roles_[static_cast<size_t>(entry.role)].spec;
+    setting_.guard->breakers().Succeeded(entry.selection.granted.backend, spec, this);
     observer_->OnAttention(entry.ran, entry.role, entry.calls, entry.seconds);
     Append(entry, &done_);
   }
   for (ReceiptEntry& entry : kept_) Append(std::move(entry), &done_);
   kept_.clear();
+  for (std::string& note : std::exchange(fresh_notes_, {})) AddNote(std::move(note));
+  setting_.guard->breakers().Leave(this);  // what it was granted and did not call
+  AvoidNothing();
 }
 
 void AttentionPlanner::SetSubject(PlannerSubject subject) {
@@ -210,7 +312,7 @@ std::function<AttentionCost(const AttentionSpec&, int64_t)> AttentionPlanner::Co
 
 void AttentionPlanner::TakeNote(const RoleState& state, const Segment& segment) {
   const AttentionSlot& slot = *PlanOf(state.spec->role).Of(segment.choice.layers.first);
-  AddNote(slot.backend->Note(*state.spec, slot.metadata.get()));
+  fresh_notes_.push_back(slot.backend->Note(*state.spec, slot.metadata.get()));
 }
 
 void AttentionPlanner::AddNote(std::string note) {

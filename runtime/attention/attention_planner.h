@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backends/attention_backend.h"
@@ -25,6 +26,9 @@ namespace denoised {
 class AttentionPlanner {
  public:
   AttentionPlanner(const PlannerSetting& setting, PlannerSubject subject, Observer* observer);
+  ~AttentionPlanner();
+  AttentionPlanner(const AttentionPlanner&) = delete;
+  AttentionPlanner& operator=(const AttentionPlanner&) = delete;
 
   // The plan for the roles of `specs` at this step; roles without a spec keep an empty one. Selects
   // anew only where the policy moved, the spec changed, or another rule holds since the last call,
@@ -43,8 +47,30 @@ class AttentionPlanner {
   void BookKept(AttentionRole role, const AttentionTally& tally);
 
   // What was booked since the last call belongs to a step that is done: it enters the receipt, and
-  // is reported to the observer. A step that fails on the way never gets here, and is in neither.
+  // is reported to the observer with what changed since the step before. A step that fails on the
+  // way never gets here, and is in neither.
   void Complete();
+
+  // Of a unit that has failed, and is prepared once more to be done by other backends:
+
+  // The leases that layers of the unit run under, each once, the narrowest first.
+  std::vector<Wish> Leased() const;
+  // What a layer of the role needs in this unit, where one runs `backend`; else null.
+  const AttentionSpec* Runs(AttnBackend backend, AttentionRole role) const;
+  // Until the next Complete: as if this lease were not, or none; as if the backend could not serve
+  // the role.
+  void Avoid(const std::string& lease_id);
+  void AvoidOnly(const std::string& lease_id);  // of leases
+  void AvoidLeases();
+  void Avoid(AttnBackend backend, AttentionRole role, std::string why);
+  // Likewise: what the unit gives is taken, where it can be.
+  void TakeAsItIs() { takes_all_ = true; }
+  // Whether what merely looks wrong in the unit's result is told of: it may be a lease's fault.
+  bool suspects() const { return !takes_all_ && (avoided_.AnyLease() || !Leased().empty()); }
+  // The unit did not come to its end: probes of circuit breakers are given back.
+  void Undone() { setting_.guard->breakers().Leave(this); }
+  // It is not done once more, or from the beginning.
+  void AvoidNothing();
 
   // What ran in completed steps: a row for each role, range of layers and range of steps with one
   // kernel, one granted wish and one set of refusals.
@@ -67,8 +93,8 @@ class AttentionPlanner {
   // What ran in the step that was completed last.
   const std::vector<ReceiptEntry>& Last() const { return last_; }
 
-  // For the receipt, each sentence once: what the backends that ran had to say, and what others
-  // add.
+  // For the receipt, each sentence once: what the backends that ran completed steps had to say, and
+  // what others add.
   void AddNote(std::string note);
   const std::vector<std::string>& Notes() const { return notes_; }
 
@@ -79,6 +105,8 @@ class AttentionPlanner {
   // pinned. Given to another planner of the same work before its first, they hold there.
   const std::shared_ptr<const LeaseList>& pinned() const { return subject_.pinned; }
   void Pin(std::shared_ptr<const LeaseList> leases) { subject_.pinned = std::move(leases); }
+  // One of them was ended for what it did.
+  void Unpin(const std::string& lease_id);
 
  private:
   // Neighbouring layers of a role that one choice serves.
@@ -93,16 +121,30 @@ class AttentionPlanner {
     RoleWishes wishes;
     std::deque<Segment> segments;  // slots of the plan point into them
     int64_t step = 0;
-    uint64_t version = 0;  // of the policy when this was selected; kStale: the subject is another
+    // Version() when this was selected; kStale: the subject, or what to avoid, is another.
+    uint64_t version = 0;
+    bool in_unit = false;             // of the last Prepare
+    bool untold = false;              // the observer has yet to hear of it
+    std::vector<LayerChoice> before;  // of the last step that is done
 
     bool Holds(uint64_t version, const AttentionSpec& spec, const StepPlace& place) const;
-    const Selection& SelectionAt(int64_t layer) const;
+  };
+  // What the unit under way does without.
+  struct Avoided {
+    std::vector<std::string> leases;
+    bool all_leases = false;
+    std::vector<std::tuple<AttnBackend, AttentionRole, std::string>> backends;  // and why
+
+    bool AnyLease() const { return all_leases || !leases.empty(); }
+    bool operator==(const Avoided&) const = default;
   };
 
+  uint64_t Version() const;
   std::shared_ptr<const LeaseList> Leases();
+  std::optional<std::string> WhyNot(AttnBackend backend, const AttentionSpec& spec) const;
   void ChooseAnew(RoleState& state, const AttentionSpec& spec, const StepPlace& place);
-  void Report(const RoleState& before, const AttentionSpec& spec,
-              const std::vector<LayerChoice>& now);
+  void SetAvoided(Avoided avoided);
+  void Report(RoleState* state);
   ReceiptEntry EntryOf(const RoleState& state, const Segment& segment, AttnBackend ran,
                        const AttentionCount& count) const;
   void Book(const RoleState& state, const Segment& segment, const AttentionTally& tally,
@@ -115,10 +157,12 @@ class AttentionPlanner {
   Observer* const observer_;
   std::array<RoleState, kNumAttentionRoles> roles_;
   AttentionPlan plan_;
+  Avoided avoided_;
+  bool takes_all_ = false;
   std::vector<ReceiptEntry> pending_;  // of the step that is under way
   std::vector<ReceiptEntry> kept_;     // likewise, of forwards that did not run
   std::vector<ReceiptEntry> last_, done_;
-  std::vector<std::string> notes_;
+  std::vector<std::string> fresh_notes_, notes_;  // of the step that is under way; of those done
 };
 
 }  // namespace denoised

@@ -1,6 +1,7 @@
 #include "runtime/attention/choices.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "runtime/attention/explain.h"
@@ -32,7 +33,7 @@ void CheckHoldsSomewhere(const AttentionRule& rule, size_t index, const PlannerS
 // Against one role.
 void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& setting,
                const AttentionSpec& spec) {
-  const auto why_not = setting.registry->WhyNot(rule.backend, spec, setting.device);
+  auto why_not = setting.registry->WhyNot(rule.backend, spec, setting.device);
   const bool listed = spec.Lists(rule.backend);
   if (listed && !why_not) {
     try {
@@ -40,7 +41,8 @@ void CheckRule(const AttentionRule& rule, size_t index, const PlannerSetting& se
     } catch (const Error& error) {
       throw Renamed(error, "attention.", FieldOf(index) + ".");
     }
-    return;
+    why_not = OpenBreakers(setting, spec)(rule.backend);
+    if (!why_not) return;
   }
   if (rule.mode != SelectionMode::kStrict || !IsActionable(rule.backend, spec)) return;
   const std::string reason = listed ? *why_not : "it is not among what these layers list";
@@ -97,24 +99,32 @@ MeasuredOrder OrderFor(const PlannerSetting& setting, const PlannerSubject& subj
   return subject.order->Of(spec, subject.rows, measurements, *setting.registry);
 }
 
+Objection OpenBreakers(const PlannerSetting& setting, const AttentionSpec& spec) {
+  return [&](AttnBackend backend) { return setting.guard->breakers().WhyNot(backend, spec); };
+}
+
 Selection SelectFor(const PlannerSetting& setting, const PlannerSubject& subject,
-                    const AttentionSpec& spec, std::span<const Wish> wishes) {
+                    const AttentionSpec& spec, std::span<const Wish> wishes,
+                    const Objection& objection) {
   const std::vector<PreferredBackend> preferred =
       OrderFor(setting, subject, spec).For(MeasuredKeyOf(subject, spec));
   try {
     return Select(spec, wishes, *setting.registry, setting.device, subject.attention.mode,
-                  preferred);
+                  preferred, objection);
   } catch (const Error& error) {
     if (error.reason() != "BACKEND_REFUSED") throw;
-    throw Error(error).Detailed(ToText(ExplainWishes(setting, spec, wishes, preferred, nullptr)));
+    throw Error(error).Detailed(
+        ToText(ExplainWishes(setting, spec, wishes, preferred, objection, nullptr)));
   }
 }
 
 std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
-                                const AttentionSpec& spec, const RoleWishes& wishes) {
+                                const AttentionSpec& spec, const RoleWishes& wishes,
+                                const Objection& objection) {
   std::vector<LayerChoice> choices;
   for (const LayerWishes& here : wishes.by_layers) {
-    choices.push_back({here.layers, here.wishes, SelectFor(setting, subject, spec, here.wishes)});
+    choices.push_back(
+        {here.layers, here.wishes, SelectFor(setting, subject, spec, here.wishes, objection)});
   }
   return choices;
 }
@@ -122,7 +132,7 @@ std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubj
 // What decides where nothing stronger holds, for each wish in turn: until one that holds
 // everywhere.
 std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject& subject,
-                             const AttentionSpec& spec) {
+                             const AttentionSpec& spec, const Objection& objection) {
   std::vector<Wish> wishes;
   size_t scoped = 0;  // wishes that do not hold everywhere
   bool everywhere = false;
@@ -138,7 +148,8 @@ std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject
   InheritParameters(&wishes);
   std::vector<Wish> all;
   for (size_t first = 0; first <= scoped; ++first) {
-    Wish granted = SelectFor(setting, subject, spec, std::span(wishes).subspan(first)).granted;
+    Wish granted =
+        SelectFor(setting, subject, spec, std::span(wishes).subspan(first), objection).granted;
     const bool known = std::ranges::any_of(all, [&](const Wish& other) {
       return other.backend == granted.backend && other.parameters == granted.parameters;
     });
@@ -152,7 +163,10 @@ std::function<AttentionCost(const AttentionSpec&, int64_t)> CostNow(PlannerSetti
   return [setting = std::move(setting), subject = std::move(subject)](const AttentionSpec& spec,
                                                                       int64_t rows) {
     AttentionCost most;
-    for (const Wish& granted : ChoicesNow(setting, subject, spec)) {
+    std::vector<Wish> all = ChoicesNow(setting, subject, spec);
+    std::ranges::move(ChoicesNow(setting, subject, spec, OpenBreakers(setting, spec)),
+                      std::back_inserter(all));
+    for (const Wish& granted : all) {
       const AttentionBackend* backend = setting.registry->Find(granted.backend)->backend;
       const AttentionCost cost = backend->Estimate(spec, granted.parameters, rows);
       most.bytes = std::max(most.bytes, cost.bytes);

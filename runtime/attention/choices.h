@@ -13,6 +13,7 @@
 
 #include "backends/attention_cost.h"
 #include "backends/registry.h"
+#include "runtime/attention/call_guard.h"
 #include "runtime/attention/measurements.h"
 #include "runtime/attention/place_wishes.h"
 #include "runtime/attention/plan_cache.h"
@@ -32,6 +33,8 @@ struct PlannerSetting {
   std::vector<AttentionRule> model_rules = {};     // go before model_default
   // How many layers each role has; 1 outside of the loop.
   std::array<int64_t, kNumAttentionRoles> layers = {1, 1, 1, 1};
+  // Around the calls of any of them.
+  std::shared_ptr<CallGuard> guard = std::make_shared<CallGuard>();
   // What builders made for any of them.
   std::shared_ptr<PlanCache> plans = std::make_shared<PlanCache>();
   // Of all models of an engine.
@@ -77,22 +80,28 @@ std::vector<ScopedWish> WishesOf(const PlannerSetting& setting, const PlannerSub
 // loop: others have masks and shapes of their own.
 MeasuredOrder OrderFor(const PlannerSetting& setting, const PlannerSubject& subject,
                        const AttentionSpec& spec);
+// Why the model's backends may not serve the spec now although they could: open circuit breakers.
+// Good for as long as the setting and the spec are.
+Objection OpenBreakers(const PlannerSetting& setting, const AttentionSpec& spec);
 
 // What serves a layer where these wishes hold, strongest first. Throws what Select throws; a
 // refusal (BACKEND_REFUSED) has in its details what became of each wish.
 Selection SelectFor(const PlannerSetting& setting, const PlannerSubject& subject,
-                    const AttentionSpec& spec, std::span<const Wish> wishes);
+                    const AttentionSpec& spec, std::span<const Wish> wishes,
+                    const Objection& objection);
 
 // What serves each layer of the role where `wishes` hold. Throws what SelectFor throws.
 std::vector<LayerChoice> Choose(const PlannerSetting& setting, const PlannerSubject& subject,
-                                const AttentionSpec& spec, const RoleWishes& wishes);
+                                const AttentionSpec& spec, const RoleWishes& wishes,
+                                const Objection& objection);
 
-// Everything that any layer of the role may be served by now at any step, each once, the strongest
-// first.
+// Everything that any layer of the role may be served by at any step as wishes are now, each once,
+// the strongest first. Without an objection: as if no circuit breaker were open.
 std::vector<Wish> ChoicesNow(const PlannerSetting& setting, const PlannerSubject& subject,
-                             const AttentionSpec& spec);
+                             const AttentionSpec& spec, const Objection& objection = {});
 
-// What a call takes with what would serve it now; of several the most.
+// What a call takes with what would serve it now, or would where no circuit breaker is open; of
+// several the most.
 std::function<AttentionCost(const AttentionSpec&, int64_t rows)> CostNow(PlannerSetting setting,
                                                                          PlannerSubject subject);
 

@@ -177,10 +177,11 @@ std::vector<LayerWishes> Asked(const RoleWishes& wishes, const ExplainedPlace& p
 }
 
 ExplainedLayers Selected(const PlannerSetting& setting, const PlannerSubject& subject,
-                         const AttentionSpec& spec, const LayerWishes& here) {
+                         const AttentionSpec& spec, const LayerWishes& here,
+                         const Objection& objection) {
   ExplainedLayers selected{here.layers, std::nullopt, std::nullopt};
-  const auto error =
-      Caught([&] { selected.selection = SelectFor(setting, subject, spec, here.wishes); });
+  const auto error = Caught(
+      [&] { selected.selection = SelectFor(setting, subject, spec, here.wishes, objection); });
   // What is wrong with the options themselves is the caller's to mend, as at Submit.
   if (error && error->code() == StatusCode::kInvalidArgument) throw *error;
   if (error) selected.error = ToJobError(*error);
@@ -198,11 +199,13 @@ void Append(ExplainedLayers layers, std::vector<ExplainedLayers>* all) {
 }
 
 std::vector<Explanation::Candidate> CandidatesOf(const PlannerSetting& setting,
-                                                 const AttentionSpec& spec) {
+                                                 const AttentionSpec& spec,
+                                                 const Objection& objection) {
   std::vector<Explanation::Candidate> candidates;
   for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
-    candidates.push_back(
-        {entry.id, spec.Lists(entry.id), setting.registry->WhyNot(entry.id, spec, setting.device)});
+    auto why_not = setting.registry->WhyNot(entry.id, spec, setting.device);
+    if (!why_not) why_not = objection(entry.id);
+    candidates.push_back({entry.id, spec.Lists(entry.id), std::move(why_not)});
   }
   return candidates;
 }
@@ -245,24 +248,24 @@ const ExplainedLayers& At(const Explanation& explanation, int64_t layer) {
 std::vector<ExplainedWish> ExplainWishes(const PlannerSetting& setting, const AttentionSpec& spec,
                                          std::span<const Wish> wishes,
                                          std::span<const PreferredBackend> preferred,
-                                         const Selection* selection) {
+                                         const Objection& objection, const Selection* selection) {
   const BackendRegistry& registry = *setting.registry;
   const DeviceInfo& device = setting.device;
   Teller teller(selection);
   for (const Wish& wish : wishes) {
-    teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device); });
+    teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device, objection); });
   }
   for (const PreferredBackend& one : preferred) {
     if (!spec.Lists(one.backend)) continue;
     const Wish wish{SelectionSource::kAutomatic, one.backend, "", ""};
-    teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device); });
+    teller.Tell(wish, [&] { return WhyNotGranted(wish, spec, registry, device, objection); });
   }
   for (const BackendRegistry::Entry& entry : registry.entries()) {
     if (!entry.automatic || !spec.Lists(entry.id)) continue;
     if (std::ranges::count(preferred, entry.id, &PreferredBackend::backend) > 0) continue;
     const Wish wish{SelectionSource::kAutomatic, entry.id, "", ""};
     teller.Tell(wish, [&] {
-      auto reason = WhyNotGranted(wish, spec, registry, device);
+      auto reason = WhyNotGranted(wish, spec, registry, device, objection);
       return reason ? reason : registry.WhyYields(entry.id, spec, device);
     });
   }
@@ -272,10 +275,11 @@ std::vector<ExplainedWish> ExplainWishes(const PlannerSetting& setting, const At
 Explanation ExplainRole(const PlannerSetting& setting, const PlannerSubject& subject,
                         const AttentionSpec& spec, const LeaseList& leases,
                         const ExplainedPlace& place) {
+  const Objection objection = OpenBreakers(setting, spec);
   Explanation explanation;
   explanation.role = spec.role;
   explanation.spec = spec;
-  explanation.candidates = CandidatesOf(setting, spec);
+  explanation.candidates = CandidatesOf(setting, spec, objection);
   const auto refused = Caught([&] { CheckSchedule(setting, subject, {spec}); });
   if (refused && refused->code() == StatusCode::kInvalidArgument) throw *refused;
   if (refused) explanation.error = ToJobError(*refused);
@@ -286,10 +290,11 @@ Explanation ExplainRole(const PlannerSetting& setting, const PlannerSubject& sub
   const std::vector<PreferredBackend> preferred = order.For(key);
   std::vector<Told> told;
   for (const LayerWishes& here : Asked(at, place)) {
-    ExplainedLayers selected = Selected(setting, subject, spec, here);
+    ExplainedLayers selected = Selected(setting, subject, spec, here, objection);
     const Selection* selection = selected.selection ? &*selected.selection : nullptr;
     const Place first = {spec.role, here.layers.first, place.step.step, place.step.sigma};
-    const auto here_told = ExplainWishes(setting, spec, here.wishes, preferred, selection);
+    const auto here_told =
+        ExplainWishes(setting, spec, here.wishes, preferred, objection, selection);
     told.push_back({here.layers, TellAll(wishes, first, here_told)});
     Append(std::move(selected), &explanation.layers);
   }

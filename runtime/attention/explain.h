@@ -13,12 +13,12 @@
 namespace denoised {
 
 // Of wishes that hold at a place, strongest first, and of the backends that automatic selection
-// tries after them: `preferred`, then the registry's. `selection` is what came of them; null where
-// they came to nothing.
+// tries after them: `preferred`, then the registry's, as Select has them. `selection` is what came
+// of them; null where they came to nothing.
 std::vector<ExplainedWish> ExplainWishes(const PlannerSetting& setting, const AttentionSpec& spec,
                                          std::span<const Wish> wishes,
                                          std::span<const PreferredBackend> preferred,
-                                         const Selection* selection);
+                                         const Objection& objection, const Selection* selection);
 
 // Where a question is about.
 struct ExplainedPlace {

@@ -22,6 +22,7 @@ namespace denoised {
 
 class AttentionBackend;
 class AttentionMetadata;
+class CallGuard;
 
 // Calls of attention and their time. Seconds are those of the CPU's kernels: a CUDA call returns
 // before it has run, and its time is not known.
@@ -48,6 +49,7 @@ struct AttentionSlot {
   std::shared_ptr<const AttentionMetadata> metadata;
   AttentionTally* tally = nullptr;                           // may be null
   int64_t last_layer = std::numeric_limits<int64_t>::max();  // from where the slot before it ends
+  CallGuard* guard = nullptr;                                // may be null
 };
 
 // What a role has at this step: slots in the order of their layers, the last of which serves all

@@ -20,7 +20,8 @@ CostOfAttention CostOf(const W& work) {
 // The strongest wish of self-attention, to predict from.
 template <typename W>
 AttnBackend SelfBackendOf(const W& work, const AttentionSpec& self) {
-  return ChoicesNow(work.pipeline->planner_setting(), SubjectOf(work), self).front().backend;
+  const PlannerSetting& setting = work.pipeline->planner_setting();
+  return ChoicesNow(setting, SubjectOf(work), self, OpenBreakers(setting, self)).front().backend;
 }
 
 std::string SecondsText(double seconds) {
@@ -128,7 +129,8 @@ AttnBackend CheckedAttention(const Pipeline& pipeline, const ResolvedParameters&
   CheckSchedule(setting, subject, specs);
   AttnBackend self = AttnBackend::kReference;
   for (const AttentionSpec& spec : specs) {
-    const std::vector<Wish> granted = ChoicesNow(setting, subject, spec);
+    const std::vector<Wish> granted =
+        ChoicesNow(setting, subject, spec, OpenBreakers(setting, spec));
     if (spec.role == AttentionRole::kSelf) self = granted.front().backend;
   }
   return self;

@@ -78,11 +78,13 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       clock_(std::move(clock)),
       audit_(&store_->control(), logger_),
       lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
+      drills_(clock_),
       memory_(options.max_memory),
       table_(QueueOptionsOf(options)),
       tuning_(models_, {options.auto_error, options.tune_when_idle},
               {&store_->control(), &audit_, logger_, [this] { Wake(); },
                [this] { return BytesAtHand(); }}) {
+  if (options_.enable_drills) models_.SetDrills(&drills_);
   LoadCosts(options_.state_dir, &cost_, logger_);
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   thread_ = std::thread([this] { Loop(); });
@@ -332,6 +334,15 @@ void EngineImpl::EndWaiting(const WorkPtr& work, const Error& error) {
   } else {
     EndCall(std::static_pointer_cast<CallWork>(work), error);
   }
+}
+
+void EngineImpl::Drill(const DrillRequest& request) {
+  if (!options_.enable_drills) {
+    throw Error(StatusCode::kFailedPrecondition,
+                "drills are off: this server was started without --enable_drills", "",
+                "DRILLS_OFF");
+  }
+  drills_.Begin(request);
 }
 
 // ---- counts and ends ---------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class EngineImpl : public Engine {
   // explain.cc.
   std::optional<Error> CheckForce(const LeaseRequest& request) const override;
   std::vector<Explanation> Explain(const ExplainQuery& query) const override;
+  std::vector<BreakerInfo> Breakers() const override { return models_.Breakers(); }
+  void Drill(const DrillRequest& request) override;
   int64_t queue_depth() const override;
   int64_t running_jobs() const override;
   void Drain() override;
@@ -148,6 +150,17 @@ class EngineImpl : public Engine {
   void AfterNobody(const std::vector<WorkPtr>& works, const Error& error);
   void AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime& time,
                  const std::optional<Error>& error);
+
+  // redo.cc: units that failed and may go well with another choice of backends. Engine thread.
+  bool TriesAgain(const WorkPtr& work, const Error& error);
+  bool TryWithoutLeases(const WorkPtr& work, const Error& error, LeaseEnd cause);
+  bool TryWithout(const std::vector<WorkPtr>& works, const CallFailure& failure);
+  Error WhyFailed(const EngineWork& work, const Error& error) const;
+  void GiveUp(EngineWork* work) const;
+  void WentWell(EngineWork* work, const Unit& unit);
+  void RollBack(EngineWork* work, const Redo::Suspect& suspect, const std::string& again);
+  void TellBreakers(const EngineWork& work);
+
   void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);
@@ -237,6 +250,7 @@ class EngineImpl : public Engine {
   const Clock clock_;
   Audit audit_;
   LeaseKeeping lease_keeping_;  // before any work begins
+  Drills drills_;
   const MemoryAdmission memory_;
   CostModel cost_;                        // by itself thread-safe
   std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start

@@ -37,6 +37,7 @@ void EngineImpl::HoldOrder(TrajectoryWork* work) {
 
 void EngineImpl::BeginJob(JobWork* job) {
   HoldOrder(job);
+  job->redo.reset();
   job->planner = std::make_unique<AttentionPlanner>(job->pipeline->planner_setting(),
                                                     SubjectOf(*job), observer_);
   job->planner->Pin(job->pinned);

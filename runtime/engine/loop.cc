@@ -153,6 +153,7 @@ void EngineImpl::NotePreemptions(const std::vector<WorkPtr>& turn) {
 // Who is not at a step yet goes first, alone: the others wait no longer than that unit, and the
 // step has one more row then.
 void EngineImpl::RunTurn(const std::vector<WorkPtr>& turn) {
+  turn.front()->pipeline->planner_setting().guard->TakeFailure();  // of nobody here
   std::vector<WorkPtr> works;
   for (const WorkPtr& work : Begin(turn)) {
     if (work->run()->Next().kind != UnitKind::kStep) return RunAlone(work);
@@ -259,11 +260,14 @@ std::optional<double> EngineImpl::ShareOf(const std::vector<WorkPtr>& works,
   return as_own / as_they_are;
 }
 
-// What fails for several at once is tried by each alone: it may be the fault of one, or of their
-// number.
+// What a backend threw is tried without it. What fails for several at once is tried by each alone:
+// it may be the fault of one, or of their number.
 void EngineImpl::AfterNobody(const std::vector<WorkPtr>& works, const Error& error) {
+  for (const WorkPtr& work : works) work->planner->Undone();
+  const auto failure = works.front()->pipeline->planner_setting().guard->TakeFailure();
+  if (failure && TryWithout(works, *failure)) return;
   for (const WorkPtr& work : works) {
-    if (const auto why = works.size() == 1 ? error : WhyStop(*work)) {
+    if (const auto why = works.size() == 1 ? WhyFailed(*work, error) : WhyStop(*work)) {
       End(work, why);
     } else {
       work->alone = true;
@@ -279,7 +283,11 @@ void EngineImpl::AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime
     const std::lock_guard lock(mutex_);
     table_.queue.Charge(work->tenant, time.share);
   }
-  if (error) return End(work, error);
+  if (error) {
+    if (!TriesAgain(work, *error)) End(work, WhyFailed(*work, *error));
+    return;
+  }
+  WentWell(work.get(), unit);
   CountDown(unit.kind, &work->left);
   const JobPtr job = JobOf(work);
   if (job) UnitDone(job, unit.kind, time.seconds);

@@ -1,6 +1,7 @@
 #include "runtime/engine/models.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "runtime/caught.h"
@@ -149,13 +150,33 @@ std::vector<BackendInfo> Models::ListBackends() const {
   for (const AttentionSpec& spec : pipeline.DenoiseSpecs(pipeline.info().defaults)) {
     if (spec.role == AttentionRole::kSelf) self = spec;
   }
+  const std::vector<BreakerInfo> breakers = Breakers();
   std::vector<BackendInfo> backends;
   for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
-    backends.push_back({entry.id, std::string(setting.registry->Summary(entry.id)),
+    backends.push_back({entry.id,
+                        std::string(setting.registry->Summary(entry.id)),
                         entry.automatic && entry.backend != nullptr,
-                        setting.registry->WhyNot(entry.id, self, setting.device)});
+                        setting.registry->WhyNot(entry.id, self, setting.device),
+                        {}});
+    std::ranges::copy_if(breakers, std::back_inserter(backends.back().breakers),
+                         [&](const BreakerInfo& open) { return open.backend == entry.id; });
   }
   return backends;
+}
+
+std::vector<BreakerInfo> Models::Breakers() const {
+  std::vector<BreakerInfo> open;
+  for (const auto& pipeline : all_) {
+    for (BreakerInfo breaker : pipeline->planner_setting().guard->breakers().List()) {
+      breaker.model = pipeline->info().name;
+      open.push_back(std::move(breaker));
+    }
+  }
+  return open;
+}
+
+void Models::SetDrills(const Drills* drills) const {
+  for (const auto& pipeline : all_) pipeline->planner_setting().guard->set_drills(drills);
 }
 
 }  // namespace denoised

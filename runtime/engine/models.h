@@ -22,10 +22,13 @@ class Models {
   Pipeline* Find(const std::string& name) const;
   std::vector<ModelInfo> List() const;
   int64_t MadeBytes() const;
+  // Before any work: of the calls of all of them.
+  void SetDrills(const Drills* drills) const;
 
   // As Engine has it. `job`: what the one job in scope became; null where the scope names none.
   std::optional<Error> CheckForce(const LeaseRequest& request, const ResolvedParameters* job) const;
   std::vector<BackendInfo> ListBackends() const;
+  std::vector<BreakerInfo> Breakers() const;
 
  private:
   std::string Names() const;

@@ -251,6 +251,7 @@ void EngineImpl::StepsEnded(const SessionPtr& session, const std::optional<Error
     table_.LeaveQueue(session.get());
     session_news_ = true;
   }
+  if (error) GiveUp(session.get());
   const SessionWork::Asked asked = *std::exchange(session->steps, std::nullopt);
   SessionReply reply;
   reply.error = error;

@@ -24,6 +24,25 @@ namespace denoised {
 // One tenant for all Denoise calls, beside those of jobs: neither holds the other up.
 inline constexpr std::string_view kCallsTenant = "/calls";
 
+// A unit that failed and is done once more, without what may have spoilt it.
+struct Redo {
+  struct Suspect {
+    Wish lease;  // that layers of it ran under
+    LeaseEnd cause;
+    std::string what;  // that was wrong, in a sentence
+  };
+  struct Failure {
+    AttnBackend backend;  // that threw in it
+    std::string what;
+  };
+  Error first;  // why it failed at first
+  int tries = 0;
+  std::vector<Wish> under = {};        // leases: when it went wrong at first
+  size_t next = 0;                     // of those, to be taken away by itself
+  std::vector<Suspect> suspects = {};  // the last that were taken away: usually one
+  std::vector<Failure> failures = {};
+};
+
 // Owned by the engine's table. What the comment does not give to the engine thread is constant, or
 // guarded by the engine's mutex.
 struct EngineWork {
@@ -54,6 +73,7 @@ struct EngineWork {
   std::unique_ptr<AttentionPlanner> planner;
   std::vector<PlannedUnits> left;  // of its estimate
   bool alone = false;              // its next step shares no forward: a shared one failed
+  std::optional<Redo> redo;        // of its next unit
 };
 using WorkPtr = std::shared_ptr<EngineWork>;
 

@@ -69,9 +69,8 @@ void WanDenoiseRun::Take(const std::vector<at::Tensor>& predictions, double seco
     result =
         latents_.to(at::kFloat) + (request_.sigma_next - request_.sigma) * result.to(at::kFloat);
   }
-  if (!at::isfinite(result).all().item<bool>()) {
-    throw Error(StatusCode::kInternal, "the step's result is not finite", "", "NON_FINITE");
-  }
+  if (const auto unsound = WhyUnsound(result, *planner_, "the step's result is", ""))
+    throw *unsound;
   result_.tensor = FromTensor(result);
   result_.forward_seconds = seconds;
   done_ = true;

@@ -234,12 +234,10 @@ void WanRun::Take(const std::vector<at::Tensor>& predictions, double) {
           : predictions[1] + p.guidance_scale * (predictions[0] - predictions[1]);
   std::unique_ptr<Scheduler> next = scheduler_->Copy();
   at::Tensor latents = next->Step(prediction, step_, latents_);
-  if (!at::isfinite(latents).all().item<bool>()) {
-    throw Error(StatusCode::kInternal,
-                "the latents are no longer finite after step " + std::to_string(step_ + 1) +
-                    " of " + std::to_string(p.num_inference_steps),
-                "", "NON_FINITE");
-  }
+  const std::string where =
+      " after step " + std::to_string(step_ + 1) + " of " + std::to_string(p.num_inference_steps);
+  if (const auto unsound = WhyUnsound(latents, *planner(), "the latents are", where))
+    throw *unsound;
   scheduler_ = std::move(next);
   latents_ = std::move(latents);
   ++step_;

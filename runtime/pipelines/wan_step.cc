@@ -188,7 +188,23 @@ class Forwards {
   std::function<void()> synchronize_;
 };
 
+bool AnyRowIsOneNumber(const at::Tensor& latents) {
+  const at::Tensor rows = latents.flatten(1);
+  return rows.size(1) > 1 && rows.eq(rows.narrow(1, 0, 1)).all(1).any().item<bool>();
+}
+
 }  // namespace
+
+std::optional<Error> WhyUnsound(const at::Tensor& latents, const AttentionPlanner& planner,
+                                const std::string& what, const std::string& where) {
+  if (!at::isfinite(latents).all().item<bool>()) {
+    return Error(StatusCode::kInternal, what + " not finite" + where, "", "NON_FINITE");
+  }
+  if (planner.suspects() && AnyRowIsOneNumber(latents)) {
+    return Error(StatusCode::kInternal, what + " all equal" + where, "", "DEGENERATE");
+  }
+  return std::nullopt;
+}
 
 std::vector<std::optional<Error>> WanPipeline::Step(const std::vector<Run*>& runs) {
   const c10::InferenceMode inference;

@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "runtime/attention/attention_planner.h"
@@ -39,6 +41,11 @@ class WanStepRun {
   // Throws NON_FINITE, and is then where it was.
   virtual void Take(const std::vector<at::Tensor>& predictions, double seconds) = 0;
 };
+
+// Why the latents that a step gave are no result: "<what> <where>", NON_FINITE, or DEGENERATE where
+// those of a row are all equal and the planner suspects a lease.
+std::optional<Error> WhyUnsound(const at::Tensor& latents, const AttentionPlanner& planner,
+                                const std::string& what, const std::string& where);
 
 }  // namespace denoised
 

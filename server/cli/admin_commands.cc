@@ -8,6 +8,7 @@
 #include "server/cli/command.h"
 #include "server/cli/connection.h"
 #include "server/cli/output.h"
+#include "server/cli/text.h"
 
 namespace denoised::cli {
 namespace {
@@ -63,6 +64,17 @@ int Health(const Invocation& call) {
   return serving ? kExitOk : kExitFailed;
 }
 
+// What is in the way of a backend now.
+std::string NoteOn(const v1::Backend& backend) {
+  if (!backend.usable()) return backend.why_not();
+  std::string note;
+  for (const v1::Breaker& breaker : backend.breakers()) {
+    note += "circuit breaker " + breaker.state() + " (" + breaker.model() + ", " + breaker.shape() +
+            "): " + OneLine(breaker.last_error(), 100) + "; ";
+  }
+  return note + backend.summary();
+}
+
 int Backends(const Invocation& call) {
   CommonOptions options;
   if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
@@ -75,8 +87,7 @@ int Backends(const Invocation& call) {
   std::vector<std::vector<std::string>> rows = {{"NAME", "USABLE", "AUTOMATIC", "NOTE"}};
   for (const v1::Backend& backend : reply.backends()) {
     rows.push_back({backend.name(), backend.usable() ? "yes" : "no",
-                    backend.automatic() ? "yes" : "no",
-                    backend.usable() ? backend.summary() : backend.why_not()});
+                    backend.automatic() ? "yes" : "no", NoteOn(backend)});
   }
   PrintTable(rows);
   return kExitOk;

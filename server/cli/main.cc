@@ -23,7 +23,7 @@ namespace {
 std::vector<Command> AllCommands() {
   std::vector<Command> commands;
   for (auto part : {JobCommands(), LocalCommands(), AdminCommands(), LeaseCommands(),
-                    ExplainCommands(), AuditCommands(), TuneCommands()}) {
+                    ExplainCommands(), AuditCommands(), TuneCommands(), GuardCommands()}) {
     commands.insert(commands.end(), part.begin(), part.end());
   }
   return commands;

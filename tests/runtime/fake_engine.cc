@@ -57,7 +57,7 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
   model.num_layers = num_layers;
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend, clock.function());
   std::vector<std::unique_ptr<Pipeline>> pipelines;
-  pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));
+  pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get(), true, clock.function()));
   auto inner = options.state_dir.empty()
                    ? MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                         static_cast<size_t>(options.max_artifact_bytes))

@@ -73,9 +73,6 @@ class CountingObserver : public Observer {
     const std::lock_guard lock(mutex);
     stages.push_back(stage);
   }
-  void OnAttention(AttnBackend, AttentionRole, uint64_t calls, std::optional<double>) override {
-    attention_calls += calls;
-  }
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override {
     const std::lock_guard lock(mutex);
     fallbacks.emplace_back(from, to, source);
@@ -83,6 +80,16 @@ class CountingObserver : public Observer {
   void OnBackendSwitch(SelectionSource cause) override {
     const std::lock_guard lock(mutex);
     switches.push_back(cause);
+  }
+  void OnRollback(AttnBackend backend, std::string_view cause) override {
+    const std::lock_guard lock(mutex);
+    rollbacks.emplace_back(backend, cause);
+  }
+  void OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
+                   std::optional<double>) override {
+    attention_calls += calls;
+    const std::lock_guard lock(mutex);
+    attention[{backend, role}] += calls;
   }
   void OnJobStarted(const std::string&, Priority, double queue_wait_seconds) override {
     ++started;
@@ -105,6 +112,8 @@ class CountingObserver : public Observer {
   std::vector<JobStage> stages;
   std::vector<std::tuple<AttnBackend, AttnBackend, SelectionSource>> fallbacks;
   std::vector<SelectionSource> switches;
+  std::vector<std::pair<AttnBackend, std::string>> rollbacks;
+  std::map<std::pair<AttnBackend, AttentionRole>, uint64_t> attention;
   std::map<JobState, int64_t> finished;
 };
 

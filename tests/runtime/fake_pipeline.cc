@@ -17,15 +17,26 @@ std::optional<std::string> UpToHeadSize64(const AttentionSpec& spec, const Devic
 }
 
 // As if each layer had called its backend once.
-void PretendForward(const AttentionPlan& plan) {
-  for (const RolePlan& role : plan) {
+void PretendForward(const AttentionPlan& plan, const FakeModel& model) {
+  for (size_t role = 0; role < plan.size(); ++role) {
     int64_t first = 0;
-    for (const AttentionSlot& slot : role.slots) {
+    for (const AttentionSlot& slot : plan[role].slots) {
       const int64_t layers = slot.last_layer + 1 - std::exchange(first, slot.last_layer + 1);
-      slot.tally->Of(slot.id).calls += static_cast<uint64_t>(layers);
-      slot.tally->Of(slot.id).seconds += 0.25 * static_cast<double>(layers);
+      Guarded(slot, static_cast<AttentionRole>(role), [&] {
+        if (model.on_attention) model.on_attention(slot.id);
+        slot.tally->Of(slot.id).calls += static_cast<uint64_t>(layers);
+        slot.tally->Of(slot.id).seconds += 0.25 * static_cast<double>(layers);
+      });
     }
   }
+}
+
+void Judge(const AttentionPlan& plan, const AttentionPlanner& planner, const FakeModel& model) {
+  for (const RolePlan& role : plan) {
+    if (!std::ranges::any_of(role.slots, GivesNan)) continue;
+    throw Error(StatusCode::kInternal, "the latents are not finite", "", "NON_FINITE");
+  }
+  if (model.on_result) model.on_result(plan, planner);
 }
 
 // Noise levels fall evenly from 1.
@@ -234,14 +245,17 @@ class FakeDenoiseRun : public DenoiseRun, public FakeStepRun {
   bool done_ = false;
 };
 
-// Those whose selection was not refused.
-std::vector<FakeStepRun*> Prepared(const std::vector<Run*>& runs,
-                                   std::vector<std::optional<Error>>* errors) {
-  std::vector<FakeStepRun*> prepared;
+struct PreparedRun {
+  FakeStepRun* run;
+  const AttentionPlan* plan;  // null where its selection was refused
+};
+
+std::vector<PreparedRun> Prepared(const std::vector<Run*>& runs,
+                                  std::vector<std::optional<Error>>* errors) {
+  std::vector<PreparedRun> prepared;
   for (size_t i = 0; i < runs.size(); ++i) {
-    auto* run = dynamic_cast<FakeStepRun*>(runs[i]);
-    (*errors)[i] = Caught([&] { PretendForward(run->Prepare()); });
-    prepared.push_back((*errors)[i] ? nullptr : run);
+    PreparedRun& one = prepared.emplace_back(dynamic_cast<FakeStepRun*>(runs[i]), nullptr);
+    (*errors)[i] = Caught([&] { one.plan = &one.run->Prepare(); });
   }
   return prepared;
 }
@@ -368,7 +382,8 @@ void FakeModel::NoteForward(std::vector<std::string> prompts) {
   forwards_.push_back(std::move(prompts));
 }
 
-FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default)
+FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default,
+                           Breakers::Clock clock)
     : model_(model) {
   info_.name = model->name;
   info_.is_default = is_default;
@@ -390,6 +405,7 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
   setting_.policy = policy;
   setting_.model = model->name;
   setting_.layers = {model->num_layers, model->num_layers, 1, 1};
+  setting_.guard = std::make_shared<CallGuard>(std::move(clock));
   setting_.device.name = "an invented CPU";
 }
 
@@ -438,7 +454,7 @@ std::unique_ptr<DenoiseRun> FakePipeline::NewDenoiseRun(const DenoiseRequest& re
 
 std::vector<std::optional<Error>> FakePipeline::Step(const std::vector<Run*>& runs) {
   std::vector<std::optional<Error>> errors(runs.size());
-  const std::vector<FakeStepRun*> prepared = Prepared(runs, &errors);
+  const std::vector<PreparedRun> prepared = Prepared(runs, &errors);
   std::vector<std::string> prompts;
   int64_t rows = 0;
   for (Run* run : runs) {
@@ -450,16 +466,23 @@ std::vector<std::optional<Error>> FakePipeline::Step(const std::vector<Run*>& ru
   model_->NoteForward(prompts);
   if (model_->on_unit) model_->on_unit(runs.front()->Next(), rows);
   (has_job ? model_->steps : model_->denoise).Pass();
+  for (const PreparedRun& one : prepared) {
+    if (one.plan != nullptr) PretendForward(*one.plan, *model_);
+  }
   for (size_t i = 0; i < runs.size(); ++i) {
-    if (prepared[i] == nullptr) continue;
-    prepared[i]->planner()->BookForward();
-    errors[i] = Caught([&] { prepared[i]->Check(); });
+    const auto& [run, plan] = prepared[i];
+    if (plan == nullptr) continue;
+    run->planner()->BookForward();
+    errors[i] = Caught([&, run = run, plan = plan] {
+      Judge(*plan, *run->planner(), *model_);
+      run->Check();
+    });
     if (errors[i]) StopPoint();  // what stops one stops all
   }
   for (size_t i = 0; i < runs.size(); ++i) {
     if (errors[i]) continue;
-    prepared[i]->Take();
-    prepared[i]->planner()->Complete();
+    prepared[i].run->Take();
+    prepared[i].run->planner()->Complete();
   }
   return errors;
 }

@@ -88,6 +88,10 @@ struct FakeModel {
   std::function<void(const RunRequest&, int64_t step)> on_step;
   std::function<void(const RunRequest&)> on_finish;
   std::function<void()> on_denoise;
+  // Of each attention slot of a forward, after its gate; what it throws, its backend throws.
+  std::function<void(AttnBackend)> on_attention;
+  // What a step gave, of each run; what it throws concerns that alone.
+  std::function<void(const AttentionPlan&, const AttentionPlanner&)> on_result;
   // Of each unit, before its gate; `rows` of a forward are all of its runs'.
   std::function<void(const Unit&, int64_t rows)> on_unit;
   std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
@@ -113,7 +117,8 @@ struct FakeModel {
 
 class FakePipeline : public Pipeline {
  public:
-  FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default = true);
+  FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default = true,
+               Breakers::Clock clock = std::chrono::steady_clock::now);
 
   const ModelInfo& info() const override { return info_; }
   const GeometryRules& rules() const override { return rules_; }

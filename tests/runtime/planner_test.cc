@@ -282,6 +282,8 @@ TEST_F(AttentionPlannerTest, WhatABackendLacksIsNotedOnce) {
   spec.grid = {1, 2, 2};
   spec.q_len = spec.kv_len = 4;
   AttentionPlanner planner = Make(AttnBackend::kVideoSparseAttn);
+  Run(planner, {spec}, 0, 2);
+  EXPECT_THAT(planner.Notes(), IsEmpty()) << "of a step that is not done";
   RunToEnd(planner, {spec}, 0, 2);
   RunToEnd(planner, {spec}, 1, 2);
   EXPECT_THAT(planner.Notes(), ElementsAre(testing::HasSubstr("no to_gate_compress")));
@@ -342,7 +344,7 @@ TEST_F(AttentionPlannerTest, AWishWhoseParametersAreRefusedFallsToTheNextAndSays
 
 TEST_F(AttentionPlannerTest, AFallbackIsReportedOnceForEachChangeOfItsReasons) {
   AttentionPlanner planner = Make(AttnBackend::kFlashAttn);
-  for (int64_t step = 0; step < 3; ++step) planner.Prepare(specs_, step, 3);
+  for (int64_t step = 0; step < 3; ++step) RunToEnd(planner, specs_, step, 3);
   EXPECT_THAT(observer_.fallbacks,
               ElementsAre(std::tuple(AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa,
                                      SelectionSource::kRequest)))

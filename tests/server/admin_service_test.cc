@@ -53,6 +53,53 @@ class AdminServiceTest : public ServerFixture {
   }
 };
 
+TEST_F(AdminServiceTest, DrillsReachTheEngineWhereTheyAreOn) {
+  v1::DrillRequest request;
+  request.set_backend("sage_attn");
+  request.set_fault("stall");
+  request.mutable_ttl()->set_seconds(3);
+  request.set_reason("a rehearsal");
+  v1::DrillResponse response;
+  EXPECT_EQ(Reason(Call(admin_, &Stub::Drill, request, &response)), "DRILLS_OFF");
+  EXPECT_TRUE(engine_->audit().ReadAfter(0, 10).empty()) << "nothing was changed";
+  engine_->drills_on = true;
+  ASSERT_TRUE(Call(admin_, &Stub::Drill, request, &response).ok());
+  const auto drills = engine_->drills();
+  ASSERT_EQ(drills.size(), 1u);
+  EXPECT_EQ(drills[0].backend, AttnBackend::kSageAttn);
+  EXPECT_EQ(drills[0].fault, Fault::kStall);
+  EXPECT_EQ(drills[0].ttl, std::chrono::seconds(3));
+  EXPECT_EQ(drills[0].reason, "a rehearsal");
+  EXPECT_THAT(drills[0].by, HasSubstr("127.0.0.1"));
+  const auto told = engine_->audit().ReadAfter(0, 10);
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].what, "drill");
+  EXPECT_EQ(told[0].who, drills[0].by);
+  EXPECT_EQ(told[0].subject, "SAGE_ATTN");
+  EXPECT_EQ(told[0].new_value, "stall");
+  EXPECT_EQ(told[0].reason, "a rehearsal");
+  EXPECT_GT(told[0].ends_at, told[0].time);
+  request.set_reason(std::string(257, 'x'));
+  EXPECT_EQ(Call(admin_, &Stub::Drill, request, &response).error_code(), Code::INVALID_ARGUMENT);
+}
+
+TEST_F(AdminServiceTest, BackendsShowTheirCircuitBreakers) {
+  engine_->breakers = {{"shapes", AttnBackend::kTorchSdpa, "self", BreakerState::kOpen,
+                        std::chrono::milliseconds(1500), 3, "it broke"}};
+  v1::ListBackendsResponse response;
+  ASSERT_TRUE(Call(admin_, &Stub::ListBackends, v1::ListBackendsRequest(), &response).ok());
+  ASSERT_EQ(response.backends(0).breakers_size(), 1);
+  const v1::Breaker& breaker = response.backends(0).breakers(0);
+  EXPECT_EQ(breaker.model(), "shapes");
+  EXPECT_EQ(breaker.shape(), "self");
+  EXPECT_EQ(breaker.state(), "open");
+  EXPECT_EQ(breaker.remaining().seconds(), 1);
+  EXPECT_EQ(breaker.remaining().nanos(), 500'000'000);
+  EXPECT_EQ(breaker.failures(), 3);
+  EXPECT_EQ(breaker.last_error(), "it broke");
+  EXPECT_EQ(response.backends(1).breakers_size(), 0);
+}
+
 TEST_F(AdminServiceTest, ForceIsListedAndReleased) {
   v1::ForceBackendRequest request;
   request.set_backend("reference");

@@ -97,7 +97,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
       "'localhost:3' device: 'cuda:1' dtype: 'bfloat16' threads: 2 max_queued_jobs: 3 "
       "max_queued_denoise_calls: 4 max_finished_jobs: 5 max_artifact_mib: 6 max_message_mib: 7 "
       "drain_grace: '1500ms' log_level: 'error' insecure_public: true "
-      "admit_unmeasured: true cpu_isa: 'avx512_vnni' max_memory: '8GiB' "
+      "admit_unmeasured: true enable_drills: true cpu_isa: 'avx512_vnni' max_memory: '8GiB' "
       "linear: 'int8' vae_dtype: 'bfloat16' keep_text_encoder: 'never'")});
   EXPECT_EQ(config.engine.model_repository, "m");
   EXPECT_EQ(config.listen.port, 1);
@@ -107,6 +107,7 @@ TEST_F(ConfigTest, EveryFieldOfTheFileIsApplied) {
   EXPECT_EQ(config.engine.dtype, "bfloat16");
   EXPECT_EQ(config.engine.threads, 2);
   EXPECT_TRUE(config.engine.admit_unmeasured);
+  EXPECT_TRUE(config.engine.enable_drills);
   EXPECT_EQ(config.cpu_isa, CpuIsa::kAvx512Vnni);
   EXPECT_EQ(config.engine.linear, LinearNumerics::kInt8);
   EXPECT_EQ(config.engine.vae_dtype, "bfloat16");

@@ -201,8 +201,16 @@ class FakeEngine : public Engine {
                  "backend", "BACKEND_NOT_USABLE");
   }
   std::vector<BackendInfo> ListBackends() const override {
-    return {{AttnBackend::kTorchSdpa, "LibTorch's", true, std::nullopt},
-            {AttnBackend::kSageAttn, "", false, "not in this build"}};
+    return {{AttnBackend::kTorchSdpa, "LibTorch's", true, std::nullopt, breakers},
+            {AttnBackend::kSageAttn, "", false, "not in this build", {}}};
+  }
+  std::vector<BreakerInfo> Breakers() const override { return breakers; }
+  void Drill(const DrillRequest& request) override {
+    if (!drills_on) {
+      throw Error(StatusCode::kFailedPrecondition, "drills are off", "", "DRILLS_OFF");
+    }
+    std::lock_guard lock(mutex_);
+    drills_.push_back(request);
   }
   std::vector<Explanation> Explain(const ExplainQuery& query) const override {
     {
@@ -289,6 +297,10 @@ class FakeEngine : public Engine {
     std::lock_guard lock(mutex_);
     return *denoise_;
   }
+  std::vector<DrillRequest> drills() const {
+    std::lock_guard lock(mutex_);
+    return drills_;
+  }
   // The name of the thread that came with the last such call.
   std::string thread_of(const std::string& call) const {
     std::lock_guard lock(mutex_);
@@ -318,6 +330,8 @@ class FakeEngine : public Engine {
   std::vector<FailedModel> failed_models;
   std::optional<Error> refuse_session;
   std::vector<Explanation> explanations;  // what Explain answers where there are any
+  std::vector<BreakerInfo> breakers;
+  bool drills_on = false;
 
  private:
   void NoteThread(const std::string& call) const {  // under mutex_
@@ -357,6 +371,7 @@ class FakeEngine : public Engine {
   std::optional<DenoiseRequest> denoise_;
   std::shared_ptr<CancelToken> cancel_token_;
   std::function<void(DenoiseOutcome)> pending_denoise_;
+  std::vector<DrillRequest> drills_;
   int64_t queued_ = 0, last_id_ = 0;
   std::shared_ptr<SessionOwner> owner_;
   SessionRequest session_request_;

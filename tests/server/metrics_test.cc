@@ -28,6 +28,7 @@ void ReportEverything(Metrics* metrics) {
   metrics->OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, 0.01);
   metrics->OnFallback(AttnBackend::kSageAttn, AttnBackend::kTorchSdpa, SelectionSource::kRequest);
   metrics->OnBackendSwitch(SelectionSource::kForce);
+  metrics->OnRollback(AttnBackend::kSageAttn, "not_finite");
   metrics->OnJobStarted("m", Priority::kNormal, 3);
   metrics->OnJobFinished("m", JobState::kSucceeded);
   metrics->OnModelLoaded("m", 12);
@@ -68,6 +69,7 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_model_load_failed{model=\"bad\\\"name\",reason=\"LFS_POINTER\"} 1",
         "denoised_models_failed 1",
         "denoised_backend_switch_total{cause=\"force\"} 1",
+        "denoised_rollback_total{backend=\"SAGE_ATTN\",cause=\"not_finite\"} 1",
         "denoised_queue_wait_seconds_count{priority=\"NORMAL\"} 1",
         "denoised_jobs_total{model=\"m\",outcome=\"SUCCEEDED\"} 1",
         "denoised_model_load_seconds_count{model=\"m\"} 1",
@@ -102,6 +104,18 @@ TEST(MetricsTest, CountersOfClosedLabelSetsBeginAtZero) {
   }
 }
 
+TEST(MetricsTest, ABreakerIsOneWhileItIsOpenAndZeroLater) {
+  Metrics metrics("1");
+  EXPECT_THAT(metrics.Text(), Not(HasSubstr("denoised_breaker_open{")));
+  Metrics::Gauges gauges;
+  gauges.breakers = {{"m", AttnBackend::kSageAttn}};
+  metrics.SetGaugeSource([&] { return gauges; });
+  const std::string series = "denoised_breaker_open{backend=\"SAGE_ATTN\",model=\"m\"} ";
+  EXPECT_THAT(metrics.Text(), HasSubstr(series + "1\n"));
+  gauges.breakers.clear();
+  EXPECT_THAT(metrics.Text(), HasSubstr(series + "0\n"));
+}
+
 TEST(MetricsTest, AttentionWhoseTimeIsNotKnownIsCountedAndNotTimed) {
   Metrics metrics("1");
   metrics.OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, std::nullopt);
@@ -125,9 +139,13 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
   for (int i = 0; i < 3; ++i) ReportEverything(&metrics);
   metrics.SetGaugeSource([] {
     return Metrics::Gauges{
-        3, 1,
-        4, {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
-        7, {{"public", {5, 6}}}};
+        3,
+        1,
+        4,
+        {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
+        {},
+        7,
+        {{"public", {5, 6}}}};
   });
   const std::vector<std::string> series = SeriesOf(metrics.Text());
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
@@ -139,9 +157,13 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
   EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
   metrics.SetGaugeSource([] {
     return Metrics::Gauges{
-        3, 1,
-        4, {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
-        7, {{"public", {5, 6}}}};
+        3,
+        1,
+        4,
+        {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
+        {},
+        7,
+        {{"public", {5, 6}}}};
   });
   const std::string page = metrics.Text();
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));

@@ -1,0 +1,19 @@
+// What stands around attention, between protobuf and the runtime's plain values.
+#ifndef DENOISED_SERVER_CONVERT_GUARD_H_
+#define DENOISED_SERVER_CONVERT_GUARD_H_
+
+#include <string>
+
+#include "denoised/v1/admin.pb.h"
+#include "runtime/attention_guard.h"
+
+namespace denoised {
+
+v1::Breaker ToProto(const BreakerInfo& breaker);
+
+// By `peer`. Throws InvalidField.
+DrillRequest FromProto(const v1::DrillRequest& request, const std::string& peer);
+
+}  // namespace denoised
+
+#endif  // DENOISED_SERVER_CONVERT_GUARD_H_
