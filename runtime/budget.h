@@ -18,8 +18,8 @@ std::string_view ErrorMetricName(
 enum class Statistic : uint8_t { kMean, kP50, kP90, kP99, kMax };
 std::string_view StatisticName(Statistic statistic);  // "mean", "p50", "p90", "p99", "max"
 
-// Holds while `statistic` of the metric over the last `samples` sampled calls is below `limit`; is
-// judged from so many samples on.
+// Holds while `statistic` of the metric over the last `samples` sampled calls is below `limit`, and
+// with fewer while those that are missing could bring it there (attention/error_statistics.h).
 struct Budget {
   ErrorMetric metric = ErrorMetric::kRelativeL2;
   Statistic statistic = Statistic::kP99;

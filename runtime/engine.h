@@ -29,6 +29,7 @@
 #include "runtime/observer.h"
 #include "runtime/selection_policy.h"
 #include "runtime/session.h"
+#include "runtime/shadow.h"
 #include "runtime/tuner.h"
 
 namespace denoised {
@@ -75,6 +76,9 @@ struct EngineOptions {
   int threads = 0;                // intra-op threads; 0 = one a physical core
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
   bool enable_drills = false;     // Drill may be asked for
+  // What comparisons of backends (Shadow, budgets of leases) may hold work up by: a share of the
+  // device's time; 0 = nothing is compared.
+  double shadow_budget = 0.02;
   // Of jobs that ask for none. Unset: what a model's denoised.json says, else packed.
   std::optional<LinearNumerics> linear;
   // Automatic selection may take any backend that was measured at most so far from the reference
@@ -172,7 +176,7 @@ class Engine {
   // Checks a force before it is made: the value is NOT_FOUND (scope.model, scope.job_id),
   // FAILED_PRECONDITION with the usable names where it could serve no layer in its scope,
   // INVALID_ARGUMENT naming a field of the scope, or "parameters.<key>" where it could serve none
-  // with these.
+  // with these; FAILED_PRECONDITION (reason SHADOWS_OFF) where nobody would judge its budget.
   virtual std::optional<Error> CheckForce(const LeaseRequest& request) const = 0;
   virtual std::vector<BackendInfo> ListBackends() const = 0;
   // Circuit breakers that are not closed, of all models and backends.
@@ -180,6 +184,17 @@ class Engine {
   // Has a backend do wrong for a while, in all models. Throws FAILED_PRECONDITION (reason
   // DRILLS_OFF) without EngineOptions::enable_drills, INVALID_ARGUMENT naming "ttl".
   virtual void Drill(const DrillRequest& request) = 0;
+  // Compares backends on the work that runs, within EngineOptions::shadow_budget. Throws what
+  // CheckForce gives ("candidate", "baseline" for its "backend"), INVALID_ARGUMENT naming the
+  // field, FAILED_PRECONDITION (reason SHADOWS_OFF), RESOURCE_EXHAUSTED (reason TOO_MANY_SHADOWS),
+  // UNAVAILABLE (draining, reason DRAINING).
+  virtual ShadowInfo Shadow(const ShadowRequest& request) = 0;
+  virtual std::vector<ShadowInfo> ListShadows() const = 0;  // live ones and the last, newest first
+  // What it found. Throws NOT_FOUND (reason SHADOW_NOT_FOUND).
+  virtual ShadowInfo StopShadow(const std::string& id) = 0;
+  // Of a lease with a budget: samples until now, and what its statistic is at least by them.
+  // Nothing where there are none.
+  virtual std::optional<std::pair<int64_t, double>> Judged(const std::string& lease_id) const = 0;
   // By role, in the enum's order, as the selection is now; with the query's lease as it would be.
   // Refuses what Submit refuses: throws NOT_FOUND (model) and INVALID_ARGUMENT (sizes, parameters,
   // the place, "what_if.<field>"); a strict wish that cannot be granted is the role's `error`.

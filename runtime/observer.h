@@ -38,6 +38,11 @@ class Observer {
   // A unit was undone and done again without this backend. The cause is LeaseEndName's of a lease
   // that ended for it ("not_finite", "degenerate", "budget"), or "failed": the backend threw.
   virtual void OnRollback(AttnBackend backend, std::string_view cause) {}
+  // A call was given to another backend too, and their outputs were held against each other.
+  virtual void OnShadow(AttnBackend baseline, AttnBackend candidate, AttentionRole role,
+                        std::string_view sigma_band, double relative_l2) {}
+  // So long have comparisons held work up.
+  virtual void OnShadowSeconds(double seconds) {}
   // Its first unit is next, or the first one after it was put aside or its server ended.
   virtual void OnJobStarted(const std::string& model, Priority priority,
                             double queue_wait_seconds) {}

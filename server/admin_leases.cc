@@ -96,18 +96,25 @@ grpc::ServerUnaryReactor* AdminService::ReleaseForce(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* AdminService::ListLeases(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* in,
                                                    grpc::ByteBuffer* out) {
-  return AnswerUnary<v1::ListLeasesRequest>(context, in, out, with_.metrics, "ListLeases",
-                                            [this](const v1::ListLeasesRequest&) {
-                                              const SelectionPolicy& policy = engine().policy();
-                                              v1::ListLeasesResponse response;
-                                              // First: a list that is newer makes a change with
-                                              // this generation fail, an older one would let it
-                                              // pass.
-                                              response.set_generation(policy.generation());
-                                              for (const Lease& force : policy.List())
-                                                *response.add_leases() = ToProto(force);
-                                              return response;
-                                            });
+  return AnswerUnary<v1::ListLeasesRequest>(
+      context, in, out, with_.metrics, "ListLeases",
+      [this](const v1::ListLeasesRequest&) { return Listed(); });
+}
+
+v1::ListLeasesResponse AdminService::Listed() const {
+  const SelectionPolicy& policy = engine().policy();
+  v1::ListLeasesResponse response;
+  // First: a list that is newer makes a change with this generation fail, an older one would let it
+  // pass.
+  response.set_generation(policy.generation());
+  for (const Lease& force : policy.List()) {
+    v1::Lease& lease = *response.add_leases() = ToProto(force);
+    const auto judged = force.budget ? engine().Judged(force.id) : std::nullopt;
+    if (!judged) continue;
+    lease.mutable_judged()->set_samples(judged->first);
+    lease.mutable_judged()->set_at_least(judged->second);
+  }
+  return response;
 }
 
 }  // namespace denoised

@@ -1,6 +1,6 @@
 // AdminService on gRPC's callback API: leases (admin_leases.cc), measurements (tune_calls.cc),
-// rehearsals (admin_guard.cc), explanations, draining (admin_service.cc). Registered on the admin
-// listener only.
+// rehearsals and comparisons (admin_guard.cc), explanations, draining (admin_service.cc).
+// Registered on the admin listener only.
 #ifndef DENOISED_SERVER_ADMIN_SERVICE_H_
 #define DENOISED_SERVER_ADMIN_SERVICE_H_
 
@@ -15,24 +15,25 @@
 namespace denoised {
 
 using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
-    v1::AdminService::WithRawCallbackMethod_HoldBackend<
-        v1::AdminService::WithRawCallbackMethod_RenewLease<
-            v1::AdminService::WithRawCallbackMethod_ReleaseForce<
-                v1::AdminService::WithRawCallbackMethod_ListLeases<
-                    v1::AdminService::WithRawCallbackMethod_ListBackends<
-                        v1::AdminService::WithRawCallbackMethod_ExplainSelection<
-                            v1::AdminService::WithRawCallbackMethod_Drain<
-                                v1::AdminService::WithRawCallbackMethod_SetLogLevel<
-                                    v1::AdminService::WithRawCallbackMethod_WatchAudit<
-                                        v1::AdminService::WithRawCallbackMethod_Tune<
-                                            v1::AdminService::
-                                                WithRawCallbackMethod_ExportMeasurements<
-                                                    v1::AdminService::
-                                                        WithRawCallbackMethod_ImportMeasurements<
-                                                            v1::AdminService::
-                                                                WithRawCallbackMethod_Drill<
-                                                                    v1::AdminService::
-                                                                        Service>>>>>>>>>>>>>>;
+    v1::AdminService::WithRawCallbackMethod_HoldBackend<v1::AdminService::WithRawCallbackMethod_RenewLease<
+        v1::AdminService::WithRawCallbackMethod_ReleaseForce<
+            v1::AdminService::WithRawCallbackMethod_ListLeases<
+                v1::AdminService::WithRawCallbackMethod_ListBackends<
+                    v1::AdminService::WithRawCallbackMethod_ExplainSelection<
+                        v1::AdminService::WithRawCallbackMethod_Drain<
+                            v1::AdminService::WithRawCallbackMethod_SetLogLevel<
+                                v1::AdminService::WithRawCallbackMethod_WatchAudit<
+                                    v1::AdminService::WithRawCallbackMethod_Tune<
+                                        v1::AdminService::WithRawCallbackMethod_ExportMeasurements<
+                                            v1::AdminService::WithRawCallbackMethod_ImportMeasurements<
+                                                v1::AdminService::WithRawCallbackMethod_Drill<
+                                                    v1::AdminService::WithRawCallbackMethod_Shadow<
+                                                        v1::AdminService::
+                                                            WithRawCallbackMethod_ListShadows<
+                                                                v1::AdminService::
+                                                                    WithRawCallbackMethod_StopShadow<
+                                                                        v1::AdminService::
+                                                                            Service>>>>>>>>>>>>>>>>>;
 
 // Thread-safe. Each change is in the audit: those of leases by the policy's listener, others by
 // what makes them here.
@@ -66,6 +67,12 @@ class AdminService : public RawAdminService {
                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
   grpc::ServerUnaryReactor* Drill(grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
                                   grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* Shadow(grpc::CallbackServerContext* context, const grpc::ByteBuffer* in,
+                                   grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* ListShadows(grpc::CallbackServerContext* context,
+                                        const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* StopShadow(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
   grpc::ServerWriteReactor<grpc::ByteBuffer>* WatchAudit(grpc::CallbackServerContext* context,
                                                          const grpc::ByteBuffer* in) override {
     return denoised::WatchAudit(with_, context, in);
@@ -86,6 +93,7 @@ class AdminService : public RawAdminService {
   Lease AddForce(LeaseRequest request, const std::string& peer, SelectionPolicy::OnEnd on_end);
   Lease Renew(const v1::RenewLeaseRequest& request, const std::string& peer);
   int Release(const v1::ReleaseForceRequest& request, const std::string& peer);
+  v1::ListLeasesResponse Listed() const;
   void SetLevel(LogLevel level, const std::string& peer);
 
   template <typename Request>

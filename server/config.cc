@@ -131,6 +131,14 @@ std::vector<Flag> ComputeFlags(Config* config) {
        "Let the admin port rehearse faults: `denoisectl drill` has a backend throw, stall or give "
        "NaN for a bounded time. Refused otherwise.",
        SetBool("enable_drills", &engine->enable_drills)},
+      {"shadow_budget", "PERCENT", "2%",
+       "The most that comparisons of backends (`denoisectl shadow`, budgets of forces) may add to "
+       "the device's time, 0 to 50; 0 turns them off.",
+       [engine](const std::string& text) {
+         const std::string number = text.ends_with('%') ? text.substr(0, text.size() - 1) : text;
+         SetDouble("shadow_budget", 0, 50,
+                   [engine](double percent) { engine->shadow_budget = percent / 100; })(number);
+       }},
       {"threads", "N", "0", "CPU threads of one operation, 0 to 1024; 0 = one a physical core.",
        SetInt("threads", 0, 1024, [engine](int64_t n) { engine->threads = static_cast<int>(n); })},
       CpuIsaFlag(&config->cpu_isa),

@@ -6,6 +6,7 @@
 
 #include "denoised/v1/admin.pb.h"
 #include "runtime/attention_guard.h"
+#include "runtime/shadow.h"
 
 namespace denoised {
 
@@ -13,6 +14,9 @@ v1::Breaker ToProto(const BreakerInfo& breaker);
 
 // By `peer`. Throws InvalidField.
 DrillRequest FromProto(const v1::DrillRequest& request, const std::string& peer);
+
+ShadowRequest FromProto(const v1::ShadowRequest& request);
+v1::ShadowRun ToProto(const ShadowInfo& shadow);
 
 }  // namespace denoised
 

@@ -40,6 +40,13 @@ const Histogram::BucketBoundaries& TokenBuckets() {
   return kBuckets;
 }
 
+// From rounding to nothing in common.
+const Histogram::BucketBoundaries& ErrorBuckets() {
+  static const Histogram::BucketBoundaries kBuckets = {1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3,
+                                                       0.01, 0.02, 0.05, 0.1,  0.2,  0.5,  1};
+  return kBuckets;
+}
+
 // The series of one family by their label values. Adding to a prometheus::Family builds a metric
 // just to find that it exists; this remembers the ones that do.
 template <typename Metric, typename... Arguments>
@@ -142,6 +149,14 @@ struct Metrics::Families {
   Counters rollback = Count("denoised_rollback_total",
                             "Units that were undone and done again without a backend, and why.",
                             {"backend", "cause"});
+  Histograms shadow_relative_l2 = Spread(
+      "denoised_shadow_relative_l2",
+      "How far a candidate's output of an attention call was from the baseline's; of 100 and "
+      "more, or not finite, as 100.",
+      {"baseline", "candidate", "role", "sigma_band"}, ErrorBuckets());
+  Counters shadow_seconds =
+      Count("denoised_shadow_seconds_total",
+            "Time that comparisons of backends have held work up by: within --shadow_budget.", {});
   // Those that have been open since the start.
   GaugeSeries breaker_open =
       Level("denoised_breaker_open", "1 while a circuit breaker of the backend is not closed.",
@@ -226,6 +241,7 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
     families_->queue_wait_seconds.At({ToText(PriorityName(priority))});
   }
   families_->models_failed.At({});
+  families_->shadow_seconds.At({});
   StartCounters();
 }
 
@@ -301,6 +317,19 @@ void Metrics::OnBackendSwitch(SelectionSource cause) {
 
 void Metrics::OnRollback(AttnBackend backend, std::string_view cause) {
   families_->rollback.At({ToText(AttnBackendName(backend)), ToText(cause)}).Increment();
+}
+
+void Metrics::OnShadow(AttnBackend baseline, AttnBackend candidate, AttentionRole role,
+                       std::string_view sigma_band, double relative_l2) {
+  constexpr double kFar = 100;  // an infinity would be the sum for ever
+  families_->shadow_relative_l2
+      .At({ToText(AttnBackendName(baseline)), ToText(AttnBackendName(candidate)),
+           ToText(AttentionRoleName(role)), ToText(sigma_band)})
+      .Observe(std::min(relative_l2, kFar));
+}
+
+void Metrics::OnShadowSeconds(double seconds) {
+  families_->shadow_seconds.At({}).Increment(seconds);
 }
 
 void Metrics::OnJobStarted(const std::string& model, Priority priority, double queue_wait_seconds) {

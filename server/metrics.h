@@ -50,6 +50,9 @@ class Metrics : public Observer {
   void OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) override;
   void OnBackendSwitch(SelectionSource cause) override;
   void OnRollback(AttnBackend backend, std::string_view cause) override;
+  void OnShadow(AttnBackend baseline, AttnBackend candidate, AttentionRole role,
+                std::string_view sigma_band, double relative_l2) override;
+  void OnShadowSeconds(double seconds) override;
   void OnJobStarted(const std::string& model, Priority priority,
                     double queue_wait_seconds) override;
   void OnCheckpoint(const std::string& model, double seconds) override;

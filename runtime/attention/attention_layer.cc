@@ -7,6 +7,7 @@
 #include "backends/error.h"
 #include "backends/stop_point.h"
 #include "runtime/attention/call_guard.h"
+#include "runtime/attention/shadows.h"
 
 namespace denoised {
 namespace {
@@ -20,6 +21,10 @@ const AttentionSlot& SlotFor(AttentionRole role, int layer) {
   throw Error(StatusCode::kFailedPrecondition, "wanted an attention backend for role " +
                                                    std::string(AttentionRoleName(role)) +
                                                    "; the forward context names none");
+}
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
@@ -38,13 +43,14 @@ at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& ke
   at::Tensor out =
       Guarded(slot, role_, [&] { return slot.backend->Forward(inputs, slot.metadata.get()); });
   if (GivesNan(slot)) out = at::full_like(out, std::numeric_limits<double>::quiet_NaN());
+  const double seconds = SecondsSince(start);
+  if (!slot.watched.empty()) {
+    slot.guard->shadows()->After(slot, layer_index_, inputs, out, seconds);
+  }
   if (slot.tally == nullptr) return out;
   AttentionCount& count = slot.tally->Of(slot.backend->Runs(inputs, slot.metadata.get()));
   count.calls += 1;
-  if (query.is_cpu()) {
-    count.seconds +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
+  if (query.is_cpu()) count.seconds += seconds;
   return out;
 }
 

@@ -1,8 +1,11 @@
 #include "runtime/attention/attention_planner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
+#include "runtime/attention/shadows.h"
+#include "runtime/attention/watching.h"
 #include "runtime/caught.h"
 
 namespace denoised {
@@ -90,6 +93,7 @@ const AttentionPlan& AttentionPlanner::Prepare(const std::vector<AttentionSpec>&
       state.segments[i].fresh = {};
       plan.slots[i].metadata = state.segments[i].maker->Make(step, num_steps);
     }
+    Watch(&state, num_steps, sigma);
   }
   return plan_;
 }
@@ -121,6 +125,7 @@ void AttentionPlanner::ChooseAnew(RoleState& state, const AttentionSpec& spec,
   std::vector<LayerChoice> choices =
       Joined(Choose(setting_, subject_, spec, wishes,
                     [&](AttnBackend backend) { return WhyNot(backend, spec); }));
+  state.budgeted = AnyBudget(choices, *Leases());
   std::deque<Segment> segments;
   std::vector<AttentionSlot> slots;
   for (LayerChoice& choice : choices) {
@@ -158,6 +163,45 @@ void AttentionPlanner::Report(RoleState* state) {
       if (refusal.source == SelectionSource::kAutomatic) continue;
       if (!IsActionable(refusal.backend, *state->spec)) continue;
       observer_->OnFallback(refusal.backend, selection.granted.backend, refusal.source);
+    }
+  }
+}
+
+// ---- what is compared with other backends ------------------------------------------------------
+
+// A cheap question at most steps: neither is a shadow live nor a lease with a budget granted. What
+// was watched last is held until then, so that what builders made for it need not be made again.
+void AttentionPlanner::Watch(RoleState* state, int64_t num_steps, std::optional<double> sigma) {
+  Shadows* shadows = setting_.guard->shadows();
+  const bool wanted = shadows != nullptr && (state->budgeted || shadows->any());
+  if (!wanted && state->watched.empty()) return;
+  std::vector<AttentionSlot>& slots = PlanOf(state->spec->role).slots;
+  for (AttentionSlot& slot : slots) slot.watched.clear();
+  if (!wanted) return state->watched.clear();
+  if (state->budgeted) shadows->LeaveTime();
+  if (!shadows->Affords()) return;
+  const auto start = std::chrono::steady_clock::now();
+  const std::shared_ptr<const LeaseList> leases = Leases();
+  const Watching watching{setting_,  subject_, *state->spec, {state->step, sigma},
+                          num_steps, *leases};
+  std::vector<std::shared_ptr<const WatchedCalls>> watched;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const auto calls = WatchedBy(watching, state->segments[i].choice);
+    if (calls == nullptr) continue;
+    slots[i].watched.push_back({calls});
+    watched.push_back(calls);
+  }
+  state->watched = std::move(watched);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  shadows->HeldUp(took.count(), /*inside_unit=*/true);
+}
+
+void AttentionPlanner::RequireBudgets() const {
+  const Shadows* shadows = setting_.guard->shadows();
+  if (shadows == nullptr) return;
+  for (const Wish& lease : Leased()) {
+    if (const auto why = shadows->WhyBroken(lease.lease_id)) {
+      throw Error(StatusCode::kInternal, *why, lease.lease_id, "BUDGET");
     }
   }
 }

@@ -51,10 +51,12 @@ class AttentionPlanner {
   // way never gets here, and is in neither.
   void Complete();
 
-  // Of a unit that has failed, and is prepared once more to be done by other backends:
+  // Of a unit that is done, or has failed and is prepared once more for other backends:
 
   // The leases that layers of the unit run under, each once, the narrowest first.
   std::vector<Wish> Leased() const;
+  // Throws INTERNAL (reason BUDGET, field the lease's id) where one of them has broken its budget.
+  void RequireBudgets() const;
   // What a layer of the role needs in this unit, where one runs `backend`; else null.
   const AttentionSpec* Runs(AttnBackend backend, AttentionRole role) const;
   // Until the next Complete: as if this lease were not, or none; as if the backend could not serve
@@ -123,9 +125,11 @@ class AttentionPlanner {
     int64_t step = 0;
     // Version() when this was selected; kStale: the subject, or what to avoid, is another.
     uint64_t version = 0;
-    bool in_unit = false;             // of the last Prepare
-    bool untold = false;              // the observer has yet to hear of it
-    std::vector<LayerChoice> before;  // of the last step that is done
+    bool in_unit = false;                                      // of the last Prepare
+    bool untold = false;                                       // the observer has yet to hear of it
+    bool budgeted = false;                                     // a lease with a budget was granted
+    std::vector<LayerChoice> before;                           // of the last step that is done
+    std::vector<std::shared_ptr<const WatchedCalls>> watched;  // with other backends
 
     bool Holds(uint64_t version, const AttentionSpec& spec, const StepPlace& place) const;
   };
@@ -144,6 +148,7 @@ class AttentionPlanner {
   std::optional<std::string> WhyNot(AttnBackend backend, const AttentionSpec& spec) const;
   void ChooseAnew(RoleState& state, const AttentionSpec& spec, const StepPlace& place);
   void SetAvoided(Avoided avoided);
+  void Watch(RoleState* state, int64_t num_steps, std::optional<double> sigma);
   void Report(RoleState* state);
   ReceiptEntry EntryOf(const RoleState& state, const Segment& segment, AttnBackend ran,
                        const AttentionCount& count) const;

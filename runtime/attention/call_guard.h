@@ -16,6 +16,8 @@
 
 namespace denoised {
 
+class Shadows;
+
 // A call in which a backend threw.
 struct CallFailure {
   AttnBackend backend = AttnBackend::kReference;
@@ -34,6 +36,10 @@ class CallGuard {
   const Drills* drills() const { return drills_; }
   void set_drills(const Drills* drills) { drills_ = drills; }
 
+  // Null where nothing is compared; before any call.
+  Shadows* shadows() const { return shadows_; }
+  void set_shadows(Shadows* shadows) { shadows_ = shadows; }
+
   void NoteFailure(CallFailure failure) { failure_ = std::move(failure); }
   // The last one since this was asked last.
   std::optional<CallFailure> TakeFailure() { return std::exchange(failure_, std::nullopt); }
@@ -41,6 +47,7 @@ class CallGuard {
  private:
   Breakers breakers_;
   const Drills* drills_ = nullptr;
+  Shadows* shadows_ = nullptr;
   std::optional<CallFailure> failure_;
 };
 

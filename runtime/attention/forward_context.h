@@ -23,6 +23,7 @@ namespace denoised {
 class AttentionBackend;
 class AttentionMetadata;
 class CallGuard;
+struct WatchedCalls;
 
 // Calls of attention and their time. Seconds are those of the CPU's kernels: a CUDA call returns
 // before it has run, and its time is not known.
@@ -41,6 +42,12 @@ struct AttentionTally {
   void AddShare(const AttentionTally& shared, uint64_t passes, double share);
 };
 
+// Batch rows of a call that are watched (watched_calls.h).
+struct WatchedRows {
+  std::shared_ptr<const WatchedCalls> calls;
+  int64_t first = 0, count = -1;  // below 0: all rows
+};
+
 // The backend that was chosen for neighbouring layers of a role at this step, and what its builder
 // made.
 struct AttentionSlot {
@@ -50,6 +57,7 @@ struct AttentionSlot {
   AttentionTally* tally = nullptr;                           // may be null
   int64_t last_layer = std::numeric_limits<int64_t>::max();  // from where the slot before it ends
   CallGuard* guard = nullptr;                                // may be null
+  std::vector<WatchedRows> watched = {};                     // of its calls
 };
 
 // What a role has at this step: slots in the order of their layers, the last of which serves all

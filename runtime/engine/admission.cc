@@ -229,9 +229,10 @@ void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimat
   memory_.Require(what, estimate, held + kept());
 }
 
-// From here on under mutex_. Requests, and what models have made since loading.
+// From here on under mutex_. Requests, what models have made since loading, and what is kept or may
+// be for comparisons.
 int64_t EngineImpl::HeldBesideResults() const {
-  return table_.request_bytes() + models_.MadeBytes() + tuning_.held_bytes();
+  return table_.request_bytes() + models_.MadeBytes() + tuning_.held_bytes() + HeldForShadows();
 }
 
 int64_t EngineImpl::BytesAtHand() const {

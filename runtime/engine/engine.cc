@@ -19,6 +19,9 @@ using SystemClock = std::chrono::system_clock;
 // A job that was running when so many servers died takes no further one down.
 constexpr int64_t kMostCrashes = 2;
 
+// Why no shadow goes on.
+constexpr char kDraining[] = "the server is draining";
+
 // What was asked for, each format once; mp4 where nothing was.
 std::vector<ArtifactFormat> DistinctFormats(const std::vector<ArtifactFormat>& asked) {
   if (asked.empty()) return {ArtifactFormat::kMp4};
@@ -79,12 +82,15 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       audit_(&store_->control(), logger_),
       lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
       drills_(clock_),
+      shadows_(options.shadow_budget, MostShadowBytes(options.max_memory), clock_, observer),
       memory_(options.max_memory),
       table_(QueueOptionsOf(options)),
       tuning_(models_, {options.auto_error, options.tune_when_idle},
               {&store_->control(), &audit_, logger_, [this] { Wake(); },
                [this] { return BytesAtHand(); }}) {
-  if (options_.enable_drills) models_.SetDrills(&drills_);
+  models_.SetGuards(options_.enable_drills ? &drills_ : nullptr,
+                    shadows_.on() ? &shadows_ : nullptr);
+  EndUnjudged();
   LoadCosts(options_.state_dir, &cost_, logger_);
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   thread_ = std::thread([this] { Loop(); });
@@ -364,6 +370,7 @@ void EngineImpl::Drain() {
     draining_ = true;
     session_news_ = true;
   }
+  shadows_.StopAll(kDraining);
   wake_.notify_one();
 }
 
@@ -375,6 +382,7 @@ bool EngineImpl::draining() const {
 void EngineImpl::BeginNoMore() {
   std::vector<std::string> waiting, away;
   std::vector<WorkPtr> ended;
+  shadows_.StopAll(kDraining);
   {
     const std::lock_guard lock(mutex_);
     draining_ = true;
@@ -417,6 +425,7 @@ void EngineImpl::Stop() {
   tuning_.Stop();
   std::vector<WorkPtr> waiting;
   std::vector<std::string> away;
+  shadows_.StopAll(kDraining);
   {
     const std::lock_guard lock(mutex_);
     draining_ = true;

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/attention/shadows.h"
 #include "runtime/audit.h"
 #include "runtime/engine.h"
 #include "runtime/engine/cost_model.h"
@@ -66,6 +67,12 @@ class EngineImpl : public Engine {
   std::vector<Explanation> Explain(const ExplainQuery& query) const override;
   std::vector<BreakerInfo> Breakers() const override { return models_.Breakers(); }
   void Drill(const DrillRequest& request) override;
+  ShadowInfo Shadow(const ShadowRequest& request) override;
+  std::vector<ShadowInfo> ListShadows() const override { return shadows_.List(); }
+  ShadowInfo StopShadow(const std::string& id) override;
+  std::optional<std::pair<int64_t, double>> Judged(const std::string& lease_id) const override {
+    return shadows_.Judged(lease_id);
+  }
   int64_t queue_depth() const override;
   int64_t running_jobs() const override;
   void Drain() override;
@@ -153,6 +160,7 @@ class EngineImpl : public Engine {
 
   // redo.cc: units that failed and may go well with another choice of backends. Engine thread.
   bool TriesAgain(const WorkPtr& work, const Error& error);
+  bool TryWithoutBroken(const WorkPtr& work, const Error& error);
   bool TryWithoutLeases(const WorkPtr& work, const Error& error, LeaseEnd cause);
   bool TryWithout(const std::vector<WorkPtr>& works, const CallFailure& failure);
   Error WhyFailed(const EngineWork& work, const Error& error) const;
@@ -160,6 +168,14 @@ class EngineImpl : public Engine {
   void WentWell(EngineWork* work, const Unit& unit);
   void RollBack(EngineWork* work, const Redo::Suspect& suspect, const std::string& again);
   void TellBreakers(const EngineWork& work);
+
+  // shadowing.cc: comparisons of backends beside the work. Engine thread, or as the comment says.
+  std::optional<Error> WhyNotJudged(const LeaseRequest& request) const;  // any thread
+  void EndUnjudged();                                                    // before the thread
+  int64_t HeldForShadows() const;                                        // under mutex_
+  void RunShadows(bool idle);
+  void RunIdleShadow();
+  std::optional<std::chrono::steady_clock::time_point> SomebodySince();
 
   void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
@@ -251,6 +267,7 @@ class EngineImpl : public Engine {
   Audit audit_;
   LeaseKeeping lease_keeping_;  // before any work begins
   Drills drills_;
+  Shadows shadows_;
   const MemoryAdmission memory_;
   CostModel cost_;                        // by itself thread-safe
   std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start
@@ -262,6 +279,8 @@ class EngineImpl : public Engine {
   std::condition_variable wake_, idle_;
   WorkTable table_;
   std::vector<WorkId> asked_;                            // begun, and somebody wants them to stop
+  mutable uint64_t budgets_seen_ = UINT64_MAX;           // the policy's version at which
+  mutable bool any_budget_ = false;                      // a live lease had one, or not
   bool session_news_ = false;                            // a session has something to do, or to end
   std::chrono::steady_clock::time_point sessions_seen_;  // when they were last looked through
   int64_t entering_ = 0;                                 // jobs on their way to the disk

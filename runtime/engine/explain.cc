@@ -121,10 +121,7 @@ Explanation ExplainIn(const Question& question, const AttentionSpec& spec, const
 }  // namespace
 
 std::optional<Error> EngineImpl::CheckForce(const LeaseRequest& request) const {
-  if (request.budget) {  // rather none than one that nobody watches
-    return Error(StatusCode::kUnimplemented, "budget: this version cannot judge one", "budget",
-                 "BUDGETS_NOT_JUDGED");
-  }
+  if (auto error = WhyNotJudged(request)) return error;
   if (!request.scope.job) return models_.CheckForce(request, nullptr);
   const std::string& id = *request.scope.job;
   if (const auto snapshot = store_->Get(id); snapshot && IsTerminal(snapshot->state)) {

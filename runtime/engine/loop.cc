@@ -31,8 +31,8 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        return stopping_ || session_news_ || !asked_.empty() || NextLead() != nullptr ||
-               tuning_.Due(/*idle=*/true);
+        return stopping_ || session_news_ || !asked_.empty() || shadows_.pending() ||
+               NextLead() != nullptr || tuning_.Due(/*idle=*/true);
       };
       // What waits without being able to begin, or is put aside, can still be late.
       table_.idle() && !table_.has_deadlines() ? wake_.wait(lock, next)
@@ -47,6 +47,7 @@ void EngineImpl::Loop() {
       RunTurn(turn);
     }
     if (tuning_.RunDue(/*idle=*/turn.empty())) ReturnUnusedMemory();
+    RunShadows(/*idle=*/turn.empty());
     TellPositions();
   }
 }
@@ -213,7 +214,7 @@ void EngineImpl::RunAlone(const WorkPtr& work) {
     const ScopedStopCheck stop([&] { return WhyStop(*work); });
     work->run()->Advance();
   });
-  const double seconds = SecondsSince(start);
+  const double seconds = shadows_.UnitRan(SecondsSince(start));
   if (error && BeginsAnew(work, *error)) return;
   if (!error) cost_.Observe(KeyOf(*work, unit), 1, seconds);
   AfterUnit(work, unit, {seconds, seconds}, error);
@@ -236,8 +237,8 @@ void EngineImpl::RunStep(const std::vector<WorkPtr>& works) {
     const ScopedStopCheck stop([&] { return WhyStopAll(works); });
     errors = works.front()->pipeline->Step(runs);
   });
+  const double seconds = shadows_.UnitRan(SecondsSince(start));
   if (nobody) return AfterNobody(works, *nobody);
-  const double seconds = SecondsSince(start);
   if (const auto as_one = ShareOf(works, units)) cost_.Observe(key, rows, seconds * *as_one);
   for (size_t i = 0; i < works.size(); ++i) {
     const double share = static_cast<double>(units[i].rows) / static_cast<double>(rows);

@@ -16,6 +16,12 @@ int64_t BytesOf(const std::optional<HostTensor>& tensor) { return tensor ? Bytes
 
 }  // namespace
 
+int64_t MostShadowBytes(const std::string& max_memory) {
+  constexpr int64_t kMost = int64_t{512} << 20, kPart = 32;
+  const auto limit = MemoryBudget(max_memory).Now();
+  return limit ? std::min(kMost, limit->bytes / kPart) : kMost;
+}
+
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,
                               int64_t held) const {
   const auto limit = budget_.Now();

@@ -15,6 +15,9 @@
 
 namespace denoised {
 
+// What calls that are kept for a comparison may take: little beside what work may.
+int64_t MostShadowBytes(const std::string& max_memory);
+
 class MemoryAdmission {
  public:
   // `max_memory` as MemoryBudget takes it. What the process holds at this moment, its loaded

@@ -175,8 +175,12 @@ std::vector<BreakerInfo> Models::Breakers() const {
   return open;
 }
 
-void Models::SetDrills(const Drills* drills) const {
-  for (const auto& pipeline : all_) pipeline->planner_setting().guard->set_drills(drills);
+void Models::SetGuards(const Drills* drills, Shadows* shadows) const {
+  for (const auto& pipeline : all_) {
+    CallGuard& guard = *pipeline->planner_setting().guard;
+    guard.set_drills(drills);
+    guard.set_shadows(shadows);
+  }
 }
 
 }  // namespace denoised

@@ -23,7 +23,7 @@ class Models {
   std::vector<ModelInfo> List() const;
   int64_t MadeBytes() const;
   // Before any work: of the calls of all of them.
-  void SetDrills(const Drills* drills) const;
+  void SetGuards(const Drills* drills, Shadows* shadows) const;
 
   // As Engine has it. `job`: what the one job in scope became; null where the scope names none.
   std::optional<Error> CheckForce(const LeaseRequest& request, const ResolvedParameters* job) const;

@@ -21,6 +21,7 @@ std::optional<LeaseEnd> CauseOf(const Error& error) {
   if (error.code() != StatusCode::kInternal) return std::nullopt;  // the request's own numbers
   if (error.reason() == "NON_FINITE") return LeaseEnd::kNotFinite;
   if (error.reason() == "DEGENERATE") return LeaseEnd::kDegenerate;
+  if (error.reason() == "BUDGET") return LeaseEnd::kBudget;
   return std::nullopt;
 }
 
@@ -76,7 +77,23 @@ bool EngineImpl::TriesAgain(const WorkPtr& work, const Error& error) {
   if (WhyStop(*work)) return false;
   if (failure) return TryWithout({work}, *failure);
   const auto cause = CauseOf(error);
-  return cause && TryWithoutLeases(work, error, *cause);
+  if (!cause) return false;
+  if (cause == LeaseEnd::kBudget) return TryWithoutBroken(work, error);
+  return TryWithoutLeases(work, error, *cause);
+}
+
+// The error names the lease, of which there is no doubt: it ends at once, so that nobody else's
+// next unit runs under it.
+bool EngineImpl::TryWithoutBroken(const WorkPtr& work, const Error& error) {
+  const std::vector<Wish> leases = work->planner->Leased();
+  const auto broken = std::ranges::find(leases, error.field(), &Wish::lease_id);
+  if (broken == leases.end()) return false;
+  policy_->End(broken->lease_id, LeaseEnd::kBudget, Whose(*work) + ": " + error.what());
+  work->planner->Unpin(broken->lease_id);
+  if (!work->redo) work->redo = Redo{error};
+  work->redo->suspects.push_back({*broken, LeaseEnd::kBudget, error.what()});
+  PutBack(work);
+  return true;
 }
 
 // Takes away each lease by itself that layers of the unit ran under, and with it what then runs
@@ -93,7 +110,9 @@ bool EngineImpl::TryWithoutLeases(const WorkPtr& work, const Error& error, Lease
     return true;
   }
   if (!work->redo) work->redo = Redo{error};
-  work->redo->suspects.clear();
+  // A broken budget was one whatever else is wrong.
+  std::erase_if(work->redo->suspects,
+                [](const Redo::Suspect& suspect) { return suspect.cause != LeaseEnd::kBudget; });
   for (Wish& lease : AvoidNext(work.get(), leases)) {
     work->redo->suspects.push_back({std::move(lease), cause, error.what()});
   }
@@ -136,8 +155,10 @@ bool EngineImpl::TryWithout(const std::vector<WorkPtr>& works, const CallFailure
 
 // As it would have failed at first; with why there is no other way, where there is none.
 Error EngineImpl::WhyFailed(const EngineWork& work, const Error& error) const {
+  if (error.reason() == "BUDGET") return WhyStop(work).value_or(error);
   if (!work.redo || WhyStop(work)) return error;
   const Error& first = work.redo->first;
+  if (first.reason() == "BUDGET") return error;  // that alone fails nobody
   if (error.reason() != "BACKEND_REFUSED") return first;
   return Error(first.code(), std::string(first.what()) + "; without it: " + error.what(),
                error.field(), first.reason())

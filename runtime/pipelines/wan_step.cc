@@ -58,9 +58,21 @@ struct Group {
     part->plan = part->owner->plan;
     std::vector<AttentionSlot>& slots = part->plan[kSelf].slots;
     tallies.resize(slots.size());
-    for (size_t i = 0; i < slots.size(); ++i) slots[i].tally = &tallies[i];
+    for (size_t i = 0; i < slots.size(); ++i) {
+      slots[i].tally = &tallies[i];
+      for (WatchedRows& watched : slots[i].watched) watched = {watched.calls, rows, part->rows()};
+    }
     parts.push_back(part);
     rows += part->rows();
+    if (parts.size() > 1) WatchToo(slots);
+  }
+  // The calls are made by the first part's plan.
+  void WatchToo(const std::vector<AttentionSlot>& slots) {
+    std::vector<AttentionSlot>& first = parts.front()->plan[kSelf].slots;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      first[i].watched.insert(first[i].watched.end(), slots[i].watched.begin(),
+                              slots[i].watched.end());
+    }
   }
   AttnBackend Ran() const { return parts.front()->plan[kSelf].MostCalled(); }
   // Each part's share of the calls, to its run's planner.
@@ -228,7 +240,10 @@ std::vector<std::optional<Error>> WanPipeline::Step(const std::vector<Run*>& run
   for (Partaker& one : partakers) {
     const double share = seconds_a_row * static_cast<double>(runs[one.place]->Next().rows);
     one.run->planner()->BookForward();
-    errors[one.place] = Caught([&] { one.run->Take(one.predictions, share); });
+    errors[one.place] = Caught([&] {
+      one.run->planner()->RequireBudgets();
+      one.run->Take(one.predictions, share);
+    });
     if (!errors[one.place]) one.run->planner()->Complete();
   }
   return errors;

@@ -51,6 +51,7 @@ at::Tensor WanPipeline::EncodePrompt(const Prompt& prompt, AttentionPlanner* pla
   }
   observer->OnPrompt(info_.name, /*cached=*/kept != nullptr, prompts_.bytes());
   planner->BookForward();
+  planner->RequireBudgets();
   return embeds;
 }
 

@@ -56,7 +56,7 @@ std::vector<Command> LeaseCommands();    // force hold renew leases release
 std::vector<Command> ExplainCommands();  // explain
 std::vector<Command> AuditCommands();    // audit
 std::vector<Command> TuneCommands();     // tune
-std::vector<Command> GuardCommands();    // drill
+std::vector<Command> GuardCommands();    // shadow drill
 
 // Flags that every command takes.
 struct CommonOptions {

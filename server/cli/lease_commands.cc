@@ -43,6 +43,15 @@ std::string BudgetText(const v1::Budget& budget) {
          std::to_string(budget.samples());
 }
 
+// "17 samples, at least 0": not all that it wants.
+std::string JudgedText(const v1::Lease& lease) {
+  const v1::BudgetState& judged = lease.judged();
+  std::array<char, 32> now;
+  std::snprintf(now.data(), now.size(), "%.3g", judged.at_least());
+  return std::to_string(judged.samples()) + " samples, " +
+         (judged.samples() < lease.budget().samples() ? "at least " : "at ") + now.data();
+}
+
 void PrintLease(const v1::Lease& lease, bool json) {
   if (json) return PrintJson(lease);
   std::string line = lease.id() + " forces " + lease.backend();
@@ -122,6 +131,7 @@ void PrintLeases(const v1::ListLeasesResponse& reply) {
         lease.has_parameters() ? OneLine(Json(lease.parameters()), 60) : "";
     std::string terms = lease.policy() == v1::STRICT ? "strict" : "";
     if (lease.has_budget()) terms += (terms.empty() ? "" : ", ") + BudgetText(lease.budget());
+    if (lease.has_judged()) terms += " (" + JudgedText(lease) + ")";
     rows.push_back({lease.id(), lease.backend(), parameters, OneLine(lease.scope(), 100), terms,
                     Remaining(lease), std::to_string(lease.generation()), lease.holder(),
                     OneLine(lease.reason(), 60)});
@@ -170,7 +180,8 @@ std::vector<Command> LeaseCommands() {
        Uses::kAdmin, Force,
        "  denoisectl force TORCH_SDPA --ttl=10m --reason=\"comparing\"\n"
        "  denoisectl force VIDEO_SPARSE_ATTN --share=20% --parameters='{\"sparsity\": 0.75}'\n"
-       "  denoisectl force SAGE_ATTN --model=shapes --role=self --layers=0-5 --steps=4-19\n",
+       "  denoisectl force SAGE_ATTN --model=shapes --role=self --layers=0-5 --steps=4-19\n"
+       "  denoisectl force SAGE_ATTN --budget=\"relative_l2 p99 < 0.02 over 200\" --ttl=1h\n",
        kNarrowness},
       {"hold", "NAME", "Forces a backend for as long as this command runs (end it with Ctrl-C).",
        Uses::kAdmin, Hold,

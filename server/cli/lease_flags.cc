@@ -124,7 +124,8 @@ std::vector<Flag> TermFlags(v1::ForceBackendRequest* request) {
       {"budget", "TEXT", "",
        "How far it may be from what would run without it (\"relative_l2 p99 < 0.02 over 200\": "
        "relative_l2, max_abs or cosine_distance; mean, p50, p90, p99 or max; over so many sampled "
-       "calls). Broken, it ends the force. A server that cannot judge one refuses it.",
+       "calls). Broken, the step is done again without the force, and the force ends; that is as "
+       "soon as nothing that could still come would hold it.",
        [request](const std::string& text) {
          *request->mutable_budget() = ToProto(ParseBudgetFlag(text));
        }},

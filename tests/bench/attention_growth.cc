@@ -88,8 +88,20 @@ void EmitE3(const BenchOptions& options, const Emit& emit) {
         {"value", worst}});
 }
 
+// A thousand that hold for other work, and end one day.
+void AddLeases(SelectionPolicy* policy) {
+  for (int i = 0; i < 1000; ++i) {
+    LeaseRequest request{AttnBackend::kReference};
+    request.scope.job = "job-" + std::to_string(i);
+    request.scope.where.layers = Interval{i % 30, 29};
+    request.ttl = std::chrono::hours(1 + i);
+    policy->Force(std::move(request));
+  }
+}
+
 void EmitE11(const BenchOptions& options, const Emit& emit) {
-  const SelectionPolicy policy;
+  SelectionPolicy policy;
+  AddLeases(&policy);
   const PlannerSetting setting = {&BackendRegistry::Default(), &policy, QueryCpu()};
   Observer observer;
   AttentionPlanner planner(setting, {}, &observer);

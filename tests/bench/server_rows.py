@@ -1,9 +1,11 @@
 """Rows about the server: C1, unary calls on an idle server against a bare echo of the same messages; A14,
-a job's steps while the server is asked a thousand other things a second.
+a job's steps while the server is asked a thousand other things a second; A15, what comparisons of backends add
+to a job's time.
 """
 
 import concurrent.futures
 import contextlib
+import json
 import re
 import subprocess
 import tempfile
@@ -13,7 +15,7 @@ import urllib.request
 from inputs import model_folder
 from pairs import ROOT, Worker, alternate, summary
 
-ROWS = ("C1", "A14")
+ROWS = ("C1", "A14", "A15")
 RPC_BENCH = str(ROOT / "build/bin/rpc_bench")
 
 
@@ -103,6 +105,21 @@ def steps_row(options):
                 "server_threads": threads}
 
 
+def shadow_row(options):
+    """Every call of a long job is in the scope of a shadow, at the default --shadow_budget; by the server's counters."""
+    with denoised(ROOT / "model_repository", f"--threads={options.threads}") as ready, \
+            Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
+        shadow = [str(ROOT / "build/bin/denoisectl"), "shadow", f"--admin={address(ready, 'admin')}", "--json"]
+        client.ask(do="begin", target=address(ready), height=64, width=64, frames=17, steps=1000)
+        subprocess.run([*shadow, "SAGE_ATTN"], check=True, stdout=subprocess.DEVNULL)
+        time.sleep(15)
+        told, = json.loads(subprocess.run(shadow, check=True, stdout=subprocess.PIPE).stdout)["shadows"]
+        samples = sum(int(found["samples"]) for found in told["statistics"])
+        return {"row": "A15", "name": "what comparisons of every call with another backend add to a job's time",
+                "value": told["added_seconds"] / told["device_seconds"], "samples": samples,
+                "device_seconds": told["device_seconds"]}
+
+
 def call_rows(options):
     with denoised(model_folder("tiny", "float32")) as ready, Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client, \
             tempfile.NamedTemporaryFile() as job:
@@ -120,3 +137,5 @@ def measure(options, rows):
         yield from call_rows(options)
     if "A14" in rows:
         yield steps_row(options)
+    if "A15" in rows:
+        yield shadow_row(options)

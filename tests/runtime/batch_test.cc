@@ -17,6 +17,8 @@
 
 #include "backends/stop_point.h"
 #include "runtime/attention/attention_planner.h"
+#include "runtime/attention/call_guard.h"
+#include "runtime/attention/shadows.h"
 #include "runtime/pipelines/pipeline.h"
 #include "runtime/request_check.h"
 #include "runtime/threads.h"
@@ -84,6 +86,7 @@ struct Wishes {
   double guidance = 1, shift = 3;
   AttentionOptions attention;
   LinearNumerics linear = LinearNumerics::kPacked;
+  std::string tenant = "";
 };
 
 // A job on its way, with all that it borrows.
@@ -108,8 +111,8 @@ class Job {
     ResolvedParameters parameters =
         ResolveRequest(request, pipeline_->info().defaults, pipeline_->rules());
     parameters.linear = wishes_.linear;
-    planner = std::make_unique<AttentionPlanner>(pipeline_->planner_setting(),
-                                                 PlannerSubject{wishes_.attention}, observer_);
+    planner = std::make_unique<AttentionPlanner>(
+        pipeline_->planner_setting(), PlannerSubject{wishes_.attention, wishes_.tenant}, observer_);
     run = pipeline_->NewRun({wishes_.prompt,
                              wishes_.prompt,
                              parameters,
@@ -518,6 +521,77 @@ TEST_F(Steps, AUnitSaysWhatItIs) {
   EXPECT_NE(AtStep(longer)->run->Next().group, unit.group);
   wishes.linear = LinearNumerics::kExact;
   EXPECT_NE(AtStep(wishes)->run->Next().group, unit.group);
+}
+
+// ---- comparisons -------------------------------------------------------------------------------
+
+class SampleObserver : public Observer {
+ public:
+  void OnShadow(AttnBackend, AttnBackend candidate, AttentionRole role, std::string_view,
+                double relative_l2) override {
+    found[{candidate, role}].push_back(relative_l2);
+  }
+  std::map<std::pair<AttnBackend, AttentionRole>, std::vector<double>> found;
+};
+
+// Everything of one tenant is compared at once; nothing is, once it ends.
+class Compared {
+ public:
+  Compared(Pipeline* pipeline, const Size& size) : guard_(*pipeline->planner_setting().guard) {
+    GenerationRequest request;
+    request.width = size.width;
+    request.height = size.height;
+    request.num_frames = size.frames;
+    const ResolvedParameters parameters =
+        ResolveRequest(request, pipeline->info().defaults, pipeline->rules());
+    const AttentionSpec spec = pipeline->DenoiseSpecs(parameters).front();
+    // Room for a result, and not for a call that is kept.
+    shadows_.emplace(0.5, 2 * QueryBytes(spec, 1, 4), std::chrono::steady_clock::now, &observer);
+    for (int i = 0; i < 100; ++i) shadows_->UnitRan(1000);
+    guard_.set_shadows(&*shadows_);
+    for (AttnBackend candidate : {AttnBackend::kSageAttn, AttnBackend::kReference}) {
+      shadows_->Start({.candidate = candidate, .scope = {.tenant = "compared"}});
+    }
+  }
+  ~Compared() { guard_.set_shadows(nullptr); }
+
+  SampleObserver observer;
+
+ private:
+  CallGuard& guard_;
+  std::optional<Shadows> shadows_;
+};
+
+TEST(Comparisons, InASharedForwardAreOfTheRowsThatTheyAreFor) {
+  Pipeline& pipeline = Model::Of("float32").pipeline();
+  Observer nobody;
+  Wishes mine, other;
+  mine.size = other.size = kSizes[1];
+  mine.tenant = "compared";
+  other.seed = 2;
+  other.guidance = 3;
+  const std::string latents = Job(&pipeline, mine, &nobody).DrawnAlone();
+  auto alone = SampleObserver().found;
+  {
+    const Compared compared(&pipeline, mine.size);
+    EXPECT_EQ(Job(&pipeline, mine, &nobody).DrawnAlone(), latents);
+    alone = compared.observer.found;
+  }
+  const std::pair self(AttnBackend::kSageAttn, AttentionRole::kSelf);
+  const std::pair cross(AttnBackend::kReference, AttentionRole::kCross);
+  EXPECT_EQ(alone[self].size(), alone[cross].size());
+  ASSERT_GT(alone[self].size(), 6u) << "layers of three steps";
+  const Compared compared(&pipeline, mine.size);
+  Job first(&pipeline, other, &nobody), second(&pipeline, mine, &nobody);
+  for (Job* job : {&first, &second}) DriveTo(UnitKind::kStep, &pipeline, job->run.get());
+  while (second.run->Next().kind == UnitKind::kStep) {
+    for (const auto& error : pipeline.Step({first.run.get(), second.run.get()})) {
+      EXPECT_FALSE(error);
+    }
+  }
+  EXPECT_EQ(second.Latents(), latents);
+  EXPECT_EQ(compared.observer.found.at(self), alone[self]) << "bit for bit";
+  EXPECT_EQ(compared.observer.found.at(cross), alone[cross]);
 }
 
 }  // namespace

@@ -78,6 +78,22 @@ TEST_F(AdminLeasesTest, AScopeAndItsTermsCrossUnchanged) {
   EXPECT_EQ(lease.where().ByteSizeLong(), 0u);
 }
 
+TEST_F(AdminLeasesTest, WhatWasFoundOfABudgetIsListed) {
+  v1::ForceBackendRequest request = Reference();
+  v1::Lease lease;
+  ASSERT_TRUE(Force(request, &lease).ok());
+  request.mutable_budget()->set_metric("max_abs");
+  request.mutable_budget()->set_statistic("max");
+  request.mutable_budget()->set_limit(1);
+  request.mutable_budget()->set_samples(20);
+  ASSERT_TRUE(Force(request, &lease).ok());
+  EXPECT_FALSE(List().leases(0).has_judged());
+  engine_->judged = std::pair(int64_t{7}, 0.25);
+  EXPECT_EQ(List().leases(0).judged().samples(), 7);
+  EXPECT_EQ(List().leases(0).judged().at_least(), 0.25);
+  EXPECT_FALSE(List().leases(1).has_judged()) << "it has none";
+}
+
 TEST_F(AdminLeasesTest, WhatNoScopeCanSayIsRefusedByField) {
   v1::Lease lease;
   const auto field = [&](const std::function<void(v1::ForceBackendRequest&)>& edit) {

@@ -83,6 +83,80 @@ TEST_F(AdminServiceTest, DrillsReachTheEngineWhereTheyAreOn) {
   EXPECT_EQ(Call(admin_, &Stub::Drill, request, &response).error_code(), Code::INVALID_ARGUMENT);
 }
 
+TEST_F(AdminServiceTest, ShadowsCrossUnchangedAndAreInTheAudit) {
+  v1::ShadowRequest request;
+  request.set_candidate("sage_attn");
+  request.set_baseline("reference");
+  request.mutable_scope()->set_model("shapes");
+  request.mutable_scope()->mutable_layers()->set_last(3);
+  request.set_share_percent(7);
+  request.mutable_ttl()->set_seconds(60);
+  (*request.mutable_parameters()->mutable_fields())["tile"].set_number_value(8);
+  request.set_reason("a look");
+  v1::ShadowRun run;
+  ASSERT_TRUE(Call(admin_, &Stub::Shadow, request, &run).ok());
+  EXPECT_EQ(run.id(), "shadow-1");
+  EXPECT_EQ(run.candidate(), "SAGE_ATTN");
+  EXPECT_EQ(run.baseline(), "REFERENCE");
+  EXPECT_EQ(run.scope(), "model=shapes layers=0-3");
+  EXPECT_EQ(run.share_percent(), 7);
+  EXPECT_EQ(run.remaining().seconds(), 60);
+  EXPECT_EQ(run.added_seconds(), 0.25);
+  EXPECT_EQ(run.device_seconds(), 100);
+  EXPECT_EQ(run.budget(), 0.02);
+  const ShadowRequest given = engine_->ListShadows().at(0).request;
+  EXPECT_EQ(given.parameters, "{\"tile\":8}");
+  EXPECT_EQ(given.scope.where.layers, (Interval{0, 3}));
+
+  v1::ListShadowsResponse listed;
+  ASSERT_TRUE(Call(admin_, &Stub::ListShadows, v1::ListShadowsRequest(), &listed).ok());
+  ASSERT_EQ(listed.shadows_size(), 1);
+  ASSERT_EQ(listed.shadows(0).statistics_size(), 1);
+  const v1::ShadowStatistics& found = listed.shadows(0).statistics(0);
+  EXPECT_EQ(found.role() + " " + found.sigma_band() + " " + found.baseline(),
+            "self 0.2-0.4 REFERENCE");
+  EXPECT_EQ(found.samples(), 7);
+  EXPECT_EQ(found.relative_l2_p50(), 0.1);
+  EXPECT_EQ(found.relative_l2_p99(), 0.2);
+  EXPECT_EQ(found.relative_l2_max(), 0.3);
+  EXPECT_EQ(found.max_abs(), 0.4);
+  EXPECT_EQ(found.cosine_distance(), 0.5);
+
+  v1::StopShadowRequest stop;
+  EXPECT_EQ(Field(Call(admin_, &Stub::StopShadow, stop, &run)), "id");
+  stop.set_id("shadow-1");
+  ASSERT_TRUE(Call(admin_, &Stub::StopShadow, stop, &run).ok());
+  EXPECT_EQ(run.end(), "stopped");
+  EXPECT_EQ(Reason(Call(admin_, &Stub::StopShadow, stop, &run)), "SHADOW_NOT_FOUND");
+  const std::vector<AuditEntry> told = engine_->audit().ReadAfter(0, 10);
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_EQ(told[0].what, "shadow");
+  EXPECT_EQ(told[0].subject, "shadow-1");
+  EXPECT_EQ(told[0].new_value,
+            "SAGE_ATTN with {\"tile\":8} against REFERENCE, model=shapes layers=0-3, 7% of calls");
+  EXPECT_EQ(told[0].reason, "a look");
+  EXPECT_TRUE(told[0].ends_at);
+  EXPECT_EQ(told[1].old_value, told[0].new_value);
+  EXPECT_EQ(told[1].reason, "stopped");
+}
+
+TEST_F(AdminServiceTest, WhatNoShadowCanBeIsRefusedByField) {
+  const auto field = [&](const std::function<void(v1::ShadowRequest&)>& edit) {
+    v1::ShadowRequest request;
+    request.set_candidate("SAGE_ATTN");
+    edit(request);
+    v1::ShadowRun run;
+    return Field(Call(admin_, &Stub::Shadow, request, &run));
+  };
+  using R = v1::ShadowRequest;
+  EXPECT_EQ(field([](R& r) { r.set_candidate("fastest"); }), "candidate");
+  EXPECT_EQ(field([](R& r) { r.set_baseline("fastest"); }), "baseline");
+  EXPECT_EQ(field([](R& r) { r.mutable_scope()->set_role("vae"); }), "scope.role");
+  EXPECT_EQ(field([](R& r) { r.mutable_ttl()->set_seconds(-1); }), "ttl");
+  EXPECT_EQ(field([](R& r) { r.set_reason(std::string(257, 'x')); }), "reason");
+  EXPECT_TRUE(engine_->ListShadows().empty());
+}
+
 TEST_F(AdminServiceTest, BackendsShowTheirCircuitBreakers) {
   engine_->breakers = {{"shapes", AttnBackend::kTorchSdpa, "self", BreakerState::kOpen,
                         std::chrono::milliseconds(1500), 3, "it broke"}};

@@ -81,6 +81,17 @@ TEST_F(ConfigTest, AutoErrorIsExactOrANumber) {
   EXPECT_TRUE(ParseConfig({"--tune_when_idle"}).engine.tune_when_idle);
 }
 
+TEST_F(ConfigTest, WhatComparisonsMayAddIsAPercentage) {
+  EXPECT_EQ(ParseConfig({}).engine.shadow_budget, 0.02);
+  EXPECT_EQ(ParseConfig({"--shadow_budget=5%"}).engine.shadow_budget, 0.05);
+  EXPECT_EQ(ParseConfig({"--shadow_budget=0.5"}).engine.shadow_budget, 0.005);
+  EXPECT_EQ(ParseConfig({FileWith("shadow_budget: '0'")}).engine.shadow_budget, 0);
+  for (const char* wrong : {"51%", "-1", "two", "", "%", "nan"}) {
+    EXPECT_THAT(Complaint({"--shadow_budget=" + std::string(wrong)}), HasSubstr("shadow_budget"))
+        << wrong;
+  }
+}
+
 TEST_F(ConfigTest, HelpNamesEveryFieldOfTheFileAndItsDefault) {
   const std::string help = ConfigHelp();
   const auto* file = v1::ServerConfig::descriptor();

@@ -205,6 +205,35 @@ class FakeEngine : public Engine {
             {AttnBackend::kSageAttn, "", false, "not in this build", {}}};
   }
   std::vector<BreakerInfo> Breakers() const override { return breakers; }
+  ShadowInfo Shadow(const ShadowRequest& request) override {
+    std::lock_guard lock(mutex_);
+    const ShadowStatistics found{
+        AttnBackend::kReference, AttentionRole::kSelf, "0.2-0.4", 7, 0.1, 0.2, 0.3, 0.4, 0.5};
+    shadows_.push_back({"shadow-" + std::to_string(shadows_.size() + 1),
+                        request,
+                        request.ttl,
+                        "",
+                        {found},
+                        {0.25, 100, 0.02}});
+    return shadows_.back();
+  }
+  std::vector<ShadowInfo> ListShadows() const override {
+    std::lock_guard lock(mutex_);
+    return {shadows_.rbegin(), shadows_.rend()};
+  }
+  ShadowInfo StopShadow(const std::string& id) override {
+    std::lock_guard lock(mutex_);
+    for (ShadowInfo& shadow : shadows_) {
+      if (shadow.id != id || !shadow.end.empty()) continue;
+      shadow.end = "stopped";
+      shadow.remaining = std::chrono::milliseconds(0);
+      return shadow;
+    }
+    throw Error(StatusCode::kNotFound, "no live shadow", "id", "SHADOW_NOT_FOUND");
+  }
+  std::optional<std::pair<int64_t, double>> Judged(const std::string& lease_id) const override {
+    return judged;
+  }
   void Drill(const DrillRequest& request) override {
     if (!drills_on) {
       throw Error(StatusCode::kFailedPrecondition, "drills are off", "", "DRILLS_OFF");
@@ -332,6 +361,7 @@ class FakeEngine : public Engine {
   std::vector<Explanation> explanations;  // what Explain answers where there are any
   std::vector<BreakerInfo> breakers;
   bool drills_on = false;
+  std::optional<std::pair<int64_t, double>> judged;
 
  private:
   void NoteThread(const std::string& call) const {  // under mutex_
@@ -372,6 +402,7 @@ class FakeEngine : public Engine {
   std::shared_ptr<CancelToken> cancel_token_;
   std::function<void(DenoiseOutcome)> pending_denoise_;
   std::vector<DrillRequest> drills_;
+  std::vector<ShadowInfo> shadows_;
   int64_t queued_ = 0, last_id_ = 0;
   std::shared_ptr<SessionOwner> owner_;
   SessionRequest session_request_;

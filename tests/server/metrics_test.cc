@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -29,6 +30,11 @@ void ReportEverything(Metrics* metrics) {
   metrics->OnFallback(AttnBackend::kSageAttn, AttnBackend::kTorchSdpa, SelectionSource::kRequest);
   metrics->OnBackendSwitch(SelectionSource::kForce);
   metrics->OnRollback(AttnBackend::kSageAttn, "not_finite");
+  metrics->OnShadow(AttnBackend::kReference, AttnBackend::kSageAttn, AttentionRole::kSelf,
+                    "0.2-0.4", 0.03);
+  metrics->OnShadow(AttnBackend::kReference, AttnBackend::kSageAttn, AttentionRole::kSelf,
+                    "0.2-0.4", std::numeric_limits<double>::infinity());
+  metrics->OnShadowSeconds(0.25);
   metrics->OnJobStarted("m", Priority::kNormal, 3);
   metrics->OnJobFinished("m", JobState::kSucceeded);
   metrics->OnModelLoaded("m", 12);
@@ -70,6 +76,13 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_models_failed 1",
         "denoised_backend_switch_total{cause=\"force\"} 1",
         "denoised_rollback_total{backend=\"SAGE_ATTN\",cause=\"not_finite\"} 1",
+        "denoised_shadow_relative_l2_bucket{baseline=\"REFERENCE\",candidate=\"SAGE_ATTN\","
+        "role=\"self\",sigma_band=\"0.2-0.4\",le=\"0.02\"} 0",
+        "denoised_shadow_relative_l2_bucket{baseline=\"REFERENCE\",candidate=\"SAGE_ATTN\","
+        "role=\"self\",sigma_band=\"0.2-0.4\",le=\"0.05\"} 1",
+        "denoised_shadow_relative_l2_sum{baseline=\"REFERENCE\",candidate=\"SAGE_ATTN\","
+        "role=\"self\",sigma_band=\"0.2-0.4\"} 100.03",
+        "denoised_shadow_seconds_total 0.25",
         "denoised_queue_wait_seconds_count{priority=\"NORMAL\"} 1",
         "denoised_jobs_total{model=\"m\",outcome=\"SUCCEEDED\"} 1",
         "denoised_model_load_seconds_count{model=\"m\"} 1",
