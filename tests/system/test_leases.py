@@ -99,7 +99,7 @@ def test_a_force_in_the_middle_of_a_job_shows_from_the_next_step_on(server, pb):
     server.wait_until(job.id, lambda j: j.step >= 3)
     force(server, pb, scope=pb.LeaseScope(job_id=job.id))
     forced_at = server.get(job.id).step
-    done = server.wait_for_end(job.id)
+    done = server.wait_for_end(job.id, timeout=500)
     first, second = [entry for entry in done.receipt.entries if entry.role == "self"]
     assert first.first_step == 0 and second.last_step == steps - 1 and second.ran == "REFERENCE"
     assert 3 <= second.first_step <= forced_at + 1 and first.last_step + 1 == second.first_step
