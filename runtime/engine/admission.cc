@@ -232,11 +232,17 @@ void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimat
 // From here on under mutex_. Requests, what models have made since loading, and what is kept or may
 // be for comparisons.
 int64_t EngineImpl::HeldBesideResults() const {
-  return table_.request_bytes() + models_.MadeBytes() + tuning_.held_bytes() + HeldForShadows();
+  return table_.request_bytes() + models_.MadeBytes() + HeldForShadows();
 }
 
+// Beside the largest unit of what has begun.
 int64_t EngineImpl::BytesAtHand() const {
-  return memory_.Available(HeldByAll() + static_cast<int64_t>(store_->artifact_bytes()));
+  int64_t held = static_cast<int64_t>(store_->artifact_bytes());
+  {
+    const std::lock_guard lock(mutex_);
+    held += HeldBesideResults() + table_.resident_bytes() + table_.largest_excess();
+  }
+  return memory_.Available(held);
 }
 
 // Whether it fits beside those that have begun, in its own largest unit and in theirs.

@@ -35,14 +35,16 @@ void EngineImpl::Loop() {
                NextLead() != nullptr || tuning_.Due(/*idle=*/true);
       };
       // What waits without being able to begin, or is put aside, can still be late.
-      table_.idle() && !table_.has_deadlines() ? wake_.wait(lock, next)
-                                               : void(wake_.wait_for(lock, kLook, next));
+      table_.idle() && !table_.has_deadlines() && !tuning_.HasOwn()
+          ? wake_.wait(lock, next)
+          : void(wake_.wait_for(lock, kLook, next));
       if (stopping_ && asked_.empty() && table_.sessions() == 0) return;
     }
     EndAsked();
     ServeSessions();
     const std::vector<WorkPtr> turn = NextTurn();
     if (!turn.empty()) {
+      tuning_.MakeWay();
       KeepResidentsWithin(turn);
       RunTurn(turn);
     }

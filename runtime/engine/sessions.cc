@@ -62,7 +62,9 @@ void EngineImpl::ServeSessions() {
     const std::lock_guard lock(mutex_);
     if (table_.sessions() == 0) return;
     const auto now = SteadyClock::now();
-    if (!std::exchange(session_news_, false) && now < sessions_seen_ + kLook) return;
+    const bool news = std::exchange(session_news_, false);
+    if (!news && now < sessions_seen_ + kLook) return;
+    if (news) tuning_.MakeWay();
     sessions_seen_ = now;
     sessions = table_.Sessions();
   }

@@ -19,6 +19,8 @@ constexpr char kDocument[] = "measurements";
 constexpr int kRest = 4;  // times as long as a call took
 // Of a call that nobody waits for: a job that comes meanwhile does.
 constexpr double kMostOwnSeconds = 1;
+// Clients that make one call after the other have none of those in between.
+constexpr std::chrono::seconds kQuiet(1);
 
 // What a measurement depends on beside the kind of call.
 MeasuredOn HereOf(const DeviceInfo& device) {
@@ -101,24 +103,6 @@ std::string BackendsOf(const MeasuredGroup& group) {
   return text;
 }
 
-// A call, counted in what is held for as long as it lives.
-class HeldCall {
- public:
-  HeldCall(const MeasureShape& shape, const DeviceInfo& device, const MeasureLimits& limits,
-           std::atomic<int64_t>* held)
-      : call_(shape, device, limits), held_(held) {
-    *held_ += call_.bytes();
-  }
-  ~HeldCall() { *held_ -= call_.bytes(); }
-  HeldCall(const HeldCall&) = delete;
-  HeldCall& operator=(const HeldCall&) = delete;
-  MeasuredCall* get() { return &call_; }
-
- private:
-  MeasuredCall call_;
-  std::atomic<int64_t>* const held_;
-};
-
 }  // namespace
 
 // Of the engine's thread, but for `ended`.
@@ -136,7 +120,7 @@ struct Tuning::Run {
   std::optional<MeasuredGroup> group;  // of it; none: it has not begun
   MeasureLimits limits;
   std::string why_no_call;               // no call of it can be made; "" = one can
-  std::optional<HeldCall> call;          // none: let go of
+  std::unique_ptr<MeasuredCall> call;    // null: it has not begun, or none can be made
   std::unique_ptr<Measuring> measuring;  // of the next backend; null: it has not begun
   int64_t measured = 0, total = 0;
 
@@ -239,25 +223,40 @@ void Tuning::KeepTable() {
 
 bool Tuning::Due(bool idle) const {
   if (stopped_) return false;
+  const auto now = SteadyClock::now();
   {
     const std::lock_guard lock(mutex_);
     const bool asked = !runs_.empty() && !runs_.front()->own;
-    if (!idle) return asked && SteadyClock::now() >= rests_until_;
-    if (!runs_.empty()) return true;
+    if (asked) return idle || now >= rests_until_;
   }
-  return options_.when_idle && measurements().HasMissing();
+  return idle && now >= quiet_since_ + kQuiet && HasOwn();
+}
+
+bool Tuning::HasOwn() const {
+  if (stopped_ || !options_.when_idle) return false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!runs_.empty() && runs_.back()->own) return true;
+  }
+  return measurements().HasMissing();
 }
 
 bool Tuning::RunDue(bool idle) {
-  const int64_t held = held_bytes_;
-  for (const RunPtr& run : CancelledRuns()) {
-    if (run->call) LetGo(run.get());
-    End(run, Cancelled());
+  for (const RunPtr& run : Runs()) {  // who is cancelled does not wait for those before it
+    if (run->cancelled()) End(run, Cancelled());
   }
   const RunPtr run = Due(idle) ? Current() : nullptr;
-  if (!idle || (run && !run->own)) LetGoOfOwn();
-  if (run) Advance(run);
-  return held_bytes_ < held;
+  if (run == nullptr) return false;
+  Advance(run);
+  if (!idle && run->call) run->call->LetGo();
+  return run->call == nullptr;
+}
+
+void Tuning::MakeWay() {
+  quiet_since_ = SteadyClock::now();
+  for (const RunPtr& run : Runs()) {
+    if (run->call) run->call->LetGo();
+  }
 }
 
 void Tuning::Advance(const RunPtr& run) {
@@ -266,18 +265,12 @@ void Tuning::Advance(const RunPtr& run) {
     if (run->shape < run->shapes.size()) Step(run.get());
   });
   rests_until_ = SteadyClock::now() + kRest * (SteadyClock::now() - start);
-  if (error) LetGo(run.get());
   if (error || run->shape == run->shapes.size()) End(run, error);
 }
 
-// Who is cancelled does not wait for those before it.
-std::vector<Tuning::RunPtr> Tuning::CancelledRuns() const {
-  std::vector<RunPtr> cancelled;
+std::vector<Tuning::RunPtr> Tuning::Runs() const {
   const std::lock_guard lock(mutex_);
-  for (const RunPtr& run : runs_) {
-    if (run->cancelled()) cancelled.push_back(run);
-  }
-  return cancelled;
+  return {runs_.begin(), runs_.end()};
 }
 
 Tuning::RunPtr Tuning::Current() {
@@ -323,10 +316,9 @@ void Tuning::Step(Run* run) {
 
 std::optional<Measured> Tuning::MeasureOn(Run* run, AttnBackend backend) {
   if (!run->why_no_call.empty()) return Measured{std::nullopt, run->why_no_call};
-  if (!run->call) MakeCall(run);
   if (!run->measuring) {
     run->measuring =
-        std::make_unique<Measuring>(backend, run->call->get(), *setting().registry, run->limits);
+        std::make_unique<Measuring>(backend, run->call.get(), *setting().registry, run->limits);
   }
   return run->measuring->Advance();
 }
@@ -341,21 +333,17 @@ void Tuning::BeginGroup(Run* run) {
   run->limits.why_stop = [this, run] { return WhyStop(*run); };
   run->group = MeasuredGroup{};
   const auto error = Caught([&] {
-    MakeCall(run);
-    run->group = run->call->get()->Group();
+    run->call = std::make_unique<MeasuredCall>(shape, setting().device, run->limits);
+    run->group = run->call->Group();
   });
   run->why_no_call = error ? error->what() : "";
   run->group->key = KeyOf(shape.spec, shape.rows);
 }
 
-void Tuning::MakeCall(Run* run) {
-  run->call.emplace(run->shapes[run->shape], setting().device, run->limits, &held_bytes_);
-}
-
 void Tuning::EndGroup(Run* run) {
   MeasuredGroup group = std::move(*run->group);
   run->group.reset();
-  LetGo(run);
+  run->call.reset();
   ++run->shape;
   if (group.rows.empty()) return;
   const MeasuredKey key = group.key;
@@ -376,21 +364,6 @@ std::string Tuning::FirstFor(const MeasuredKey& key) const {
   const auto fastest = measurements().OrderOf(key, *setting().registry).fastest_first;
   if (fastest.empty()) return "";
   return std::string(AttnBackendName(fastest.front().backend)) + ", " + ToText(fastest.front());
-}
-
-// Where there is other work it has the memory; the same numbers are made again.
-void Tuning::LetGoOfOwn() {
-  RunPtr own;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!runs_.empty() && runs_.back()->own) own = runs_.back();
-  }
-  if (own && own->call) LetGo(own.get());
-}
-
-void Tuning::LetGo(Run* run) {
-  run->measuring.reset();
-  run->call.reset();
 }
 
 void Tuning::End(const RunPtr& run, const std::optional<Error>& error) {

@@ -45,15 +45,18 @@ class Tuning : public Tuner {
   std::string Export() const override;
   ImportedMeasurements Import(const std::string& json, const std::string& who) override;
 
-  // Whether a measured call may be made now; `idle`: there is no other work. Engine thread.
+  // Whether a measured call may be made now; `idle`: there is no other work. What nobody asked for
+  // waits until it has been quiet for a second. Engine thread.
   bool Due(bool idle) const;
-  // Makes one, where one is due: other work waits for no more than that. True where it let go of
-  // memory. Engine thread.
+  // Whether something that nobody asked for waits for that. Engine thread.
+  bool HasOwn() const;
+  // Makes a call, where one is due: other work waits for no more than that. True where a kind of
+  // call is done. Engine thread.
   bool RunDue(bool idle);
+  // Other work is served: it has the memory. Engine thread.
+  void MakeWay();
   // Ends all of it, at the next stop point of a call that is being made. Idempotent.
   void Stop();
-  // That tensors hold between calls.
-  int64_t held_bytes() const { return held_bytes_; }
 
  private:
   struct Run;  // what one Tune, or the engine by itself, wants measured
@@ -62,16 +65,13 @@ class Tuning : public Tuner {
   std::vector<MeasureShape> WantedBy(const TuneQuery& query) const;
   RunPtr Current();
   RunPtr NewOwn();
-  std::vector<RunPtr> CancelledRuns() const;
+  std::vector<RunPtr> Runs() const;
   void Advance(const RunPtr& run);
   std::optional<Error> WhyStop(const Run& run) const;
   void Step(Run* run);
   std::optional<Measured> MeasureOn(Run* run, AttnBackend backend);
   void BeginGroup(Run* run);
-  void MakeCall(Run* run);
   void EndGroup(Run* run);
-  void LetGoOfOwn();
-  void LetGo(Run* run);
   void End(const RunPtr& run, const std::optional<Error>& error);
   void KeepTable();
   std::string FirstFor(const MeasuredKey& key) const;
@@ -87,9 +87,8 @@ class Tuning : public Tuner {
   std::deque<RunPtr> runs_;
   std::mutex keep_mutex_;  // held while the table is kept: never an older one after a newer one
   std::atomic<bool> stopped_{false};  // set under mutex_
-  std::atomic<int64_t> held_bytes_{0};
-  // After a call other work has the device for four times as long. Engine thread.
-  std::chrono::steady_clock::time_point rests_until_;
+  // Engine thread. After a call other work has the device for four times as long.
+  std::chrono::steady_clock::time_point rests_until_, quiet_since_;
 };
 
 }  // namespace denoised

@@ -91,7 +91,6 @@ at::Tensor EighthHidden(int64_t keys, at::Device device) {
 }
 
 AttentionInputs MakeInputs(const AttentionSpec& spec, int64_t rows, const DeviceInfo& device) {
-  const c10::InferenceMode inference;
   Normal normal(spec.dtype, device);
   AttentionInputs in;
   in.query = normal({rows, spec.q_len, spec.num_heads, spec.head_size});
@@ -164,13 +163,20 @@ MeasuredCall::MeasuredCall(const MeasureShape& shape, const DeviceInfo& device,
     : key_(KeyOf(shape.spec, shape.rows)),
       spec_(WithFewerHeads(shape, device, limits)),
       device_(device),
-      rows_(shape.rows),
-      tensors_(std::make_unique<Tensors>()) {
-  tensors_->inputs = MakeInputs(spec_, rows_, device);
-  tensors_->some = SomeOf(spec_.q_len, DeviceOf(device));
-}
+      rows_(shape.rows) {}
 
 MeasuredCall::~MeasuredCall() = default;
+
+MeasuredCall::Tensors& MeasuredCall::Made() {
+  if (tensors_) return *tensors_;
+  auto made = std::make_unique<Tensors>();
+  made->inputs = MakeInputs(spec_, rows_, device_);
+  made->some = SomeOf(spec_.q_len, DeviceOf(device_));
+  tensors_ = std::move(made);
+  return *tensors_;
+}
+
+void MeasuredCall::LetGo() { tensors_.reset(); }
 
 MeasuredGroup MeasuredCall::Group() const {
   MeasuredGroup group;
@@ -179,11 +185,9 @@ MeasuredGroup MeasuredCall::Group() const {
   group.q_len = spec_.q_len;
   group.kv_len = spec_.kv_len;
   group.batch_rows = rows_;
-  group.error_queries = tensors_->some.size(0);
+  group.error_queries = std::min(kErrorQueries, spec_.q_len);
   return group;
 }
-
-int64_t MeasuredCall::bytes() const { return InputBytes(spec_, rows_); }
 
 class Measuring::Calls {
  public:
@@ -223,11 +227,10 @@ class Measuring::Calls {
 
   // Seconds of so many calls in a row.
   double Time(int repeats, at::Tensor* last = nullptr) const {
+    const AttentionInputs& inputs = call_.Made().inputs;
     const auto start = SteadyClock::now();
     at::Tensor out;
-    for (int i = 0; i < repeats; ++i) {
-      out = backend_.Forward(call_.tensors_->inputs, metadata_.get());
-    }
+    for (int i = 0; i < repeats; ++i) out = backend_.Forward(inputs, metadata_.get());
     Await(out);
     const double seconds = SecondsSince(start);
     if (last != nullptr) *last = std::move(out);
@@ -235,7 +238,7 @@ class Measuring::Calls {
   }
 
   double ErrorOf(const at::Tensor& out) {
-    MeasuredCall::Tensors& tensors = *call_.tensors_;
+    MeasuredCall::Tensors& tensors = call_.Made();
     if (!tensors.expected.defined()) {
       tensors.expected =
           reference_.Forward(CallOf(tensors.inputs, tensors.some), nullptr).to(at::kDouble);

@@ -25,8 +25,9 @@ struct MeasureLimits {
 
 // Tensors of a kind of call, made from a seed: queries, keys and values of deviation 1, so that
 // scores have deviation 1 too, about as a normalised layer's have. A mask hides the last eighth of
-// the keys. All backends of a group are measured with one of these, or with another of the same
-// limits: it has the same numbers. One thread.
+// the keys. All backends of a group are measured with one of these. The tensors are there from the
+// first call of them until they are let go of, and have the same numbers whenever they are made.
+// One thread.
 class MeasuredCall {
  public:
   // With fewer heads than the layer has where a call would take too long or too much memory:
@@ -38,17 +39,19 @@ class MeasuredCall {
 
   // The group that its rows belong to, without rows.
   MeasuredGroup Group() const;
-  int64_t bytes() const;  // that its tensors hold, about
+  void LetGo();
 
  private:
   friend class Measuring;
   struct Tensors;
 
+  Tensors& Made();
+
   const MeasuredKey key_;  // of the layer
   const AttentionSpec spec_;
   const DeviceInfo device_;
   const int64_t rows_;
-  const std::unique_ptr<Tensors> tensors_;
+  std::unique_ptr<Tensors> tensors_;  // null: not made
 };
 
 // What came of a measurement: a row, or a sentence.

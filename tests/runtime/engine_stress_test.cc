@@ -2,10 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <random>
 #include <set>
 #include <thread>
 
+#include "runtime/measured_table.h"
 #include "tests/runtime/fake_engine.h"
 #include "tests/runtime/leases.h"
 
@@ -223,6 +225,75 @@ TEST(EngineStress, ShutdownInFullTrafficLeavesNothingOpen) {
     }
     EXPECT_EQ(stored, accepted);
     EXPECT_EQ(fake.model.live_runs, 0);
+  }
+}
+
+// The same measurements, some seconds later, with the backends' times passed round.
+std::string PassedRound(const std::string& json, int later) {
+  MeasuredTable table = MeasuredTable::Parse(json);
+  for (const MeasuredGroup* had : table.All()) {
+    MeasuredGroup group = *had;
+    group.measured_at += std::chrono::seconds(later);
+    for (size_t i = 0; i < group.rows.size(); ++i) {
+      group.rows[i].seconds = had->rows[(i + 1) % group.rows.size()].seconds;
+    }
+    table.Put(std::move(group));
+  }
+  return table.ToJson();
+}
+
+void TuneSome(FakeEngine& fake, unsigned seed, std::atomic<int64_t>& begun,
+              std::atomic<int64_t>& ended) {
+  std::mt19937 random(seed);
+  for (int i = 0; i < 15; ++i) {
+    const auto cancel = std::make_shared<CancelToken>();
+    ++begun;
+    fake.engine->tuner().Tune(
+        {.model = "", .lengths = {8}, .rows = {1}}, cancel, [](const TuneProgress&) {},
+        [&](const std::optional<Error>&) { ++ended; });
+    if (random() % 2 == 0) cancel->cancelled = true;
+    if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// However the table changes, and whenever the engine ends: a job runs one backend from its first
+// step to its last, and each tune ends once.
+TEST(EngineStress, TunesAndImportsBesideJobsFlipNoChoiceAndEndOnce) {
+  for (unsigned round = 0; round < 10; ++round) {
+    EngineOptions options = RoomyOptions();
+    options.tune_when_idle = true;
+    FakeEngine fake(options);
+    std::atomic<int64_t> begun{0}, ended{0};
+    std::vector<std::thread> threads;
+    for (unsigned i = 0; i < 2; ++i) {
+      threads.emplace_back([&, i] { TuneSome(fake, round * 2 + i, begun, ended); });
+      threads.emplace_back([&] {
+        for (int job = 0; job < 25; ++job) {
+          GenerationRequest request = SmallRequest("stress");
+          request.num_inference_steps = 6;
+          fake.engine->Submit(request);
+        }
+      });
+    }
+    threads.emplace_back([&] {
+      for (int later = 1; later < 40; ++later) {
+        fake.engine->tuner().Import(PassedRound(fake.engine->tuner().Export(), later), "stress");
+        EXPECT_EQ(fake.engine->Explain({}).size(), 2u);
+      }
+    });
+    while (fake.model.steps_run < 20) std::this_thread::yield();
+    if (round % 2 == 0) fake.engine->Shutdown();
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_TRUE(fake.WaitIdle());
+    fake.engine->Shutdown();
+    EXPECT_EQ(ended, begun);
+    for (const JobSnapshot& job : fake.engine->jobs().List(std::nullopt, 100000, "").jobs) {
+      std::set<AttnBackend> ran;
+      for (const ReceiptEntry& entry : job.receipt.entries) {
+        if (entry.role == AttentionRole::kSelf) ran.insert(entry.ran);
+      }
+      EXPECT_LE(ran.size(), 1u) << job.id;
+    }
   }
 }
 

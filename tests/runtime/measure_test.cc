@@ -244,10 +244,24 @@ TEST(Measure, ACallWithoutKeysIsRefused) {
   EXPECT_THROW(MeasuredCall({Spec(0, 40), 1}, QueryCpu()), Error);
 }
 
-TEST(Measure, TheTensorsOfACallAreTheSameWheneverTheyAreMade) {
-  const MeasureShape shape{Spec(100, 100, DType::kBFloat16), 2};
-  EXPECT_EQ(MeasuredCall(shape, QueryCpu()).bytes(), 2 * 100 * 2 * 32 * 3 * 2);
-  EXPECT_EQ(MeasuredCall(shape, QueryCpu()).Group(), MeasuredCall(shape, QueryCpu()).Group());
+TEST(Measure, TensorsThatWereLetGoOfAreMadeAgainWithTheSameNumbersAndTheMeasurementGoesOn) {
+  std::vector<at::Tensor> queries;
+  const TriedBackend tried([&](const AttentionInputs& inputs) {
+    queries.push_back(inputs.query.clone());
+    return inputs.query;
+  });
+  const ReferenceBackend reference;
+  const BackendRegistry registry(
+      {{kTried, &tried, "", true}, {AttnBackend::kReference, &reference, "", true}});
+  MeasuredCall call({Spec(100, 100, DType::kBFloat16), 2}, QueryCpu());
+  Measuring measuring(kTried, &call, registry);
+  int64_t advanced = 0;
+  for (std::optional<Measured> measured; !measured; ++advanced) {
+    measured = measuring.Advance();
+    call.LetGo();
+  }
+  EXPECT_EQ(advanced, 6) << "a warm-up and five samples";
+  for (const at::Tensor& query : queries) EXPECT_TRUE(at::equal(query, queries.front()));
 }
 
 TEST(Measure, WhatCannotServeTheCallSaysSo) {
