@@ -116,7 +116,9 @@ class Engine {
  public:
   using SubmitResult = std::variant<JobSnapshot, Error>;
   using DenoiseOutcome = std::variant<DenoiseResult, Error>;
-  enum class CancelResult : uint8_t { kCancelling, kNotFound, kAlreadyFinished };
+  // kNotKept: it stops here, but the disk does not take the wish; a server that comes after a crash
+  // would not know of it.
+  enum class CancelResult : uint8_t { kCancelling, kNotFound, kAlreadyFinished, kNotKept };
 
   // Loads every model of the repository and starts the thread. Throws Error naming the file or
   // option; a folder that cannot be loaded is kept in ListFailedModels unless all are like that.
@@ -134,10 +136,11 @@ class Engine {
   // reason IDEMPOTENCY_KEY), UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE
   // (draining, reason DRAINING).
   virtual SubmitResult Submit(GenerationRequest request) = 0;
+  // The wish, as the next two, outlives a crash where the store is durable.
   virtual CancelResult Cancel(const std::string& job_id) = 0;
   // Puts a job aside at its next boundary of units, and lets it go on from there, with the same
   // bits. No value: done, or it was so. NOT_FOUND; FAILED_PRECONDITION where it has ended, or its
-  // files are being written.
+  // files are being written; RESOURCE_EXHAUSTED (reason DISK).
   virtual std::optional<Error> Suspend(const std::string& job_id) = 0;
   virtual std::optional<Error> Resume(const std::string& job_id) = 0;
   // Forgets an ended job with its files. NOT_FOUND, FAILED_PRECONDITION.

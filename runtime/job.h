@@ -170,6 +170,9 @@ struct JobSnapshot {
   std::optional<double> starts_in_seconds;  // predicted, of a job that waits
   // Starts of its run: 1, and one more for each server that ended on the way.
   int64_t attempt = 0;
+  // What it is to become by a wish that was accepted, and is not yet: SUSPENDED or CANCELLED. Kept
+  // like a state, so that the next server knows of it.
+  std::optional<JobState> asked;
   Priority priority = Priority::kNormal;
   std::string tenant;
   std::string prompt;

@@ -107,7 +107,7 @@ class JobStore {
   // the watchers. No effect on a terminal job. Returns what the job is afterwards; empty where it
   // is unknown. Throws INTERNAL, and changes nothing, where the state would go back.
   //
-  // A change of state is on disk before it is seen, and before this returns; throws
+  // A change of state or wish is on disk before it is seen, and before this returns; throws
   // RESOURCE_EXHAUSTED (DISK) where it cannot be, except for a terminal state: that is never lost.
   // It returns then, and readers see the end once the disk has taken it. Other changes stay in
   // memory.

@@ -99,6 +99,10 @@ v1::Job Cancel(Engine& engine, const std::string& id) {
     case Engine::CancelResult::kAlreadyFinished:
       throw Error(StatusCode::kFailedPrecondition, "job '" + id + "' has already ended", "job_id",
                   "JOB_FINISHED");
+    case Engine::CancelResult::kNotKept:
+      throw Error(StatusCode::kResourceExhausted,
+                  "job '" + id + "' is being stopped, but the disk does not take that now",
+                  "job_id", "DISK");
     case Engine::CancelResult::kCancelling:
       break;
   }

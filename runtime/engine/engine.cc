@@ -1,4 +1,4 @@
-// The callers' side of the engine: what is accepted, cancelled, put aside and asked. Any thread.
+// The callers' side of the engine: what is accepted and asked, and its end. Any thread.
 #include "runtime/engine.h"
 
 #include <algorithm>
@@ -178,6 +178,7 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
   job->attempt = accepted.snapshot.attempt;
   job->told_start = job->attempt > 0;
   const auto error = Caught([&] {
+    if (accepted.snapshot.asked == JobState::kCancelled) throw Cancelled();
     if (job->request.belongs_to_call) throw CallIsGone();
     if (accepted.crashes >= kMostCrashes) {
       throw Error(StatusCode::kAborted,
@@ -213,133 +214,6 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
   });
   if (refusal) return call->done(*refusal);
   wake_.notify_one();
-}
-
-// ---- work is stopped ---------------------------------------------------------------------------
-
-Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
-  const auto snapshot = store_->Get(job_id);
-  if (!snapshot) return CancelResult::kNotFound;
-  if (IsTerminal(snapshot->state)) return CancelResult::kAlreadyFinished;
-  JobPtr job;
-  {
-    const std::lock_guard lock(mutex_);
-    job = table_.Job(job_id);
-    if (job == nullptr || job->closing) return CancelResult::kAlreadyFinished;
-    job->cancel->cancelled = true;
-    if (job->begun) {
-      asked_.push_back(job->number);
-      wake_.notify_one();
-      return CancelResult::kCancelling;
-    }
-    Close(job);
-  }
-  EndJob(job, Cancelled(), {});
-  TellPositions();
-  return CancelResult::kCancelling;
-}
-
-std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
-  if (!store_->Get(job_id)) return UnknownJob(job_id);
-  const std::lock_guard one_at_a_time(suspend_mutex_);
-  JobPtr waited;
-  {
-    const std::lock_guard lock(mutex_);
-    const JobPtr job = table_.Job(job_id);
-    if (job == nullptr || job->closing) return WrongState("the job has ended", "JOB_FINISHED");
-    const bool queued = table_.InQueue(job->number) != nullptr;
-    if (!queued && job->begun) {
-      return WrongState("the job is done with the device, its files are being written",
-                        "JOB_ENCODING");
-    }
-    job->suspend = true;
-    if (job->begun) {
-      asked_.push_back(job->number);
-      wake_.notify_one();
-    }
-    if (!queued || job->begun) return std::nullopt;
-    table_.LeaveQueue(job.get());
-    job->started = false;
-    positions_moved_ = true;
-    waited = job;
-  }
-  if (const auto error = Caught([&] { TellSuspended(job_id); })) {
-    const std::lock_guard lock(mutex_);
-    waited->suspend = false;
-    if (!waited->closing && !begins_no_more_ && !ending_) Enter(waited);
-    wake_.notify_one();
-    return error;
-  }
-  idle_.notify_all();
-  TellPositions();
-  return std::nullopt;
-}
-
-std::optional<Error> EngineImpl::Resume(const std::string& job_id) {
-  if (!store_->Get(job_id)) return UnknownJob(job_id);
-  const std::lock_guard one_at_a_time(suspend_mutex_);
-  JobPtr job;
-  {
-    const std::lock_guard lock(mutex_);
-    job = table_.Job(job_id);
-    if (job == nullptr || job->closing) return WrongState("the job has ended", "JOB_FINISHED");
-    if (draining_) return Draining();
-    job->suspend = false;
-    if (job->begun || table_.InQueue(job->number) != nullptr) return std::nullopt;  // goes on
-  }
-  const auto error = Caught([&] {
-    store_->Update(job_id, [](JobSnapshot& snapshot) { snapshot.state = JobState::kQueued; });
-  });
-  if (error) return error;
-  const std::lock_guard lock(mutex_);
-  if (job->closing) return WrongState("the job has ended", "JOB_FINISHED");
-  if (!begins_no_more_ && !ending_) Enter(job);
-  wake_.notify_one();
-  return std::nullopt;
-}
-
-std::optional<Error> EngineImpl::Delete(const std::string& job_id) {
-  return Caught([&] { store_->Delete(job_id); });
-}
-
-void EngineImpl::ExpireWaiting() {
-  std::vector<WorkPtr> late;
-  {
-    const std::lock_guard lock(mutex_);
-    for (WorkId number : table_.queue.Expired(clock_())) {
-      const WorkPtr work = table_.InQueue(number);
-      if (work->begun) continue;
-      Close(work);
-      late.push_back(work);
-    }
-    if (!begins_no_more_) {
-      for (const JobPtr& job : table_.LateAside(clock_())) {
-        job->closing = true;
-        late.push_back(job);
-      }
-    }
-  }
-  for (const WorkPtr& work : late) EndWaiting(work, DeadlinePassed());
-}
-
-// Whether a next server takes it up where this one ends.
-bool EngineImpl::IsKept(const EngineWork& work) const {
-  return work.is_job() && store_->durable() &&
-         !static_cast<const JobWork&>(work).request.belongs_to_call;
-}
-
-// Under mutex_: nobody else ends it from here on.
-void EngineImpl::Close(const WorkPtr& work) {
-  table_.LeaveQueue(work.get());
-  if (const JobPtr job = JobOf(work)) job->closing = true;
-}
-
-void EngineImpl::EndWaiting(const WorkPtr& work, const Error& error) {
-  if (const JobPtr job = JobOf(work)) {
-    EndJob(job, error, {});
-  } else {
-    EndCall(std::static_pointer_cast<CallWork>(work), error);
-  }
 }
 
 void EngineImpl::Drill(const DrillRequest& request) {

@@ -96,9 +96,13 @@ class EngineImpl : public Engine {
   Error QueueFull() const;
   void Enter(const JobPtr& job);
   void Readmit(AcceptedJob accepted);
+
+  // stopping.cc: likewise.
+  void Ask(const std::string& job_id, std::optional<JobState> state);
+  std::optional<Error> SuspendLater(const JobPtr& job);
   void ExpireWaiting();
   bool IsKept(const EngineWork& work) const;
-  void Close(const WorkPtr& work);
+  void Close(const WorkPtr& work);  // under mutex_
   void EndWaiting(const WorkPtr& work, const Error& error);
 
   // admission.cc. Any thread. What requires throws RESOURCE_EXHAUSTED, reason MEMORY, or

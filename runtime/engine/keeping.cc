@@ -137,14 +137,15 @@ void EngineImpl::PutAside(const JobPtr& job) {
     logger_->Warning("job_not_suspended", {{"job", job->id}, {"message", error->what()}});
     return;
   }
+  if (job->cancel->cancelled) return;  // it is in asked_ by now
+  LetGo(job.get());                    // before anybody may take the engine for idle
   {
     const std::lock_guard lock(mutex_);
-    if (job->cancel->cancelled) return;  // it is in asked_ by now
+    if (job->cancel->cancelled) return;
     table_.PutAside(job.get());
     job->started = false;
     positions_moved_ = true;
   }
-  LetGo(job.get());
   idle_.notify_all();
 }
 
@@ -227,6 +228,7 @@ void EngineImpl::InterruptAll(const std::vector<std::string>& ids) {
 void EngineImpl::TellSuspended(const std::string& id) {
   store_->Update(id, [](JobSnapshot& snapshot) {
     snapshot.state = JobState::kSuspended;
+    if (snapshot.asked == JobState::kSuspended) snapshot.asked.reset();
     snapshot.queue_position = 0;
     snapshot.eta_seconds.reset();
     snapshot.starts_in_seconds.reset();

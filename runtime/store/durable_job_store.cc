@@ -179,6 +179,10 @@ void DurableJobStore::Requeue() {
       job.state = JobState::kQueued;
       stored.row.crashes += folder_.noted().contains(job.id) ? 0 : 1;
     }
+    if (job.asked == JobState::kSuspended) {
+      job.state = JobState::kSuspended;
+      job.asked.reset();
+    }
     rows.push_back(stored.row);
   }
   if (!rows.empty()) ledger_.Recovered(rows);

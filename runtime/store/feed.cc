@@ -224,8 +224,9 @@ std::optional<JobSnapshot> Feed::Apply(const std::string& id, const Change& chan
   change(next);
   if (way == Way::kForward) RequireForward(record->row.job, next.state);
   next.sequence = record->row.job.sequence + 1;
+  const JobSnapshot& before = record->row.job;
   const bool durable =
-      next.state != record->row.job.state || next.attempt != record->row.job.attempt;
+      next.state != before.state || next.attempt != before.attempt || next.asked != before.asked;
   if (keep && durable) {
     record->next = next;
     JobRow row = record->row;

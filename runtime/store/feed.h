@@ -28,7 +28,7 @@ namespace denoised {
 
 class Feed {
  public:
-  // Makes a change of state or attempt durable, without the feed's lock. True: it is. False: it
+  // Makes a change of state, attempt or wish durable, without the lock. True: it is. False: it
   // will be, and Settle() follows then. What it throws undoes the change.
   using Keep = std::function<bool(const JobRow& after)>;
   using Change = std::function<void(JobSnapshot&)>;

@@ -133,6 +133,7 @@ Json WriteJob(const JobSnapshot& job) {
                {"stage_seconds", WriteStages(job)},
                {"receipt", stored::WriteReceipt(job.receipt)},
                {"artifacts", WriteArtifacts(job.artifacts)}};
+  if (job.asked) json["asked"] = JobStateName(*job.asked);
   Put(&json, "eta_seconds", job.eta_seconds);
   PutMoment(&json, "started_at", job.started_at);
   PutMoment(&json, "finished_at", job.finished_at);
@@ -148,6 +149,9 @@ void ReadProgress(const Json& json, JobSnapshot* job) {
   json.at("num_steps").get_to(job->num_steps);
   json.at("queue_position").get_to(job->queue_position);
   json.at("attempt").get_to(job->attempt);
+  if (const auto asked = json.find("asked"); asked != json.end()) {
+    job->asked = FromName(asked->get<std::string>(), JobState::kCancelled, JobStateName);
+  }
   Take(json, "eta_seconds", &job->eta_seconds);
   for (const Json& stage : json.at("stage_seconds")) {
     job->stage_seconds.emplace_back(

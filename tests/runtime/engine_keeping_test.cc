@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "runtime/engine/checkpoint.h"
 #include "tests/runtime/fake_engine.h"
 #include "tests/runtime/leases.h"
@@ -131,6 +133,45 @@ TEST_F(EngineKeeping, ASuspendedJobStaysSuspendedOverARestart) {
   next.engine->Resume(id);
   EXPECT_EQ(next.AwaitEnd(id).state, JobState::kSucceeded);
   EXPECT_EQ(next.model.steps_run, 4);
+}
+
+// What the disk holds in the middle of a step is what a crash there would leave.
+TEST_F(EngineKeeping, AWishThatWasAcceptedOutlivesACrash) {
+  const TemporaryFolder crashed;
+  std::string cancelled, aside, resumed;
+  {
+    FakeEngine fake(Options());
+    fake.model.steps.Close();
+    cancelled = fake.Submit("cancelled");
+    aside = fake.Submit("aside");
+    resumed = fake.Submit("resumed");
+    for (int64_t all = 0, forward = 1; all < 3; ++forward) {
+      ASSERT_TRUE(fake.model.steps.AwaitArrival(forward));
+      all = std::ssize(fake.model.forwards().back());
+      if (all < 3) fake.model.steps.Allow(1);
+    }
+    EXPECT_EQ(fake.engine->Cancel(cancelled), Engine::CancelResult::kCancelling);
+    EXPECT_FALSE(fake.engine->Suspend(aside));
+    EXPECT_FALSE(fake.engine->Suspend(resumed));
+    EXPECT_FALSE(fake.engine->Resume(resumed));
+    for (const std::string& id : {cancelled, aside, resumed}) {
+      ASSERT_EQ(fake.Get(id).state, JobState::kRunning);
+    }
+    std::filesystem::copy(folder_.path(), crashed.path(),
+                          std::filesystem::copy_options::recursive |
+                              std::filesystem::copy_options::overwrite_existing);
+  }
+  EngineOptions options = Options();
+  options.state_dir = crashed.path();
+  FakeEngine next(options);
+  EXPECT_EQ(next.Get(cancelled).state, JobState::kCancelled);
+  EXPECT_EQ(next.Get(cancelled).error->reason, "CANCELLED");
+  EXPECT_EQ(next.Get(aside).state, JobState::kSuspended);
+  EXPECT_EQ(next.AwaitEnd(resumed).state, JobState::kSucceeded);
+  ASSERT_TRUE(next.WaitIdle());
+  EXPECT_THAT(next.model.began(), ElementsAre("resumed"));
+  EXPECT_FALSE(next.engine->Resume(aside));
+  EXPECT_EQ(next.AwaitEnd(aside).state, JobState::kSucceeded);
 }
 
 TEST_F(EngineKeeping, AnotherBackendBeginsTheJobAnewAndItsReceiptSaysSo) {

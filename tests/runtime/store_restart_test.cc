@@ -174,6 +174,23 @@ TEST_F(DurableStore, ASuspendedJobStaysSuspended) {
   EXPECT_EQ(Reopen().Recover()[0].snapshot.state, JobState::kQueued);
 }
 
+TEST_F(DurableStore, WhatWasAskedOfARunningJobIsKnownAfterACrash) {
+  DieAfter([](JobStore& store) {
+    for (const auto& [id, asked] :
+         {std::pair("a", JobState::kCancelled), std::pair("b", JobState::kSuspended)}) {
+      store.Add(NewJob(id), NewRequest());
+      store.Start(id);
+      store.Update(id, [asked = asked](JobSnapshot& job) { job.asked = asked; });
+    }
+  });
+  const auto jobs = Reopen().Recover();
+  ASSERT_THAT(jobs, SizeIs(2));
+  EXPECT_EQ(jobs[0].snapshot.state, JobState::kQueued);
+  EXPECT_EQ(jobs[0].snapshot.asked, JobState::kCancelled);
+  EXPECT_EQ(jobs[1].snapshot.state, JobState::kSuspended) << "it has nothing to come to an end";
+  EXPECT_EQ(jobs[1].snapshot.asked, std::nullopt);
+}
+
 TEST_F(DurableStore, SequencesGoOnRising) {
   Reopen().Add(NewJob("a"), NewRequest());
   store().Start("a");

@@ -1,0 +1,163 @@
+// The callers' side of the engine: what is cancelled, put aside, resumed, deleted, or too late. Any
+// thread.
+#include <utility>
+
+#include "runtime/caught.h"
+#include "runtime/engine/engine_impl.h"
+#include "runtime/engine/refusals.h"
+
+namespace denoised {
+
+Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
+  const auto snapshot = store_->Get(job_id);
+  if (!snapshot) return CancelResult::kNotFound;
+  if (IsTerminal(snapshot->state)) return CancelResult::kAlreadyFinished;
+  JobPtr job;
+  bool begun = false;
+  {
+    const std::lock_guard lock(mutex_);
+    job = table_.Job(job_id);
+    if (job == nullptr || job->closing) return CancelResult::kAlreadyFinished;
+    job->cancel->cancelled = true;
+    begun = job->begun;
+    if (begun) asked_.push_back(job->number);
+    if (!begun) Close(job);
+  }
+  if (begun) {
+    wake_.notify_one();
+    const auto error = Caught([&] { Ask(job_id, JobState::kCancelled); });
+    return error ? CancelResult::kNotKept : CancelResult::kCancelling;
+  }
+  EndJob(job, Cancelled(), {});
+  TellPositions();
+  const auto after = store_->Get(job_id);  // its end is seen once it is kept
+  return after && !IsTerminal(after->state) ? CancelResult::kNotKept : CancelResult::kCancelling;
+}
+
+// A cancel is not taken back.
+void EngineImpl::Ask(const std::string& job_id, std::optional<JobState> state) {
+  store_->Update(job_id, [state](JobSnapshot& snapshot) {
+    if (snapshot.asked != JobState::kCancelled) snapshot.asked = state;
+  });
+}
+
+std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
+  if (!store_->Get(job_id)) return UnknownJob(job_id);
+  const std::lock_guard one_at_a_time(suspend_mutex_);
+  JobPtr waited, runs;
+  {
+    const std::lock_guard lock(mutex_);
+    const JobPtr job = table_.Job(job_id);
+    if (job == nullptr || job->closing) return WrongState("the job has ended", "JOB_FINISHED");
+    const bool queued = table_.InQueue(job->number) != nullptr;
+    if (!queued && job->begun) {
+      return WrongState("the job is done with the device, its files are being written",
+                        "JOB_ENCODING");
+    }
+    job->suspend = true;
+    if (job->begun) {
+      asked_.push_back(job->number);
+      wake_.notify_one();
+    }
+    if (!queued) return std::nullopt;
+    if (!job->begun) {
+      table_.LeaveQueue(job.get());
+      job->started = false;
+      positions_moved_ = true;
+    }
+    (job->begun ? runs : waited) = job;
+  }
+  if (runs) return SuspendLater(runs);
+  if (const auto error = Caught([&] { TellSuspended(job_id); })) {
+    const std::lock_guard lock(mutex_);
+    waited->suspend = false;
+    if (!waited->closing && !begins_no_more_ && !ending_) Enter(waited);
+    wake_.notify_one();
+    return error;
+  }
+  idle_.notify_all();
+  TellPositions();
+  return std::nullopt;
+}
+
+// Under suspend_mutex_, which the engine's thread takes before it puts the job aside.
+std::optional<Error> EngineImpl::SuspendLater(const JobPtr& job) {
+  const auto error = Caught([&] { Ask(job->id, JobState::kSuspended); });
+  const std::lock_guard lock(mutex_);
+  if (error) job->suspend = false;
+  return error;
+}
+
+std::optional<Error> EngineImpl::Resume(const std::string& job_id) {
+  if (!store_->Get(job_id)) return UnknownJob(job_id);
+  const std::lock_guard one_at_a_time(suspend_mutex_);
+  JobPtr job;
+  bool goes_on = false;
+  {
+    const std::lock_guard lock(mutex_);
+    job = table_.Job(job_id);
+    if (job == nullptr || job->closing) return WrongState("the job has ended", "JOB_FINISHED");
+    if (draining_) return Draining();
+    job->suspend = false;
+    goes_on = job->begun || table_.InQueue(job->number) != nullptr;
+  }
+  const auto error = Caught([&] {
+    if (!goes_on) {
+      store_->Update(job_id, [](JobSnapshot& snapshot) { snapshot.state = JobState::kQueued; });
+    } else if (const auto now = store_->Get(job_id); now && now->asked) {
+      Ask(job_id, std::nullopt);
+    }
+  });
+  if (error || goes_on) return error;
+  const std::lock_guard lock(mutex_);
+  if (job->closing) return WrongState("the job has ended", "JOB_FINISHED");
+  if (!begins_no_more_ && !ending_) Enter(job);
+  wake_.notify_one();
+  return std::nullopt;
+}
+
+std::optional<Error> EngineImpl::Delete(const std::string& job_id) {
+  return Caught([&] { store_->Delete(job_id); });
+}
+
+void EngineImpl::ExpireWaiting() {
+  std::vector<WorkPtr> late;
+  {
+    const std::lock_guard lock(mutex_);
+    for (WorkId number : table_.queue.Expired(clock_())) {
+      const WorkPtr work = table_.InQueue(number);
+      if (work->begun) continue;
+      Close(work);
+      late.push_back(work);
+    }
+    if (!begins_no_more_) {
+      for (const JobPtr& job : table_.LateAside(clock_())) {
+        job->closing = true;
+        late.push_back(job);
+      }
+    }
+  }
+  for (const WorkPtr& work : late) EndWaiting(work, DeadlinePassed());
+}
+
+// Whether a next server takes it up where this one ends.
+bool EngineImpl::IsKept(const EngineWork& work) const {
+  return work.is_job() && store_->durable() &&
+         !static_cast<const JobWork&>(work).request.belongs_to_call;
+}
+
+// Under mutex_: nobody else ends it from here on.
+void EngineImpl::Close(const WorkPtr& work) {
+  table_.LeaveQueue(work.get());
+  if (const JobPtr job = JobOf(work)) job->closing = true;
+}
+
+void EngineImpl::EndWaiting(const WorkPtr& work, const Error& error) {
+  if (const JobPtr job = JobOf(work)) {
+    EndJob(job, error, {});
+  } else {
+    EndCall(std::static_pointer_cast<CallWork>(work), error);
+  }
+}
+
+}  // namespace denoised
