@@ -21,7 +21,8 @@ using SystemClock = std::chrono::system_clock;
 using SteadyClock = std::chrono::steady_clock;
 
 // Progress does not touch the disk, so a new life does not know how far its job's sequence had
-// come; it begins this much further, which no job's events between two changes of state reach.
+// come: each life begins this much further than the one before it, which no job's events between
+// two changes of state reach, also where the disk did not take that one's start.
 constexpr uint64_t kSequencesOfALife = uint64_t{1} << 20;
 
 std::string FileName(const std::string& id, ArtifactFormat format) {
@@ -169,7 +170,7 @@ void DurableJobStore::Requeue() {
   std::vector<JobRow> rows;
   for (StoredJob& stored : loaded_) {
     JobSnapshot& job = stored.row.job;
-    job.sequence += kSequencesOfALife;
+    job.sequence += kSequencesOfALife * folder_.life();
     job.step = 0;
     job.stage = JobStage::kNone;
     job.eta_seconds.reset();

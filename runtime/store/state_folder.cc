@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <utility>
 
@@ -57,20 +58,31 @@ int TakeLock(const fs::path& folder) {
   return fcntl(lock.get(), F_DUPFD_CLOEXEC, 0);  // the lock lasts as long as one of its descriptors
 }
 
-// A page of text: the pid, then a noted id a line, blanks to its end.
+// A page of text: the pid, "life " and its number, then a noted id a line, blanks to its end.
 constexpr size_t kLockBytes = 4096;
+constexpr std::string_view kLife = "life ";
 
-std::set<std::string> NotesIn(const OwnedFd& lock) {
+// All but the pid.
+std::set<std::string> LinesIn(const OwnedFd& lock) {
   std::string text(kLockBytes, '\0');
   text.resize(
       static_cast<size_t>(std::max<ssize_t>(pread(lock.get(), text.data(), text.size(), 0), 0)));
-  std::set<std::string> notes;
+  std::set<std::string> lines;
   size_t begin = text.find('\n');
   for (size_t end; begin != std::string::npos; begin = end) {
     end = text.find('\n', ++begin);
-    if (end != std::string::npos) notes.insert(text.substr(begin, end - begin));
+    if (end != std::string::npos) lines.insert(text.substr(begin, end - begin));
   }
-  return notes;
+  return lines;
+}
+
+// 0 where there is none.
+uint64_t LifeIn(const std::set<std::string>& lines) {
+  const auto line = lines.lower_bound(std::string(kLife));
+  if (line == lines.end() || !line->starts_with(kLife)) return 0;
+  uint64_t life = 0;
+  std::from_chars(line->data() + kLife.size(), line->data() + line->size(), life);
+  return std::min(life, uint64_t{1} << 32);
 }
 
 bool WriteFully(int fd, std::string_view bytes) {
@@ -178,14 +190,17 @@ StateFolder::StateFolder(const fs::path& path, StoreHooks* hooks)
     : path_(MakeFolder(path)),
       hooks_(hooks),
       lock_(TakeLock(path)),
-      noted_(NotesIn(lock_)),
+      noted_(LinesIn(lock_)),
+      life_(LifeIn(noted_) + 1),
       artifacts_(path / "artifacts", "artifact", hooks),
       checkpoints_(path / "checkpoints", "checkpoint", hooks) {
-  std::string page = std::to_string(getpid()) + "\n";
+  std::string page =
+      std::to_string(getpid()) + "\n" + std::string(kLife) + std::to_string(life_) + "\n";
   notes_end_ = page.size();
   page.resize(kLockBytes, ' ');
   // Only words for the next one: the lock holds without them, also on a full disk.
   (void)!pwrite(lock_.get(), page.data(), page.size(), 0);
+  (void)!fdatasync(lock_.get());
 }
 
 void StateFolder::Note(const std::string& id) {

@@ -76,6 +76,9 @@ class StateFolder {
 
   // Ids that the last server here noted.
   const std::set<std::string>& noted() const { return noted_; }
+  // Counts the servers that had the folder, this one among them, also those that found no room on
+  // its disk.
+  uint64_t life() const { return life_; }
   // For the next one, where the ledger takes nothing: in the lock's file, which has its room
   // already, for about a hundred ids.
   void Note(const std::string& id);
@@ -100,6 +103,7 @@ class StateFolder {
   StoreHooks* const hooks_;
   const OwnedFd lock_;
   const std::set<std::string> noted_;
+  const uint64_t life_;
   std::mutex mutex_;
   size_t notes_end_ = 0;  // in the lock's file; guarded by mutex_
   const FileFolder artifacts_, checkpoints_;

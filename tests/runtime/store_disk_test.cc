@@ -143,6 +143,18 @@ TEST_F(StoreOnABadDisk, AStartThatIsNotKeptDidNotHappen) {
   EXPECT_EQ(store_->Start("a"), 1);
 }
 
+TEST_F(StoreOnABadDisk, SequencesRiseFromLifeToLifeThoughTheDiskDidNotTakeTheirStarts) {
+  store_->Add(NewJob("a"), NewRequest());
+  uint64_t last = store_->Get("a")->sequence;
+  disk_.Fail("recover");
+  for (int life = 0; life < 3; ++life) {
+    Reopen();
+    EXPECT_GT(store_->Get("a")->sequence, last);
+    store_->Update("a", [](JobSnapshot& job) { ++job.queue_position; });
+    last = store_->Get("a")->sequence;
+  }
+}
+
 TEST_F(StoreOnABadDisk, AnEndWaitsForTheDiskAndHoldsNobodyUp) {
   store_->Add(NewJob("a"), NewRequest());
   store_->Add(NewJob("b"), NewRequest());
