@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "runtime/store/json_fields.h"
 #include "runtime/store/lease_row.h"
 #include "runtime/store/receipt_row.h"
 
@@ -50,10 +51,9 @@ std::shared_ptr<const LeaseList> ReadPinned(const Json& list) {
 }
 
 Checkpoint FromJson(const std::string& text) {
-  Checkpoint checkpoint;
-  try {
-    const Json json = Json::parse(text);
-    json.at("step").get_to(checkpoint.step);
+  return stored::Parse(text, [](const Json& json) {
+    Checkpoint checkpoint;
+    stored::ReadWhole(json, "step", &checkpoint.step);
     json.at("identity").get_to(checkpoint.identity);
     checkpoint.order = json.value("order", "");
     Receipt receipt = stored::ReadReceipt(json.at("receipt"));
@@ -62,10 +62,8 @@ Checkpoint FromJson(const std::string& text) {
     if (const auto pinned = json.find("pinned"); pinned != json.end()) {
       checkpoint.pinned = ReadPinned(*pinned);
     }
-  } catch (const Json::exception& error) {
-    throw Damaged(error.what());
-  }
-  return checkpoint;
+    return checkpoint;
+  });
 }
 
 }  // namespace
@@ -89,8 +87,9 @@ Checkpoint Checkpoint::Parse(const std::string& bytes) {
   if (std::sscanf(bytes.substr(0, 80).c_str(), kHead, &words, &run) != 2) {
     throw Damaged("it begins with something else");
   }
-  const size_t begin = bytes.find('\n') + 1;
-  if (words > bytes.size() || run != bytes.size() - begin - words) {
+  const size_t begin = bytes.find('\n') + 1;  // 0 where its head does not end
+  const size_t behind = bytes.size() - begin;
+  if (begin == 0 || words > behind || run != behind - words) {
     throw Damaged("its length is not what its head says");
   }
   Checkpoint checkpoint = FromJson(bytes.substr(begin, words));

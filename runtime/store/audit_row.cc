@@ -20,7 +20,7 @@ AuditEntry ReadAuditRow(uint64_t number, const std::string& text) {
   return stored::Parse(text, [&](const stored::Json& json) {
     AuditEntry entry;
     entry.number = number;
-    entry.time = stored::FromMicros(json.at("time").get<int64_t>());
+    entry.time = stored::ReadMoment(json.at("time"));
     json.at("who").get_to(entry.who);
     json.at("what").get_to(entry.what);
     json.at("subject").get_to(entry.subject);
@@ -28,7 +28,7 @@ AuditEntry ReadAuditRow(uint64_t number, const std::string& text) {
     json.at("new").get_to(entry.new_value);
     json.at("reason").get_to(entry.reason);
     if (const auto end = json.find("ends_at"); end != json.end()) {
-      entry.ends_at = stored::FromMicros(end->get<int64_t>());
+      entry.ends_at = stored::ReadMoment(*end);
     }
     return entry;
   });

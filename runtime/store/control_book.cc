@@ -17,7 +17,8 @@ constexpr const char* kGeneration = "leases.generation";
 std::string GenerationText(uint64_t generation) { return std::to_string(generation); }
 
 uint64_t ReadGeneration(const std::string& text) {
-  return stored::Parse(text, [](const stored::Json& json) { return json.get<uint64_t>(); });
+  return stored::Parse(text,
+                       [](const stored::Json& json) { return stored::Whole<uint64_t>(json); });
 }
 
 std::map<int64_t, std::shared_ptr<const ControlRow>> ByNumber(std::vector<ControlRow> rows) {

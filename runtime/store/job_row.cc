@@ -9,10 +9,11 @@ namespace denoised {
 namespace {
 
 using stored::Dump;
-using stored::FromMicros;
 using stored::FromName;
 using stored::Json;
 using stored::Put;
+using stored::ReadMoment;
+using stored::ReadWhole;
 using stored::Take;
 using stored::ToMicros;
 using Moment = std::optional<std::chrono::system_clock::time_point>;
@@ -36,15 +37,15 @@ Json WriteParameters(const ResolvedParameters& p) {
 ResolvedParameters ReadParameters(const Json& json) {
   ResolvedParameters p;
   json.at("model").get_to(p.model);
-  json.at("seed").get_to(p.seed);
-  json.at("height").get_to(p.height);
-  json.at("width").get_to(p.width);
-  json.at("num_frames").get_to(p.num_frames);
-  json.at("fps").get_to(p.fps);
-  json.at("num_inference_steps").get_to(p.num_inference_steps);
+  ReadWhole(json, "seed", &p.seed);
+  ReadWhole(json, "height", &p.height);
+  ReadWhole(json, "width", &p.width);
+  ReadWhole(json, "num_frames", &p.num_frames);
+  ReadWhole(json, "fps", &p.fps);
+  ReadWhole(json, "num_inference_steps", &p.num_inference_steps);
   json.at("guidance_scale").get_to(p.guidance_scale);
   json.at("flow_shift").get_to(p.flow_shift);
-  json.at("max_sequence_length").get_to(p.max_sequence_length);
+  ReadWhole(json, "max_sequence_length", &p.max_sequence_length);
   json.at("negative_prompt").get_to(p.negative_prompt);
   json.at("scheduler").get_to(p.scheduler);
   p.linear =
@@ -70,7 +71,7 @@ std::vector<ArtifactInfo> ReadArtifacts(const Json& json) {
     info.format = FromName(entry.at("format").get<std::string>(), ArtifactFormat::kSafetensors,
                            ArtifactFormatName);
     entry.at("name").get_to(info.name);
-    entry.at("size_bytes").get_to(info.size_bytes);
+    ReadWhole(entry, "size_bytes", &info.size_bytes);
     entry.at("sha256").get_to(info.sha256);
     artifacts.push_back(std::move(info));
   }
@@ -86,7 +87,7 @@ Json WriteError(const JobError& error) {
 }
 
 JobError ReadError(const Json& json) {
-  const int code = json.at("code").get<int>();
+  const int code = stored::Whole<int>(json.at("code"));
   if (code < 0 || code > static_cast<int>(StatusCode::kDataLoss)) {
     throw stored::Unreadable("no such status code");
   }
@@ -104,7 +105,7 @@ void PutMoment(Json* json, const char* name, const Moment& moment) {
 
 void TakeMoment(const Json& json, const char* name, Moment* moment) {
   if (const auto found = json.find(name); found != json.end()) {
-    *moment = FromMicros(found->get<int64_t>());
+    *moment = ReadMoment(*found);
   }
 }
 
@@ -144,11 +145,11 @@ Json WriteJob(const JobSnapshot& job) {
 void ReadProgress(const Json& json, JobSnapshot* job) {
   job->state = FromName(json.at("state").get<std::string>(), JobState::kCancelled, JobStateName);
   job->stage = FromName(json.at("stage").get<std::string>(), JobStage::kEncode, JobStageName);
-  json.at("sequence").get_to(job->sequence);
-  json.at("step").get_to(job->step);
-  json.at("num_steps").get_to(job->num_steps);
-  json.at("queue_position").get_to(job->queue_position);
-  json.at("attempt").get_to(job->attempt);
+  ReadWhole(json, "sequence", &job->sequence);
+  ReadWhole(json, "step", &job->step);
+  ReadWhole(json, "num_steps", &job->num_steps);
+  ReadWhole(json, "queue_position", &job->queue_position);
+  ReadWhole(json, "attempt", &job->attempt);
   if (const auto asked = json.find("asked"); asked != json.end()) {
     job->asked = FromName(asked->get<std::string>(), JobState::kCancelled, JobStateName);
   }
@@ -169,7 +170,7 @@ JobSnapshot ReadJob(const Json& json) {
   json.at("tenant").get_to(job.tenant);
   json.at("prompt").get_to(job.prompt);
   job.parameters = ReadParameters(json.at("parameters"));
-  job.created_at = FromMicros(json.at("created_at").get<int64_t>());
+  job.created_at = ReadMoment(json.at("created_at"));
   TakeMoment(json, "started_at", &job.started_at);
   TakeMoment(json, "finished_at", &job.finished_at);
   job.receipt = stored::ReadReceipt(json.at("receipt"));
@@ -194,7 +195,7 @@ JobRow ReadRow(uint64_t number, const std::string& text) {
     row.job = ReadJob(json.at("job"));
     json.at("key").get_to(row.key);
     json.at("request_digest").get_to(row.request_digest);
-    json.at("crashes").get_to(row.crashes);
+    ReadWhole(json, "crashes", &row.crashes);
     return row;
   });
 }

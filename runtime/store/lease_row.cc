@@ -25,28 +25,16 @@ Json WriteEnd(std::chrono::steady_clock::time_point end, const ClockReading& now
 // What is left of it: not above 0 where it has passed.
 microseconds ReadLeft(const Json& end, const ClockReading& now) {
   const bool same_boot = !now.boot_id.empty() && end.at("boot").get<std::string>() == now.boot_id;
-  const microseconds left(same_boot ? end.at("since_boot").get<int64_t>() - now.since_boot.count()
-                                    : end.at("wall").get<int64_t>() - stored::ToMicros(now.wall));
-  return std::min(left, microseconds(end.at("left").get<int64_t>()));
+  const microseconds left =
+      same_boot ? stored::ReadMicros(end.at("since_boot")) - now.since_boot
+                : stored::ReadMicros(end.at("wall")) - microseconds(stored::ToMicros(now.wall));
+  return std::min(left, stored::ReadMicros(end.at("left")));
 }
 
 }  // namespace
 
 namespace stored {
 namespace {
-
-// The two ends of a range, where there is one.
-template <typename T>
-std::optional<std::pair<T, T>> TakePair(const Json& json, const char* name) {
-  std::optional<std::pair<T, T>> pair;
-  Take(json, name, &pair);
-  return pair;
-}
-
-std::optional<Interval> TakeInterval(const Json& json, const char* name) {
-  const auto pair = TakePair<int64_t>(json, name);
-  return pair ? std::optional(Interval{pair->first, pair->second}) : std::nullopt;
-}
 
 Json WriteScope(const LeaseScope& scope) {
   Json json = Json::object();
@@ -71,10 +59,10 @@ LeaseScope ReadScope(const Json& json) {
   std::optional<std::string> role;
   Take(json, "role", &role);
   if (role) scope.where.role = FromName(*role, AttentionRole::kVae, AttentionRoleName);
-  scope.where.layers = TakeInterval(json, "layers");
-  scope.where.steps = TakeInterval(json, "steps");
-  if (const auto sigma = TakePair<double>(json, "sigma")) {
-    scope.where.sigma = SigmaRange{sigma->first, sigma->second};
+  TakeEnds(json, "layers", &scope.where.layers);
+  TakeEnds(json, "steps", &scope.where.steps);
+  if (const auto sigma = json.find("sigma"); sigma != json.end()) {
+    scope.where.sigma = {sigma->at(0).get<double>(), sigma->at(1).get<double>()};
   }
   return scope;
 }
@@ -90,7 +78,7 @@ Budget ReadBudget(const Json& json) {
   return {
       FromName(json.at("metric").get<std::string>(), ErrorMetric::kCosineDistance, ErrorMetricName),
       FromName(json.at("statistic").get<std::string>(), Statistic::kMax, StatisticName),
-      json.at("limit").get<double>(), json.at("samples").get<int64_t>()};
+      json.at("limit").get<double>(), Whole<int64_t>(json.at("samples"))};
 }
 
 }  // namespace
@@ -121,8 +109,8 @@ Lease ReadLease(const Json& json) {
   json.at("reason").get_to(lease.reason);
   json.at("holder").get_to(lease.holder);
   json.at("held").get_to(lease.held);
-  lease.created_at = FromMicros(json.at("created_at").get<int64_t>());
-  json.at("sequence").get_to(lease.sequence);
+  lease.created_at = ReadMoment(json.at("created_at"));
+  ReadWhole(json, "sequence", &lease.sequence);
   if (const auto budget = json.find("budget"); budget != json.end()) {
     lease.budget = ReadBudget(*budget);
   }

@@ -68,16 +68,14 @@ Json WriteEntry(const ReceiptEntry& entry) {
 ReceiptEntry ReadEntry(const Json& json) {
   ReceiptEntry entry;
   entry.role = FromName(json.at("role").get<std::string>(), AttentionRole::kVae, AttentionRoleName);
-  json.at("first_step").get_to(entry.first_step);
-  json.at("last_step").get_to(entry.last_step);
+  ReadWhole(json, "first_step", &entry.first_step);
+  ReadWhole(json, "last_step", &entry.last_step);
   if (const auto asked = json.find("asked"); asked != json.end()) entry.asked = BackendFrom(*asked);
-  if (const auto layers = json.find("layers"); layers != json.end()) {
-    entry.layers = {layers->at(0).get<int64_t>(), layers->at(1).get<int64_t>()};
-  }
+  TakeEnds(json, "layers", &entry.layers);
   entry.ran = BackendFrom(json.at("ran"));
   json.at("parameters").get_to(entry.parameters);
   entry.selection = ReadSelection(json.at("selection"));
-  json.at("calls").get_to(entry.calls);
+  ReadWhole(json, "calls", &entry.calls);
   Take(json, "seconds", &entry.seconds);
   return entry;
 }

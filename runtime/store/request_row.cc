@@ -23,8 +23,8 @@ int64_t TimeOfDay(SteadyClock::time_point moment) {
                           std::chrono::duration_cast<SystemClock::duration>(left));
 }
 
-SteadyClock::time_point SteadyMoment(int64_t micros) {
-  const auto left = stored::FromMicros(micros) - SystemClock::now();
+SteadyClock::time_point SteadyMoment(const Json& json) {
+  const auto left = stored::ReadMoment(json) - SystemClock::now();
   return SteadyClock::now() + std::chrono::duration_cast<SteadyClock::duration>(left);
 }
 
@@ -95,7 +95,7 @@ Json WriteContent(const GenerationRequest& request) {
 HostTensor ReadLatents(const Json& json, const std::string& bytes) {
   HostTensor tensor;
   tensor.dtype = FromName(json.at("dtype").get<std::string>(), DType::kUInt8, DTypeName);
-  tensor.shape = json.at("shape").get<std::vector<int64_t>>();
+  for (const Json& size : json.at("shape")) tensor.shape.push_back(stored::Whole<int64_t>(size));
   tensor.data = bytes;
   try {
     CheckHostTensor(tensor, "latents");
@@ -130,8 +130,8 @@ void ReadChoices(const Json& json, GenerationRequest* request) {
         FromName(format.get<std::string>(), ArtifactFormat::kSafetensors, ArtifactFormatName));
   }
   if (const auto preview = json.find("preview"); preview != json.end()) {
-    request->preview = {preview->at("every_steps").get<int64_t>(),
-                        preview->at("max_side").get<int64_t>()};
+    request->preview = {stored::Whole<int64_t>(preview->at("every_steps")),
+                        stored::Whole<int64_t>(preview->at("max_side"))};
   }
 }
 
@@ -161,7 +161,7 @@ GenerationRequest ReadRequest(const RequestRow& row) {
       request.latents = ReadLatents(*latents, row.latents);
     }
     if (const auto deadline = json.find("deadline"); deadline != json.end()) {
-      request.deadline = SteadyMoment(deadline->get<int64_t>());
+      request.deadline = SteadyMoment(*deadline);
     }
     request.belongs_to_call = json.value("belongs_to_call", false);
     return request;

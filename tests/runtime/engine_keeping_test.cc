@@ -329,6 +329,11 @@ TEST(Checkpoints, AreReadBackOrRefusedAndNeverHalfRead) {
   for (size_t length = 1; length < bytes.size(); ++length) {
     EXPECT_THROW(Checkpoint::Parse(bytes.substr(0, length)), Error) << length;
   }
+  // Lengths that only wrap around to the right ones, and a head without an end.
+  for (const char* head : {"denoised checkpoint 1 40 18446744073709551596\n01234567890123456789",
+                           "denoised checkpoint 1 2 0", "denoised checkpoint 1 0 0 {}"}) {
+    EXPECT_THROW(Checkpoint::Parse(head), Error) << head;
+  }
   EXPECT_EQ(WhatDiffers("a=1\nb=2\n", "a=1\nb=3\n"), "b was 2, is 3");
 }
 

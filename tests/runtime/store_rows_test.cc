@@ -263,6 +263,15 @@ TEST(StoreRows, DamagedTextIsRefusedAndEndsNothing) {
     attempt([&] { ReadRequest({mutated(request.text), request.latents}); });
   }
   EXPECT_GT(refused, 4000);
+  const int before = refused;
+  for (const std::string number : {"1e300", "-1e19", "9223372036854775807"}) {
+    std::string moment = job, step = job;
+    moment.insert(moment.find("\"created_at\":") + 13, number + ",\"was\":");
+    step.insert(step.find("\"step\":") + 7, number + ",\"was\":");
+    attempt([&] { ReadRow(1, moment); });
+    if (number.find('e') != std::string::npos) attempt([&] { ReadRow(1, step); });
+  }
+  EXPECT_EQ(refused - before, 5) << "numbers that no row has";
   attempt([&] { ReadRow(1, ""); });
   attempt([&] { ReadRow(1, std::string(100000, '[')); });
   attempt([&] { ReadRequest({request.text, "short"}); });
