@@ -1,6 +1,7 @@
 // denoised: flags -> config -> ports -> models -> serve until a signal -> drain -> stop.
 #include <fcntl.h>
 #include <google/protobuf/stubs/logging.h>
+#include <grpc/grpc.h>
 #include <grpc/support/log.h>
 #include <unistd.h>
 
@@ -74,6 +75,7 @@ int Serve(const Config& config, StopSignals* signals) {
   auto* const logger = new Logger(stderr, config.log_level);
   grpc_logger = logger;
   signals->LogTo(logger);
+  grpc_init();  // for good: its own end may wait many seconds for a thread of its that polls
   Server server(config, logger, RaiseDescriptorLimit());
   try {
     server.Start(Engine::Create);
