@@ -48,7 +48,7 @@ std::string ShapeName(int64_t tokens, at::ScalarType dtype, int64_t heads = kBen
 
 double AttentionMultiplyAdds(int64_t tokens);
 
-// The rows E1 E2 E3 E11 E17: how costs grow (attention_growth.cc).
+// The rows E1 E2 E3 E11 E17 H1: how costs grow (attention_growth.cc).
 Rows GrowthRows();
 
 }  // namespace denoised

@@ -1,5 +1,5 @@
-// How costs grow: E1 (tokens), E2 (tokens at fixed top-k), E3 (density), E11 (selection), E17 (the
-// scores' deviation).
+// How costs grow: E1 (tokens), E2 (tokens at fixed top-k), E3 (density), E11 and H1 (selection),
+// E17 (the scores' deviation).
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -88,26 +88,18 @@ void EmitE3(const BenchOptions& options, const Emit& emit) {
         {"value", worst}});
 }
 
-// A thousand that hold for other work, and end one day.
-void AddLeases(SelectionPolicy* policy) {
-  for (int i = 0; i < 1000; ++i) {
-    LeaseRequest request{AttnBackend::kReference};
-    request.scope.job = "job-" + std::to_string(i);
-    request.scope.where.layers = Interval{i % 30, 29};
-    request.ttl = std::chrono::hours(1 + i);
-    policy->Force(std::move(request));
-  }
+AttentionSpec SelectableSpec() {
+  AttentionSpec spec = BenchSpec({4, 30, 52}, AutoDType());
+  spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kReference};
+  return spec;
 }
 
 void EmitE11(const BenchOptions& options, const Emit& emit) {
-  SelectionPolicy policy;
-  AddLeases(&policy);
+  const SelectionPolicy policy;
   const PlannerSetting setting = {&BackendRegistry::Default(), &policy, QueryCpu()};
   Observer observer;
   AttentionPlanner planner(setting, {}, &observer);
-  AttentionSpec spec = BenchSpec({4, 30, 52}, AutoDType());
-  spec.supported = {AttnBackend::kFlashAttn, AttnBackend::kTorchSdpa, AttnBackend::kReference};
-  const std::vector<AttentionSpec> specs = {spec};
+  const std::vector<AttentionSpec> specs = {SelectableSpec()};
   constexpr int kCalls = 1000000;
   const double seconds = MedianSeconds(
       [&] {
@@ -118,6 +110,56 @@ void EmitE11(const BenchOptions& options, const Emit& emit) {
         {"name", "selection of a role at a step when nothing changed"},
         {"unit", "ns"},
         {"value", seconds / kCalls * 1e9}});
+}
+
+// A thousand leases of all kinds; every eighth is for the work below and splits its layers.
+void ForceAThousand(SelectionPolicy* policy, int64_t layers) {
+  for (int64_t i = 0; i < 1000; ++i) {
+    LeaseRequest request{i % 2 == 0 ? AttnBackend::kTorchSdpa : AttnBackend::kFlashAttn};
+    LeaseScope& scope = request.scope;
+    if (i % 8 == 0) scope.where.layers = Interval{i % layers, i % layers};
+    if (i % 8 == 1) scope.job = "job-" + std::to_string(i);
+    if (i % 8 == 2) scope.tenant = "tenant-" + std::to_string(i);
+    if (i % 8 == 3) scope.model = "model-" + std::to_string(i);
+    if (i % 8 == 4) scope.where.role = AttentionRole::kCross;
+    if (i % 8 == 5) scope.where.steps = Interval{2000000 + i, 3000000};
+    if (i % 8 == 6) scope.where.sigma = SigmaRange{0.1, 0.2};
+    if (i % 8 == 7) scope.share = 1e-9;
+    policy->Force(std::move(request));
+  }
+}
+
+void EmitH1(const BenchOptions& options, const Emit& emit) {
+  constexpr int64_t kLayers = 30;
+  constexpr int kCalls = 100000, kChanges = 200;
+  SelectionPolicy policy;
+  ForceAThousand(&policy, kLayers);
+  PlannerSetting setting = {&BackendRegistry::Default(), &policy, QueryCpu(), "model"};
+  setting.layers = {kLayers, kLayers, 1, 1};
+  Observer observer;
+  PlannerSubject subject;
+  subject.id = "job";
+  AttentionPlanner planner(setting, subject, &observer);
+  const std::vector<AttentionSpec> specs = {SelectableSpec()};
+  const double same = MedianSeconds(
+      [&] {
+        for (int i = 0; i < kCalls; ++i) planner.Prepare(specs, i, kCalls, 0.9);
+      },
+      options.pairs);
+  const double anew = MedianSeconds(
+      [&] {
+        for (int i = 0; i < kChanges; ++i) {
+          planner.SetSubject(subject);
+          planner.Prepare(specs, i, kCalls, 0.9);
+        }
+      },
+      options.pairs);
+  emit({{"row", "H1"},
+        {"name", "selection of a layer at a step when nothing changed, under 1,000 leases"},
+        {"unit", "ns"},
+        {"slots", planner.Prepare(specs, 0, kCalls, 0.9)[0].slots.size()},
+        {"role_anew_us", anew / kChanges * 1e6},
+        {"value", same / kCalls / kLayers * 1e9}});
 }
 
 // No numeric test sees a cliff: weights that are denormal numbers are right, and a hundred times
@@ -158,7 +200,8 @@ void EmitE17(const BenchOptions& options, const Emit& emit) {
 }  // namespace
 
 Rows GrowthRows() {
-  return {{"E1", EmitE1}, {"E2", EmitE2}, {"E3", EmitE3}, {"E11", EmitE11}, {"E17", EmitE17}};
+  return {{"E1", EmitE1},   {"E2", EmitE2},   {"E3", EmitE3},
+          {"E11", EmitE11}, {"E17", EmitE17}, {"H1", EmitH1}};
 }
 
 }  // namespace denoised

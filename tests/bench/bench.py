@@ -75,7 +75,9 @@ GROUPS = (
     (gpu_rows.ROWS, gpu_rows.measure),
     (("G1", "G2"), in_one_process("gemm_bench")),
     (("B1", "B1b", "B2", "B5", "B15", "B16"), in_one_process("queue_bench")),
-    (("A0", "A4", "A5", "A6", "A6b", "A6c", "E1", "E2", "E3", "E11", "E17"), in_one_process("attention_bench")),
+    (("A0", "A4", "A5", "A6", "A6b", "A6c", "E1", "E2", "E3", "E11", "E17", "H1"),
+     in_one_process("attention_bench")),
+    (("H2",), in_one_process("control_bench")),
 )
 
 

@@ -70,6 +70,9 @@ MARKS = {
     "E17": Mark("attention's rate over the scores' deviation, worst over best", 0.90, 0.97),
     "G1": Mark("packed GEMM against MKL or oneDNN, 320 rows and more", 0.90, 1.0),
     "G2": Mark("packed GEMM against MKL or oneDNN, 40 to 320 rows", 1.0, 1.25),
+    "H1": Mark("selection of a layer when nothing changed, under 1,000 leases, ns", 100.0, 30.0, lower=True),
+    "H2": Mark("receipt and metrics of a step, us", 2.0, 1.0, lower=True),
+    "H3": Mark("a step of two backends over the mean of its two pure ones", 1.05, 1.0, lower=True),
 }
 
 

@@ -31,10 +31,10 @@ def emitted():
     """Row ids in the programs' sources and in the tables of *_rows.py and bench.py."""
     names = set()
     for file in BENCH.glob("*.cc"):
-        names |= set(re.findall(r'"([A-EG]\d+[a-z]?)"', file.read_text(encoding="utf-8")))
+        names |= set(re.findall(r'"([A-EGH]\d+[a-z]?)"', file.read_text(encoding="utf-8")))
     for file in [*BENCH.glob("*_rows.py"), BENCH / "bench.py"]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and re.fullmatch(r"[A-EG]\d+[a-z]?", str(node.value)):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"[A-EGH]\d+[a-z]?", str(node.value)):
                 names.add(node.value)
     return names
 

@@ -99,8 +99,12 @@ double BestGemmRate(int64_t m, int64_t k, int64_t n, at::ScalarType dtype) {
 // What the engine's planner does for a step: automatic selection, the backend's metadata.
 class Plan {
  public:
-  void Add(const AttentionSpec& spec) {
-    const Selection selection = Select(spec, {}, BackendRegistry::Default(), QueryCpu());
+  // Throws where `backend` is named and cannot serve it.
+  void Add(const AttentionSpec& spec, std::optional<AttnBackend> backend = std::nullopt) {
+    std::vector<Wish> wishes;
+    if (backend)
+      wishes.push_back({SelectionSource::kRequest, *backend, "", "", std::nullopt, true});
+    const Selection selection = Select(spec, wishes, BackendRegistry::Default(), QueryCpu());
     AttentionSlot& slot = plan_[static_cast<size_t>(spec.role)].slots.emplace_back();
     slot.id = selection.granted.backend;
     slot.backend = BackendRegistry::Default().Find(selection.granted.backend)->backend;
@@ -193,36 +197,47 @@ class Bench {
             {"backend", plan.Name(AttentionRole::kSelf)}};
   }
 
-  // Forwards of so many rows, each a job of its own at a step of its own, in turns: the least
-  // seconds of each.
+  // Forwards of several rows each, in turns: for each the least of its seconds. A forward names the
+  // self-attention backend of each row, a job of its own at a step of its own; "": the automatic
+  // one.
   Json ForwardRows(const Json& request) {
     const at::Tensor latents = ReadTensor(request.at("latents")).to(transformer_->dtype());
     const at::Tensor context = ReadTensor(request.at("context")).to(transformer_->dtype());
-    const auto grid = transformer_->TokenGrid(latents.sizes());
-    Plan plan;
-    plan.Add(transformer_->SelfSpec(grid));
-    plan.Add(transformer_->CrossSpec(grid, context.size(1)));
-    const ScopedForwardContext scope = Enter(plan);
-    const auto counts = request.at("rows").get<std::vector<int64_t>>();
-    std::vector<RowSet> sets;
-    std::vector<TextContext> texts(static_cast<size_t>(std::ranges::max(counts)));
-    for (size_t i = 0; i < texts.size(); ++i) {
-      texts[i] = transformer_->EncodeText(context);
-      sets.push_back({latents.clone(), at::full({1}, 999 - static_cast<int64_t>(i), at::kLong),
-                      &texts[i], plan.get()});
+    const auto forwards = request.at("forwards").get<std::vector<std::vector<std::string>>>();
+    const Plan automatic = RowPlan(latents, context, "");
+    const ScopedForwardContext scope = Enter(automatic);
+    const TextContext text = transformer_->EncodeText(context);
+    std::map<std::string, Plan> plans;
+    std::vector<std::vector<RowSet>> sets(forwards.size());
+    for (size_t i = 0; i < forwards.size(); ++i) {
+      for (const std::string& backend : forwards[i]) {
+        const auto plan = plans.try_emplace(backend, RowPlan(latents, context, backend)).first;
+        const int64_t step = static_cast<int64_t>(sets[i].size());
+        sets[i].push_back(
+            {latents.clone(), at::full({1}, 999 - step, at::kLong), &text, plan->second.get()});
+      }
     }
-    std::vector<double> least(counts.size(), INFINITY), busy = least;
+    std::vector<double> least(sets.size(), INFINITY), busy = least;
     for (int round = 0; round <= request.at("repeat").get<int>(); ++round) {
-      for (size_t i = 0; i < counts.size(); ++i) {
-        const std::vector<RowSet> some(sets.begin(), sets.begin() + counts[i]);
+      for (size_t i = 0; i < sets.size(); ++i) {
         const double before = CpuSeconds();
-        const double seconds = Seconds([&] { transformer_->Forward(some); }, 1);
+        const double seconds = Seconds([&] { transformer_->Forward(sets[i]); }, 1);
         if (round == 0) continue;
         least[i] = std::min(least[i], seconds);
         busy[i] = std::min(busy[i], CpuSeconds() - before);
       }
     }
     return {{"seconds", least}, {"cpu_seconds", busy}};
+  }
+
+  Plan RowPlan(const at::Tensor& latents, const at::Tensor& context, const std::string& backend) {
+    const auto grid = transformer_->TokenGrid(latents.sizes());
+    Plan plan;
+    plan.Add(
+        transformer_->SelfSpec(grid),
+        backend.empty() ? std::nullopt : std::optional(CoerceAttnBackend(backend, "forwards")));
+    plan.Add(transformer_->CrossSpec(grid, context.size(1)));
+    return plan;
   }
 
   Json LoadTextEncoder(const Json& request) {

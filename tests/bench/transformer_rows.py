@@ -7,7 +7,7 @@ from inputs import (dtype_error, model_folder, our_worker, pairwise, peer_worker
                     scratch_inputs)
 from pairs import ROOT, under_roofline
 
-ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9")
+ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9", "H3")
 
 # Latents of a forward: frames, height, width. Patches are 1 x 2 x 2.
 LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104), "shipped": (5, 16, 16)}
@@ -134,7 +134,8 @@ def shared_forward_row(options, row, preset, counts, repeat):
     with our_worker(options) as ours, scratch_inputs() as inputs:
         dtype = ours.ask(do="auto_dtype")["dtype"]
         load((ours,), folder_of(preset), dtype)
-        request = {**forward_request(inputs, preset, repeat), "do": "forward_rows", "rows": counts}
+        request = {**forward_request(inputs, preset, repeat), "do": "forward_rows",
+                   "forwards": [[""] * count for count in counts]}
         answer = ours.ask(**request)
         rates = {kind: [answer[kind][0] * count / seconds for count, seconds in zip(counts, answer[kind])]
                  for kind in ("seconds", "cpu_seconds")}
@@ -143,10 +144,28 @@ def shared_forward_row(options, row, preset, counts, repeat):
                 "cpu_rates": rates["cpu_seconds"], "seconds": answer["seconds"], "dtype": dtype}
 
 
+def two_backends_row(options, preset, repeat):
+    """Forwards of two rows: both on one backend, both on the other, and one on each."""
+    backends = ("FLASH_ATTN", "SAGE_ATTN")
+    with our_worker(options) as ours, scratch_inputs() as inputs:
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+        load((ours,), folder_of(preset), dtype)
+        forwards = [[backends[0]] * 2, [backends[1]] * 2, list(backends)]
+        answer = ours.ask(**{**forward_request(inputs, preset, repeat), "do": "forward_rows", "forwards": forwards})
+        over = {kind: answer[kind][2] / ((answer[kind][0] + answer[kind][1]) / 2)
+                for kind in ("seconds", "cpu_seconds")}
+        return {"row": "H3", "name": f"a step of {' and '.join(backends)} over the mean of its two pure ones, "
+                f"{preset}, {dtype}", "value": over["seconds"], "cpu_value": over["cpu_seconds"],
+                "seconds": answer["seconds"], "dtype": dtype}
+
+
 def measure(options, rows):
     for row, preset, counts, repeat in (("B8f", "tiny", [1, 2, 4, 8, 16], 40), ("B9", "mid", [1, 2, 4, 8], 2)):
         if row in rows:
             yield shared_forward_row(options, row, preset, counts, repeat)
+    if "H3" in rows:
+        yield two_backends_row(options, "tiny", 100)
+        yield two_backends_row(options, "mid", 5)
     if {"A1", "A3"} & set(rows):
         yield from diffusers_rows(options, rows)
     for row, function in (("A2", compiled_row), ("A1i", int8_row), ("A3b", earlier_row), ("A11", overhead_row)):
