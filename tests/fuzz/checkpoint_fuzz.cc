@@ -10,6 +10,7 @@ std::vector<std::string> FuzzSeeds() {
   bare.step = 1;
   whole.step = 12;
   whole.identity = "model=abc\nkernels=avx2\nbackend of self=TORCH_SDPA\n";
+  whole.order = "a kind of call\t1700000000 SAGE_ATTN 0.25 0.001\n";
   whole.entries = SampleReceipt().entries;
   whole.notes = {"a note", "begun again from step 0, not from step 3: it was damaged"};
   whole.pinned = std::make_shared<const LeaseList>(LeaseList{SampleLease(), SampleLease()});

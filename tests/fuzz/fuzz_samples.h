@@ -36,6 +36,7 @@ inline Receipt SampleReceipt() {
   entry.parameters = R"({"density":0.5})";
   entry.selection.granted = {
       SelectionSource::kAutomatic, AttnBackend::kTorchSdpa, "{}", "lease", 2, true};
+  entry.selection.granted.measured = "0.1 s";
   entry.selection.refusals = {
       {SelectionSource::kRequest, AttnBackend::kSageAttn, "takes head sizes up to 64"}};
   entry.calls = 24;
