@@ -142,9 +142,9 @@ TEST_F(EngineKeeping, AWishThatWasAcceptedOutlivesACrash) {
   {
     FakeEngine fake(Options());
     fake.model.steps.Close();
-    cancelled = fake.Submit("cancelled");
-    aside = fake.Submit("aside");
-    resumed = fake.Submit("resumed");
+    cancelled = fake.Submit("cancelled", [](auto& r) { Steps(r, 40); });
+    aside = fake.Submit("aside", [](auto& r) { Steps(r, 40); });
+    resumed = fake.Submit("resumed", [](auto& r) { Steps(r, 40); });
     for (int64_t all = 0, forward = 1; all < 3; ++forward) {
       ASSERT_TRUE(fake.model.steps.AwaitArrival(forward));
       all = std::ssize(fake.model.forwards().back());
