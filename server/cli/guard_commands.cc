@@ -168,7 +168,7 @@ int Shadow(const Invocation& call) {
 std::vector<Command> GuardCommands() {
   return {
       {"shadow", "[CANDIDATE]",
-       "Compares a backend with what runs, on the server's own work; alone: shows what was found.",
+       "Compares a backend with what runs, on the server's own work; alone: shows findings.",
        Uses::kAdmin, Shadow,
        "  denoisectl shadow SAGE_ATTN --share=5% --ttl=10m\n"
        "  denoisectl shadow SLIDING_TILE_ATTN --baseline=REFERENCE --model=shapes\n"
