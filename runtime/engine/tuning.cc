@@ -87,7 +87,7 @@ std::vector<MeasureShape> ShapesOf(const Pipeline& pipeline, const TuneQuery& qu
 std::vector<AttnBackend> ListedOf(const AttentionSpec& spec, const BackendRegistry& registry) {
   std::vector<AttnBackend> listed;
   for (const BackendRegistry::Entry& entry : registry.entries()) {
-    if (entry.backend != nullptr && std::ranges::count(spec.supported, entry.id) > 0) {
+    if (entry.backend != nullptr && spec.Lists(entry.id)) {
       listed.push_back(entry.id);
     }
   }
