@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 
+import batching_rows
 import decoder_rows
 import gpu_rows
 import model_rows
@@ -72,12 +73,14 @@ GROUPS = (
     (decoder_rows.ROWS, decoder_rows.measure),
     (model_rows.ROWS, model_rows.measure),
     (server_rows.ROWS, server_rows.measure),
+    (batching_rows.ROWS, batching_rows.measure),
     (gpu_rows.ROWS, gpu_rows.measure),
     (("G1", "G2"), in_one_process("gemm_bench")),
-    (("B1", "B1b", "B2", "B5", "B15", "B16"), in_one_process("queue_bench")),
+    (("B1", "B1b", "B2", "B4", "B5", "B15", "B16"), in_one_process("queue_bench")),
     (("A0", "A4", "A5", "A6", "A6b", "A6c", "E1", "E2", "E3", "E11", "E17", "H1"),
      in_one_process("attention_bench")),
     (("H2",), in_one_process("control_bench")),
+    (("B12", "B14", "B17", "E14"), in_one_process("engine_bench")),
 )
 
 

@@ -3,7 +3,7 @@
 //   rpc_bench echo FILE   serves SubmitJob and GetJob by answering with the Job in FILE; prints its
 //                         address; ends with its standard input
 //   rpc_bench client      answers a JSON line for each JSON line: {"do": "sample" | "submit" |
-//                         "get" | "begin" | "flood", ..}
+//                         "get" | "begin", ..}, and the loads of rpc_load.h by their names
 //
 // The echo does what every gRPC server must, and nothing else: it is the floor of the real one.
 #include <grpcpp/grpcpp.h>
@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "denoised/v1/generation.grpc.pb.h"
+#include "tests/bench/rpc_load.h"
 
 namespace denoised {
 namespace {
@@ -87,7 +88,11 @@ class Client {
     if (what == "submit") return TimeSubmit(stub, request);
     if (what == "get") return TimeGet(stub, request);
     if (what == "begin") return Begin(stub, request);
-    if (what == "flood") return Flood(stub, request);
+    if (what == "flood") return Flood(request);
+    if (what == "keep") return Keep(request);
+    if (what == "jobs") return Jobs(request);
+    if (what == "calls") return Calls(request);
+    if (what == "watchers") return Watchers(request);
     return {{"error", "unknown 'do'"}};
   }
 
@@ -99,20 +104,6 @@ class Client {
           grpc::CreateChannel(target, grpc::InsecureChannelCredentials()));
     }
     return *stub;
-  }
-
-  // The smallest job that the model takes, so that the server is idle again at once.
-  static v1::GenerationRequest SmallJob() {
-    v1::GenerationRequest request;
-    request.set_prompt("a red circle moving left");
-    request.set_seed(7);
-    request.set_height(32);
-    request.set_width(32);
-    request.set_num_frames(1);
-    request.set_num_inference_steps(1);
-    request.set_guidance_scale(1);
-    request.add_formats(v1::NPY);
-    return request;
   }
 
   static v1::Job Get(Stub& stub, const std::string& id) {
@@ -139,9 +130,10 @@ class Client {
     }
   }
 
+  // Of the smallest job, so that the server is idle again at once.
   // Writes a finished job to "file" for the echo, and names it.
   static Json Sample(Stub& stub, const Json& request) {
-    const v1::Job job = WaitForEnd(stub, Submit(stub, SmallJob()).id());
+    const v1::Job job = WaitForEnd(stub, Submit(stub, JobOf({})).id());
     if (job.state() != v1::SUCCEEDED) throw std::runtime_error(job.error().message());
     std::ofstream file(request.at("file").get<std::string>(), std::ios::binary);
     if (!job.SerializeToOstream(&file)) throw std::runtime_error("the job could not be written");
@@ -149,7 +141,7 @@ class Client {
   }
 
   static Json TimeSubmit(Stub& stub, const Json& request) {
-    const v1::GenerationRequest job = SmallJob();
+    const v1::GenerationRequest job = JobOf({});
     return Quantiles(request.at("calls"), [&](std::vector<double>* seconds) {
       const auto start = std::chrono::steady_clock::now();
       const std::string id = Submit(stub, job).id();
@@ -171,32 +163,7 @@ class Client {
 
   // A job of many steps, which runs on.
   static Json Begin(Stub& stub, const Json& request) {
-    v1::GenerationRequest job = SmallJob();
-    job.set_height(request.at("height"));
-    job.set_width(request.at("width"));
-    job.set_num_frames(request.at("frames"));
-    job.set_num_inference_steps(request.at("steps"));
-    return {{"job_id", Submit(stub, job).id()}};
-  }
-
-  // `rate` submits a second for `seconds`, whatever the server says to each.
-  static Json Flood(Stub& stub, const Json& request) {
-    const v1::GenerationRequest job = SmallJob();
-    const double rate = request.at("rate"), length = request.at("seconds");
-    const auto start = std::chrono::steady_clock::now();
-    int64_t sent = 0, accepted = 0;
-    while (Since(start) < length) {
-      grpc::ClientContext context;
-      v1::Job reply;
-      accepted += stub.SubmitJob(&context, job, &reply).ok() ? 1 : 0;
-      ++sent;
-      std::this_thread::sleep_until(start + std::chrono::duration<double>(sent / rate));
-    }
-    return {{"sent", sent}, {"accepted", accepted}, {"seconds", Since(start)}};
-  }
-
-  static double Since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return {{"job_id", Submit(stub, JobOf(request)).id()}};
   }
 
   static Json Quantiles(int calls, const std::function<void(std::vector<double>*)>& call) {

@@ -58,17 +58,21 @@ def call_row(options, client, targets, call, calls, **arguments):
             "peer_p99": sorted(quantiles["peer"])[options.pairs // 2]}
 
 
+def metric(http, name):
+    """The sum of a family's samples at /metrics."""
+    with urllib.request.urlopen(f"http://{http}/metrics", timeout=30) as page:
+        text = page.read().decode()
+    return sum(map(float, re.findall(rf"^{name}{{[^}}]*}} (\S+)", text, re.MULTILINE)))
+
+
 class Steps:
     """The mean time of the steps between two looks at /metrics."""
 
     def __init__(self, http):
-        self.url = f"http://{http}/metrics"
+        self.http = http
 
     def look(self):
-        with urllib.request.urlopen(self.url, timeout=30) as page:
-            text = page.read().decode()
-        return tuple(sum(map(float, re.findall(rf"denoised_step_seconds_{what}{{[^}}]*}} (\S+)", text)))
-                     for what in ("count", "sum"))
+        return tuple(metric(self.http, f"denoised_step_seconds_{what}") for what in ("count", "sum"))
 
     def mean(self, seconds):
         begin = self.look()

@@ -158,8 +158,11 @@ class FakeRun : public GenerationRun, public FakeStepRun {
     return std::unique_ptr<GenerationRun>(new FakeRun(*this, std::move(id), planner));
   }
 
-  // "step prompt".
-  std::string Save() const override { return std::to_string(step_) + ' ' + request_.prompt; }
+  // "step prompt", and a line of what the test adds.
+  std::string Save() const override {
+    return std::to_string(step_) + ' ' + request_.prompt +
+           (model_->on_save ? '\n' + model_->on_save() : "");
+  }
 
   const std::string& prompt() const override { return request_.prompt; }
   AttentionPlanner* planner() const override { return request_.planner; }
@@ -192,8 +195,9 @@ class FakeRun : public GenerationRun, public FakeStepRun {
 
   void Restore() {
     const size_t space = request_.saved.find(' ');
-    const bool own =
-        space != std::string::npos && request_.saved.substr(space + 1) == request_.prompt;
+    const std::string rest = space == std::string::npos ? "" : request_.saved.substr(space + 1);
+    const bool own = space != std::string::npos &&
+                     (rest == request_.prompt || rest.starts_with(request_.prompt + '\n'));
     if (!own) throw InvalidField("saved", "belongs to another request");
     const int64_t step = std::atoi(request_.saved.c_str());
     while (step_ < step) Take();

@@ -99,8 +99,9 @@ struct FakeModel {
   InventedBackends backends;
   WorkEstimate estimate;  // of every job and call, but for the units
   std::atomic<int64_t> made_bytes = 0;
-  LatentColours colours;             // of latents with one channel; none: no previews
-  std::function<void()> on_colours;  // engine thread, when they are asked for; may throw
+  LatentColours colours;                 // of latents with one channel; none: no previews
+  std::function<void()> on_colours;      // engine thread, when they are asked for; may throw
+  std::function<std::string()> on_save;  // what a run keeps beside its step and prompt
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order

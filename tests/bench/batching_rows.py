@@ -1,0 +1,88 @@
+"""Rows of the whole server under many clients: B8 and B8b, what sharing forwards gives against one job after
+the other; B16s, ten times the load that it can bear; B18, a thousand watchers.
+"""
+
+import json
+import time
+
+from inputs import model_folder
+from pairs import Worker, alternate, summary
+from server_rows import RPC_BENCH, address, denoised, metric
+
+ROWS = ("B8", "B8b", "B16s", "B18")
+# 96 tokens, the tiny preset's own size.
+SIZE = dict(height=96, width=128, frames=5)
+
+
+def ask_both(options, request, row, name):
+    """Both servers live and take turns; what they answer must be the same."""
+    repository = model_folder("tiny", "float32")
+    threads = f"--threads={options.threads}"
+    digests = set()
+    with denoised(repository, threads) as ours, \
+            denoised(repository, threads, "--batching=off", "--policy=fifo") as peer, \
+            Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
+        def run(ready):
+            answer = client.ask(target=address(ready), **request)
+            digests.add(answer["digest"])
+            return answer["seconds"]
+
+        result = summary(alternate([lambda: run(ours), lambda: run(peer)], options.pairs, warm_ups=3))
+    return {"row": row, "name": name, **result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
+
+
+def jobs_row(options):
+    request = dict(do="jobs", count=8, steps=20, guidance=5.0, latents=True, **SIZE)
+    return ask_both(options, request, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo")
+
+
+def calls_row(options):
+    config = json.loads((model_folder("tiny", "float32") / "model/transformer/config.json").read_text())
+    request = dict(do="calls", count=8, calls=20, shape=[1, config["in_channels"], 2, 12, 16],
+                   text=[1, 20, config["text_dim"]])
+    return ask_both(options, request, "B8b",
+                    "8 clients with 20 Denoise calls each, tiny, against --batching=off --policy=fifo")
+
+
+def overload_row(options):
+    """Rates of the same server in turns: with 32 jobs to choose from and nobody else, and under the flood."""
+    shares, floods = [], []
+    with denoised(model_folder("tiny", "float32"), f"--threads={max(1, options.threads // 2)}") as ready, \
+            Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
+        target, http = address(ready), address(ready, "http")
+
+        def rate(**request):
+            begin, start = metric(http, "denoised_jobs_total"), time.monotonic()
+            told = client.ask(target=target, **request)
+            return (metric(http, "denoised_jobs_total") - begin) / (time.monotonic() - start), told
+
+        job = dict(steps=8, **SIZE)
+        rate(do="keep", outstanding=32, seconds=5, **job)
+        alone = [rate(do="keep", outstanding=32, seconds=10, **job)[0]]
+        for _ in range(3):
+            done, told = rate(do="flood", clients=8, rate=10 * alone[-1], seconds=20, **job)
+            floods.append(told)
+            alone.append(rate(do="keep", outstanding=32, seconds=10, **job)[0])
+            shares.append(done / ((alone[-2] + alone[-1]) / 2))
+    shares.sort()
+    return {"row": "B16s", "name": "jobs a second under ten times the load, share of the uncontended rate",
+            "value": shares[1], "min": shares[0], "max": shares[2], "uncontended": sorted(alone)[1],
+            "submits_a_second": floods[0]["sent"] / floods[0]["seconds"],
+            "refused_p99": max(told["refused_p99"] for told in floods)}
+
+
+def watchers_row(options):
+    threads = max(1, options.threads // 2)
+    with denoised(model_folder("tiny", "float32"), f"--threads={threads}") as ready, \
+            Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
+        told = client.ask(do="watchers", target=address(ready), jobs=10, watchers=1000, connections=10,
+                          seconds=60, height=128, width=208, frames=9, steps=40, latents=True)
+    return {"row": "B18", "name": "1,000 watchers of 10 jobs on 10 connections: p99 of an event's lag, s",
+            "value": max(told["p99"], told["end_p99"]), "p50": told["p50"], "end_p99": told["end_p99"],
+            "events_a_second": told["events"] / told["seconds"], "error": told["lost_ends"], "error_limit": 0}
+
+
+def measure(options, rows):
+    for row, one in zip(ROWS, (jobs_row, calls_row, overload_row, watchers_row)):
+        if row in rows:
+            yield one(options)
