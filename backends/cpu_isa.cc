@@ -49,9 +49,12 @@ std::string Lower(std::string text) {
 
 // MKL heeds its limit on Intel's processors only; on all others it has one path, for AVX2.
 bool IsIntel() {
-  unsigned eax = 0, name[3] = {};
-  __get_cpuid(0, &eax, &name[0], &name[2], &name[1]);
-  return std::memcmp(name, "GenuineIntel", sizeof(name)) == 0;
+  static const bool intel = [] {  // a virtual machine is slow to say
+    unsigned eax = 0, name[3] = {};
+    __get_cpuid(0, &eax, &name[0], &name[2], &name[1]);
+    return std::memcmp(name, "GenuineIntel", sizeof(name)) == 0;
+  }();
+  return intel;
 }
 
 // LibTorch decides at its first look, which this may be.

@@ -50,9 +50,7 @@ std::string CpuName() {
   return name;
 }
 
-}  // namespace
-
-DeviceInfo QueryMachine() {
+DeviceInfo ReadMachine() {
   constexpr uint64_t kAvxStates = 0x6, kAvx512States = 0xe6, kTileStates = 0x60000;
   const uint64_t states = EnabledStates();
   const CpuidLeaf leaf1 = Cpuid(1), leaf7 = Cpuid(7, 0), leaf7_1 = Cpuid(7, 1);
@@ -72,6 +70,14 @@ DeviceInfo QueryMachine() {
     info.amx_int8 = Bit(leaf7.edx, 25);
   }
   return info;
+}
+
+}  // namespace
+
+// A virtual machine is slow to answer CPUID, and its answers do not change.
+DeviceInfo QueryMachine() {
+  static const DeviceInfo machine = ReadMachine();
+  return machine;
 }
 
 }  // namespace denoised

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "runtime/job.h"
@@ -83,10 +84,18 @@ class JobStore {
   // oldest first. Ended ones are there for Get and List.
   virtual std::vector<AcceptedJob> Recover() = 0;
 
-  // A run begins, or goes on in this process after a Recover: the job is RUNNING, and its attempt
-  // has grown by one before this returns, durably. Returns the attempt. NOT_FOUND, or
-  // FAILED_PRECONDITION (reason JOB_FINISHED) for a job that has ended; RESOURCE_EXHAUSTED (DISK).
-  virtual int64_t Start(const std::string& id) = 0;
+  // Runs begin, or go on in this process after a Recover: the jobs are RUNNING, and their attempts
+  // have grown by one before this returns, durably, by one write for all of them. For each its
+  // attempt, or why it did not begin: NOT_FOUND, FAILED_PRECONDITION (reason JOB_FINISHED) for a
+  // job that has ended, RESOURCE_EXHAUSTED (DISK).
+  using Started = std::variant<int64_t, Error>;
+  virtual std::vector<Started> StartAll(const std::vector<std::string>& ids) = 0;
+  // One job: its attempt. Throws what StartAll gives.
+  int64_t Start(const std::string& id) {
+    const Started started = StartAll({id}).front();
+    if (const auto* error = std::get_if<Error>(&started)) throw *error;
+    return std::get<int64_t>(started);
+  }
   // The run ends with the server, in order: the job is QUEUED again, with its last checkpoint, and
   // the start does not count as a crash. Returns when that is kept. No effect on what does not run.
   // Throws RESOURCE_EXHAUSTED (DISK) where it cannot be; a crash that does not count then either.

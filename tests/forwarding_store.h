@@ -26,7 +26,9 @@ class ForwardingStore : public JobStore {
     return inner_->MadeBefore(request);
   }
   std::vector<AcceptedJob> Recover() override { return inner_->Recover(); }
-  int64_t Start(const std::string& id) override { return inner_->Start(id); }
+  std::vector<Started> StartAll(const std::vector<std::string>& ids) override {
+    return inner_->StartAll(ids);
+  }
   void Interrupt(const std::string& id) override { inner_->Interrupt(id); }
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override {
     inner_->Checkpoint(id, step, std::move(bytes));

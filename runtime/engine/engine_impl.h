@@ -153,6 +153,7 @@ class EngineImpl : public Engine {
   void RunTurn(const std::vector<WorkPtr>& turn);
   std::vector<WorkPtr> Begin(const std::vector<WorkPtr>& turn);
   bool WaitsForRoom(const WorkPtr& work, const Error& error);
+  void BeginRun(const WorkPtr& work);  // of what is ready and started
   void BeginCall(CallWork* call);
   void RunAlone(const WorkPtr& work);
   void RunStep(const std::vector<WorkPtr>& works);
@@ -193,6 +194,8 @@ class EngineImpl : public Engine {
 
   // jobs.cc: what a job's store and watchers see. Engine thread, or as the comment says.
   void HoldOrder(TrajectoryWork* work);
+  void MakeReady(JobWork* job);  // throws where there is no room for it now
+  std::vector<std::optional<Error>> StartAll(const std::vector<JobPtr>& jobs);
   void BeginJob(JobWork* job);
   std::unique_ptr<GenerationRun> NewRun(JobWork* job, RunRequest request);
   void EnterStage(JobWork* job, JobStage stage);

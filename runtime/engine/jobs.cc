@@ -35,18 +35,35 @@ void EngineImpl::HoldOrder(TrajectoryWork* work) {
   if (!work->order) work->order = std::make_shared<AutomaticOrder>();
 }
 
-void EngineImpl::BeginJob(JobWork* job) {
+void EngineImpl::MakeReady(JobWork* job) {
   HoldOrder(job);
   job->redo.reset();
   job->planner = std::make_unique<AttentionPlanner>(job->pipeline->planner_setting(),
                                                     SubjectOf(*job), observer_);
   job->planner->Pin(job->pinned);
   RequireMemoryNow(job);
-  if (!job->started) job->attempt = store_->Start(job->id);
-  {
-    const std::lock_guard lock(mutex_);
-    job->started = true;
+}
+
+// Jobs that begin together wait for one write to the disk. What each failed with.
+std::vector<std::optional<Error>> EngineImpl::StartAll(const std::vector<JobPtr>& jobs) {
+  std::vector<std::string> ids;
+  for (const JobPtr& job : jobs) ids.push_back(job->id);
+  std::vector<std::optional<Error>> errors(jobs.size());
+  if (jobs.empty()) return errors;
+  const auto started = store_->StartAll(ids);
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    if (const auto* error = std::get_if<Error>(&started[i])) {
+      errors[i] = *error;
+    } else {
+      jobs[i]->attempt = std::get<int64_t>(started[i]);
+      jobs[i]->started = true;
+    }
   }
+  return errors;
+}
+
+void EngineImpl::BeginJob(JobWork* job) {
   if (!std::exchange(job->told_start, true)) {
     observer_->OnJobStarted(job->parameters.model, job->priority, SecondsSince(job->queued_at));
   }

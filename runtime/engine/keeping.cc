@@ -118,7 +118,10 @@ bool EngineImpl::BeginsAnew(const WorkPtr& work, const Error& error) {
   if (reached == 0) return false;
   LetGo(job.get());
   job->begins_anew = {reached, error.what()};
-  const auto failed = Caught([&] { BeginJob(job.get()); });
+  const auto failed = Caught([&] {
+    MakeReady(job.get());
+    BeginJob(job.get());
+  });
   failed ? End(work, failed) : PutBack(work);
   return true;
 }

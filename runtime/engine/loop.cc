@@ -1,5 +1,6 @@
 // The engine thread: one unit of work after the other.
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -167,17 +168,23 @@ void EngineImpl::RunTurn(const std::vector<WorkPtr>& turn) {
 
 // Gives what has none a run; those that could not begin have ended.
 std::vector<WorkPtr> EngineImpl::Begin(const std::vector<WorkPtr>& turn) {
-  std::vector<WorkPtr> begun;
+  std::map<WorkPtr, std::optional<Error>> errors;
+  std::vector<JobPtr> starting;
   for (const WorkPtr& work : turn) {
-    const auto error = Caught([&] {
+    const JobPtr job = work->run() == nullptr ? JobOf(work) : nullptr;
+    errors[work] = Caught([&] {
       if (work->run() != nullptr) return;
       if (const auto why = WhyStop(*work)) throw *why;
-      if (const JobPtr job = JobOf(work)) {
-        BeginJob(job.get());
-      } else {
-        BeginCall(static_cast<CallWork*>(work.get()));
-      }
+      if (job) MakeReady(job.get());
     });
+    if (job && !job->started && !errors[work]) starting.push_back(job);
+  }
+  const auto failed = StartAll(starting);
+  for (size_t i = 0; i < starting.size(); ++i) errors[starting[i]] = failed[i];
+  std::vector<WorkPtr> begun;
+  for (const WorkPtr& work : turn) {
+    std::optional<Error>& error = errors[work];
+    if (!error && work->run() == nullptr) error = Caught([&] { BeginRun(work); });
     if (!error) {
       begun.push_back(work);
     } else if (!WaitsForRoom(work, *error)) {
@@ -185,6 +192,11 @@ std::vector<WorkPtr> EngineImpl::Begin(const std::vector<WorkPtr>& turn) {
     }
   }
   return begun;
+}
+
+void EngineImpl::BeginRun(const WorkPtr& work) {
+  if (const JobPtr job = JobOf(work)) return BeginJob(job.get());
+  BeginCall(static_cast<CallWork*>(work.get()));
 }
 
 // What was accepted does not fail for want of room that others will give back, or of a disk that

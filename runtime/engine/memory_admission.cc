@@ -24,7 +24,7 @@ int64_t MostShadowBytes(const std::string& max_memory) {
 
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,
                               int64_t held) const {
-  const auto limit = budget_.Now();
+  const auto limit = RecentLimit();
   const int64_t before = loaded_ + held, needed = before + estimate.peak_bytes;
   if (!limit || needed <= limit->bytes) return;
   // Where both round to one figure, exactly.
@@ -39,7 +39,7 @@ void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estim
               "", "MEMORY");
 }
 
-// The engine asks at every step; files of the kernel need not be read for that.
+// The engine asks at every submit, begin and step; files of the kernel need not be read for that.
 std::optional<MemoryBudget::Limit> MemoryAdmission::RecentLimit() const {
   constexpr std::chrono::seconds kRecent(1);
   const std::lock_guard lock(mutex_);

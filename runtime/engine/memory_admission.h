@@ -29,8 +29,8 @@ class MemoryAdmission {
   // `held` = results, waiting requests and whatever else lies beside it.
   void Require(const std::string& what, const WorkEstimate& estimate, int64_t held) const;
 
-  // What work may take beside `held`; the largest number where nothing limits it. This and Lacking
-  // take a limit that was read within the last second, Require the present one.
+  // What work may take beside `held`; the largest number where nothing limits it. All three take a
+  // limit that was read within the last second.
   int64_t Available(int64_t held) const;
 
   // Bytes by which it does not fit; 0 where it does.

@@ -72,7 +72,9 @@ class DurableJobStore : public JobStore {
     return feed_.MadeBefore(request.idempotency_key, RequestDigest(request));
   }
   std::vector<AcceptedJob> Recover() override;
-  int64_t Start(const std::string& id) override { return feed_.Start(id, Keep("start")); }
+  std::vector<Started> StartAll(const std::vector<std::string>& ids) override {
+    return feed_.StartAll(ids, Keep("start"));
+  }
   void Interrupt(const std::string& id) override;
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override;
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override;
@@ -232,15 +234,15 @@ std::pair<JobSnapshot, bool> DurableJobStore::Add(const JobSnapshot& job,
 }
 
 Feed::Keep DurableJobStore::Keep(std::string verb) {
-  return [this, verb = std::move(verb)](const JobRow& row) {
-    const std::string& id = row.job.id;
-    if (IsTerminal(row.job.state)) {
-      return ledger_.Finish(row, [this, id] {
+  return [this, verb = std::move(verb)](const std::vector<JobRow>& rows) {
+    const JobSnapshot& first = rows.front().job;
+    if (IsTerminal(first.state)) {  // it is one then
+      return ledger_.Finish(rows.front(), [this, id = first.id] {
         feed_.Settle(id);
         Settled(id);
       });
     }
-    ledger_.Change(verb, {row});
+    ledger_.Change(verb, rows);
     return true;
   };
 }

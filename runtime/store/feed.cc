@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <iterator>
+#include <set>
 #include <utility>
+
+#include "runtime/caught.h"
 
 namespace denoised {
 namespace {
@@ -184,23 +187,34 @@ std::optional<JobSnapshot> Feed::Update(const std::string& id, const Change& cha
   return Apply(id, change, keep, Way::kForward);
 }
 
-int64_t Feed::Start(const std::string& id, const Keep& keep) {
-  bool begun = false;
-  const auto job = Apply(
-      id,
-      [&](JobSnapshot& next) {
-        begun = true;
-        ++next.attempt;
-        next.state = JobState::kRunning;
-        next.queue_position = 0;
-        next.starts_in_seconds.reset();
-        if (!next.started_at) next.started_at = std::chrono::system_clock::now();
-      },
-      keep, Way::kForward);
-  if (!job) throw NoJob(id);
-  if (begun) return job->attempt;
-  throw Error(StatusCode::kFailedPrecondition, "job '" + id + "' has already ended", "job_id",
-              "JOB_FINISHED");
+std::vector<JobStore::Started> Feed::StartAll(const std::vector<std::string>& ids,
+                                              const Keep& keep) {
+  std::set<std::string> begun;
+  const auto begin = [&](JobSnapshot& next) {
+    begun.insert(next.id);
+    ++next.attempt;
+    next.state = JobState::kRunning;
+    next.queue_position = 0;
+    next.starts_in_seconds.reset();
+    if (!next.started_at) next.started_at = std::chrono::system_clock::now();
+  };
+  std::vector<std::optional<JobSnapshot>> jobs;
+  if (const auto error = Caught([&] { jobs = ApplyAll(ids, begin, keep, Way::kForward); })) {
+    return std::vector<JobStore::Started>(ids.size(), *error);
+  }
+  std::vector<JobStore::Started> started;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (!jobs[i]) {
+      started.emplace_back(NoJob(ids[i]));
+    } else if (begun.contains(ids[i])) {
+      started.emplace_back(jobs[i]->attempt);
+    } else {
+      started.emplace_back(Error(StatusCode::kFailedPrecondition,
+                                 "job '" + ids[i] + "' has already ended", "job_id",
+                                 "JOB_FINISHED"));
+    }
+  }
+  return started;
 }
 
 void Feed::Interrupt(const std::string& id, const Keep& keep) {
@@ -215,44 +229,69 @@ void Feed::Interrupt(const std::string& id, const Keep& keep) {
 
 std::optional<JobSnapshot> Feed::Apply(const std::string& id, const Change& change,
                                        const Keep& keep, Way way) {
+  return ApplyAll({id}, change, keep, way).front();
+}
+
+std::vector<std::optional<JobSnapshot>> Feed::ApplyAll(const std::vector<std::string>& ids,
+                                                       const Change& change, const Keep& keep,
+                                                       Way way) {
   std::unique_lock lock(mutex_);
-  Record* record = AwaitUnchanging(id, &lock);
-  if (!record) return std::nullopt;
-  if (record->next) return record->next;
-  if (IsTerminal(record->row.job.state)) return record->row.job;
-  JobSnapshot next = record->row.job;
-  change(next);
-  if (way == Way::kForward) RequireForward(record->row.job, next.state);
-  next.sequence = record->row.job.sequence + 1;
-  const JobSnapshot& before = record->row.job;
-  const bool durable =
-      next.state != before.state || next.attempt != before.attempt || next.asked != before.asked;
-  if (keep && durable) {
-    record->next = next;
-    JobRow row = record->row;
-    row.job = next;
+  std::vector<std::optional<JobSnapshot>> after(ids.size());
+  std::vector<size_t> changed;
+  std::vector<JobRow> rows;  // of what is to be durable first
+  const auto undo = [&] {
+    for (const JobRow& row : rows) Find(row.job.id)->next.reset();
+    settled_.notify_all();
+  };
+  try {
+    for (size_t i = 0; i < ids.size(); ++i) {
+      Record* record = AwaitUnchanging(ids[i], &lock);
+      if (!record) continue;
+      const JobSnapshot& before = record->row.job;
+      after[i] = record->next ? *record->next : before;
+      if (record->next || IsTerminal(before.state)) continue;
+      JobSnapshot& next = *after[i];
+      change(next);
+      if (way == Way::kForward) RequireForward(before, next.state);
+      next.sequence = before.sequence + 1;
+      changed.push_back(i);
+      const bool durable = next.state != before.state || next.attempt != before.attempt ||
+                           next.asked != before.asked;
+      if (!keep || !durable) continue;
+      rows.push_back(record->row);
+      rows.back().job = next;
+      record->next = next;
+    }
+  } catch (...) {
+    undo();
+    throw;
+  }
+  if (!rows.empty()) {
     lock.unlock();
     bool kept = false;
     try {
-      kept = keep(row);
+      kept = keep(rows);
     } catch (...) {
       lock.lock();
-      record->next.reset();
-      settled_.notify_all();
+      undo();
       throw;
     }
     lock.lock();
     if (!kept) {
-      // It may have been settled, and even forgotten, before this thread came back.
-      record = Find(id);
-      if (record) record->held = record->next.has_value();
+      // They may have been settled, and even forgotten, before this thread came back.
+      for (const JobRow& row : rows) {
+        if (Record* record = Find(row.job.id)) record->held = record->next.has_value();
+      }
       settled_.notify_all();
-      return next;
+      return after;
     }
   }
-  const Woken woken = Show(record, std::move(next));
-  JobSnapshot after = record->row.job;
-  if (IsTerminal(after.state)) End(id, record);  // which may forget it
+  Woken woken;
+  for (const size_t i : changed) {
+    Record* record = Find(ids[i]);
+    std::ranges::move(Show(record, *after[i]), std::back_inserter(woken));
+    if (IsTerminal(after[i]->state)) End(ids[i], record);  // which may forget it
+  }
   lock.unlock();
   for (const auto& watcher : woken) watcher->wake();
   return after;

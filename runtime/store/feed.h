@@ -28,9 +28,9 @@ namespace denoised {
 
 class Feed {
  public:
-  // Makes a change of state, attempt or wish durable, without the lock. True: it is. False: it
-  // will be, and Settle() follows then. What it throws undoes the change.
-  using Keep = std::function<bool(const JobRow& after)>;
+  // Makes changes of state, attempt or wish durable, all or none, without the lock. True: they are.
+  // False: they will be, and Settle() of each follows then. What it throws undoes them.
+  using Keep = std::function<bool(const std::vector<JobRow>& after)>;
   using Change = std::function<void(JobSnapshot&)>;
   using SystemTime = std::chrono::system_clock::time_point;
 
@@ -55,7 +55,7 @@ class Feed {
 
   // JobStore::Update. Without `keep` nothing is made durable.
   std::optional<JobSnapshot> Update(const std::string& id, const Change& change, const Keep& keep);
-  int64_t Start(const std::string& id, const Keep& keep);
+  std::vector<JobStore::Started> StartAll(const std::vector<std::string>& ids, const Keep& keep);
   void Interrupt(const std::string& id, const Keep& keep);
   // The change that `keep` answered with false is durable now.
   void Settle(const std::string& id);
@@ -119,6 +119,9 @@ class Feed {
   Record* Find(const std::string& id);
   std::optional<JobSnapshot> Apply(const std::string& id, const Change& change, const Keep& keep,
                                    Way way);
+  // The same change of several, kept as one: what each is afterwards.
+  std::vector<std::optional<JobSnapshot>> ApplyAll(const std::vector<std::string>& ids,
+                                                   const Change& change, const Keep& keep, Way way);
   Record* AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock);
   Woken Show(Record* record, JobSnapshot next);
   void End(const std::string& id, Record* record);

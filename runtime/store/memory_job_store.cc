@@ -29,7 +29,9 @@ class MemoryJobStore : public JobStore {
     return feed_.MadeBefore(request.idempotency_key, RequestDigest(request));
   }
   std::vector<AcceptedJob> Recover() override { return {}; }
-  int64_t Start(const std::string& id) override { return feed_.Start(id, {}); }
+  std::vector<Started> StartAll(const std::vector<std::string>& ids) override {
+    return feed_.StartAll(ids, {});
+  }
   void Interrupt(const std::string& id) override { feed_.Interrupt(id, {}); }
   void Checkpoint(const std::string&, int64_t, std::string) override {}
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string&) override {

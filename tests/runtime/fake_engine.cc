@@ -13,10 +13,12 @@ std::pair<JobSnapshot, bool> RecordingStore::Add(const JobSnapshot& job,
   return added;
 }
 
-int64_t RecordingStore::Start(const std::string& id) {
-  const int64_t attempt = inner().Start(id);
-  if (const auto job = inner().Get(id)) Record(*job);
-  return attempt;
+std::vector<JobStore::Started> RecordingStore::StartAll(const std::vector<std::string>& ids) {
+  auto started = inner().StartAll(ids);
+  for (const std::string& id : ids) {
+    if (const auto job = inner().Get(id)) Record(*job);
+  }
+  return started;
 }
 
 void RecordingStore::Interrupt(const std::string& id) {

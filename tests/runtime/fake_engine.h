@@ -124,7 +124,7 @@ class RecordingStore : public ForwardingStore {
 
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
                                    const GenerationRequest& request) override;
-  int64_t Start(const std::string& id) override;
+  std::vector<Started> StartAll(const std::vector<std::string>& ids) override;
   void Interrupt(const std::string& id) override;
   std::optional<JobSnapshot> Update(const std::string& id,
                                     const std::function<void(JobSnapshot&)>& change) override;

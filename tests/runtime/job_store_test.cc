@@ -372,6 +372,23 @@ TEST_P(JobStoreTest, StatesMoveForwardOnly) {
   EXPECT_THROW(store_->Start("absent"), Error);
 }
 
+TEST_P(JobStoreTest, SeveralStartAsOneAndEachIsAnswered) {
+  Add("abe");
+  End(*store_, "e");
+  const auto started = store_->StartAll({"a", "absent", "e", "b"});
+  ASSERT_EQ(started.size(), 4u);
+  EXPECT_EQ(std::get<int64_t>(started[0]), 1);
+  EXPECT_EQ(std::get<Error>(started[1]).reason(), "JOB_NOT_FOUND");
+  EXPECT_EQ(std::get<Error>(started[2]).reason(), "JOB_FINISHED");
+  EXPECT_EQ(std::get<int64_t>(started[3]), 1);
+  for (const char* id : {"a", "b"}) {
+    EXPECT_EQ(store_->Get(id)->state, JobState::kRunning);
+    EXPECT_EQ(store_->Get(id)->sequence, 2u);
+  }
+  EXPECT_EQ(store_->Get("e")->state, JobState::kSucceeded);
+  EXPECT_TRUE(store_->StartAll({}).empty());
+}
+
 TEST_P(JobStoreTest, AKeyMakesOneJobOfOneRequest) {
   GenerationRequest request;
   request.idempotency_key = "order 7";

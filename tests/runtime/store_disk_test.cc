@@ -42,6 +42,10 @@ class FailingDisk : public StoreHooks {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return failures_ >= count; });
   }
+  int failures() {
+    const std::lock_guard lock(mutex_);
+    return failures_;
+  }
 
   std::atomic<bool> full{false};
 
@@ -141,6 +145,19 @@ TEST_F(StoreOnABadDisk, AStartThatIsNotKeptDidNotHappen) {
   EXPECT_EQ(store_->Get("a")->attempt, 0);
   disk_.Fail("");
   EXPECT_EQ(store_->Start("a"), 1);
+}
+
+TEST_F(StoreOnABadDisk, StartsOfSeveralAreOneWriteAndNoneHappensWithoutIt) {
+  const std::vector<std::string> ids = {"a", "b", "c"};
+  for (const std::string& id : ids) store_->Add(NewJob(id), NewRequest());
+  disk_.Fail("start");
+  for (const auto& started : store_->StartAll(ids)) {
+    EXPECT_EQ(std::get<Error>(started).reason(), "DISK");
+  }
+  EXPECT_LE(disk_.failures(), 2) << "with a probe beside it, it is tried by itself as well";
+  for (const std::string& id : ids) EXPECT_EQ(store_->Get(id)->state, JobState::kQueued);
+  disk_.Fail("");
+  for (const auto& started : store_->StartAll(ids)) EXPECT_EQ(std::get<int64_t>(started), 1);
 }
 
 TEST_F(StoreOnABadDisk, SequencesRiseFromLifeToLifeThoughTheDiskDidNotTakeTheirStarts) {
