@@ -62,7 +62,7 @@ def metric(http, name):
     """The sum of a family's samples at /metrics."""
     with urllib.request.urlopen(f"http://{http}/metrics", timeout=30) as page:
         text = page.read().decode()
-    return sum(map(float, re.findall(rf"^{name}{{[^}}]*}} (\S+)", text, re.MULTILINE)))
+    return sum(map(float, re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)", text, re.MULTILINE)))
 
 
 class Steps:
