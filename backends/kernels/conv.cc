@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
 
-#include "backends/kernels/activations.h"
+#include "backends/kernels/conv_finish.h"
 #include "backends/kernels/gemm_kernels.h"
-#include "backends/kernels/rounding.h"
 #include "backends/stop_point.h"
 
 namespace denoised::kernels {
@@ -81,74 +79,6 @@ void PackStrip(const Channels& channels, const void* const* positions, int count
     }
   }
 }
-
-// ---- results -----------------------------------------------------------------------------------
-
-// One position: its sums [N, rounded up to 8] become what is stored.
-template <typename T>
-class Finisher {
- public:
-  Finisher(const ConvolutionCall& call, int64_t n) : call_(call), n_(n) {
-    root_ = static_cast<float>(std::sqrt(static_cast<double>(n)));
-  }
-
-  void Run(float* sums, int64_t frame, int64_t offset) const {
-    const T* added = call_.added != nullptr ? static_cast<const T*>(call_.added[frame]) : nullptr;
-    __m256 squares = _mm256_setzero_ps();
-    for (int64_t c = 0; c < n_; c += kLanes) {
-      __m256 x = _mm256_loadu_ps(sums + c);
-      if (call_.bias != nullptr) x = _mm256_add_ps(x, _mm256_loadu_ps(call_.bias + c));
-      if (added != nullptr) x = _mm256_add_ps(x, LoadSome(added + offset + c, n_ - c));
-      _mm256_storeu_ps(sums + c, x);
-      squares = _mm256_fmadd_ps(x, x, squares);
-    }
-    if (call_.out != nullptr) {
-      T* out = static_cast<T*>(call_.out[frame]) + offset;
-      for (int64_t c = 0; c < n_; c += kLanes) {
-        StoreSome(out + c, _mm256_loadu_ps(sums + c), n_ - c);
-      }
-    }
-    if (call_.normed != nullptr) {
-      Norm(sums, squares, static_cast<T*>(call_.normed[frame]) + offset);
-    }
-  }
-
- private:
-  static constexpr int64_t kLanes = 8;
-
-  static __m256 LoadSome(const T* x, int64_t count) {
-    if (count >= kLanes) return LoadEight(x);
-    T some[kLanes] = {};
-    std::memcpy(some, x, static_cast<size_t>(count) * sizeof(T));
-    return LoadEight(some);
-  }
-
-  static void StoreSome(T* y, __m256 x, int64_t count) {
-    if (count >= kLanes) return StoreEight(y, x);
-    T some[kLanes];
-    StoreEight(some, x);
-    std::memcpy(y, some, static_cast<size_t>(count) * sizeof(T));
-  }
-
-  void Norm(const float* sums, __m256 squares, T* out) const {
-    constexpr float kSmallestLength = 1e-12f;
-    alignas(32) float lanes[kLanes];
-    _mm256_store_ps(lanes, squares);
-    float total = 0;
-    for (const float lane : lanes) total += lane;
-    const float length = std::max(std::sqrt(total), kSmallestLength);
-    const __m256 scale = _mm256_set1_ps(root_ / length);
-    for (int64_t c = 0; c < n_; c += kLanes) {
-      __m256 x = _mm256_mul_ps(_mm256_loadu_ps(sums + c), scale);
-      x = _mm256_mul_ps(x, _mm256_loadu_ps(call_.gamma + c));
-      StoreSome(out + c, call_.silu ? Silu8(x) : x, n_ - c);
-    }
-  }
-
-  const ConvolutionCall& call_;
-  const int64_t n_;
-  float root_;
-};
 
 // ---- one call ----------------------------------------------------------------------------------
 

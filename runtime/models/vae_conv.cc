@@ -59,6 +59,9 @@ VaeConvolution::VaeConvolution(const at::Tensor& weight, const at::Tensor& bias)
   panels_ = std::make_shared<const kernels::WeightPanels>(
       taps.const_data_ptr(), element, out, taps.size(1) * taps.size(2), isa, RunOnAtenThreads);
   bias_ = WholePanels(bias, *panels_);
+  if (!kernels::WinogradWeight::Suits(taps_, in_channels_, out, element, isa)) return;
+  winograd_ = std::make_shared<const kernels::WinogradWeight>(
+      taps.const_data_ptr<float>(), taps_, in_channels_, out, isa, RunOnAtenThreads);
 }
 
 at::Tensor VaeConvolution::Weight() const {
@@ -120,6 +123,7 @@ void VaeConvolution::Into(const Volume& in, RowRange rows, int64_t first_row, in
   call.frames = static_cast<int64_t>(in.frames.size()) - taps_.frames + 1;
   call.rows = rows.size();
   call.columns = call.in_columns;
+  call.origin_row = rows.first;
   call.bias = bias_.const_data_ptr<float>();
   call.added = added.empty() ? nullptr : added.data();
   call.out = out.empty() ? nullptr : out.data();
@@ -130,6 +134,7 @@ void VaeConvolution::Into(const Volume& in, RowRange rows, int64_t first_row, in
     call.silu = true;
     call.normed = out_normed.data();
   }
+  if (winograd_) return kernels::ConvolveWinograd(call, *winograd_, RunOnAtenThreads);
   kernels::Convolve(call, *panels_, RunOnAtenThreads);
 }
 

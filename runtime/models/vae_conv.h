@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "backends/kernels/conv.h"
+#include "backends/kernels/conv_winograd.h"
 #include "runtime/models/layers.h"
 #include "runtime/models/vae_rows.h"
 
@@ -58,6 +59,7 @@ class VaeConvolution {
             const Target& target) const;
 
   std::shared_ptr<const kernels::WeightPanels> panels_;
+  std::shared_ptr<const kernels::WinogradWeight> winograd_;  // where it suits, what Run takes
   at::Tensor bias_;  // float32, whole panels
   kernels::Taps taps_;
   int64_t in_channels_ = 0;

@@ -209,10 +209,11 @@ void WanVaeDecoder::Emit(const at::Tensor& frames, int64_t first_frame, int64_t 
   sink({frames.permute({3, 0, 1, 2}).unsqueeze(0), first_frame, first_row});
 }
 
-// The network's own form, and one more of a layer at a time.
+// The network's own form, and one more of a layer at a time; packed, a layer may hold its weights
+// at Winograd's points as well, sixteen for nine.
 int64_t WanVaeDecoder::ConversionBytes(LinearNumerics numerics) const {
-  const bool kept = Packs(numerics) == (packed_ != nullptr);
-  return kept ? 0 : tensors_.bytes * 5 / 4;
+  if (Packs(numerics) == (packed_ != nullptr)) return 0;
+  return Packs(numerics) ? 3 * tensors_.bytes : tensors_.bytes * 5 / 4;
 }
 
 LoadOptions WanVaeDecoder::FromKept() const {

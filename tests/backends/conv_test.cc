@@ -1,5 +1,6 @@
-// Implicit convolutions on the packed product: close to float64, and the same bits whichever part
-// of a volume a call computes, alone or with other frames, on any number of threads.
+// Implicit convolutions on the packed product, and those of Winograd's patches: close to float64,
+// and the same bits whichever part of a volume a call computes, alone or with other frames, on any
+// number of threads.
 #include "backends/kernels/conv.h"
 
 #include <ATen/ATen.h>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/kernels/conv_winograd.h"
 #include "tests/backends/gemm_calls.h"
 
 namespace denoised::kernels {
@@ -32,6 +34,7 @@ struct HowConvolved {
   int64_t first_row = 0, rows = 0;  // of the output; 0 rows: all of them
   int64_t gap = 0;                  // elements between positions, of input and output
   bool added = false, normed = false;
+  bool winograd = false;
 };
 
 class ConvTest : public testing::TestWithParam<GemmCase> {
@@ -50,11 +53,24 @@ class ConvTest : public testing::TestWithParam<GemmCase> {
             at::rand({n}) + 0.5};
   }
 
-  WeightPanels Pack(const at::Tensor& weight) const {
+  at::Tensor TapsOf(const at::Tensor& weight) const {
     const int64_t c = weight.size(1), padded = TapChannels(c, isa());
     at::Tensor taps = at::zeros({weight.size(0), weight[0][0].numel(), padded}, weight.options());
     taps.narrow(2, 0, c).copy_(weight.flatten(2).transpose(1, 2));
-    return WeightPanels(taps.const_data_ptr(), element(), taps.size(0), taps[0].numel(), isa());
+    return taps;
+  }
+
+  void Run(const ConvolutionCall& call, const at::Tensor& weight, const HowConvolved& how) const {
+    const at::Tensor taps = TapsOf(weight);
+    if (!how.winograd) {
+      const WeightPanels panels(taps.const_data_ptr(), element(), taps.size(0), taps[0].numel(),
+                                isa());
+      return Convolve(call, panels, OnThreads(how.threads));
+    }
+    ASSERT_TRUE(WinogradWeight::Suits(call.taps, call.channels, taps.size(0), element(), isa()));
+    const WinogradWeight points(taps.const_data_ptr<float>(), call.taps, call.channels,
+                                taps.size(0), isa(), OnThreads(how.threads));
+    ConvolveWinograd(call, points, OnThreads(how.threads));
   }
 
   // x [T, H, W, C], the first kt - 1 frames of which are the past. Gives [T - kt + 1, rows, W, N].
@@ -87,6 +103,7 @@ class ConvTest : public testing::TestWithParam<GemmCase> {
     call.first_column = -w.size(4) / 2;
     call.frames = frames;
     call.rows = rows;
+    call.origin_row = how.first_row;
     call.columns = x.size(2);
     call.bias = bias.const_data_ptr<float>();
     if (how.added) call.added = added.data();
@@ -99,9 +116,44 @@ class ConvTest : public testing::TestWithParam<GemmCase> {
     } else {
       call.out = outputs.data();
     }
-    Convolve(call, Pack(w), OnThreads(how.threads));
+    Run(call, w, how);
     EXPECT_TRUE(out.narrow(3, n, how.gap).eq(untouched).all().item<bool>());
     return out.narrow(3, 0, n).contiguous();
+  }
+
+  void ExpectAPartHasTheBitsOfTheWhole(bool winograd) const {
+    for (const auto& [c, n] :
+         std::vector<std::pair<int64_t, int64_t>>{{5, 7}, {96, 40}, {300, 70}}) {
+      const Layer layer = MakeLayer(n, c, {3, 3, 3});
+      const at::Tensor x = Random({6, 11, 29, c});
+      for (const bool normed : {false, true}) {
+        HowConvolved how;
+        how.winograd = winograd;
+        how.added = true;
+        how.normed = normed;
+        const at::Tensor whole = Convolved(x, layer, how);
+        HowConvolved other = how;
+        for (const int threads : {2, 3}) {
+          other.threads = threads;
+          EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole)) << threads;
+        }
+        other.gap = 3;
+        EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole));
+        for (const auto& [first, rows] :
+             std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {3, 5}, {10, 1}}) {
+          other.first_row = first;
+          other.rows = rows;
+          EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole.narrow(1, first, rows)));
+        }
+      }
+      HowConvolved how;
+      how.winograd = winograd;
+      const at::Tensor whole = Convolved(x, layer, how);
+      for (int64_t t = 0; t < 4; ++t) {
+        EXPECT_TRUE(at::equal(Convolved(x.narrow(0, t, 3), layer, how), whole.narrow(0, t, 1)))
+            << t;
+      }
+    }
   }
 
   // Numbers that follow from their position, so that a part has those of the whole.
@@ -142,35 +194,7 @@ TEST_P(ConvTest, IsCloseToFloat64AtEveryRaggedSize) {
   }
 }
 
-TEST_P(ConvTest, APartHasTheBitsOfTheWhole) {
-  for (const auto& [c, n] : std::vector<std::pair<int64_t, int64_t>>{{5, 7}, {96, 40}, {300, 70}}) {
-    const Layer layer = MakeLayer(n, c, {3, 3, 3});
-    const at::Tensor x = Random({6, 11, 29, c});
-    for (const bool normed : {false, true}) {
-      HowConvolved how;
-      how.added = true;
-      how.normed = normed;
-      const at::Tensor whole = Convolved(x, layer, how);
-      HowConvolved other = how;
-      for (const int threads : {2, 3}) {
-        other.threads = threads;
-        EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole)) << threads;
-      }
-      other.gap = 3;
-      EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole));
-      for (const auto& [first, rows] :
-           std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {3, 5}, {10, 1}}) {
-        other.first_row = first;
-        other.rows = rows;
-        EXPECT_TRUE(at::equal(Convolved(x, layer, other), whole.narrow(1, first, rows)));
-      }
-    }
-    const at::Tensor whole = Convolved(x, layer);
-    for (int64_t t = 0; t < 4; ++t) {
-      EXPECT_TRUE(at::equal(Convolved(x.narrow(0, t, 3), layer), whole.narrow(0, t, 1))) << t;
-    }
-  }
-}
+TEST_P(ConvTest, APartHasTheBitsOfTheWhole) { ExpectAPartHasTheBitsOfTheWhole(false); }
 
 TEST_P(ConvTest, FramesOfZerosMayBeLeftOut) {
   const Layer layer = MakeLayer(33, 20, {3, 3, 3});
@@ -179,6 +203,91 @@ TEST_P(ConvTest, FramesOfZerosMayBeLeftOut) {
   EXPECT_LE(ErrorShare(Convolved(x, layer), InFloat64(x, layer.weight, layer.bias),
                        InFloat64(x.abs(), layer.weight.abs(), layer.bias.abs())),
             1);
+}
+
+// What a sum of products of Winograd's patches can be as large as, in each term: a result of three
+// taps of a line has terms of no more than twice all taps times each position that it sees.
+at::Tensor WinogradMagnitudes(const at::Tensor& weight) {
+  return (4 * weight.abs().sum({3, 4}, /*keepdim=*/true)).expand(weight.sizes());
+}
+
+double RelativeError(const at::Tensor& y, const at::Tensor& wanted) {
+  return ((y.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+// Those that have panels of float32.
+class WinogradTest : public ConvTest {
+ protected:
+  static HowConvolved How() {
+    HowConvolved how;
+    how.winograd = true;
+    return how;
+  }
+  void ExpectClose(const Layer& layer, const at::Tensor& x) const {
+    const at::Tensor y = Convolved(x, layer, How());
+    const at::Tensor wanted = InFloat64(x, layer.weight, layer.bias);
+    EXPECT_LE(ErrorShare(y, wanted,
+                         InFloat64(x.abs(), WinogradMagnitudes(layer.weight), layer.bias.abs())),
+              1)
+        << x.sizes() << layer.weight.sizes();
+    EXPECT_LE(RelativeError(y, wanted), 1e-6) << x.sizes() << layer.weight.sizes();
+  }
+};
+
+TEST_P(WinogradTest, IsCloseToFloat64AtEveryRaggedSize) {
+  for (const int64_t frames : {1, 3}) {
+    for (const int64_t c : {1, 3, 16, 97, 300}) {
+      for (const int64_t n : {3, 33, 96}) {
+        for (const auto& [height, width] :
+             std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {4, 5}, {3, 12}, {8, 27}}) {
+          const Layer layer = MakeLayer(n, c, {frames, 3, 3});
+          ExpectClose(layer, Random({frames + 1, height, width, c}));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(WinogradTest, APartHasTheBitsOfTheWhole) { ExpectAPartHasTheBitsOfTheWhole(true); }
+
+TEST_P(WinogradTest, FramesOfZerosMayBeLeftOut) {
+  const Layer layer = MakeLayer(33, 20, {3, 3, 3});
+  at::Tensor x = Random({4, 5, 9, 20});
+  x.narrow(0, 0, 2).zero_();
+  ExpectClose(layer, x);
+}
+
+TEST_P(WinogradTest, WhatIsNotFiniteReachesItsNeighboursOnly) {
+  const Layer layer = MakeLayer(10, 8, {1, 3, 3});
+  for (const float value : {NAN, INFINITY}) {
+    for (const int64_t row : {0, 3, 4, 8}) {
+      for (const int64_t column : {0, 12, 13, 29}) {
+        at::Tensor x = Random({1, 9, 30, 8});
+        x[0][row][column][2] = value;
+        const at::Tensor bad =
+            Convolved(x, layer, How()).isfinite().logical_not().any(3).squeeze(0);
+        at::Tensor wanted = at::zeros({9, 30}, at::kBool);
+        for (int64_t i = row - 1; i <= row + 1; ++i) {
+          for (int64_t j = column - 1; j <= column + 1; ++j) {
+            if (i >= 0 && i < 9 && j >= 0 && j < 30) wanted[i][j] = true;
+          }
+        }
+        EXPECT_TRUE(at::equal(bad, wanted)) << row << ", " << column << ", " << value;
+      }
+    }
+  }
+}
+
+TEST(WinogradWeightTest, SuitsSmallKernelsOfThreeByThreeInFloat32) {
+  const auto suits = [](const Taps& taps, int64_t channels, Element element, GemmIsa isa) {
+    return WinogradWeight::Suits(taps, channels, channels, element, isa);
+  };
+  EXPECT_TRUE(suits({3, 3, 3}, 192, Element::kFloat32, GemmIsa::kAvx2));
+  EXPECT_FALSE(suits({3, 3, 3}, 384, Element::kFloat32, GemmIsa::kAvx512)) << "28 MB";
+  EXPECT_FALSE(suits({3, 1, 1}, 96, Element::kFloat32, GemmIsa::kAvx512));
+  EXPECT_FALSE(suits({1, 2, 2}, 96, Element::kFloat32, GemmIsa::kAvx512));
+  EXPECT_FALSE(suits({3, 3, 3}, 96, Element::kBFloat16, GemmIsa::kAvx512));
+  EXPECT_FALSE(suits({3, 3, 3}, 96, Element::kBFloat16, GemmIsa::kAvx512Bf16));
 }
 
 TEST_P(ConvTest, TheNormIsThatOfTheUnroundedSum) {
@@ -204,6 +313,11 @@ TEST_P(ConvTest, WhatIsNotFiniteReachesItsNeighboursOnly) {
   EXPECT_EQ(bad.sum().item<int64_t>(), 9);
   EXPECT_TRUE(bad.narrow(0, 3, 3).narrow(1, 12, 3).all().item<bool>());
 }
+
+INSTANTIATE_TEST_SUITE_P(All, WinogradTest,
+                         testing::Values(GemmCase{GemmIsa::kAvx2, Element::kFloat32},
+                                         GemmCase{GemmIsa::kAvx512, Element::kFloat32}),
+                         testing::PrintToStringParamName());
 
 INSTANTIATE_TEST_SUITE_P(All, ConvTest,
                          testing::Values(GemmCase{GemmIsa::kAvx2, Element::kFloat32},
