@@ -108,11 +108,11 @@ class GemmRunner {
     for (const GemmProduct& product : products_) panels += product.weight->panels();
     const int64_t bytes = panels * units_ * products_[0].weight->unit_bytes();
     const int64_t tallest = kTaskRows / tile_rows_;
-    const int64_t lowest = bytes <= kNearBytes ? std::min<int64_t>(2, tallest) : tallest;
+    const int64_t lowest = bytes <= kNearBytes ? 1 : tallest;
     block_tiles_ = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, block_tiles_);
     Group(std::clamp<int64_t>(panels * blocks_ / wanted, 1, kMostGroupPanels));
-    shares_ = std::min(CeilDiv(wanted, blocks_), static_cast<int64_t>(groups_.size()));
+    shares_ = std::clamp<int64_t>(wanted / blocks_, 1, static_cast<int64_t>(groups_.size()));
   }
 
   void Group(int64_t width) {
@@ -261,7 +261,13 @@ void RunHere(int64_t /*tasks*/, const std::function<void()>& worker) { worker();
 
 WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
                            const RunWorkers& run_workers)
-    : kernel_(KernelOf(isa)), element_(element), n_(n), k_(k) {
+    : kernel_(KernelOf(isa)),
+      element_(element),
+      n_(n),
+      k_(k),
+      units_(kernel_.Units(k)),
+      panels_(CeilDiv(n, kPanelColumns)),
+      unit_bytes_(kPanelColumns * kernel_.PanelUnitBytes(element)) {
   const int64_t panel_bytes = units() * unit_bytes();
   data_ = Allocate<char>(panels() * panel_bytes);
   if (kernel_.int8()) {
@@ -294,11 +300,6 @@ void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
 }
 
 GemmIsa WeightPanels::isa() const { return kernel_.isa; }
-int64_t WeightPanels::units() const { return kernel_.Units(k_); }
-int64_t WeightPanels::panels() const { return CeilDiv(n_, kPanelColumns); }
-int64_t WeightPanels::unit_bytes() const {
-  return kPanelColumns * kernel_.PanelUnitBytes(element_);
-}
 
 int64_t WeightPanels::bytes() const {
   constexpr int64_t kScaleAndOffset = 8;

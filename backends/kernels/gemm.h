@@ -80,11 +80,11 @@ class WeightPanels {
 
   // For the driver.
   const GemmKernel& kernel() const { return kernel_; }
-  int64_t units() const;
-  int64_t panels() const;
-  int64_t unit_bytes() const;  // of all columns of a panel
+  int64_t units() const { return units_; }
+  int64_t panels() const { return panels_; }
+  int64_t unit_bytes() const { return unit_bytes_; }  // of all columns of a panel
   const char* Panel(int64_t index, int64_t unit) const {
-    return data_.get() + index * units() * unit_bytes() + unit * unit_bytes();
+    return data_.get() + (index * units_ + unit) * unit_bytes_;
   }
   // Int8 only: [panels * kPanelColumns], what a column's sums are worth and what they lack.
   const float* scales() const { return scales_.get(); }
@@ -93,7 +93,7 @@ class WeightPanels {
  private:
   const GemmKernel& kernel_;
   const Element element_;
-  const int64_t n_, k_;
+  const int64_t n_, k_, units_, panels_, unit_bytes_;
   Buffer<char> data_;
   Buffer<float> scales_;
   Buffer<int32_t> offsets_;
