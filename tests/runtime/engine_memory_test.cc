@@ -122,6 +122,22 @@ TEST(EngineMemory, AResultThatIsReadMakesNoWay) {
   EXPECT_TRUE(fake.engine->jobs().Get(id));
 }
 
+// Both were let into one turn by what they seemed to need when they came.
+TEST(EngineMemory, JobsThatBeginTogetherAndHaveGrownSinceWaitForOneAnother) {
+  FakeEngine fake(WithRoom(1024 * kMiB));
+  fake.model.estimate.peak_bytes = fake.model.estimate.held_bytes = 100 * kMiB;
+  fake.model.denoise.Close();
+  Promised<Engine::DenoiseOutcome> call;
+  Call(fake, call);
+  ASSERT_TRUE(fake.model.denoise.AwaitArrival(1));
+  const std::string a = fake.Submit("a"), b = fake.Submit("b");
+  fake.model.estimate.peak_bytes = fake.model.estimate.held_bytes = 950 * kMiB;
+  fake.model.denoise.Open();
+  ASSERT_TRUE(call.Await());
+  EXPECT_EQ(fake.AwaitEnd(a).state, JobState::kSucceeded);
+  EXPECT_EQ(fake.AwaitEnd(b).state, JobState::kSucceeded);
+}
+
 TEST(EngineMemory, ADenoiseCallRunsBesideWhatARunningJobHolds) {
   FakeEngine fake(WithRoom(1024 * kMiB));
   Promised<Engine::DenoiseOutcome> alone, beside;
