@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
 #include "tests/runtime/fake_engine.h"
 
 namespace denoised {
@@ -126,6 +129,14 @@ TEST(EngineMemory, AResultThatIsReadMakesNoWay) {
 TEST(EngineMemory, JobsThatBeginTogetherAndHaveGrownSinceWaitForOneAnother) {
   FakeEngine fake(WithRoom(1024 * kMiB));
   fake.model.estimate.peak_bytes = fake.model.estimate.held_bytes = 100 * kMiB;
+  // A forward takes a while, whatever its rows: so the engine learns to share them.
+  fake.model.on_unit = [](const Unit&, int64_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  };
+  for (const char* prompt : {"w", "x", "y"}) {
+    fake.Submit(prompt, [](GenerationRequest& r) { r.num_inference_steps = 40; });
+  }
+  ASSERT_TRUE(fake.WaitIdle());
   fake.model.denoise.Close();
   Promised<Engine::DenoiseOutcome> call;
   Call(fake, call);
