@@ -87,7 +87,8 @@ class JobStore {
   // Runs begin, or go on in this process after a Recover: the jobs are RUNNING, and their attempts
   // have grown by one before this returns, durably, by one write for all of them. For each its
   // attempt, or why it did not begin: NOT_FOUND, FAILED_PRECONDITION (reason JOB_FINISHED) for a
-  // job that has ended, RESOURCE_EXHAUSTED (DISK).
+  // job that has ended, RESOURCE_EXHAUSTED (DISK). Ids are distinct, and one thread at a time calls
+  // it; it throws nothing.
   using Started = std::variant<int64_t, Error>;
   virtual std::vector<Started> StartAll(const std::vector<std::string>& ids) = 0;
   // One job: its attempt. Throws what StartAll gives.

@@ -39,7 +39,7 @@ struct ConvolutionCall {
   // outside of the frame is zero.
   int64_t first_row = 0, first_column = 0;
   int64_t frames = 0, rows = 0, columns = 0;  // of the output
-  int64_t origin_row = 0;                     // of the output's first row, in the whole frame
+  int64_t origin_row = 0;  // which row of the whole frame the output's first is (conv_winograd.h)
 
   // What becomes of the sums: + bias + added, stored in `out`; then over the channels
   // silu(x / |x| sqrt(N) gamma), stored in `normed`. Null: not done, not stored.

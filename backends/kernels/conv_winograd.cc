@@ -74,14 +74,15 @@ class Convolver {
         channels_(call.channels),
         panels_(weight.point(0).panels()),
         sum_stride_(panels_ * kPanelColumns),
-        above_(call.origin_row % kResults),
+        above_(call.origin_row & (kResults - 1)),
         patches_a_row_(CeilDiv(call.columns, kResults)),
         patches_a_frame_(CeilDiv(above_ + call.rows, kResults) * patches_a_row_),
         zeros_(static_cast<size_t>(call.channels + kLanes)) {}
 
   void Run(const RunWorkers& run_workers) {
-    const int64_t task_patches = std::clamp(CeilDiv(patches_a_frame_ * call_.frames, kWantedTasks),
-                                            kLeastTaskPatches, kMostTaskPatches);
+    const int64_t patches = patches_a_frame_ * call_.frames;
+    const int64_t task_patches =
+        patches >= kWantedTasks * kMostTaskPatches ? kMostTaskPatches : kLeastTaskPatches;
     const int64_t tasks_a_frame = CeilDiv(patches_a_frame_, task_patches);
     const int64_t tasks = tasks_a_frame * call_.frames;
     std::atomic<int64_t> next{0};
@@ -203,7 +204,7 @@ class Convolver {
         const int64_t units = std::min(part, channels_ - unit);
         const int64_t at = tap_frame * channels_ + unit;
         for (int64_t p = 0; p < panels_; ++p) {
-          const char* const soon = p + 1 < panels_ ? weight.Panel(p + 1, at) : Next(point, at);
+          const char* const soon = weight.Panel(p + 1 < panels_ ? p + 1 : 0, at);
           for (int64_t t = 0; t < tiles; ++t) {
             const int64_t place = point * scratch.tiles + t;
             GemmTile tile{};
@@ -225,11 +226,6 @@ class Convolver {
         }
       }
     }
-  }
-
-  // What is read after a point's last panel.
-  const char* Next(int64_t point, int64_t unit) const {
-    return weight_.point((point + 1) % kWinogradPoints).Panel(0, unit);
   }
 
   void Finish(int64_t frame, int64_t patch, int64_t i, const Scratch& scratch) const {
@@ -274,8 +270,13 @@ bool WinogradWeight::Suits(const Taps& taps, int64_t channels, int64_t n, Elemen
                            GemmIsa isa) {
   const GemmKernel& kernel = KernelOf(isa);
   const bool floats = element == Element::kFloat32 && kernel.units == GemmUnits::kFloats;
-  const int64_t bytes = kWinogradPoints * taps.frames * channels * n * 4;
-  return floats && taps.rows == 3 && taps.columns == 3 && bytes <= kMostWeightBytes;
+  return floats && taps.rows == 3 && taps.columns == 3 &&
+         BytesOf(taps, channels, n) <= kMostWeightBytes;
+}
+
+int64_t WinogradWeight::BytesOf(const Taps& taps, int64_t channels, int64_t n) {
+  const int64_t columns = CeilDiv(n, kPanelColumns) * kPanelColumns;
+  return kWinogradPoints * taps.frames * channels * columns * static_cast<int64_t>(sizeof(float));
 }
 
 WinogradWeight::WinogradWeight(const float* weight, const Taps& taps, int64_t channels, int64_t n,
@@ -293,12 +294,6 @@ WinogradWeight::WinogradWeight(const float* weight, const Taps& taps, int64_t ch
   for (int64_t point = 0; point < kWinogradPoints; ++point) {
     points_.emplace_back(numbers.data() + point * count, Element::kFloat32, n, k, isa, run_workers);
   }
-}
-
-int64_t WinogradWeight::bytes() const {
-  int64_t bytes = 0;
-  for (const WeightPanels& point : points_) bytes += point.bytes();
-  return bytes;
 }
 
 void ConvolveWinograd(const ConvolutionCall& call, const WinogradWeight& weight,

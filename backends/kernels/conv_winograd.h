@@ -5,9 +5,9 @@
 //
 // Torch-free, float32. Patches of 4x4 positions become sixteen numbers a channel by sums of four;
 // each of the sixteen is a matrix product on packed panels (gemm.h), in which frames and channels
-// are summed as conv.h sums them. Patches lie where even rows and columns of the whole frame begin,
-// so that the bits of a position depend on what conv.h's depend on, and on no call's extent. The
-// transforms round as well: an error is a few times conv.h's.
+// are summed as conv.h sums them. Patches lie where even rows and columns of the whole frame begin:
+// the bits of a position depend on what conv.h's depend on and on whether its row and column are
+// even, and on no call's extent. The transforms round as well: an error is a few times conv.h's.
 #ifndef DENOISED_BACKENDS_KERNELS_CONV_WINOGRAD_H_
 #define DENOISED_BACKENDS_KERNELS_CONV_WINOGRAD_H_
 
@@ -28,12 +28,14 @@ class WinogradWeight {
   // cores share.
   static bool Suits(const Taps& taps, int64_t channels, int64_t n, Element element, GemmIsa isa);
 
+  // What it takes.
+  static int64_t BytesOf(const Taps& taps, int64_t channels, int64_t n);
+
   // `weight` [N][taps][channels] of float32.
   WinogradWeight(const float* weight, const Taps& taps, int64_t channels, int64_t n, GemmIsa isa,
                  const RunWorkers& run_workers);
 
   const WeightPanels& point(int64_t i) const { return points_[static_cast<size_t>(i)]; }
-  int64_t bytes() const;
 
  private:
   std::vector<WeightPanels> points_;  // [N][frames][channels] each

@@ -106,13 +106,14 @@ class GemmRunner {
     const int64_t wanted = WantedTasks();
     int64_t panels = 0;
     for (const GemmProduct& product : products_) panels += product.weight->panels();
-    const int64_t bytes = panels * units_ * products_[0].weight->unit_bytes();
+    const bool near = panels * units_ * products_[0].weight->unit_bytes() <= kNearBytes;
     const int64_t tallest = kTaskRows / tile_rows_;
-    const int64_t lowest = bytes <= kNearBytes ? 1 : tallest;
+    const int64_t lowest = near ? 1 : tallest;
     block_tiles_ = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, block_tiles_);
     Group(std::clamp<int64_t>(panels * blocks_ / wanted, 1, kMostGroupPanels));
-    shares_ = std::clamp<int64_t>(wanted / blocks_, 1, static_cast<int64_t>(groups_.size()));
+    const int64_t shares = near ? wanted / blocks_ : CeilDiv(wanted, blocks_);
+    shares_ = std::clamp<int64_t>(shares, 1, static_cast<int64_t>(groups_.size()));
   }
 
   void Group(int64_t width) {

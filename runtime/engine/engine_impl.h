@@ -195,7 +195,7 @@ class EngineImpl : public Engine {
   // jobs.cc: what a job's store and watchers see. Engine thread, or as the comment says.
   void HoldOrder(TrajectoryWork* work);
   void MakeReady(JobWork* job);  // throws where there is no room for it now
-  std::vector<std::optional<Error>> StartAll(const std::vector<JobPtr>& jobs);
+  std::map<WorkPtr, std::optional<Error>> StartAll(const std::vector<JobPtr>& jobs);
   void BeginJob(JobWork* job);
   std::unique_ptr<GenerationRun> NewRun(JobWork* job, RunRequest request);
   void EnterStage(JobWork* job, JobStage stage);

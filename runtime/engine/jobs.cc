@@ -45,16 +45,16 @@ void EngineImpl::MakeReady(JobWork* job) {
 }
 
 // Jobs that begin together wait for one write to the disk. What each failed with.
-std::vector<std::optional<Error>> EngineImpl::StartAll(const std::vector<JobPtr>& jobs) {
+std::map<WorkPtr, std::optional<Error>> EngineImpl::StartAll(const std::vector<JobPtr>& jobs) {
+  std::map<WorkPtr, std::optional<Error>> errors;
   std::vector<std::string> ids;
   for (const JobPtr& job : jobs) ids.push_back(job->id);
-  std::vector<std::optional<Error>> errors(jobs.size());
   if (jobs.empty()) return errors;
   const auto started = store_->StartAll(ids);
   const std::lock_guard lock(mutex_);
   for (size_t i = 0; i < jobs.size(); ++i) {
     if (const auto* error = std::get_if<Error>(&started[i])) {
-      errors[i] = *error;
+      errors[jobs[i]] = *error;
     } else {
       jobs[i]->attempt = std::get<int64_t>(started[i]);
       jobs[i]->started = true;

@@ -168,28 +168,31 @@ void EngineImpl::RunTurn(const std::vector<WorkPtr>& turn) {
 
 // Gives what has none a run; those that could not begin have ended.
 std::vector<WorkPtr> EngineImpl::Begin(const std::vector<WorkPtr>& turn) {
-  std::map<WorkPtr, std::optional<Error>> errors;
+  std::vector<WorkPtr> ready, begun;
   std::vector<JobPtr> starting;
+  const auto out = [this](const WorkPtr& work, const Error& error) {
+    if (!WaitsForRoom(work, error)) End(work, error);
+  };
   for (const WorkPtr& work : turn) {
     const JobPtr job = work->run() == nullptr ? JobOf(work) : nullptr;
-    errors[work] = Caught([&] {
+    const auto error = Caught([&] {
       if (work->run() != nullptr) return;
       if (const auto why = WhyStop(*work)) throw *why;
       if (job) MakeReady(job.get());
     });
-    if (job && !job->started && !errors[work]) starting.push_back(job);
-  }
-  const auto failed = StartAll(starting);
-  for (size_t i = 0; i < starting.size(); ++i) errors[starting[i]] = failed[i];
-  std::vector<WorkPtr> begun;
-  for (const WorkPtr& work : turn) {
-    std::optional<Error>& error = errors[work];
-    if (!error && work->run() == nullptr) error = Caught([&] { BeginRun(work); });
-    if (!error) {
-      begun.push_back(work);
-    } else if (!WaitsForRoom(work, *error)) {
-      End(work, error);
+    // Before the next one is looked at: what it would have held is there for that.
+    if (error) {
+      out(work, *error);
+      continue;
     }
+    ready.push_back(work);
+    if (job && !job->started) starting.push_back(job);
+  }
+  std::map<WorkPtr, std::optional<Error>> failed = StartAll(starting);
+  for (const WorkPtr& work : ready) {
+    auto error = failed[work];
+    if (!error && work->run() == nullptr) error = Caught([&] { BeginRun(work); });
+    error ? out(work, *error) : begun.push_back(work);
   }
   return begun;
 }

@@ -64,6 +64,15 @@ VaeConvolution::VaeConvolution(const at::Tensor& weight, const at::Tensor& bias)
       taps.const_data_ptr<float>(), taps_, in_channels_, out, isa, RunOnAtenThreads);
 }
 
+int64_t VaeConvolution::PointBytes(at::IntArrayRef weight, at::ScalarType dtype) {
+  if (weight.size() != 5) return 0;
+  const kernels::Taps taps{weight[2], weight[3], weight[4]};
+  const kernels::Element element = ElementOf(dtype);
+  const kernels::GemmIsa isa = kernels::BestConvolutionIsa(element, ThisCpu());
+  const bool suits = kernels::WinogradWeight::Suits(taps, weight[1], weight[0], element, isa);
+  return suits ? kernels::WinogradWeight::BytesOf(taps, weight[1], weight[0]) : 0;
+}
+
 at::Tensor VaeConvolution::Weight() const {
   const at::ScalarType dtype =
       panels_->element() == kernels::Element::kFloat32 ? at::kFloat : at::kBFloat16;

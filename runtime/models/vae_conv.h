@@ -49,6 +49,8 @@ class VaeConvolution {
   // The last frames.size() - kt + 1 frames, zeros around in space. `added` (or null) has the
   // result's channels, and its rows among others.
   Layered Run(const Volume& in, RowRange rows, const Layering& layering, const Volume* added) const;
+  // What it holds beside a weight of this shape.
+  static int64_t PointBytes(at::IntArrayRef weight, at::ScalarType dtype);
   // The weight that it was made from.
   at::Tensor Weight() const;
 
@@ -60,7 +62,7 @@ class VaeConvolution {
 
   std::shared_ptr<const kernels::WeightPanels> panels_;
   std::shared_ptr<const kernels::WinogradWeight> winograd_;  // where it suits, what Run takes
-  at::Tensor bias_;  // float32, whole panels
+  at::Tensor bias_;                                          // float32, whole panels
   kernels::Taps taps_;
   int64_t in_channels_ = 0;
 };

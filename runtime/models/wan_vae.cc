@@ -6,6 +6,7 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
+#include "runtime/models/vae_conv.h"
 #include "runtime/models/vae_decoding.h"
 #include "runtime/models/vae_network.h"
 #include "runtime/models/vae_packed.h"
@@ -138,6 +139,9 @@ std::unique_ptr<WanVaeDecoder> WanVaeDecoder::Load(const ModelFolder& folder, at
     vae->packed_ = std::make_shared<PackedVaeNetwork>(config, from);
   } else {
     vae->exact_ = std::make_shared<WanVaeNetwork>(config, from);
+    for (const auto& [name, tensor] : vae->tensors_.by_name) {
+      vae->point_bytes_ += VaeConvolution::PointBytes(tensor().sizes(), dtype);
+    }
   }
   // Rounded to the dtype before the reciprocal, as the reference pipeline does.
   const auto statistic = [&](const std::vector<double>& values) {
@@ -209,11 +213,10 @@ void WanVaeDecoder::Emit(const at::Tensor& frames, int64_t first_frame, int64_t 
   sink({frames.permute({3, 0, 1, 2}).unsqueeze(0), first_frame, first_row});
 }
 
-// The network's own form, and one more of a layer at a time; packed, a layer may hold its weights
-// at Winograd's points as well, sixteen for nine.
+// The network's own form, and one more of a layer at a time.
 int64_t WanVaeDecoder::ConversionBytes(LinearNumerics numerics) const {
   if (Packs(numerics) == (packed_ != nullptr)) return 0;
-  return Packs(numerics) ? 3 * tensors_.bytes : tensors_.bytes * 5 / 4;
+  return tensors_.bytes * 5 / 4 + (Packs(numerics) ? point_bytes_ : 0);
 }
 
 LoadOptions WanVaeDecoder::FromKept() const {

@@ -117,7 +117,8 @@ class WanVaeDecoder {
   const at::ScalarType dtype_;
   at::Tensor mean_, inverse_std_;  // [1, z_dim, 1, 1, 1]
   bool can_pack_ = false;
-  KeptTensors tensors_;  // of which a decode with other numerics makes a network for itself
+  int64_t point_bytes_ = 0;  // that a packed network takes beside its weights, where it is not kept
+  KeptTensors tensors_;      // of which a decode with other numerics makes a network for itself
   // One of them, as most calls want it.
   std::shared_ptr<const WanVaeNetwork> exact_;
   std::shared_ptr<const PackedVaeNetwork> packed_;

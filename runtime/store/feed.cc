@@ -198,11 +198,16 @@ std::vector<JobStore::Started> Feed::StartAll(const std::vector<std::string>& id
     next.starts_in_seconds.reset();
     if (!next.started_at) next.started_at = std::chrono::system_clock::now();
   };
+  std::vector<JobStore::Started> started;
   std::vector<std::optional<JobSnapshot>> jobs;
   if (const auto error = Caught([&] { jobs = ApplyAll(ids, begin, keep, Way::kForward); })) {
-    return std::vector<JobStore::Started>(ids.size(), *error);
+    if (ids.size() == 1 || error->reason() == "DISK") {
+      return std::vector<JobStore::Started>(ids.size(), *error);
+    }
+    // What is wrong with one of them is not the others' fault.
+    for (const std::string& id : ids) started.push_back(StartAll({id}, keep).front());
+    return started;
   }
-  std::vector<JobStore::Started> started;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (!jobs[i]) {
       started.emplace_back(NoJob(ids[i]));

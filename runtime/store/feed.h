@@ -119,7 +119,8 @@ class Feed {
   Record* Find(const std::string& id);
   std::optional<JobSnapshot> Apply(const std::string& id, const Change& change, const Keep& keep,
                                    Way way);
-  // The same change of several, kept as one: what each is afterwards.
+  // The same change of several, kept as one: what each is afterwards. Several at once, of distinct
+  // ids, come from one thread at a time, and none of them ends by it.
   std::vector<std::optional<JobSnapshot>> ApplyAll(const std::vector<std::string>& ids,
                                                    const Change& change, const Keep& keep, Way way);
   Record* AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock);

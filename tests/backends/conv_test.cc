@@ -257,6 +257,12 @@ TEST_P(WinogradTest, FramesOfZerosMayBeLeftOut) {
   ExpectClose(layer, x);
 }
 
+TEST_P(WinogradTest, NothingButFramesOfZerosGivesTheBias) {
+  const Layer layer = MakeLayer(33, 20, {3, 3, 3});
+  const at::Tensor y = Convolved(at::zeros({4, 5, 9, 20}), layer, How());
+  EXPECT_TRUE(at::equal(y, layer.bias.expand(y.sizes())));
+}
+
 TEST_P(WinogradTest, WhatIsNotFiniteReachesItsNeighboursOnly) {
   const Layer layer = MakeLayer(10, 8, {1, 3, 3});
   for (const float value : {NAN, INFINITY}) {

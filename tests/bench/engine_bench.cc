@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -217,11 +218,13 @@ Json CheckpointCost() {
   bench.model.on_save = [&] { return SerializeRunState(state); };
   double busy = 0;
   bench.model.on_unit = [&](const Unit& unit, int64_t) {
-    Spin(unit.kind == UnitKind::kStep ? kStep : 0.001);
-    busy += kStep;
+    const double seconds = unit.kind == UnitKind::kStep ? kStep : 0.001;
+    Spin(seconds);
+    busy += seconds;
   };
   bench.Submit(JobOf(100));
   bench.AwaitIdle();
+  if (bench.observer.count == 0) throw std::runtime_error("B17: no checkpoint was made");
   return {{"row", "B17"},
           {"name",
            "engine thread's time for checkpoints of 1.3B-shaped runs, share of 100 steps of "

@@ -58,11 +58,11 @@ def call_row(options, client, targets, call, calls, **arguments):
             "peer_p99": sorted(quantiles["peer"])[options.pairs // 2]}
 
 
-def metric(http, name):
-    """The sum of a family's samples at /metrics."""
+def metric(http, name, label=""):
+    """The sum of a family's samples at /metrics that have this label."""
     with urllib.request.urlopen(f"http://{http}/metrics", timeout=30) as page:
         text = page.read().decode()
-    return sum(map(float, re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)", text, re.MULTILINE)))
+    return sum(map(float, re.findall(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? (\S+)", text, re.MULTILINE)))
 
 
 class Steps:

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
 #include "tests/runtime/fake_engine.h"
 
 namespace denoised {
@@ -120,6 +123,30 @@ TEST(EngineMemory, AResultThatIsReadMakesNoWay) {
   const auto held = fake.engine->jobs().GetArtifact(id, ArtifactFormat::kMp4);
   EXPECT_FALSE(Fits(fake, 800 * kMiB));
   EXPECT_TRUE(fake.engine->jobs().Get(id));
+}
+
+// Both were let into one turn by what they seemed to need when they came.
+TEST(EngineMemory, JobsThatBeginTogetherAndHaveGrownSinceWaitForOneAnother) {
+  FakeEngine fake(WithRoom(1024 * kMiB));
+  fake.model.estimate.peak_bytes = fake.model.estimate.held_bytes = 100 * kMiB;
+  // A forward takes a while, whatever its rows: so the engine learns to share them.
+  fake.model.on_unit = [](const Unit&, int64_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  };
+  for (const char* prompt : {"w", "x", "y"}) {
+    fake.Submit(prompt, [](GenerationRequest& r) { r.num_inference_steps = 40; });
+  }
+  ASSERT_TRUE(fake.WaitIdle());
+  fake.model.denoise.Close();
+  Promised<Engine::DenoiseOutcome> call;
+  Call(fake, call);
+  ASSERT_TRUE(fake.model.denoise.AwaitArrival(1));
+  const std::string a = fake.Submit("a"), b = fake.Submit("b");
+  fake.model.estimate.peak_bytes = fake.model.estimate.held_bytes = 950 * kMiB;
+  fake.model.denoise.Open();
+  ASSERT_TRUE(call.Await());
+  EXPECT_EQ(fake.AwaitEnd(a).state, JobState::kSucceeded);
+  EXPECT_EQ(fake.AwaitEnd(b).state, JobState::kSucceeded);
 }
 
 TEST(EngineMemory, ADenoiseCallRunsBesideWhatARunningJobHolds) {
