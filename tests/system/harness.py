@@ -6,6 +6,7 @@ import http.client
 import importlib
 import os
 import pathlib
+import random
 import select
 import shutil
 import signal
@@ -146,9 +147,16 @@ class Server:
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that nobody is given by asking for any: those are taken again before a server has come up."""
+    first_given = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(min(10000, first_given - 1000), first_given)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def page(address, path, timeout=30):

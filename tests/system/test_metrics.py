@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -11,7 +10,7 @@ import time
 import pytest
 import requests
 
-from harness import eventually
+from harness import eventually, free_port
 
 NEEDS_PROMETHEUS = pytest.mark.skipif(shutil.which("prometheus") is None or shutil.which("promtool") is None,
                                       reason="Debian's package prometheus is not installed")
@@ -64,12 +63,6 @@ def test_promtool_has_nothing_to_say(busy):
     done = subprocess.run(["promtool", "check", "metrics"], input=get(f"http://{busy.http}/metrics").text,
                           capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @NEEDS_PROMETHEUS
