@@ -3,14 +3,12 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
 
-#include "backends/kernels/conv_finish.h"
+#include "backends/kernels/conv_common.h"
 #include "backends/kernels/gemm_kernels.h"
-#include "backends/stop_point.h"
 
 namespace denoised::kernels {
 namespace {
@@ -102,19 +100,15 @@ class Convolver {
     const int64_t task_tiles =
         std::clamp<int64_t>(CeilDiv(tiles_a_frame_ * call_.frames, kWantedTasks), 1,
                             std::min(kMostTaskTiles, tiles_a_frame_));
-    const int64_t tasks_a_frame = CeilDiv(tiles_a_frame_, task_tiles);
-    const int64_t tasks = tasks_a_frame * call_.frames;
-    std::atomic<int64_t> next{0};
-    run_workers(tasks, [&] {
-      const Scratch scratch(task_tiles * kTileRows * sum_stride_,
-                            task_tiles * channels_.units * kStrip);
-      for (int64_t i; (i = next.fetch_add(1)) < tasks && !stop_.Asked();) {
-        const int64_t first = i % tasks_a_frame * task_tiles;
-        const int64_t count = std::min(task_tiles, tiles_a_frame_ - first);
-        RunTask(i / tasks_a_frame, first, count, scratch);
-      }
-    });
-    stop_.ThrowIfAsked();
+    RunParts(
+        call_.frames, tiles_a_frame_, task_tiles, run_workers,
+        [&] {
+          return Scratch(task_tiles * kTileRows * sum_stride_,
+                         task_tiles * channels_.units * kStrip);
+        },
+        [&](int64_t frame, int64_t first, int64_t count, const Scratch& scratch) {
+          RunTask(frame, first, count, scratch);
+        });
   }
 
  private:
@@ -246,7 +240,6 @@ class Convolver {
   const int64_t element_size_, tiles_a_row_, tiles_a_frame_, sum_stride_;
   const std::vector<char> zeros_;  // a position outside
   std::vector<Chain> chains_;
-  SharedStop stop_;
 };
 
 }  // namespace

@@ -4,13 +4,10 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cstring>
 #include <vector>
 
-#include "backends/kernels/conv_finish.h"
+#include "backends/kernels/conv_common.h"
 #include "backends/kernels/gemm_kernels.h"
-#include "backends/stop_point.h"
 
 namespace denoised::kernels {
 namespace {
@@ -83,18 +80,12 @@ class Convolver {
     const int64_t patches = patches_a_frame_ * call_.frames;
     const int64_t task_patches =
         patches >= kWantedTasks * kMostTaskPatches ? kMostTaskPatches : kLeastTaskPatches;
-    const int64_t tasks_a_frame = CeilDiv(patches_a_frame_, task_patches);
-    const int64_t tasks = tasks_a_frame * call_.frames;
-    std::atomic<int64_t> next{0};
-    run_workers(tasks, [&] {
-      const Scratch scratch(CeilDiv(task_patches, kTileRows), channels_, sum_stride_);
-      for (int64_t i; (i = next.fetch_add(1)) < tasks && !stop_.Asked();) {
-        const int64_t first = i % tasks_a_frame * task_patches;
-        const int64_t count = std::min(task_patches, patches_a_frame_ - first);
-        RunTask(i / tasks_a_frame, first, count, scratch);
-      }
-    });
-    stop_.ThrowIfAsked();
+    RunParts(
+        call_.frames, patches_a_frame_, task_patches, run_workers,
+        [&] { return Scratch(CeilDiv(task_patches, kTileRows), channels_, sum_stride_); },
+        [&](int64_t frame, int64_t first, int64_t count, const Scratch& scratch) {
+          RunTask(frame, first, count, scratch);
+        });
   }
 
  private:
@@ -173,13 +164,6 @@ class Convolver {
       TransformLine(rows + kPatch * i, 1, points + kPatch * i, 1);
     }
     for (int64_t i = 0; i < kWinogradPoints; ++i) _mm256_store_ps(out + i * 4 * kLanes, points[i]);
-  }
-
-  static __m256 LoadSome(const float* x, int64_t count) {
-    if (count >= kLanes) return _mm256_loadu_ps(x);
-    float some[kLanes] = {};
-    std::memcpy(some, x, static_cast<size_t>(count) * sizeof(float));
-    return _mm256_loadu_ps(some);
   }
 
   // Channels of four patches to rows of the register tile.
@@ -261,7 +245,6 @@ class Convolver {
   const int64_t above_;  // rows of the first patches that are above the call's
   const int64_t patches_a_row_, patches_a_frame_;
   const std::vector<float> zeros_;  // a position outside
-  SharedStop stop_;
 };
 
 }  // namespace

@@ -244,10 +244,7 @@ std::vector<std::optional<JobSnapshot>> Feed::ApplyAll(const std::vector<std::st
   std::vector<std::optional<JobSnapshot>> after(ids.size());
   std::vector<size_t> changed;
   std::vector<JobRow> rows;  // of what is to be durable first
-  const auto undo = [&] {
-    for (const JobRow& row : rows) Find(row.job.id)->next.reset();
-    settled_.notify_all();
-  };
+  bool kept = true;
   try {
     for (size_t i = 0; i < ids.size(); ++i) {
       Record* record = AwaitUnchanging(ids[i], &lock);
@@ -267,29 +264,24 @@ std::vector<std::optional<JobSnapshot>> Feed::ApplyAll(const std::vector<std::st
       rows.back().job = next;
       record->next = next;
     }
+    if (!rows.empty()) {
+      lock.unlock();
+      kept = keep(rows);
+      lock.lock();
+    }
   } catch (...) {
-    undo();
+    if (!lock.owns_lock()) lock.lock();
+    for (const JobRow& row : rows) Find(row.job.id)->next.reset();
+    settled_.notify_all();
     throw;
   }
-  if (!rows.empty()) {
-    lock.unlock();
-    bool kept = false;
-    try {
-      kept = keep(rows);
-    } catch (...) {
-      lock.lock();
-      undo();
-      throw;
+  if (!kept) {
+    // They may have been settled, and even forgotten, before this thread came back.
+    for (const JobRow& row : rows) {
+      if (Record* record = Find(row.job.id)) record->held = record->next.has_value();
     }
-    lock.lock();
-    if (!kept) {
-      // They may have been settled, and even forgotten, before this thread came back.
-      for (const JobRow& row : rows) {
-        if (Record* record = Find(row.job.id)) record->held = record->next.has_value();
-      }
-      settled_.notify_all();
-      return after;
-    }
+    settled_.notify_all();
+    return after;
   }
   Woken woken;
   for (const size_t i : changed) {

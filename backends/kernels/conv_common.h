@@ -1,20 +1,52 @@
-// What becomes of a convolution's sums (ConvolutionCall), a position at a time. Of the kernels
-// alone.
-#ifndef DENOISED_BACKENDS_KERNELS_CONV_FINISH_H_
-#define DENOISED_BACKENDS_KERNELS_CONV_FINISH_H_
+// What both ways of convolving share: the parts of a call that threads take, and what becomes of
+// sums, a position at a time. Of the kernels alone.
+#ifndef DENOISED_BACKENDS_KERNELS_CONV_COMMON_H_
+#define DENOISED_BACKENDS_KERNELS_CONV_COMMON_H_
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "backends/kernels/activations.h"
 #include "backends/kernels/conv.h"
+#include "backends/kernels/gemm_kernels.h"
 #include "backends/kernels/rounding.h"
+#include "backends/stop_point.h"
 
 namespace denoised::kernels {
+
+// Output frames are `pieces` each, and tasks take up to `most` neighbouring ones of a frame:
+// run(frame, first, count, scratch), where `new_scratch` makes a thread's own. Asks between tasks
+// whether to stop.
+template <class NewScratch, class Run>
+void RunParts(int64_t frames, int64_t pieces, int64_t most, const RunWorkers& run_workers,
+              const NewScratch& new_scratch, const Run& run) {
+  const int64_t tasks_a_frame = CeilDiv(pieces, most), tasks = tasks_a_frame * frames;
+  std::atomic<int64_t> next{0};
+  SharedStop stop;
+  run_workers(tasks, [&] {
+    const auto scratch = new_scratch();
+    for (int64_t i; (i = next.fetch_add(1)) < tasks && !stop.Asked();) {
+      const int64_t first = i % tasks_a_frame * most;
+      run(i / tasks_a_frame, first, std::min(most, pieces - first), scratch);
+    }
+  });
+  stop.ThrowIfAsked();
+}
+
+// `count` numbers, at most eight; zeros after them.
+template <typename T>
+__m256 LoadSome(const T* x, int64_t count) {
+  constexpr int64_t kLanes = 8;
+  if (count >= kLanes) return LoadEight(x);
+  T some[kLanes] = {};
+  std::memcpy(some, x, static_cast<size_t>(count) * sizeof(T));
+  return LoadEight(some);
+}
 
 // One position: its sums [N, rounded up to 8] become what is stored.
 template <typename T>
@@ -48,13 +80,6 @@ class Finisher {
  private:
   static constexpr int64_t kLanes = 8;
 
-  static __m256 LoadSome(const T* x, int64_t count) {
-    if (count >= kLanes) return LoadEight(x);
-    T some[kLanes] = {};
-    std::memcpy(some, x, static_cast<size_t>(count) * sizeof(T));
-    return LoadEight(some);
-  }
-
   static void StoreSome(T* y, __m256 x, int64_t count) {
     if (count >= kLanes) return StoreEight(y, x);
     T some[kLanes];
@@ -84,4 +109,4 @@ class Finisher {
 
 }  // namespace denoised::kernels
 
-#endif  // DENOISED_BACKENDS_KERNELS_CONV_FINISH_H_
+#endif  // DENOISED_BACKENDS_KERNELS_CONV_COMMON_H_
