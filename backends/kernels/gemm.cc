@@ -139,7 +139,7 @@ class GemmRunner {
   void PackBlock(int64_t block, Desk* desk) const {
     desk->block = block;
     for (int64_t t = 0; t < TilesOf(block); ++t) {
-      PackTileRows(kernel_, source_, (block * block_tiles_ + t) * tile_rows_, HeightOf(block, t),
+      PackTileRows(kernel_, source_, FirstRowOf(block, t), HeightOf(block, t),
                    desk->rows.get() + t * tile_rows_ * units_, desk->scales.get() + t * tile_rows_);
     }
   }
@@ -173,6 +173,7 @@ class GemmRunner {
                     kColumns};
       tile.soon = soon + t * step * count;
       tile.soon_step = step;
+      if (last) FetchResults(*group.product, panel, t, desk.block);
       tile_.run(tile);
       if (last) Finish(*group.product, panel, t, desk, sums);
     }
@@ -185,13 +186,27 @@ class GemmRunner {
     return weight.Panel(group.end < weight.panels() ? group.end : group.begin, 0);
   }
 
+  // Begins to bring near what Finish will write, while the tile is multiplied.
+  void FetchResults(const GemmProduct& product, int64_t panel, int64_t tile, int64_t block) const {
+    const GemmCall& call = product.call;
+    const bool floats = call.add_to != nullptr || product.weight->element() == Element::kFloat32;
+    const int64_t size = floats ? 4 : 2, first = FirstRowOf(block, tile);
+    const int64_t columns =
+        std::min<int64_t>(product.weight->n() - panel * kPanelColumns, kPanelColumns);
+    const char* row = static_cast<const char*>(call.add_to != nullptr ? call.add_to : call.y) +
+                      (first * call.y_stride + panel * kPanelColumns) * size;
+    for (int64_t r = RowsFrom(first); r > 0; --r, row += call.y_stride * size) {
+      __builtin_prefetch(row, 1);
+      __builtin_prefetch(row + columns * size - 1, 1);
+    }
+  }
+
   void Finish(const GemmProduct& product, int64_t panel, int64_t tile, const Desk& desk,
               float* sums) const {
     const GemmCall& call = product.call;
     const WeightPanels& weight = *product.weight;
     const int64_t column = panel * kPanelColumns;
-    const int64_t first = (desk.block * block_tiles_ + tile) * tile_rows_;
-    const int64_t rows = std::min(source_.rows - first, tile_rows_);
+    const int64_t first = FirstRowOf(desk.block, tile), rows = RowsFrom(first);
     if (kernel_.int8()) {
       for (int64_t r = 0; r < rows; ++r) {
         ScaleSums(sums + r * kPanelColumns, desk.scales[tile * tile_rows_ + r],
@@ -233,8 +248,13 @@ class GemmRunner {
   int64_t TilesOf(int64_t block) const {
     return std::min(block_tiles_, tiles_ - block * block_tiles_);
   }
+  int64_t FirstRowOf(int64_t block, int64_t tile) const {
+    return (block * block_tiles_ + tile) * tile_rows_;
+  }
+  // Of a tile that begins there.
+  int64_t RowsFrom(int64_t first) const { return std::min(source_.rows - first, tile_rows_); }
   int HeightOf(int64_t block, int64_t tile) const {
-    const int64_t left = source_.rows - (block * block_tiles_ + tile) * tile_rows_;
+    const int64_t left = source_.rows - FirstRowOf(block, tile);
     const int64_t step = kernel_.row_step();
     return static_cast<int>(std::min(tile_rows_, CeilDiv(left, step) * step));
   }

@@ -11,34 +11,44 @@ inline typename V::F Activated(typename V::F x) {
   return x;
 }
 
-// `columns` of a row; V::kLanes at a time, of the last perhaps fewer.
+// V::kLanes columns from `n` on of a row of the tile, of which `left` are there; `at` is where the
+// row begins in what is written.
 template <class V, Activation kActivation, FinishTo kTo>
-inline void FinishRow(const GemmFinish& finish, int row, int columns) {
-  const int64_t at = row * finish.stride;
-  const float* const gate = finish.gates != nullptr ? finish.gates[row] : nullptr;
-  for (int n = 0; n < columns; n += V::kLanes) {
-    const int left = columns - n;
-    typename V::F x = V::Load(finish.sums + row * kPanelColumns + n, V::kLanes);
-    if (finish.bias != nullptr) x = V::Add(x, V::Load(finish.bias + n, left));
-    x = Activated<V, kActivation>(x);
-    if constexpr (kTo == FinishTo::kFloats) {
-      V::Store(static_cast<float*>(finish.y) + at + n, left, x);
-    } else if constexpr (kTo == FinishTo::kHalves) {
-      V::Store(static_cast<uint16_t*>(finish.y) + at + n, left, x);
-    } else {
-      if (gate != nullptr) x = V::Mul(x, V::Load(gate + n, left));
-      V::Store(finish.add_to + at + n, left, V::Add(V::Load(finish.add_to + at + n, left), x));
-    }
+inline void FinishLanes(const float* sums, const float* bias, const float* gate, void* to,
+                        int64_t at, int n, int left) {
+  typename V::F x = V::Load(sums + n, V::kLanes);
+  if (bias != nullptr) x = V::Add(x, V::Load(bias + n, left));
+  x = Activated<V, kActivation>(x);
+  if constexpr (kTo == FinishTo::kFloats) {
+    V::Store(static_cast<float*>(to) + at + n, left, x);
+  } else if constexpr (kTo == FinishTo::kHalves) {
+    V::Store(static_cast<uint16_t*>(to) + at + n, left, x);
+  } else {
+    if (gate != nullptr) x = V::Mul(x, V::Load(gate + n, left));
+    float* const sum = static_cast<float*>(to) + at + n;
+    V::Store(sum, left, V::Add(V::Load(sum, left), x));
   }
 }
 
+// What does not change from row to row is read once: the compiler cannot know that it does not.
 template <class V, Activation kActivation, FinishTo kTo>
 inline void FinishRows(const GemmFinish& finish) {
-  for (int row = 0; row < finish.rows; ++row) {
-    if (finish.columns == kPanelColumns) {
-      FinishRow<V, kActivation, kTo>(finish, row, kPanelColumns);
+  const float* sums = finish.sums;
+  const float* const bias = finish.bias;
+  const float* const* const gates = finish.gates;
+  void* const to = kTo == FinishTo::kAdded ? finish.add_to : finish.y;
+  const int rows = finish.rows, columns = finish.columns;
+  const int64_t stride = finish.stride;
+  for (int row = 0; row < rows; ++row, sums += kPanelColumns) {
+    const float* const gate = gates != nullptr ? gates[row] : nullptr;
+    if (columns == kPanelColumns) {
+      for (int n = 0; n < kPanelColumns; n += V::kLanes) {
+        FinishLanes<V, kActivation, kTo>(sums, bias, gate, to, row * stride, n, V::kLanes);
+      }
     } else {
-      FinishRow<V, kActivation, kTo>(finish, row, finish.columns);
+      for (int n = 0; n < columns; n += V::kLanes) {
+        FinishLanes<V, kActivation, kTo>(sums, bias, gate, to, row * stride, n, columns - n);
+      }
     }
   }
 }

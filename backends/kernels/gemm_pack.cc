@@ -33,10 +33,17 @@ float LoadOne(const RowSource& source, int64_t row, int64_t k) {
   return x;
 }
 
+void Fetch(const RowSource& source, int64_t row, int64_t k) {
+  const bool floats = source.element == Element::kFloat32;
+  __builtin_prefetch(floats ? static_cast<const void*>(FloatRow(source, row) + k)
+                            : static_cast<const void*>(HalfRow(source, row) + k));
+}
+
 // ---- what a unit is: one by one, and four that are whole
 // -----------------------------------------
 
 struct FloatUnits {
+  static constexpr int kNumbers = 1;
   const RowSource& source;
   uint32_t Unit(int64_t row, int64_t u) const {
     const float x = LoadOne(source, row, u);
@@ -53,6 +60,7 @@ struct FloatUnits {
 };
 
 struct PairUnits {
+  static constexpr int kNumbers = 2;
   const RowSource& source;
   uint32_t Unit(int64_t row, int64_t u) const {
     const uint16_t* x = HalfRow(source, row);
@@ -84,6 +92,7 @@ struct IntegerUnits {
 };
 
 struct WordUnits : IntegerUnits {
+  static constexpr int kNumbers = 2;
   uint32_t Unit(int64_t row, int64_t u) const {
     return (One(row, 2 * u) & 0xffff) | static_cast<uint32_t>(One(row, 2 * u + 1)) << 16;
   }
@@ -93,6 +102,7 @@ struct WordUnits : IntegerUnits {
 // kFlip: plus 128.
 template <uint8_t kFlip>
 struct ByteUnits : IntegerUnits {
+  static constexpr int kNumbers = 4;
   uint32_t Unit(int64_t row, int64_t u) const {
     uint32_t unit = 0;
     for (int i = 0; i < 4; ++i) {
@@ -149,6 +159,7 @@ struct Extent {
   int64_t whole, filled, units;
 };
 
+// While four rows are laid out the next four are brought near.
 template <class Units, class Place>
 void PackUnits(const Units& units, int64_t first, int height, const Extent& extent,
                const Place& place) {
@@ -157,6 +168,9 @@ void PackUnits(const Units& units, int64_t first, int height, const Extent& exte
     int64_t u = 0;
     const int64_t row = first + r;
     for (; row + 4 <= rows && u < extent.whole; u += 4) {
+      for (int64_t next = row + 4; u % 16 == 0 && next < std::min(row + 8, rows); ++next) {
+        Fetch(units.source, next, u * Units::kNumbers);
+      }
       place.StoreFour(u, r, units.Four(row, u), units.Four(row + 1, u), units.Four(row + 2, u),
                       units.Four(row + 3, u));
     }

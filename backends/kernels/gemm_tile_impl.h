@@ -5,16 +5,17 @@
 // Every output element is one chain of MulAdd over the units in order: its bits depend neither on
 // the tile's height nor on its place.
 template <class S, int kHeight, int kV>
-inline void TileColumns(const GemmTile& tile, int column) {
+inline void TileColumns(const GemmTile& tile, int row, int column) {
   typename S::F acc[kHeight][kV];
-  for (auto& row : acc) {
-    for (auto& x : row) x = S::Zero();
+  for (auto& sums : acc) {
+    for (auto& x : sums) x = S::Zero();
   }
   int64_t u = 0;
-  const char* soon = tile.soon;
+  const int64_t row_stride = tile.row_stride != 0 ? tile.row_stride : tile.height;
+  const char* soon = tile.soon != nullptr ? tile.soon : static_cast<const char*>(tile.panel);
   for (int run = 0; run < tile.runs; ++run) {
-    const uint32_t* rows = tile.rows + run;
-    for (const int64_t end = u + tile.units; u < end; ++u, rows += tile.row_stride) {
+    const uint32_t* rows = tile.rows + row + run;
+    for (const int64_t end = u + tile.units; u < end; ++u, rows += row_stride) {
       __builtin_prefetch(soon, 0, 3);
       soon += tile.soon_step;
       typename S::F panel[kV];
@@ -26,32 +27,29 @@ inline void TileColumns(const GemmTile& tile, int column) {
     }
   }
   for (int r = 0; r < kHeight; ++r) {
-    float* sums = tile.sums + r * tile.sum_stride + column;
+    float* sums = tile.sums + (row + r) * tile.sum_stride + column;
     for (int v = 0; v < kV; ++v, sums += S::kLanes) {
       S::Store(sums, tile.first ? acc[r][v] : S::Add(S::Load(sums), acc[r][v]));
     }
   }
 }
 
-// kMost rows at once fit the registers; a taller tile is taken in parts.
+// kMost rows at once fit the registers; a taller tile is taken in parts. The tile is not copied:
+// its fields were stored one by one just now, and a wider load of them would wait until all stores
+// before them, those of the last tile's results too, are in the cache.
 template <class S, int kMost>
 inline void RunGemmTile(const GemmTile& tile) {
   constexpr int kV = 2;
-  GemmTile part = tile;
-  if (part.row_stride == 0) part.row_stride = tile.height;
-  if (part.soon == nullptr) part.soon = static_cast<const char*>(part.panel);
   for (int row = 0; row < tile.height; row += kMost) {
-    part.rows = tile.rows + row;
-    part.sums = tile.sums + row * tile.sum_stride;
     for (int column = 0; column < kPanelColumns; column += kV * S::kLanes) {
       if (tile.height - row >= kMost) {
-        TileColumns<S, kMost, kV>(part, column);
+        TileColumns<S, kMost, kV>(tile, row, column);
       } else if (tile.height - row >= 8) {
-        if constexpr (kMost > 8) TileColumns<S, 8, kV>(part, column);
+        if constexpr (kMost > 8) TileColumns<S, 8, kV>(tile, row, column);
       } else if (tile.height - row >= 4) {
-        TileColumns<S, 4, kV>(part, column);
+        TileColumns<S, 4, kV>(tile, row, column);
       } else {
-        TileColumns<S, 2, kV>(part, column);
+        TileColumns<S, 2, kV>(tile, row, column);
       }
     }
   }
