@@ -128,8 +128,10 @@ PlanSize SlaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec& s
           .band_bytes = keys * 32};
 }
 
-bool SlaBackend::AddsBranch(const SparseSetting&, const AttentionSpec& spec) const {
-  return spec.has_projection;
+int64_t SlaBackend::BranchBytes(const SparseSetting&, const AttentionSpec& spec,
+                                int64_t rows) const {
+  constexpr int64_t kCopies = 8;  // operands, sums and the result, float32 of the queries' shape
+  return spec.has_projection ? kCopies * QueryBytes(spec, rows, 4) : 0;
 }
 
 std::unique_ptr<SparseBands> SlaBackend::MakeBands(const SparseCall& call) const {

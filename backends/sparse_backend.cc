@@ -72,10 +72,6 @@ class SparseBuilder final : public AttentionMetadataBuilder {
   std::string parameters_;
 };
 
-// Float32 copies of the queries' shape that an added branch takes: its operands, its sums and the
-// result in float32.
-constexpr int64_t kBranchCopies = 8;
-
 // Empty: the fastest exact one.
 std::optional<HalfKernel> KernelOf(BandScores scores) {
   return scores == BandScores::kInt8 ? std::optional(HalfKernel::kInt8) : std::nullopt;
@@ -168,7 +164,7 @@ AttentionCost SparseBackend::Estimate(const AttentionSpec& spec, const std::stri
   AttentionCost cost;
   cost.bytes = KernelBytes(spec, rows) + denoised::PlanBytes(size, spec, rows);
   cost.multiply_adds = MultiplyAddsOf(size, spec, rows);
-  if (AddsBranch(*setting, spec)) cost.bytes += kBranchCopies * QueryBytes(spec, rows, 4);
+  cost.bytes += BranchBytes(*setting, spec, rows);
   if (setting->dense_first_steps > 0 || !setting->dense_layers.empty()) {
     cost.multiply_adds = std::max(cost.multiply_adds, DenseMultiplyAdds(spec, rows));
   }

@@ -110,9 +110,10 @@ class SparseBackend : public AttentionBackend {
   virtual at::Tensor Compute(const SparseCall& call) const;
   // Float32 [B, S_q, H, D] on the inputs' device, or undefined.
   virtual at::Tensor MakeBranch(const SparseCall& call) const { return {}; }
-  // Whether MakeBranch gives one for calls of this spec.
-  virtual bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const {
-    return false;
+  // Bytes that a branch takes beside the rest, in a call of this spec and `rows` batch rows.
+  virtual int64_t BranchBytes(const SparseSetting& setting, const AttentionSpec& spec,
+                              int64_t rows) const {
+    return 0;
   }
 
   Admission admission() const { return admission_; }

@@ -26,7 +26,11 @@ class VideoSparseBackend final : public SparseBackend {
   std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
   at::Tensor Compute(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
-  bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
+  int64_t BranchBytes(const SparseSetting& setting, const AttentionSpec& spec,
+                      int64_t rows) const override;
+
+ private:
+  at::Tensor ComputeOnDevice(const SparseCall& call) const;
 };
 
 // SLIDING_TILE_ATTN (STA, arXiv 2502.04507). Each query tile attends a window of tiles around it,
@@ -84,7 +88,8 @@ class SlaBackend : public SparseBackend {
   std::unique_ptr<SparseBands> MakeBands(const SparseCall& call) const override;
   std::optional<DevicePlan> PlanOnDevice(const SparseCall& call) const override;
   at::Tensor MakeBranch(const SparseCall& call) const override;
-  bool AddsBranch(const SparseSetting& setting, const AttentionSpec& spec) const override;
+  int64_t BranchBytes(const SparseSetting& setting, const AttentionSpec& spec,
+                      int64_t rows) const override;
 };
 
 // BSA_ATTN (arXiv 2509.01085). Per tile, the queries most like its centre are dropped and copy the

@@ -1,7 +1,10 @@
 // VIDEO_SPARSE_ATTN.
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "backends/kernels/add_coarse.h"
 #include "backends/sparse_backends.h"
 
 namespace denoised {
@@ -59,6 +62,9 @@ class VsaBands final : public RowBands {
         queries_(TileMeans(call, call.inputs.query, setting.tiles())),
         keys_(TileMeans(call, call.inputs.key, setting.tiles())) {}
 
+  const HeadMeans& query_means() const { return queries_; }
+  const HeadMeans& key_means() const { return keys_; }
+
  protected:
   void ChooseRow(int64_t head, int64_t tile, kernels::ChoiceScratch* scratch,
                  std::vector<int32_t>* chosen) const override {
@@ -100,19 +106,54 @@ at::Tensor CoarseOnDevice(const SparseCall& call, const at::Tensor& scores,
   return at::bmm(at::softmax(scores, -1), TileMeansOnDevice(call, call.inputs.value, tiles));
 }
 
-at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles) {
-  const int64_t count = tiles.blocks(), size = call.head_size();
-  const HeadMeans queries = TileMeans(call, call.inputs.query, tiles);
-  const HeadMeans keys = TileMeans(call, call.inputs.key, tiles);
+// The same on the host, from the means of queries and keys. A task has some rows of a head, so that
+// no array grows with the square of the tiles.
+at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles, const HeadMeans& queries,
+                        const HeadMeans& keys) {
+  constexpr int64_t kRows = 16;
+  const int64_t count = tiles.blocks(), size = call.head_size(),
+                heads = call.batch() * call.heads();
+  const int64_t tasks = (count + kRows - 1) / kRows;  // of a head
   const HeadMeans values = TileMeans(call, call.inputs.value, tiles);
-  at::Tensor coarse = at::empty({call.batch() * call.heads(), count, size}, at::kFloat);
-  for (int64_t head = 0; head < call.batch() * call.heads(); ++head) {
-    std::vector<float> weights = TileScores(call, queries[head].data(), count, keys[head]);
-    kernels::SoftmaxRows(&weights, count);
-    const auto sums = kernels::WeightedSums(weights, values[head], count, size);
-    std::copy(sums.begin(), sums.end(), coarse.mutable_data_ptr<float>() + head * count * size);
-  }
+  at::Tensor coarse = at::empty({heads, count, size}, at::kFloat);
+  float* const out = coarse.mutable_data_ptr<float>();
+  at::parallel_for(0, heads * tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t head = i / tasks, first = i % tasks * kRows;
+      const int64_t rows = std::min(kRows, count - first);
+      std::vector<float> weights =
+          TileScores(call, queries[head].data() + first * size, rows, keys[head]);
+      kernels::SoftmaxRows(&weights, count);
+      const auto sums = kernels::WeightedSums(weights, values[head], count, size);
+      std::copy(sums.begin(), sums.end(), out + (head * count + first) * size);
+    }
+  });
   return coarse;
+}
+
+// `coarse` of CoarseOnHost, gated, to the contiguous output of the sparse branch.
+void AddCoarseOnHost(const SparseCall& call, const Partition& tiles, const at::Tensor& coarse,
+                     at::Tensor* out) {
+  const at::Tensor gate = call.inputs.gate.defined() ? OnHost(call.inputs.gate) : at::Tensor();
+  const std::vector<int32_t> tile_of = tiles.BlockOfToken();
+  for (int64_t row = 0; row < call.batch(); ++row) {
+    kernels::AddCoarseCall add;
+    add.heads = call.heads();
+    add.head_size = call.head_size();
+    add.blocks = tiles.blocks();
+    add.coarse = coarse.const_data_ptr<float>() + row * coarse.numel() / call.batch();
+    add.block_of_token = tile_of.data();
+    add.element = call.bfloat16() ? kernels::Element::kBFloat16 : kernels::Element::kFloat32;
+    if (gate.defined()) {
+      add.gate = gate[row].const_data_ptr();
+      add.gate_token_stride = gate.stride(1);
+      add.gate_head_stride = gate.stride(2);
+    }
+    add.out = (*out)[row].mutable_data_ptr();
+    constexpr int64_t kTokens = 64;
+    at::parallel_for(0, call.tokens(), kTokens,
+                     [&](int64_t begin, int64_t end) { kernels::AddCoarse(add, begin, end); });
+  }
 }
 
 // ceil((1 - sparsity) * tiles) in IEEE double, at least one tile and at most all.
@@ -165,20 +206,39 @@ PlanSize VideoSparseBackend::SizeOf(const SparseSetting& setting, const Attentio
           .band_bytes = tiles * 32};
 }
 
-bool VideoSparseBackend::AddsBranch(const SparseSetting& setting, const AttentionSpec&) const {
-  return static_cast<const VsaSetting&>(setting).coarse;
+// Means, scores and sums of tiles, and on a CUDA device the sparse branch beside the result. Where
+// its kernel does not take the tiles, the branch is spread over the tokens in float32 there.
+int64_t VideoSparseBackend::BranchBytes(const SparseSetting& setting, const AttentionSpec& spec,
+                                        int64_t rows) const {
+  const auto& vsa = static_cast<const VsaSetting&>(setting);
+  if (!vsa.coarse) return 0;
+  const int64_t tiles = vsa.tiles().blocks();
+  return rows * spec.num_heads * 4 * (2 * tiles * spec.head_size + tiles * tiles) +
+         (FitsKernelBlocks(vsa.tiles()) ? 1 : 8) * QueryBytes(spec, rows, 4);
 }
 
 std::unique_ptr<SparseBands> VideoSparseBackend::MakeBands(const SparseCall& call) const {
   return std::make_unique<VsaBands>(call, static_cast<const VsaSetting&>(*call.setting));
 }
 
-// On CUDA the scores that choose the tiles weigh their means too.
+// The means, and on CUDA the scores, that choose the tiles serve the coarse branch too.
 at::Tensor VideoSparseBackend::Compute(const SparseCall& call) const {
   const auto& setting = static_cast<const VsaSetting&>(*call.setting);
-  if (!call.inputs.query.is_cuda() || !FitsKernelBlocks(setting.tiles())) {
-    return SparseBackend::Compute(call);
+  if (call.inputs.query.is_cuda()) {
+    return FitsKernelBlocks(setting.tiles()) ? ComputeOnDevice(call) : SparseBackend::Compute(call);
   }
+  const VsaBands bands(call, setting);
+  at::Tensor out = BandForward(call.inputs, bands, scores());
+  if (setting.coarse) {
+    const at::Tensor coarse =
+        CoarseOnHost(call, setting.tiles(), bands.query_means(), bands.key_means());
+    AddCoarseOnHost(call, setting.tiles(), coarse, &out);
+  }
+  return out;
+}
+
+at::Tensor VideoSparseBackend::ComputeOnDevice(const SparseCall& call) const {
+  const auto& setting = static_cast<const VsaSetting&>(*call.setting);
   const auto tiles = TilesOnDevice(call);
   const at::Tensor scores = TileScoresOnDevice(call, tiles->geometry.keys);
   const at::Tensor fine =
@@ -198,7 +258,8 @@ at::Tensor VideoSparseBackend::MakeBranch(const SparseCall& call) const {
     coarse = CoarseOnDevice(call, scores, tiles->geometry.keys);
     tile_of = tiles->tile_of;
   } else {
-    coarse = CoarseOnHost(call, setting.tiles());
+    const VsaBands bands(call, setting);
+    coarse = CoarseOnHost(call, setting.tiles(), bands.query_means(), bands.key_means());
     tile_of = at::tensor(at::ArrayRef<int32_t>(setting.tiles().BlockOfToken()), at::kInt);
   }
   const at::Tensor spread =  // [B, S, H, D]

@@ -310,5 +310,48 @@ TEST(RuleOfSla, LinearBranchOfEachFeatureMapIsTheFormulas) {
   }
 }
 
+// The coarse branch is gated and added in float32 and rounded once, whatever the head size and the
+// gate's strides.
+TEST(VsaGateTest, AddsTheBranchInFloat32) {
+  const Case gated{AttnBackend::kVideoSparseAttn, {3, 5, 6}, R"({"tile": [2, 2, 4]})"};
+  Case fine = gated;
+  fine.json = R"({"tile": [2, 2, 4], "coarse": false})";
+  for (const int64_t size : {3, 8, 20, 64}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      AttentionInputs inputs;
+      const auto draw = [&](int64_t s) { return at::randn({2, 90, kHeads, s}).to(dtype); };
+      inputs.query = draw(size);
+      inputs.key = draw(size);
+      inputs.value = draw(size);
+      inputs.scale = 1;
+      // A view with room between its heads.
+      inputs.gate = at::randn({2, 90, kHeads, 2 * size}).to(dtype).narrow(3, size / 2, size);
+      const auto run = [&](const Case& c) {
+        AttentionSpec spec;
+        spec.num_heads = kHeads;
+        spec.head_size = size;
+        spec.dtype = dtype == at::kFloat      ? DType::kFloat32
+                     : dtype == at::kBFloat16 ? DType::kBFloat16
+                                              : DType::kFloat16;
+        spec.grid = c.grid;
+        spec.q_len = spec.kv_len = Cells(c.grid);
+        spec.has_gate = true;
+        const auto metadata = BackendOf(c).MakeBuilder()->Build({0, 10, spec, c.json});
+        return std::pair(BackendOf(c).Forward(inputs, metadata.get()),
+                         BackendOf(c).AddedBranch(inputs, metadata.get()));
+      };
+      const auto [out, branch] = run(gated);
+      // Between the branches float16 stays float32, so that there is no telling its bits.
+      const at::Tensor sum = run(fine).first.to(at::kFloat) + branch;
+      if (dtype == at::kHalf) {
+        EXPECT_TRUE(at::allclose(out.to(at::kFloat), sum, 2e-3, 2e-3)) << size;
+      } else {
+        EXPECT_TRUE(at::equal(out, sum.to(dtype))) << size << " " << dtype;
+      }
+      EXPECT_GT(branch.abs().max().item<float>(), 0.1);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace denoised
