@@ -157,22 +157,55 @@ at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return out;
 }
 
-at::Tensor NormRmsRotate(const at::Tensor& x, const at::Tensor& weight, double eps,
-                         const RopeTables& rope, int64_t heads) {
-  if (x.is_cuda()) return NormRmsRotateCuda(x, weight, eps, rope, heads);
-  const at::Tensor in = x.contiguous();
-  const int64_t tokens = x.size(1), d = x.size(2), head_size = d / heads;
-  at::Tensor out = at::empty({x.size(0), tokens, heads, head_size}, in.options());
+std::vector<at::Tensor> NormRmsRotate(const std::vector<RmsNormed>& normed, double eps,
+                                      const RopeTables& rope, int64_t heads) {
+  std::vector<at::Tensor> outs;
+  const at::Tensor& first = normed.front().x;
+  if (first.is_cuda()) {
+    for (const auto& [x, weight] : normed) {
+      outs.push_back(NormRmsRotateCuda(x, weight, eps, rope, heads));
+    }
+    return outs;
+  }
+  const int64_t tokens = first.size(1), d = first.size(2), head_size = d / heads;
+  const int64_t rows = first.size(0) * tokens;
   const float* cos = rope.cos.const_data_ptr<float>();
   const float* sin = rope.sin.const_data_ptr<float>();
-  ForDtype(x.scalar_type(), [&]<typename T>(T) {
-    const T* from = in.const_data_ptr<T>();
-    const T* gain = weight.const_data_ptr<T>();
-    T* to = out.mutable_data_ptr<T>();
-    ForRows(x.size(0) * tokens, d, [&](int64_t r) {
-      const int64_t table = r % tokens * (head_size / 2);
-      NormRmsRow(from + r * d, gain, eps, to + r * d, d);
-      RotateToken(cos + table, sin + table, heads, head_size, to + r * d);
+  std::vector<RmsNormed> dense;
+  for (const auto& [x, weight] : normed) {
+    dense.push_back({x.contiguous(), weight});
+    outs.push_back(at::empty({x.size(0), tokens, heads, head_size}, x.options()));
+  }
+  ForDtype(first.scalar_type(), [&]<typename T>(T) {
+    ForRows(static_cast<int64_t>(normed.size()) * rows, d, [&](int64_t i) {
+      const int64_t r = i % rows, table = r % tokens * (head_size / 2);
+      const RmsNormed& in = dense[i / rows];
+      T* to = static_cast<T*>(outs[i / rows].mutable_data_ptr()) + r * d;
+      NormRmsRow(in.x.const_data_ptr<T>() + r * d, in.weight.const_data_ptr<T>(), eps, to, d);
+      RotateToken(cos + table, sin + table, heads, head_size, to);
+    });
+  });
+  return outs;
+}
+
+at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
+                      std::initializer_list<int64_t> scales) {
+  const at::Tensor in = time.contiguous();
+  const int64_t parts = table.size(1), d = table.size(2), each = in.size(2);
+  at::Tensor out = at::empty({in.size(0), in.size(1), parts, d}, in.options().dtype(at::kFloat));
+  const float* from_table = table.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  ForDtype(in.scalar_type(), [&]<typename T>(T) {
+    const T* from_time = in.const_data_ptr<T>();
+    ForRows(out.numel() / d, d, [&](int64_t r) {
+      const int64_t part = r % parts;
+      const float* a = from_table + part * d;
+      const T* b = from_time + (each == 1 ? r / parts : r) * d;
+      const bool is_scale = std::ranges::find(scales, part) != scales.end();
+      for (int64_t i = 0; i < d; ++i) {
+        const float sum = a[i] + static_cast<float>(b[i]);
+        to[r * d + i] = is_scale ? sum + 1 : sum;
+      }
     });
   });
   return out;

@@ -2,12 +2,16 @@
 // fixed order, one rounding at the end (NormRmsRotate: one more between its two parts). CPU,
 // float32 and bfloat16; engine thread; parallel over rows. Used with packed numerics
 // (runtime/numerics.h); ATen's norms may sum in another order where few rows share many threads.
-// The first three run on CUDA devices too, whatever the numerics: there they spare a block most of
+// Those on tokens run on CUDA devices too, whatever the numerics: there they spare a block most of
 // its trips to memory (cuda_rows.h).
 #ifndef DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_
 #define DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_
 
 #include <ATen/ATen.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
 
 #include "runtime/models/rope.h"
 
@@ -23,10 +27,20 @@ at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
 // x / rms(x) * weight over the last axis; x [.., D], weight [D], both of x's dtype.
 at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps);
 
-// The same over all heads of a token at once, then pairs rotated as Rotate does. x [B, S, H * Dh],
-// cos and sin [S, Dh / 2]. Returns [B, S, H, Dh].
-at::Tensor NormRmsRotate(const at::Tensor& x, const at::Tensor& weight, double eps,
-                         const RopeTables& rope, int64_t heads);
+struct RmsNormed {
+  at::Tensor x, weight;
+};
+
+// The same over all heads of a token at once, then pairs rotated as Rotate does; of several tensors
+// of one shape, queries and keys, in one go. x [B, S, H * Dh], cos and sin [S, Dh / 2]. Returns
+// [B, S, H, Dh] of each.
+std::vector<at::Tensor> NormRmsRotate(const std::vector<RmsNormed>& normed, double eps,
+                                      const RopeTables& rope, int64_t heads);
+
+// table + time, and 1 more in the parts that `scales` names: what modulates norms. table [1, P, D]
+// float32, time [U, 1, P or 1, D]. Returns [U, 1, P, D] float32.
+at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
+                      std::initializer_list<int64_t> scales);
 
 // x * sigmoid(x).
 at::Tensor Silu(const at::Tensor& x);

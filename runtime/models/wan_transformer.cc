@@ -9,7 +9,7 @@
 
 #include "backends/error.h"
 #include "runtime/attention/forward_context.h"
-#include "runtime/models/row_kernels.h"
+#include "runtime/models/patches.h"
 
 namespace denoised {
 namespace {
@@ -103,11 +103,17 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
   RequireSize(embeds, 2, config_.text_dim, "text embeddings");
   const at::Tensor x = embeds.to(device_, dtype_).contiguous();
   const at::Tensor text = text_linear_2_(text_linear_1_(x, Activation::kGeluTanh));
+  std::vector<const Linear*> layers;
+  for (const Block& block : blocks_) {
+    layers.push_back(&block.cross.to_k);
+    layers.push_back(&block.cross.to_v);
+  }
+  const std::vector<at::Tensor> keys_values = Linear::RunAll(layers, text);
   TextContext context;
   context.blocks.reserve(blocks_.size());
-  for (const Block& block : blocks_) {
-    context.blocks.push_back({SplitHeads(RmsNorm(block.cross.to_k(text), block.cross.norm_k)),
-                              SplitHeads(block.cross.to_v(text))});
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    context.blocks.push_back({SplitHeads(RmsNorm(keys_values[2 * i], blocks_[i].cross.norm_k)),
+                              SplitHeads(keys_values[2 * i + 1])});
   }
   return context;
 }
@@ -218,28 +224,42 @@ WanTransformer::Conditioning WanTransformer::EmbedEach(const at::Tensor& timeste
 
 at::Tensor WanTransformer::EmbedPatches(const std::vector<RowSet>& sets) const {
   std::vector<at::Tensor> latents;
-  for (const RowSet& set : sets) latents.push_back(set.latents.to(device_, dtype_));
-  const at::Tensor x = Joined(std::move(latents));
-  if (own_.InUse()) return patch_linear_(Patches(x));
-  const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
-  return patches.flatten(2).transpose(1, 2).contiguous();
+  int64_t batch = 0;
+  for (const RowSet& set : sets) {
+    latents.push_back(set.latents.to(device_, dtype_));
+    batch += latents.back().size(0);
+  }
+  if (!own_.InUse()) {
+    const at::Tensor patches =
+        at::conv3d(Joined(std::move(latents)), patch_weight_, patch_bias_, config_.patch_size);
+    return patches.flatten(2).transpose(1, 2).contiguous();
+  }
+  const std::array<int64_t, 3> grid = TokenGrid(latents.front().sizes());
+  const at::Tensor patches =
+      at::empty({batch, grid[0] * grid[1] * grid[2], config_.in_channels * config_.patch_volume()},
+                latents.front().options());
+  int64_t first = 0;
+  for (const at::Tensor& x : latents) {
+    Patchify(x.contiguous(), config_.patch_size, patches.narrow(0, first, x.size(0)));
+    first += x.size(0);
+  }
+  return patch_linear_(patches);
 }
 
-// The numbers of each token's patch, channel outermost: [B, S, in_channels * patch volume].
-at::Tensor WanTransformer::Patches(const at::Tensor& x) const {
-  const auto& p = config_.patch_size;
-  const std::array<int64_t, 3> grid = TokenGrid(x.sizes());
-  return x.view({x.size(0), x.size(1), grid[0], p[0], grid[1], p[1], grid[2], p[2]})
-      .permute({0, 2, 4, 6, 1, 3, 5, 7})
-      .reshape({x.size(0), grid[0] * grid[1] * grid[2], x.size(1) * config_.patch_volume()});
+// table [1, P, D] + time [B or U, 1 or S, P or 1, D], and 1 more in the parts that are scales.
+at::Tensor WanTransformer::Modulated(const at::Tensor& table, const at::Tensor& time,
+                                     std::initializer_list<int64_t> scales) const {
+  if (own_.InUse()) return Modulation(table, time, scales);
+  at::Tensor modulation = table.unsqueeze(1) + time;
+  for (const int64_t part : scales) modulation.select(2, part).add_(1);
+  return modulation;
 }
 
 Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& rows) const {
   const Block& block = blocks_[layer];
   const at::Tensor& index = rows.time.index;
-  const at::Tensor m = block.modulation.unsqueeze(1) + rows.time.projection;
-  const at::Tensor n1 =
-      LayerNormModulate(hidden.wide, Part(m, kScale1) + 1, Part(m, kShift1), index);
+  const at::Tensor m = Modulated(block.modulation, rows.time.projection, {kScale1, kScale2});
+  const at::Tensor n1 = LayerNormModulate(hidden.wide, Part(m, kScale1), Part(m, kShift1), index);
   const at::Tensor attended = SelfAttend(layer, n1, rows);
   const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), index);
 
@@ -247,7 +267,7 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& row
       config_.cross_attn_norm ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias) : h1.value;
   const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, rows), {});
 
-  const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2) + 1, Part(m, kShift2), index);
+  const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2), Part(m, kShift2), index);
   const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh);
   return AddBranch(h2, block.ffn_out, f, Part(m, kGate2), index);
 }
@@ -268,15 +288,15 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows
   const Attention& attention = block.self;
   const std::vector<at::Tensor> qkv =
       Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x);
-  const at::Tensor q = RmsNormRotate(qkv[0], attention.norm_q, rows.rope);
-  const at::Tensor k = RmsNormRotate(qkv[1], attention.norm_k, rows.rope);
+  const std::vector<at::Tensor> qk =
+      RmsNormRotate({{qkv[0], attention.norm_q}, {qkv[1], attention.norm_k}}, rows.rope);
   const at::Tensor v = SplitHeads(qkv[2]);
   const AttentionLayer run(AttentionRole::kSelf, layer);
   std::vector<at::Tensor> parts;
   for (const Together& part : rows.self) {
     const auto of = [&](const at::Tensor& all) { return all.narrow(0, part.first, part.rows); };
     parts.push_back(UnderPlan(part.plan, [&] {
-      return run.Forward(of(q), of(k), of(v), ExtrasOf(layer, of(x))).flatten(2);
+      return run.Forward(of(qk[0]), of(qk[1]), of(v), ExtrasOf(layer, of(x))).flatten(2);
     }));
   }
   return Joined(std::move(parts));
@@ -312,18 +332,11 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Row
   return Joined(std::move(parts));
 }
 
-// Norm, modulate, and from tokens back to latents. The channel is the fastest index of a token's
-// numbers.
+// Norm, modulate, and from tokens back to latents.
 at::Tensor WanTransformer::Project(const Hidden& hidden, const Rows& rows) const {
-  const std::array<int64_t, 3>& grid = rows.grid;
-  const at::Tensor m = out_modulation_.unsqueeze(1) + rows.time.embedding.unsqueeze(2);
-  const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1) + 1, Part(m, 0), rows.time.index);
-  const auto& p = config_.patch_size;
-  const int64_t batch = hidden.wide.size(0);
-  return proj_out_(n)
-      .view({batch, grid[0], grid[1], grid[2], p[0], p[1], p[2], config_.out_channels})
-      .permute({0, 7, 1, 4, 2, 5, 3, 6})
-      .reshape({batch, config_.out_channels, grid[0] * p[0], grid[1] * p[1], grid[2] * p[2]});
+  const at::Tensor m = Modulated(out_modulation_, rows.time.embedding.unsqueeze(2), {1});
+  const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1), Part(m, 0), rows.time.index);
+  return Unpatchify(proj_out_(n), rows.grid, config_.patch_size);
 }
 
 bool WanTransformer::OwnRows() const { return own_.InUse() || device_.is_cuda(); }
@@ -356,10 +369,14 @@ at::Tensor WanTransformer::RmsNorm(const at::Tensor& x, const at::Tensor& weight
   return at::rms_norm(x, {config_.width()}, weight, config_.eps);
 }
 
-at::Tensor WanTransformer::RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
-                                         const RopeTables& rope) const {
-  if (OwnRows()) return NormRmsRotate(x, weight, config_.eps, rope, config_.num_heads);
-  return Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin);
+std::vector<at::Tensor> WanTransformer::RmsNormRotate(const std::vector<RmsNormed>& normed,
+                                                      const RopeTables& rope) const {
+  if (OwnRows()) return NormRmsRotate(normed, config_.eps, rope, config_.num_heads);
+  std::vector<at::Tensor> rotated;
+  for (const auto& [x, weight] : normed) {
+    rotated.push_back(Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin));
+  }
+  return rotated;
 }
 
 }  // namespace denoised

@@ -22,6 +22,7 @@
 #include "runtime/models/fused.h"
 #include "runtime/models/layers.h"
 #include "runtime/models/rope.h"
+#include "runtime/models/row_kernels.h"
 
 namespace denoised {
 
@@ -154,6 +155,8 @@ class WanTransformer {
   Conditioning EmbedEach(const at::Tensor& timestep) const;
   Conditioning EmbedUnique(const at::Tensor& timestep) const;
   at::Tensor EmbedPatches(const std::vector<RowSet>& sets) const;
+  at::Tensor Modulated(const at::Tensor& table, const at::Tensor& time,
+                       std::initializer_list<int64_t> scales) const;
   Hidden RunBlock(int layer, const Hidden& hidden, const Rows& rows) const;
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
                    const at::Tensor& gate, const at::Tensor& index = {}) const;
@@ -163,14 +166,13 @@ class WanTransformer {
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;
-  at::Tensor Patches(const at::Tensor& x) const;
   at::Tensor LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
                                const at::Tensor& shift, const at::Tensor& index) const;
   at::Tensor LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
                        const at::Tensor& bias) const;
   at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) const;
-  at::Tensor RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
-                           const RopeTables& rope) const;
+  std::vector<at::Tensor> RmsNormRotate(const std::vector<RmsNormed>& normed,
+                                        const RopeTables& rope) const;
 
   const WanTransformerConfig config_;
   const at::ScalarType dtype_;

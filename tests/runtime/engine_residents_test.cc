@@ -27,14 +27,18 @@ class EngineResidents : public testing::Test {
   const TemporaryFolder folder_;
 };
 
-struct SmallEngine : FakeEngine {
+struct MostRuns {
+  std::atomic<int64_t> most_runs = 0;
+};
+
+struct SmallEngine : MostRuns, FakeEngine {
   explicit SmallEngine(const EngineOptions& options, bool steps_open = true)
-      : FakeEngine(options, steps_open) {
-    model.estimate.held_bytes = model.estimate.peak_bytes = kHeld;
-    model.on_unit = [this](const Unit&, int64_t) {
-      most_runs = std::max<int64_t>(most_runs, model.live_runs);
-    };
-  }
+      : FakeEngine(options, steps_open, 2, [this](FakeModel* fake) {
+          fake->estimate.held_bytes = fake->estimate.peak_bytes = kHeld;
+          fake->on_unit = [this, fake](const Unit&, int64_t) {
+            most_runs = std::max<int64_t>(most_runs, fake->live_runs);
+          };
+        }) {}
   // Stands in its first step.
   std::string Long(int64_t steps) {
     model.steps.Close();
@@ -49,7 +53,6 @@ struct SmallEngine : FakeEngine {
       r.priority = Priority::kUrgent;
     });
   }
-  std::atomic<int64_t> most_runs{0};
 };
 
 void ExpectStepsOnce(const JobSnapshot& job, int64_t steps) {

@@ -53,10 +53,12 @@ std::vector<JobSnapshot> RecordingStore::History(const std::string& id) const {
   return history;
 }
 
-FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layers)
+FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layers,
+                       const std::function<void(FakeModel*)>& set_up)
     : log_stream(std::tmpfile()), logger(log_stream) {
   if (!steps_open) model.steps.Close();
   model.num_layers = num_layers;
+  if (set_up) set_up(&model);
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend, clock.function());
   std::vector<std::unique_ptr<Pipeline>> pipelines;
   pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get(), true, clock.function()));

@@ -152,7 +152,9 @@ class RecordingStore : public ForwardingStore {
 // The engine with all that it borrows. Members end in the right order.
 struct FakeEngine {
   // Without `steps_open` the first step waits for its gate, also of a job that is there already.
-  explicit FakeEngine(EngineOptions options = {}, bool steps_open = true, int64_t num_layers = 2);
+  // `set_up` is called before the engine is there, which may begin a stored job at once.
+  explicit FakeEngine(EngineOptions options = {}, bool steps_open = true, int64_t num_layers = 2,
+                      const std::function<void(FakeModel*)>& set_up = {});
   ~FakeEngine();
 
   // Submits and gives the id; "" and a test failure where it is refused.

@@ -72,7 +72,7 @@ TEST_P(RowsOnCuda, ARootMeanSquareNormRunsOverAllHeadsAndPairsAreRotated) {
     const at::Tensor c = Wide(angle).cos().unsqueeze(1), s = Wide(angle).sin().unsqueeze(1);
     const at::Tensor a = pairs.select(-1, 0), b = pairs.select(-1, 1);
     const RopeTables rope{angle.cos().to(at::kCUDA), angle.sin().to(at::kCUDA)};
-    ExpectClose(NormRmsRotate(x.to(at::kCUDA), weight.to(at::kCUDA), kEps, rope, heads),
+    ExpectClose(NormRmsRotate({{x.to(at::kCUDA), weight.to(at::kCUDA)}}, kEps, rope, heads)[0],
                 at::stack({a * c - b * s, a * s + b * c}, -1).flatten(-2));
   }
 }
