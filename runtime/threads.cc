@@ -6,6 +6,8 @@
 #include <torch/headeronly/version.h>
 
 #include <climits>
+#include <exception>
+#include <thread>
 
 namespace denoised {
 
@@ -13,6 +15,19 @@ void SetIntraOpThreads(int threads) {
   // LibTorch's own default is one thread a physical core; it must still be initialised per thread.
   if (threads > 0) at::set_num_threads(threads);
   at::init_num_threads();
+}
+
+void RunOnPassingThread(int threads, const std::function<void()>& work) {
+  std::exception_ptr thrown;
+  std::thread([&] {
+    SetIntraOpThreads(threads);
+    try {
+      work();
+    } catch (...) {
+      thrown = std::current_exception();
+    }
+  }).join();
+  if (thrown) std::rethrow_exception(thrown);
 }
 
 int IntraOpThreads() { return at::get_num_threads(); }

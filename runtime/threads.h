@@ -2,13 +2,21 @@
 #ifndef DENOISED_RUNTIME_THREADS_H_
 #define DENOISED_RUNTIME_THREADS_H_
 
+#include <functional>
 #include <string>
 
 namespace denoised {
 
-// Intra-op threads of every LibTorch call from now on; 0 = one a physical core. Called before the
-// first computation and by the engine thread when it starts.
+// Intra-op threads of this thread's LibTorch calls from now on; 0 = one a physical core. Called by
+// each thread that computes before it does.
 void SetIntraOpThreads(int threads);
+
+// Runs `work` on a thread that ends with it, with so many intra-op threads; throws what it throws.
+// For what is computed beside the engine's thread: OpenMP keeps the helpers of every thread that
+// ever had some, and once they are more than the processors, it lets none of them spin from one
+// parallel loop to the next. Each of a forward's loops would then wake its helpers from their
+// sleep.
+void RunOnPassingThread(int threads, const std::function<void()>& work);
 
 // Of this thread's LibTorch calls.
 int IntraOpThreads();

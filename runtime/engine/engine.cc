@@ -354,12 +354,14 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
                                        Logger* logger) {
   auto store = OpenStore(options, logger);  // first: a folder in use is found before any load
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
-  SetIntraOpThreads(options.threads);
-  auto loaded = LoadPipelines(
-      {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
-       options.variant, options.strict_repository, options.state_dir, options.linear,
-       options.vae_dtype, options.keep_text_encoder},
-      policy.get(), observer, logger);
+  LoadedRepository loaded;
+  RunOnPassingThread(options.threads, [&] {
+    loaded = LoadPipelines(
+        {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
+         options.variant, options.strict_repository, options.state_dir, options.linear,
+         options.vae_dtype, options.keep_text_encoder},
+        policy.get(), observer, logger);
+  });
   return std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded.pipelines),
                                       std::move(store), observer, logger,
                                       std::chrono::steady_clock::now, std::move(loaded.failed));
