@@ -32,6 +32,9 @@ struct AttentionInputs {
   int layer_index = 0;         // block number in the model; some backends treat layers differently
   at::Tensor projection = {};  // [D, D] or undefined: SLA's learned map of the linear branch
   at::Tensor projection_bias = {};  // [D] or undefined
+  // From this key on all are alike, and their values, bit for bit, as a padded prompt's are: a
+  // backend may take one of them for all. Below 0: not known.
+  int64_t alike_from = -1;
 };
 
 // What a backend precomputed for one step (tile order, window table, sparsity). Immutable.

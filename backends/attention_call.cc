@@ -69,6 +69,10 @@ void CheckInputs(const AttentionInputs& inputs) {
     throw InvalidField("scale", "wanted a positive number, or 0 for head_size^-0.5; got " +
                                     std::to_string(inputs.scale));
   }
+  if (inputs.alike_from >= inputs.key.size(1)) {
+    throw InvalidField("alike_from", "wanted one of " + std::to_string(inputs.key.size(1)) +
+                                         " keys; got " + std::to_string(inputs.alike_from));
+  }
   if (!inputs.gate.defined()) return;
   CheckOne("gate", inputs.gate, inputs);
   if (inputs.gate.size(1) != inputs.query.size(1)) {

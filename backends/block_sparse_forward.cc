@@ -68,8 +68,9 @@ struct KernelInputs {
 };
 
 at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
-                         const kernels::BlockPlan& plan, kernels::Isa isa) {
+                         const kernels::BlockPlan& plan, kernels::Isa isa, int64_t last_key_count) {
   KernelInputs kernel(inputs);
+  kernel.call.last_key_count = last_key_count;
   at::Tensor out = plan.covers_queries ? at::empty(kernel.q.sizes(), kernel.q.options())
                                        : at::zeros(kernel.q.sizes(), kernel.q.options());
   kernel.call.out = out.mutable_data_ptr();
@@ -128,14 +129,16 @@ std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const Dev
 }
 
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                              std::optional<kernels::Isa> isa) {
+                              std::optional<kernels::Isa> isa, int64_t last_key_count) {
   if (inputs.query.is_cuda()) {
     return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
   }
   const at::Tensor bias = AdditiveMask(inputs);
   const kernels::Isa chosen = isa.value_or(kernels::BestIsa(ElementOf(inputs.query), ThisCpu()));
-  if (inputs.query.scalar_type() != at::kHalf) return InKernelDtype(inputs, bias, plan, chosen);
-  return InKernelDtype(Widened(inputs), bias, plan, chosen).to(at::kHalf);
+  if (inputs.query.scalar_type() != at::kHalf) {
+    return InKernelDtype(inputs, bias, plan, chosen, last_key_count);
+  }
+  return InKernelDtype(Widened(inputs), bias, plan, chosen, last_key_count).to(at::kHalf);
 }
 
 at::Tensor BlockSparseForwardInt8(const AttentionInputs& inputs, const kernels::BlockPlan& plan) {

@@ -29,9 +29,10 @@ std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const Dev
 // Attention of checked inputs over the plan's blocks, by the kernel of their device. On the CPU it
 // honours mask and causal of `inputs`; the CUDA kernel has neither, see CudaKernelLimits.
 // Fresh contiguous [B, S_q, H, D] of the inputs' dtype. `isa`: empty = the best exact one of this
-// CPU; CUDA has no choice.
+// CPU; CUDA has no choice. `last_key_count`: BlockSparseCall's, on the CPU.
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
-                              std::optional<kernels::Isa> isa = std::nullopt);
+                              std::optional<kernels::Isa> isa = std::nullopt,
+                              int64_t last_key_count = 1);
 
 // The same with q k^T in int8 (SageAttention, arXiv 2410.02367): on the CPU by the widest
 // instructions that it has, on CUDA by cuda/block_sparse_int8_cuda.h. See Int8KernelLimits.

@@ -36,9 +36,18 @@ at::Tensor KernelView(const at::Tensor& tensor) {
   return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
 }
 
+// Keys that are alike are one key that counts for all of them.
 at::Tensor OnCpu(const AttentionInputs& inputs) {
-  return BlockSparseForward(
-      inputs, kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal));
+  AttentionInputs in = inputs;
+  int64_t count = 1;
+  if (inputs.alike_from >= 0 && !inputs.mask.defined() && !inputs.causal) {
+    const int64_t keys = inputs.alike_from + 1;
+    count = inputs.key.size(1) - inputs.alike_from;
+    in.key = inputs.key.narrow(1, 0, keys);
+    in.value = inputs.value.narrow(1, 0, keys);
+  }
+  const auto plan = kernels::DensePlan(in.query.size(1), in.key.size(1), in.causal);
+  return BlockSparseForward(in, plan, std::nullopt, count);
 }
 
 at::Tensor OnCuda(const AttentionInputs& inputs) {

@@ -92,8 +92,23 @@ void EditOne(const ScoreEdit& edit, int64_t query, int64_t key, int lane, float*
   }
 }
 
+// exp(s) so many times is exp(s + log(count)).
+void CountLastKey(const ScoreEdit& edit, Span keys, float* scores, int width) {
+  if (keys.first + keys.length != edit.call->kv_len) return;
+  const float more =
+      std::log(static_cast<float>(edit.call->last_key_count)) / edit.call->scale;  // not scaled yet
+  float* const last = scores + (keys.length - 1) * width;
+  for (int q = 0; q < edit.queries.length; ++q) {
+    last[q] += edit.query_scale != nullptr ? more / edit.query_scale[q] : more;
+  }
+}
+
 void EditScores(const void* context, int block, float* scores, int width) {
   const ScoreEdit& edit = *static_cast<const ScoreEdit*>(context);
+  if (edit.call->last_key_count > 1) {
+    CountLastKey(edit, edit.plan->key_blocks[block], scores, width);
+  }
+  if (edit.bias == nullptr && !edit.call->causal) return;
   const Span keys = edit.plan->key_blocks[block];
   const bool in_order = edit.plan->key_order.empty() && edit.plan->query_order.empty();
   const bool below = keys.first + keys.length - 1 <= edit.queries.first;  // the diagonal
@@ -170,7 +185,7 @@ class Runner {
       edit.bias = call_.bias + (head / call_.heads) * call_.bias_strides[0] +
                   (head % call_.heads) * call_.bias_strides[1];
     }
-    if (call_.causal || edit.bias != nullptr) {
+    if (call_.causal || edit.bias != nullptr || call_.last_key_count > 1) {
       job.edit = EditScores;
       job.edit_context = &edit;
     }

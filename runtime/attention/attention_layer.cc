@@ -36,6 +36,7 @@ at::Tensor AttentionLayer::Forward(const at::Tensor& query, const at::Tensor& ke
   AttentionInputs inputs{query, key, value, extras.gate, extras.mask};
   inputs.projection = extras.projection;
   inputs.projection_bias = extras.projection_bias;
+  inputs.alike_from = extras.alike_from;
   inputs.scale = scale_ > 0 ? scale_ : 1.0 / std::sqrt(static_cast<double>(query.size(-1)));
   inputs.causal = causal_;
   inputs.layer_index = layer_index_;

@@ -14,6 +14,7 @@ struct AttentionExtras {
   at::Tensor mask = {};        // broadcastable to [B, H, S_q, S_kv]
   at::Tensor projection = {};  // [D, D], with its bias [D]
   at::Tensor projection_bias = {};
+  int64_t alike_from = -1;  // AttentionInputs::alike_from
 };
 
 // Copyable value; one per attention of a model. Used by the engine thread.

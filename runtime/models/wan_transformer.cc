@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <numeric>
 #include <unordered_map>
 
@@ -47,6 +48,28 @@ at::Tensor UnderPlan(const AttentionPlan* plan, const F& attend) {
   context.attn_metadata = plan;
   const ScopedForwardContext scope(context);
   return attend();
+}
+
+// Of each row of x [B, L, D], dense: the first token from which on all have the last one's bits.
+std::vector<int64_t> AlikeFrom(const at::Tensor& x) {
+  std::vector<int64_t> from;
+  const int64_t length = x.size(1);
+  const size_t bytes = static_cast<size_t>(x.size(2) * x.element_size());
+  const char* row = static_cast<const char*>(x.const_data_ptr());
+  for (int64_t b = 0; b < x.size(0); ++b, row += length * bytes) {
+    const char* const last = row + (length - 1) * bytes;
+    int64_t first = length - 1;
+    while (first > 0 && std::memcmp(row + (first - 1) * bytes, last, bytes) == 0) --first;
+    from.push_back(first);
+  }
+  return from;
+}
+
+// x [B, n, D] with its last token once more up to `length`.
+at::Tensor LastRepeated(const at::Tensor& x, int64_t length) {
+  const int64_t more = length - x.size(1);
+  if (more == 0) return x;
+  return at::cat({x, x.narrow(1, x.size(1) - 1, 1).expand({-1, more, -1})}, 1);
 }
 
 at::Tensor Joined(std::vector<at::Tensor> parts) {
@@ -97,11 +120,19 @@ AttentionSpec WanTransformer::CrossSpec(const std::array<int64_t, 3>& grid,
   return spec;
 }
 
+// With our own product, whose rows have their bits wherever they stand, padding is computed once.
 TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
   c10::InferenceMode guard;
   RequireDim(embeds, 3, "text embeddings");
   RequireSize(embeds, 2, config_.text_dim, "text embeddings");
-  const at::Tensor x = embeds.to(device_, dtype_).contiguous();
+  const at::Tensor all = embeds.to(device_, dtype_).contiguous();
+  const int64_t length = all.size(1);
+  TextContext context;
+  context.alike_from.assign(all.size(0), -1);
+  if (own_.InUse()) context.alike_from = AlikeFrom(all);
+  const int64_t last = *std::ranges::max_element(context.alike_from);
+  const int64_t distinct = last < 0 ? length : last + 1;
+  const at::Tensor x = all.narrow(1, 0, distinct).contiguous();
   const at::Tensor text = text_linear_2_(text_linear_1_(x, Activation::kGeluTanh));
   std::vector<const Linear*> layers;
   for (const Block& block : blocks_) {
@@ -109,11 +140,11 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
     layers.push_back(&block.cross.to_v);
   }
   const std::vector<at::Tensor> keys_values = Linear::RunAll(layers, text);
-  TextContext context;
   context.blocks.reserve(blocks_.size());
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    context.blocks.push_back({SplitHeads(RmsNorm(keys_values[2 * i], blocks_[i].cross.norm_k)),
-                              SplitHeads(keys_values[2 * i + 1])});
+    const at::Tensor key = RmsNorm(keys_values[2 * i], blocks_[i].cross.norm_k);
+    context.blocks.push_back({SplitHeads(LastRepeated(key, length)),
+                              SplitHeads(LastRepeated(keys_values[2 * i + 1], length))});
   }
   return context;
 }
@@ -314,7 +345,8 @@ AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x) const {
   return extras;
 }
 
-// A call for each set, whose keys and values are its own.
+// A call for each set, whose keys and values are its own; for each row where paddings differ, so
+// that none depends on its neighbours'.
 at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const {
   const Attention& attention = blocks_[layer].cross;
   const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
@@ -323,10 +355,21 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Row
   int64_t first = 0;
   for (const RowSet& set : rows.sets) {
     const TextContext::KeyValue& text = set.text->blocks[layer];
+    const std::vector<int64_t>& alike = set.text->alike_from;
     const int64_t size = set.latents.size(0);
-    parts.push_back(UnderPlan(set.plan, [&] {
-      return run.Forward(q.narrow(0, first, size), text.key, text.value).flatten(2);
-    }));
+    const bool together = std::ranges::count(alike, alike.front()) == size;
+    const int64_t step = together ? size : 1;
+    for (int64_t row = 0; row < size; row += step) {
+      const auto of = [&](const at::Tensor& all) {
+        return step == size ? all : all.narrow(0, row, step);
+      };
+      AttentionExtras extras;
+      extras.alike_from = alike[row];
+      parts.push_back(UnderPlan(set.plan, [&] {
+        return run.Forward(q.narrow(0, first + row, step), of(text.key), of(text.value), extras)
+            .flatten(2);
+      }));
+    }
     first += size;
   }
   return Joined(std::move(parts));

@@ -56,6 +56,8 @@ struct TextContext {
     at::Tensor value;  // [B, L, H, head_dim]
   };
   std::vector<KeyValue> blocks;
+  // Of each batch row: from where on all tokens are alike, padding (AttentionInputs::alike_from).
+  std::vector<int64_t> alike_from;
 };
 
 // Rows of a forward that have their text and their plan of attention in common: a pass of a job, or
