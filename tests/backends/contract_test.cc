@@ -337,6 +337,30 @@ TEST_P(Contract, TheBitsDoNotDependOnTheThreadCount) {
   EXPECT_TRUE(SameBits(one.cpu(), two.cpu()));
 }
 
+// Keys of which the last ones are alike, as a padded prompt's: whoever is told may take one of them
+// for all, and nothing else changes.
+TEST_P(Contract, KeysThatAreAlikeMayCountAsOne) {
+  for (const int64_t from : {int64_t{0}, c_.kv_len / 3, c_.kv_len - 1}) {
+    AttentionInputs inputs = InputsOf(c_, device_);
+    for (at::Tensor* x : {&inputs.key, &inputs.value}) {
+      *x = x->clone();
+      x->narrow(1, from, c_.kv_len - from).copy_(x->narrow(1, from, 1).clone());
+    }
+    AttentionInputs told = inputs;
+    told.alike_from = from;
+    const at::Tensor plain = Attend(backend_, c_, inputs), got = Attend(backend_, c_, told);
+    if (backend_.id() != AttnBackend::kFlashAttn) {
+      EXPECT_TRUE(SameBits(got.cpu(), plain.cpu())) << from;
+      continue;
+    }
+    AttentionInputs on_cpu = inputs;
+    for (at::Tensor* x : {&on_cpu.query, &on_cpu.key, &on_cpu.value, &on_cpu.mask}) {
+      if (x->defined()) *x = x->cpu();
+    }
+    ExpectClose(got.cpu(), OracleAttention(on_cpu), backend_, c_);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cpu, Contract, ::testing::ValuesIn(CpuPairs()), PairName);
 INSTANTIATE_TEST_SUITE_P(Cuda, Contract, ::testing::ValuesIn(CudaPairs()), PairName);
 

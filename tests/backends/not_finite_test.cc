@@ -171,5 +171,44 @@ INSTANTIATE_TEST_SUITE_P(Cpu, NotFinite, ::testing::ValuesIn(FaultsOn(at::kCPU, 
                          FaultName);
 INSTANTIATE_TEST_SUITE_P(Cuda, NotFinite, ::testing::ValuesIn(CudaFaults()), FaultName);
 
+// Keys that count as one (AttentionInputs::alike_from) lose nothing either.
+TEST(NotFiniteAlikeTest, IsWhereItIsWithAllTheKeys) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const AttentionBackend& flash = *Registry().Find(AttnBackend::kFlashAttn)->backend;
+  const int64_t from = 70;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const auto& [in_values, element] : {std::pair{true, kInf},
+                                             {true, std::nanf("")},
+                                             {false, kInf},
+                                             {false, -kInf},
+                                             {false, std::nanf("")}}) {
+      for (const bool everywhere : {false, true}) {
+        AttentionInputs inputs;
+        const auto draw = [&] {
+          at::Tensor x = at::randn({1, kTokens, kHeads, kHeadSize}).abs();
+          x.narrow(1, from, kTokens - from).copy_(x.narrow(1, from, 1).clone());
+          return x;
+        };
+        inputs.query = draw().to(dtype);
+        at::Tensor key = draw(), value = draw();
+        at::Tensor& odd = in_values ? value : key;
+        odd.narrow(1, everywhere ? 0 : from, everywhere ? kTokens : kTokens - from)
+            .select(3, kElement)
+            .fill_(element);
+        inputs.key = key.to(dtype);
+        inputs.value = value.to(dtype);
+        const at::Tensor plain = flash.Forward(inputs, nullptr);
+        inputs.alike_from = from;
+        const at::Tensor told = flash.Forward(inputs, nullptr);
+        EXPECT_TRUE(told.isnan().equal(plain.isnan())) << in_values << element << everywhere;
+        EXPECT_TRUE(told.isinf().equal(plain.isinf())) << in_values << element << everywhere;
+        // Keys that are -inf are passed over, unless all are.
+        const bool shows = in_values || element != -kInf || everywhere;
+        EXPECT_NE(plain.isfinite().all().item<bool>(), shows) << in_values << element << everywhere;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace denoised

@@ -78,7 +78,12 @@ class RowSets : public testing::TestWithParam<std::tuple<at::ScalarType, LinearN
     // Few values, so that some are met again in this set and in others.
     const auto shape = per_token ? std::vector<int64_t>{rows, tokens} : std::vector<int64_t>{rows};
     set.timestep = at::randint(0, 4, shape, generator_, at::TensorOptions(at::kFloat)).mul_(249.75);
-    set.text = model_->EncodeText(random({rows, text_length, shape_.text}));
+    at::Tensor embeds = random({rows, text_length, shape_.text});
+    for (int64_t row = 0; row < rows; ++row) {  // a prompt of 1 to all tokens, and padding
+      const int64_t real = 1 + static_cast<int64_t>(random_() % text_length);
+      embeds[row].narrow(0, real, text_length - real).zero_();
+    }
+    set.text = model_->EncodeText(embeds);
     set.plan = PlanFor(*model_, grid, text_length, backend.id, backend.parameters);
     return set;
   }
@@ -130,6 +135,43 @@ TEST_P(RowSets, OfAnyBackendsTextsAndTimestepsHaveTheBitsThatTheyHaveAlone) {
       ExpectBitsOfTheirOwn(sets);
     }
   }
+}
+
+TEST_P(RowSets, PaddingIsComputedOnceAndCountsInFull) {
+  Load({});
+  const c10::InferenceMode inference;
+  const ScopedLinearNumerics numerics(std::get<1>(GetParam()));
+  const Set all = Make({1, 8, 8}, Backends()[0], 3, 20, false);
+  at::Tensor embeds = at::randn({3, 20, shape_.text}, generator_, at::TensorOptions(at::kFloat));
+  const std::array<int64_t, 3> real = {5, 20, 11};
+  for (int64_t row = 0; row < 3; ++row) embeds[row].narrow(0, real[row], 20 - real[row]).zero_();
+  Set together = all;
+  together.text = model_->EncodeText(embeds);
+  EXPECT_EQ(together.text.alike_from, (std::vector<int64_t>{5, 19, 11}));
+
+  // One more token that is no padding: all are computed.
+  const TextContext longer =
+      model_->EncodeText(at::cat({embeds, at::ones_like(embeds[0][0]).expand({3, 1, -1})}, 1));
+  for (size_t i = 0; i < longer.blocks.size(); ++i) {
+    EXPECT_TRUE(at::equal(longer.blocks[i].key.narrow(1, 0, 20), together.text.blocks[i].key));
+    EXPECT_TRUE(at::equal(longer.blocks[i].value.narrow(1, 0, 20), together.text.blocks[i].value));
+  }
+  const at::Tensor got = Forward({&together}).front();
+  for (int64_t row = 0; row < 3; ++row) {
+    Set one = together;
+    one.latents = all.latents.narrow(0, row, 1);
+    one.timestep = all.timestep.narrow(0, row, 1);
+    one.text = model_->EncodeText(embeds.narrow(0, row, 1));
+    EXPECT_TRUE(at::equal(Forward({&one}).front(), got.narrow(0, row, 1))) << row;
+  }
+  Set untold = together;
+  untold.text.alike_from.assign(3, -1);
+  const at::Tensor wanted = Forward({&untold}).front().to(at::kFloat);
+  const bool rounds =
+      std::get<0>(GetParam()) != at::kFloat || std::get<1>(GetParam()) == LinearNumerics::kInt8;
+  const double tolerance = rounds ? 0.02 : 1e-5;
+  EXPECT_LE((got.to(at::kFloat) - wanted).norm().item<double>(),
+            tolerance * wanted.norm().item<double>());
 }
 
 TEST_P(RowSets, MayHaveATimestepForEachToken) {
