@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <functional>
 
+#include "backends/kernels/workers.h"
+
 namespace denoised {
 
 // A kernels::RunWorkers on up to min(tasks, intra-op threads) threads.
-void RunOnAtenThreads(int64_t tasks, const std::function<void()>& worker);
+void RunOnAtenThreads(int64_t tasks, const std::function<void(const kernels::Worker&)>& work);
 
 }  // namespace denoised
 

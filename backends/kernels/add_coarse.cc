@@ -1,7 +1,5 @@
 #include "backends/kernels/add_coarse.h"
 
-#include <cstring>
-
 #include "backends/kernels/rounding.h"
 
 namespace denoised::kernels {
@@ -9,31 +7,14 @@ namespace {
 
 constexpr int64_t kLanes = 8;
 
-// kLanes from `x` on, of which `left` are there; the others are zeros.
-template <typename T>
-__m256 Load(const T* x, int64_t left) {
-  if (left >= kLanes) return LoadEight(x);
-  T some[kLanes] = {};
-  std::memcpy(some, x, static_cast<size_t>(left) * sizeof(T));
-  return LoadEight(some);
-}
-
-template <typename T>
-void Store(T* y, int64_t left, __m256 x) {
-  if (left >= kLanes) return StoreEight(y, x);
-  T some[kLanes];
-  StoreEight(some, x);
-  std::memcpy(y, some, static_cast<size_t>(left) * sizeof(T));
-}
-
 // One token of one head.
 template <typename T>
 void AddRow(const float* coarse, const T* gate, int64_t head_size, T* out) {
   for (int64_t d = 0; d < head_size; d += kLanes) {
     const int64_t left = head_size - d;
-    __m256 add = Load(coarse + d, left);
-    if (gate != nullptr) add = _mm256_mul_ps(add, Load(gate + d, left));
-    Store(out + d, left, _mm256_add_ps(Load(out + d, left), add));
+    __m256 add = LoadSome(coarse + d, left);
+    if (gate != nullptr) add = _mm256_mul_ps(add, LoadSome(gate + d, left));
+    StoreSome(out + d, left, _mm256_add_ps(LoadSome(out + d, left), add));
   }
 }
 

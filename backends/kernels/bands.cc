@@ -57,8 +57,8 @@ class RunningRows {
 };
 
 // What a thread keeps from band to band.
-struct Worker {
-  explicit Worker(const HeadPacks& packs) : desk(packs) {}
+struct BandDesk {
+  explicit BandDesk(const HeadPacks& packs) : desk(packs) {}
   TileDesk desk;
   std::unique_ptr<RunningRows> running;  // once a band has rows
   Band band;
@@ -77,13 +77,13 @@ class BandRunner {
   void Run(const RunWorkers& run_workers) {
     packs_.ForEachTurn(run_workers, [&](int64_t first, int64_t heads) {
       const int64_t a_head = bands_.bands(), tasks = heads * a_head;
-      std::atomic<int64_t> next{0};
+      TaskShares shares(tasks);
       SharedStop stop;
-      run_workers(tasks, [&] {
-        Worker worker(packs_);
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      run_workers(tasks, [&](const Worker& worker) {
+        BandDesk desk(packs_);
+        for (int64_t i; (i = shares.Take(worker)) >= 0;) {
           if (stop.Asked()) return;
-          RunBand(first + i / a_head, i / a_head, i % a_head, &worker);
+          RunBand(first + i / a_head, i / a_head, i % a_head, &desk);
         }
       });
       stop.ThrowIfAsked();
@@ -91,28 +91,28 @@ class BandRunner {
   }
 
  private:
-  void RunBand(int64_t head, int64_t slot, int64_t index, Worker* worker) {
-    worker->band.Clear();
-    bands_.Make(head, index, &worker->band);
-    if (worker->band.alike()) {
-      RunAlike(head, slot, worker);
+  void RunBand(int64_t head, int64_t slot, int64_t index, BandDesk* own) {
+    own->band.Clear();
+    bands_.Make(head, index, &own->band);
+    if (own->band.alike()) {
+      RunAlike(head, slot, own);
     } else {
-      RunGathered(head, slot, worker);
+      RunGathered(head, slot, own);
     }
-    for (const Band::Copy& copy : worker->band.copies) CopyRow(head, copy);
+    for (const Band::Copy& copy : own->band.copies) CopyRow(head, copy);
   }
 
   // All queries attend the same blocks: tiles straight into the result.
-  void RunAlike(int64_t head, int64_t slot, Worker* worker) {
-    const Band& band = worker->band;
+  void RunAlike(int64_t head, int64_t slot, BandDesk* own) {
+    const Band& band = own->band;
     const int32_t count = static_cast<int32_t>(band.queries.size());
     for (int32_t first = 0; first < count; first += kBlock) {
       const Span span{first, std::min<int32_t>(kBlock, count - first)};
       const int32_t* order = band.queries.data();
-      TileJob job = worker->desk.Begin(slot, RowsOf(call_, call_.query, head, order, span));
+      TileJob job = own->desk.Begin(slot, RowsOf(call_, call_.query, head, order, span));
       job.blocks = band.columns.data();
       job.num_blocks = static_cast<int>(band.columns.size());
-      const int width = worker->desk.width();
+      const int width = own->desk.width();
       kernel_(job, width);
       for (const int32_t block : band.columns) {
         ForEachOddValue(head, slot, block, [&](int d, float value) {
@@ -120,81 +120,81 @@ class BandRunner {
         });
       }
       // Only scores that are all -inf leave a sum of 0.
-      worker->desk.Finish(job, band.columns.empty() ? 0.0f : kNoNumber,
-                          OutRowsOf(call_, head, order, span));
+      own->desk.Finish(job, band.columns.empty() ? 0.0f : kNoNumber,
+                       OutRowsOf(call_, head, order, span));
     }
   }
 
-  void RunGathered(int64_t head, int64_t slot, Worker* worker) {
-    const Band& band = worker->band;
+  void RunGathered(int64_t head, int64_t slot, BandDesk* own) {
+    const Band& band = own->band;
     const int64_t queries = static_cast<int64_t>(band.queries.size());
-    if (!worker->running) {
-      worker->running = std::make_unique<RunningRows>(packs_.format().padded_size());
+    if (!own->running) {
+      own->running = std::make_unique<RunningRows>(packs_.format().padded_size());
     }
-    worker->running->Reset(queries);
+    own->running->Reset(queries);
     for (int64_t step = 0; step < band.steps(); ++step) {
-      FindMembers(step, worker);
-      const int count = static_cast<int>(worker->members.size());
+      FindMembers(step, own);
+      const int count = static_cast<int>(own->members.size());
       for (int first = 0; first < count; first += kBlock) {
-        RunMembers(head, slot, step, first, std::min(kBlock, count - first), worker);
+        RunMembers(head, slot, step, first, std::min(kBlock, count - first), own);
       }
     }
-    for (int64_t step = 0; step < band.steps(); ++step) AddOddValues(head, slot, step, worker);
-    StoreBand(head, slot, worker);
+    for (int64_t step = 0; step < band.steps(); ++step) AddOddValues(head, slot, step, own);
+    StoreBand(head, slot, own);
   }
 
   // The queries that attend a step, ascending.
-  static void FindMembers(int64_t step, Worker* worker) {
-    const Band& band = worker->band;
-    worker->members.clear();
-    worker->tokens.clear();
+  static void FindMembers(int64_t step, BandDesk* own) {
+    const Band& band = own->band;
+    own->members.clear();
+    own->tokens.clear();
     for (int64_t word = 0; word < band.words(); ++word) {
       for (uint64_t bits = band.rows[step * band.words() + word]; bits != 0; bits &= bits - 1) {
         const int32_t query = static_cast<int32_t>(word * 64 + std::countr_zero(bits));
-        worker->members.push_back(query);
-        worker->tokens.push_back(band.queries[query]);
+        own->members.push_back(query);
+        own->tokens.push_back(band.queries[query]);
       }
     }
   }
 
-  void RunMembers(int64_t head, int64_t slot, int64_t step, int first, int count, Worker* worker) {
-    const Band& band = worker->band;
-    TileJob job = worker->desk.Begin(
-        slot, RowsOf(call_, call_.query, head, worker->tokens.data(), {first, count}));
-    const int width = worker->desk.width();
+  void RunMembers(int64_t head, int64_t slot, int64_t step, int first, int count, BandDesk* own) {
+    const Band& band = own->band;
+    TileJob job =
+        own->desk.Begin(slot, RowsOf(call_, call_.query, head, own->tokens.data(), {first, count}));
+    const int width = own->desk.width();
     job.resume = true;
     job.blocks = band.columns.data() + band.step_begin[step];
     job.num_blocks = band.step_begin[step + 1] - band.step_begin[step];
-    worker->running->Load(worker->members.data() + first, count, width, job);
+    own->running->Load(own->members.data() + first, count, width, job);
     kernel_(job, width);
-    worker->running->Store(worker->members.data() + first, count, width, job);
+    own->running->Store(own->members.data() + first, count, width, job);
   }
 
   // At the end, so that no later step shrinks them.
-  void AddOddValues(int64_t head, int64_t slot, int64_t step, Worker* worker) {
-    const Band& band = worker->band;
+  void AddOddValues(int64_t head, int64_t slot, int64_t step, BandDesk* own) {
+    const Band& band = own->band;
     for (int32_t i = band.step_begin[step]; i < band.step_begin[step + 1]; ++i) {
       ForEachOddValue(head, slot, band.columns[i], [&](int d, float value) {
         for (size_t query = 0; query < band.queries.size(); ++query) {
           if (band.Attends(step, static_cast<int64_t>(query))) {
-            worker->running->Row(static_cast<int64_t>(query))[d] += value;
+            own->running->Row(static_cast<int64_t>(query))[d] += value;
           }
         }
       });
     }
   }
 
-  void StoreBand(int64_t head, int64_t slot, Worker* worker) {
-    const Band& band = worker->band;
+  void StoreBand(int64_t head, int64_t slot, BandDesk* own) {
+    const Band& band = own->band;
     const int32_t count = static_cast<int32_t>(band.queries.size());
-    worker->members.resize(count);
-    for (int32_t i = 0; i < count; ++i) worker->members[i] = i;
+    own->members.resize(count);
+    for (int32_t i = 0; i < count; ++i) own->members[i] = i;
     for (int32_t first = 0; first < count; first += kBlock) {
       const Span span{first, std::min<int32_t>(kBlock, count - first)};
       const int32_t* order = band.queries.data();
-      const TileJob job = worker->desk.Lay(slot, span.length);
-      worker->running->Load(worker->members.data() + first, span.length, worker->desk.width(), job);
-      worker->desk.Finish(job, kNoNumber, OutRowsOf(call_, head, order, span));
+      const TileJob job = own->desk.Lay(slot, span.length);
+      own->running->Load(own->members.data() + first, span.length, own->desk.width(), job);
+      own->desk.Finish(job, kNoNumber, OutRowsOf(call_, head, order, span));
     }
   }
 

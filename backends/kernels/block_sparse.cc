@@ -3,7 +3,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -149,11 +148,11 @@ class Runner {
  private:
   void RunTiles(int64_t first, int64_t heads, const RunWorkers& run_workers) {
     const int64_t blocks = static_cast<int64_t>(plan_.query_blocks.size()), tasks = heads * blocks;
-    std::atomic<int64_t> next{0};
+    TaskShares shares(tasks);
     SharedStop stop;
-    run_workers(tasks, [&] {
+    run_workers(tasks, [&](const Worker& worker) {
       TileDesk desk(packs_);
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      for (int64_t i; (i = shares.Take(worker)) >= 0;) {
         if (stop.Asked()) return;
         RunTile(first + i / blocks, i / blocks, static_cast<int>(i % blocks), &desk);
       }

@@ -16,10 +16,10 @@
 #define DENOISED_BACKENDS_KERNELS_BLOCK_SPARSE_H_
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "backends/attention_spec.h"
+#include "backends/kernels/workers.h"
 
 namespace denoised::kernels {
 
@@ -113,10 +113,6 @@ Isa BestIsa(Element element, const DeviceInfo& cpu);
 
 // The same for int8 scores.
 Isa Int8Isa(const DeviceInfo& cpu);
-
-// Runs `worker` on up to min(tasks, threads) threads at once; each run takes tasks until none is
-// left. How the driver gets threads without knowing whose they are.
-using RunWorkers = std::function<void(int64_t tasks, const std::function<void()>& worker)>;
 
 struct TileJob;
 using TileKernel = void (*)(const TileJob& job, int width);

@@ -6,7 +6,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -26,26 +25,16 @@ template <class NewScratch, class Run>
 void RunParts(int64_t frames, int64_t pieces, int64_t most, const RunWorkers& run_workers,
               const NewScratch& new_scratch, const Run& run) {
   const int64_t tasks_a_frame = CeilDiv(pieces, most), tasks = tasks_a_frame * frames;
-  std::atomic<int64_t> next{0};
+  TaskShares shares(tasks);
   SharedStop stop;
-  run_workers(tasks, [&] {
+  run_workers(tasks, [&](const Worker& worker) {
     const auto scratch = new_scratch();
-    for (int64_t i; (i = next.fetch_add(1)) < tasks && !stop.Asked();) {
+    for (int64_t i; (i = shares.Take(worker)) >= 0 && !stop.Asked();) {
       const int64_t first = i % tasks_a_frame * most;
       run(i / tasks_a_frame, first, std::min(most, pieces - first), scratch);
     }
   });
   stop.ThrowIfAsked();
-}
-
-// `count` numbers, at most eight; zeros after them.
-template <typename T>
-__m256 LoadSome(const T* x, int64_t count) {
-  constexpr int64_t kLanes = 8;
-  if (count >= kLanes) return LoadEight(x);
-  T some[kLanes] = {};
-  std::memcpy(some, x, static_cast<size_t>(count) * sizeof(T));
-  return LoadEight(some);
 }
 
 // One position: its sums [N, rounded up to 8] become what is stored.

@@ -1,7 +1,6 @@
 #include "backends/kernels/gemm.h"
 
 #include <algorithm>
-#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -65,16 +64,16 @@ class GemmRunner {
   }
 
   void Run(const RunWorkers& run_workers) {
-    std::atomic<int64_t> next{0};
-    const auto work = [&] {
+    TaskShares tasks(blocks_ * shares_);
+    const auto work = [&](const Worker& worker) {
       Desk desk(*this);
       const KernelSession session(tile_);
-      for (int64_t i; (i = next.fetch_add(1)) < blocks_ * shares_;) {
+      for (int64_t i; (i = tasks.Take(worker)) >= 0;) {
         if (!RunTask(i / shares_, i % shares_, &desk)) return;
       }
     };
     if (IsSmall()) {
-      work();
+      work({});
     } else {
       run_workers(blocks_ * shares_, work);
     }
@@ -278,8 +277,6 @@ const GemmTileKernel& GemmKernelOf(const WeightPanels& weight) {
   return halves ? kernel.half_tile : kernel.tile;
 }
 
-void RunHere(int64_t /*tasks*/, const std::function<void()>& worker) { worker(); }
-
 WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
                            const RunWorkers& run_workers)
     : kernel_(KernelOf(isa)),
@@ -296,9 +293,9 @@ WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64
     offsets_ = Allocate<int32_t>(panels() * kPanelColumns);
   }
   const RowSource source{weight, element, n, k, k};
-  std::atomic<int64_t> next{0};
-  run_workers(panels(), [&] {
-    for (int64_t panel; (panel = next.fetch_add(1)) < panels();) {
+  TaskShares tasks(panels());
+  run_workers(panels(), [&](const Worker& worker) {
+    for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) {
       const int64_t first = panel * kPanelColumns;
       float* const scales = scales_ ? scales_.get() + first : nullptr;
       int32_t* const offsets = offsets_ ? offsets_.get() + first : nullptr;
@@ -308,9 +305,9 @@ WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64
 }
 
 void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
-  std::atomic<int64_t> next{0};
-  run_workers(panels(), [&] {
-    for (int64_t panel; (panel = next.fetch_add(1)) < panels();) {
+  TaskShares tasks(panels());
+  run_workers(panels(), [&](const Worker& worker) {
+    for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) {
       const int64_t first = panel * kPanelColumns;
       const int64_t columns = std::min<int64_t>(n_ - first, kPanelColumns);
       char* const to =

@@ -58,9 +58,6 @@ inline constexpr int64_t kMostInt8K = 131072;
 
 struct GemmKernel;  // gemm_kernels.h
 
-// A RunWorkers on the caller's thread alone.
-void RunHere(int64_t tasks, const std::function<void()>& worker);
-
 // W [N, K] as the kernel reads it. Immutable once made; any thread.
 class WeightPanels {
  public:

@@ -70,10 +70,10 @@ Rows HeadPacks::RowsOfBlock(const View& view, int64_t head, int64_t block) const
 
 // The mean key of each head, which int8 keys go without.
 void HeadPacks::FindMeans(int64_t first, int64_t heads, const RunWorkers& run_workers) {
-  std::atomic<int64_t> next{0};
+  TaskShares shares(heads);
   const Span all{0, static_cast<int32_t>(call_.kv_len)};
-  run_workers(heads, [&] {
-    for (int64_t slot; (slot = next.fetch_add(1, std::memory_order_relaxed)) < heads;) {
+  run_workers(heads, [&](const Worker& worker) {
+    for (int64_t slot; (slot = shares.Take(worker)) >= 0;) {
       MeanOfRows(format_, RowsOf(call_, call_.key, first + slot, nullptr, all),
                  key_mean_.get() + slot * format_.padded_size());
     }
@@ -83,10 +83,10 @@ void HeadPacks::FindMeans(int64_t first, int64_t heads, const RunWorkers& run_wo
 void HeadPacks::Pack(int64_t first, int64_t heads, const RunWorkers& run_workers) {
   if (format_.int8()) FindMeans(first, heads, run_workers);
   const int64_t tasks = heads * blocks();
-  std::atomic<int64_t> next{0};
+  TaskShares shares(tasks);
   SharedStop stop;
-  run_workers(tasks, [&] {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+  run_workers(tasks, [&](const Worker& worker) {
+    for (int64_t i; (i = shares.Take(worker)) >= 0;) {
       if (stop.Asked()) return;
       // Heads innermost: a token's heads lie side by side, on one memory page.
       PackBlock(first + i % heads, i % heads, i / heads);

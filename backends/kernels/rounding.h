@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace denoised::kernels {
 
@@ -26,6 +27,23 @@ inline void StoreEight(uint16_t* y, __m256 x) {
       _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), _mm256_set1_epi32(0x7fc0), nan);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_castsi256_si128(packed));
+}
+
+// The first `count` of eight, or all where there are more; what is not there is zero.
+template <typename T>
+inline __m256 LoadSome(const T* x, int64_t count) {
+  if (count >= 8) return LoadEight(x);
+  T some[8] = {};
+  std::memcpy(some, x, static_cast<size_t>(count) * sizeof(T));
+  return LoadEight(some);
+}
+
+template <typename T>
+inline void StoreSome(T* y, int64_t count, __m256 x) {
+  if (count >= 8) return StoreEight(y, x);
+  T some[8];
+  StoreEight(some, x);
+  std::memcpy(y, some, static_cast<size_t>(count) * sizeof(T));
 }
 
 }  // namespace denoised::kernels

@@ -142,10 +142,10 @@ at::Tensor Attend(const AttentionInputs& in, const BandMaker& bands, const Varia
   call.scale = static_cast<float>(in.scale);
   BandAttention(
       call, bands, variant.isa,
-      [&](int64_t, const std::function<void()>& worker) {
+      [&](int64_t, const std::function<void(const Worker&)>& work) {
         std::vector<std::jthread> all;
-        for (int i = 1; i < threads; ++i) all.emplace_back(worker);
-        worker();
+        for (int i = 1; i < threads; ++i) all.emplace_back(work, Worker{i, threads});
+        work({0, threads});
       },
       variant.kernel);
   return out;

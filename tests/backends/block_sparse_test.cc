@@ -91,9 +91,7 @@ at::Tensor Attend(const AttentionInputs& in, const BlockPlan& plan, Variant vari
   call.value = ViewOf(in.value);
   call.out = out.mutable_data_ptr();
   call.scale = static_cast<float>(in.scale);
-  BlockSparseAttention(
-      call, plan, variant.isa, [](int64_t, const std::function<void()>& worker) { worker(); },
-      variant.kernel);
+  BlockSparseAttention(call, plan, variant.isa, RunHere, variant.kernel);
   return out;
 }
 

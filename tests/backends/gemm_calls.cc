@@ -24,10 +24,11 @@ const GemmTileKernel* StandIn(GemmIsa isa) {
 }  // namespace
 
 RunWorkers OnThreads(int threads) {
-  return [threads](int64_t tasks, const std::function<void()>& worker) {
+  return [threads](int64_t tasks, const std::function<void(const Worker&)>& work) {
+    const int64_t count = std::min<int64_t>(tasks, threads);
     std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(tasks, threads); ++i) others.emplace_back(worker);
-    worker();
+    for (int64_t i = 1; i < count; ++i) others.emplace_back(work, Worker{i, count});
+    work({0, count});
     for (std::thread& thread : others) thread.join();
   };
 }
