@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "backends/attention_cost.h"
 #include "backends/attention_spec.h"
@@ -32,9 +33,10 @@ struct AttentionInputs {
   int layer_index = 0;         // block number in the model; some backends treat layers differently
   at::Tensor projection = {};  // [D, D] or undefined: SLA's learned map of the linear branch
   at::Tensor projection_bias = {};  // [D] or undefined
-  // From this key on all are alike, and their values, bit for bit, as a padded prompt's are: a
-  // backend may take one of them for all. Below 0: not known.
-  int64_t alike_from = -1;
+  // [B] or empty, where nothing is known: from this key of a row on all are alike, and their
+  // values, bit for bit, as a padded prompt's are; the last one always is. A backend may take one of
+  // them for all.
+  std::vector<int64_t> alike_from = {};
 };
 
 // What a backend precomputed for one step (tile order, window table, sparsity). Immutable.

@@ -54,6 +54,21 @@ at::Tensor PadFront(const at::Tensor& mask, int64_t kv_len) {
   return at::cat({at::full(shape, attend, mask.options()), mask}, 3);
 }
 
+void CheckAlike(const AttentionInputs& inputs) {
+  const std::vector<int64_t>& from = inputs.alike_from;
+  if (from.empty()) return;
+  if (static_cast<int64_t>(from.size()) != inputs.query.size(0)) {
+    throw InvalidField("alike_from", "wanted one a batch row, " +
+                                         std::to_string(inputs.query.size(0)) + "; got " +
+                                         std::to_string(from.size()));
+  }
+  for (const int64_t key : from) {
+    if (key >= 0 && key < inputs.key.size(1)) continue;
+    throw InvalidField("alike_from", "wanted one of " + std::to_string(inputs.key.size(1)) +
+                                         " keys; got " + std::to_string(key));
+  }
+}
+
 }  // namespace
 
 void CheckInputs(const AttentionInputs& inputs) {
@@ -69,10 +84,7 @@ void CheckInputs(const AttentionInputs& inputs) {
     throw InvalidField("scale", "wanted a positive number, or 0 for head_size^-0.5; got " +
                                     std::to_string(inputs.scale));
   }
-  if (inputs.alike_from >= inputs.key.size(1)) {
-    throw InvalidField("alike_from", "wanted one of " + std::to_string(inputs.key.size(1)) +
-                                         " keys; got " + std::to_string(inputs.alike_from));
-  }
+  CheckAlike(inputs);
   if (!inputs.gate.defined()) return;
   CheckOne("gate", inputs.gate, inputs);
   if (inputs.gate.size(1) != inputs.query.size(1)) {

@@ -131,6 +131,7 @@ std::optional<std::string> Int8KernelLimits(const AttentionSpec& spec, const Dev
 at::Tensor BlockSparseForward(const AttentionInputs& inputs, const kernels::BlockPlan& plan,
                               std::optional<kernels::Isa> isa, int64_t last_key_count) {
   if (inputs.query.is_cuda()) {
+    TORCH_CHECK(last_key_count == 1, "keys count once on CUDA");
     return BlockSparseForwardCuda(inputs, UploadPlan(plan, inputs.query.device()));
   }
   const at::Tensor bias = AdditiveMask(inputs);

@@ -1,5 +1,8 @@
 // FLASH_ATTN: on the CPU the block-sparse kernel with the full list of blocks; on CUDA LibTorch's
 // flash kernel, called by name so that nothing else can answer, or FlashAttention-3.
+#include <algorithm>
+#include <cmath>
+
 #include "backends/attention_call.h"
 #include "backends/block_sparse_forward.h"
 #include "backends/cuda/flash3.h"
@@ -36,18 +39,40 @@ at::Tensor KernelView(const at::Tensor& tensor) {
   return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
 }
 
+at::Tensor Dense(const AttentionInputs& inputs, int64_t last_key_count = 1) {
+  const auto plan =
+      kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal);
+  return BlockSparseForward(inputs, plan, std::nullopt, last_key_count);
+}
+
 // Keys that are alike are one key that counts for all of them.
-at::Tensor OnCpu(const AttentionInputs& inputs) {
+at::Tensor Shortened(const AttentionInputs& inputs, int64_t alike_from) {
   AttentionInputs in = inputs;
-  int64_t count = 1;
-  if (inputs.alike_from >= 0 && !inputs.mask.defined() && !inputs.causal) {
-    const int64_t keys = inputs.alike_from + 1;
-    count = inputs.key.size(1) - inputs.alike_from;
-    in.key = inputs.key.narrow(1, 0, keys);
-    in.value = inputs.value.narrow(1, 0, keys);
+  in.key = inputs.key.narrow(1, 0, alike_from + 1);
+  in.value = inputs.value.narrow(1, 0, alike_from + 1);
+  return Dense(in, inputs.key.size(1) - alike_from);
+}
+
+// Whether what a count adds to a score is a number, whatever the scale.
+bool CanCount(const AttentionInputs& inputs) {
+  const auto scale = static_cast<float>(SoftmaxScale(inputs));
+  return std::isfinite(std::log(static_cast<float>(inputs.key.size(1))) / scale);
+}
+
+at::Tensor OnCpu(const AttentionInputs& inputs) {
+  const std::vector<int64_t>& alike = inputs.alike_from;
+  if (alike.empty() || inputs.mask.defined() || inputs.causal || !CanCount(inputs)) {
+    return Dense(inputs);
   }
-  const auto plan = kernels::DensePlan(in.query.size(1), in.key.size(1), in.causal);
-  return BlockSparseForward(in, plan, std::nullopt, count);
+  const int64_t rows = inputs.query.size(0);
+  if (std::ranges::count(alike, alike.front()) == rows) return Shortened(inputs, alike.front());
+  std::vector<at::Tensor> out;
+  for (int64_t row = 0; row < rows; ++row) {
+    AttentionInputs one = inputs;
+    for (at::Tensor* x : {&one.query, &one.key, &one.value}) *x = x->narrow(0, row, 1);
+    out.push_back(Shortened(one, alike[row]));
+  }
+  return at::cat(out);
 }
 
 at::Tensor OnCuda(const AttentionInputs& inputs) {

@@ -206,15 +206,14 @@ PlanSize VideoSparseBackend::SizeOf(const SparseSetting& setting, const Attentio
           .band_bytes = tiles * 32};
 }
 
-// Means, scores and sums of tiles, and on a CUDA device the sparse branch beside the result. Where
-// its kernel does not take the tiles, the branch is spread over the tokens in float32 there.
+// Means and sums of tiles, and a gate that is not read as it comes. Of CPU calls: on a device
+// nobody asks.
 int64_t VideoSparseBackend::BranchBytes(const SparseSetting& setting, const AttentionSpec& spec,
                                         int64_t rows) const {
   const auto& vsa = static_cast<const VsaSetting&>(setting);
   if (!vsa.coarse) return 0;
-  const int64_t tiles = vsa.tiles().blocks();
-  return rows * spec.num_heads * 4 * (2 * tiles * spec.head_size + tiles * tiles) +
-         (FitsKernelBlocks(vsa.tiles()) ? 1 : 8) * QueryBytes(spec, rows, 4);
+  return rows * spec.num_heads * 4 * 2 * vsa.tiles().blocks() * spec.head_size +
+         QueryBytes(spec, rows, 4);
 }
 
 std::unique_ptr<SparseBands> VideoSparseBackend::MakeBands(const SparseCall& call) const {

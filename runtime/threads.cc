@@ -20,8 +20,8 @@ void SetIntraOpThreads(int threads) {
 void RunOnPassingThread(int threads, const std::function<void()>& work) {
   std::exception_ptr thrown;
   std::thread([&] {
-    SetIntraOpThreads(threads);
     try {
+      SetIntraOpThreads(threads);
       work();
     } catch (...) {
       thrown = std::current_exception();

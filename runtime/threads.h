@@ -7,8 +7,8 @@
 
 namespace denoised {
 
-// Intra-op threads of this thread's LibTorch calls from now on; 0 = one a physical core. Called by
-// each thread that computes before it does.
+// Intra-op threads of LibTorch's calls in this thread from now on, and what threads that come later
+// begin with; 0 = one a physical core. Called by the threads that load models and the engine's.
 void SetIntraOpThreads(int threads);
 
 // Runs `work` on a thread that ends with it, with so many intra-op threads; throws what it throws.

@@ -97,9 +97,7 @@ void CountLastKey(const ScoreEdit& edit, Span keys, float* scores, int width) {
   const float more =
       std::log(static_cast<float>(edit.call->last_key_count)) / edit.call->scale;  // not scaled yet
   float* const last = scores + (keys.length - 1) * width;
-  for (int q = 0; q < edit.queries.length; ++q) {
-    last[q] += edit.query_scale != nullptr ? more / edit.query_scale[q] : more;
-  }
+  for (int q = 0; q < edit.queries.length; ++q) last[q] += more;
 }
 
 void EditScores(const void* context, int block, float* scores, int width) {

@@ -78,7 +78,8 @@ struct BlockSparseCall {
   // Additive mask, null or [B, H, S_q, S_kv] by strides (0 = broadcast); -inf hides.
   const float* bias = nullptr;
   int64_t bias_strides[4] = {0, 0, 0, 0};
-  int64_t last_key_count = 1;  // so many keys like the last one; more than 1: keys in order
+  // So many keys like the last one. More than 1: keys in order, exact scores.
+  int64_t last_key_count = 1;
 };
 
 // What the kernel is written for. The first four are exact; the others round queries and keys to 8

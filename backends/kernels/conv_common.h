@@ -58,7 +58,7 @@ class Finisher {
     if (call_.out != nullptr) {
       T* out = static_cast<T*>(call_.out[frame]) + offset;
       for (int64_t c = 0; c < n_; c += kLanes) {
-        StoreSome(out + c, _mm256_loadu_ps(sums + c), n_ - c);
+        StoreSome(out + c, n_ - c, _mm256_loadu_ps(sums + c));
       }
     }
     if (call_.normed != nullptr) {
@@ -68,13 +68,6 @@ class Finisher {
 
  private:
   static constexpr int64_t kLanes = 8;
-
-  static void StoreSome(T* y, __m256 x, int64_t count) {
-    if (count >= kLanes) return StoreEight(y, x);
-    T some[kLanes];
-    StoreEight(some, x);
-    std::memcpy(y, some, static_cast<size_t>(count) * sizeof(T));
-  }
 
   void Norm(const float* sums, __m256 squares, T* out) const {
     constexpr float kSmallestLength = 1e-12f;
@@ -87,7 +80,7 @@ class Finisher {
     for (int64_t c = 0; c < n_; c += kLanes) {
       __m256 x = _mm256_mul_ps(_mm256_loadu_ps(sums + c), scale);
       x = _mm256_mul_ps(x, _mm256_loadu_ps(call_.gamma + c));
-      StoreSome(out + c, call_.silu ? Silu8(x) : x, n_ - c);
+      StoreSome(out + c, n_ - c, call_.silu ? Silu8(x) : x);
     }
   }
 

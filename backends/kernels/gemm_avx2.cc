@@ -55,18 +55,10 @@ struct WordPanels {
 
 // Of the lanes the first `left` are there; the others are zeros.
 struct SomeOfEight : Floats8 {
-  static F Load(const float* p, int left) {
-    if (left >= kLanes) return _mm256_loadu_ps(p);
-    alignas(32) float padded[kLanes] = {};
-    std::memcpy(padded, p, static_cast<size_t>(left) * 4);
-    return _mm256_load_ps(padded);
-  }
+  static F Load(const float* p, int left) { return LoadSome(p, left); }
   template <typename T>
   static void Store(T* p, int left, F x) {
-    if (left >= kLanes) return StoreEight(p, x);
-    T rounded[kLanes];
-    StoreEight(rounded, x);
-    std::memcpy(p, rounded, static_cast<size_t>(left) * sizeof(T));
+    StoreSome(p, left, x);
   }
 };
 

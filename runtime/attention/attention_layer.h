@@ -3,6 +3,8 @@
 #ifndef DENOISED_RUNTIME_ATTENTION_ATTENTION_LAYER_H_
 #define DENOISED_RUNTIME_ATTENTION_ATTENTION_LAYER_H_
 
+#include <vector>
+
 #include "backends/attention_backend.h"
 #include "runtime/attention/forward_context.h"
 
@@ -14,7 +16,7 @@ struct AttentionExtras {
   at::Tensor mask = {};        // broadcastable to [B, H, S_q, S_kv]
   at::Tensor projection = {};  // [D, D], with its bias [D]
   at::Tensor projection_bias = {};
-  int64_t alike_from = -1;  // AttentionInputs::alike_from
+  std::vector<int64_t> alike_from = {};  // AttentionInputs::alike_from
 };
 
 // Copyable value; one per attention of a model. Used by the engine thread.

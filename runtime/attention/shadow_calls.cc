@@ -73,6 +73,10 @@ AttentionInputs RowsOf(const AttentionInputs& inputs, int64_t first, int64_t row
   Each(&part, narrowed);
   const at::Tensor& mask = part.mask;
   if (mask.defined() && mask.dim() == 4 && mask.size(0) == all) part.mask = narrowed(mask);
+  if (!part.alike_from.empty()) {
+    const auto begin = inputs.alike_from.begin() + first;
+    part.alike_from.assign(begin, begin + rows);
+  }
   return part;
 }
 

@@ -38,7 +38,7 @@ void ForTokenLines(const Cut& cut, const F& run) {
 
 template <typename T>
 void Gather(const Cut& cut, const T* from, T* to) {
-  const auto& [pt, ph, pw] = cut.patch;
+  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = cut.patch[2];
   ForTokenLines(cut, [&](int64_t b, int64_t t, int64_t h) {
     T* rows = to + ((b * cut.grid[0] + t) * cut.grid[1] + h) * cut.grid[2] * cut.row();
     for (int64_t c = 0; c < cut.channels; ++c) {
@@ -57,7 +57,7 @@ void Gather(const Cut& cut, const T* from, T* to) {
 
 template <typename T>
 void Scatter(const Cut& cut, const T* from, T* to) {
-  const auto& [pt, ph, pw] = cut.patch;
+  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = cut.patch[2];
   ForTokenLines(cut, [&](int64_t b, int64_t t, int64_t h) {
     const T* rows = from + ((b * cut.grid[0] + t) * cut.grid[1] + h) * cut.grid[2] * cut.row();
     for (int64_t i = 0; i < pt; ++i) {
@@ -85,28 +85,20 @@ void ForWidth(const at::Tensor& x, const F& f) {
 
 }  // namespace
 
-void Patchify(const at::Tensor& x, const PatchSize& patch, const at::Tensor& out) {
+void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Tensor& out) {
   const Cut cut{x.size(0),
                 x.size(1),
                 {x.size(2) / patch[0], x.size(3) / patch[1], x.size(4) / patch[2]},
                 patch};
-  if (!x.is_cpu()) {
-    out.view({cut.batch, cut.grid[0], cut.grid[1], cut.grid[2], cut.channels, patch[0], patch[1],
-              patch[2]})
-        .copy_(x.view({cut.batch, cut.channels, cut.grid[0], patch[0], cut.grid[1], patch[1],
-                       cut.grid[2], patch[2]})
-                   .permute({0, 2, 4, 6, 1, 3, 5, 7}));
-    return;
-  }
-  TORCH_CHECK(x.is_contiguous() && out.is_contiguous() && x.scalar_type() == out.scalar_type() &&
+  TORCH_CHECK(x.is_cpu() && x.is_contiguous() && out.is_contiguous() && x.scalar_type() == out.scalar_type() &&
                   x.numel() == out.numel(),
-              "patches: wanted dense tensors of one dtype and size");
+              "patches: wanted dense CPU tensors of one dtype and size");
   ForWidth(x, [&]<typename T>(T) {
     Gather(cut, static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
   });
 }
 
-at::Tensor Unpatchify(const at::Tensor& rows, const std::array<int64_t, 3>& grid,
+at::Tensor LatentsFromTokens(const at::Tensor& rows, const std::array<int64_t, 3>& grid,
                       const PatchSize& patch) {
   const int64_t batch = rows.size(0), channels = rows.size(2) / (patch[0] * patch[1] * patch[2]);
   const std::array<int64_t, 5> sizes = {batch, channels, grid[0] * patch[0], grid[1] * patch[1],

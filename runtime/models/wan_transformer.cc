@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 #include <unordered_map>
+#include <utility>
 
 #include "backends/error.h"
 #include "runtime/attention/forward_context.h"
@@ -128,23 +129,28 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
   const at::Tensor all = embeds.to(device_, dtype_).contiguous();
   const int64_t length = all.size(1);
   TextContext context;
-  context.alike_from.assign(all.size(0), -1);
   if (own_.InUse()) context.alike_from = AlikeFrom(all);
-  const int64_t last = *std::ranges::max_element(context.alike_from);
-  const int64_t distinct = last < 0 ? length : last + 1;
+  const int64_t distinct = own_.InUse() ? *std::ranges::max_element(context.alike_from) + 1 : length;
   const at::Tensor x = all.narrow(1, 0, distinct).contiguous();
   const at::Tensor text = text_linear_2_(text_linear_1_(x, Activation::kGeluTanh));
-  std::vector<const Linear*> layers;
-  for (const Block& block : blocks_) {
-    layers.push_back(&block.cross.to_k);
-    layers.push_back(&block.cross.to_v);
-  }
-  const std::vector<at::Tensor> keys_values = Linear::RunAll(layers, text);
-  context.blocks.reserve(blocks_.size());
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    const at::Tensor key = RmsNorm(keys_values[2 * i], blocks_[i].cross.norm_k);
-    context.blocks.push_back({SplitHeads(LastRepeated(key, length)),
-                              SplitHeads(LastRepeated(keys_values[2 * i + 1], length))});
+  // Of all blocks at once, but where each product makes its form of the weights: that is one block's
+  // at a time.
+  const size_t together = own_.kept == LinearNumerics::kExact ? 1 : blocks_.size();
+  for (size_t first = 0; first < blocks_.size(); first += together) {
+    std::vector<const Linear*> layers;
+    for (size_t i = first; i < first + together; ++i) {
+      layers.push_back(&blocks_[i].cross.to_k);
+      layers.push_back(&blocks_[i].cross.to_v);
+    }
+    std::vector<at::Tensor> results = Linear::RunAll(layers, text);
+    for (size_t i = 0; i < together; ++i) {
+      // What is done with makes room for what takes its place.
+      const at::Tensor key =
+          RmsNorm(std::exchange(results[2 * i], {}), blocks_[first + i].cross.norm_k);
+      const at::Tensor value = std::exchange(results[2 * i + 1], {});
+      context.blocks.push_back(
+          {SplitHeads(LastRepeated(key, length)), SplitHeads(LastRepeated(value, length))});
+    }
   }
   return context;
 }
@@ -271,7 +277,7 @@ at::Tensor WanTransformer::EmbedPatches(const std::vector<RowSet>& sets) const {
                 latents.front().options());
   int64_t first = 0;
   for (const at::Tensor& x : latents) {
-    Patchify(x.contiguous(), config_.patch_size, patches.narrow(0, first, x.size(0)));
+    TokensFromLatents(x.contiguous(), config_.patch_size, patches.narrow(0, first, x.size(0)));
     first += x.size(0);
   }
   return patch_linear_(patches);
@@ -345,8 +351,7 @@ AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x) const {
   return extras;
 }
 
-// A call for each set, whose keys and values are its own; for each row where paddings differ, so
-// that none depends on its neighbours'.
+// A call for each set, whose keys and values are its own.
 at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const {
   const Attention& attention = blocks_[layer].cross;
   const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
@@ -355,21 +360,12 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Row
   int64_t first = 0;
   for (const RowSet& set : rows.sets) {
     const TextContext::KeyValue& text = set.text->blocks[layer];
-    const std::vector<int64_t>& alike = set.text->alike_from;
     const int64_t size = set.latents.size(0);
-    const bool together = std::ranges::count(alike, alike.front()) == size;
-    const int64_t step = together ? size : 1;
-    for (int64_t row = 0; row < size; row += step) {
-      const auto of = [&](const at::Tensor& all) {
-        return step == size ? all : all.narrow(0, row, step);
-      };
-      AttentionExtras extras;
-      extras.alike_from = alike[row];
-      parts.push_back(UnderPlan(set.plan, [&] {
-        return run.Forward(q.narrow(0, first + row, step), of(text.key), of(text.value), extras)
-            .flatten(2);
-      }));
-    }
+    AttentionExtras extras;
+    extras.alike_from = set.text->alike_from;
+    parts.push_back(UnderPlan(set.plan, [&] {
+      return run.Forward(q.narrow(0, first, size), text.key, text.value, extras).flatten(2);
+    }));
     first += size;
   }
   return Joined(std::move(parts));
@@ -379,7 +375,7 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Row
 at::Tensor WanTransformer::Project(const Hidden& hidden, const Rows& rows) const {
   const at::Tensor m = Modulated(out_modulation_, rows.time.embedding.unsqueeze(2), {1});
   const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1), Part(m, 0), rows.time.index);
-  return Unpatchify(proj_out_(n), rows.grid, config_.patch_size);
+  return LatentsFromTokens(proj_out_(n), rows.grid, config_.patch_size);
 }
 
 bool WanTransformer::OwnRows() const { return own_.InUse() || device_.is_cuda(); }

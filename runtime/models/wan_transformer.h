@@ -56,7 +56,8 @@ struct TextContext {
     at::Tensor value;  // [B, L, H, head_dim]
   };
   std::vector<KeyValue> blocks;
-  // Of each batch row: from where on all tokens are alike, padding (AttentionInputs::alike_from).
+  // AttentionInputs::alike_from: where a row's padding begins, its last token where it has none.
+  // Empty with exact numerics.
   std::vector<int64_t> alike_from;
 };
 

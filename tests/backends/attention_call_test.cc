@@ -49,6 +49,13 @@ TEST(CheckInputs, RefusesByTheNameOfTheTensor) {
   inputs = Inputs();
   inputs.gate = at::ones({2, 4, 3, 8});
   ExpectRefused(inputs, "gate");
+  const int64_t keys = Inputs().key.size(1);
+  for (const std::vector<int64_t>& from :
+       {std::vector<int64_t>{0}, {0, keys}, {-1, 0}, {0, 0, 0}}) {
+    inputs = Inputs();
+    inputs.alike_from = from;
+    ExpectRefused(inputs, "alike_from");
+  }
 }
 
 TEST(Mask, IntegersBecomeBooleans) {

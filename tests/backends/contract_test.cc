@@ -347,7 +347,7 @@ TEST_P(Contract, KeysThatAreAlikeMayCountAsOne) {
       x->narrow(1, from, c_.kv_len - from).copy_(x->narrow(1, from, 1).clone());
     }
     AttentionInputs told = inputs;
-    told.alike_from = from;
+    told.alike_from.assign(inputs.query.size(0), from);
     const at::Tensor plain = Attend(backend_, c_, inputs), got = Attend(backend_, c_, told);
     if (backend_.id() != AttnBackend::kFlashAttn) {
       EXPECT_TRUE(SameBits(got.cpu(), plain.cpu())) << from;

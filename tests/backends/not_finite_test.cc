@@ -198,7 +198,7 @@ TEST(NotFiniteAlikeTest, IsWhereItIsWithAllTheKeys) {
         inputs.key = key.to(dtype);
         inputs.value = value.to(dtype);
         const at::Tensor plain = flash.Forward(inputs, nullptr);
-        inputs.alike_from = from;
+        inputs.alike_from = {from};
         const at::Tensor told = flash.Forward(inputs, nullptr);
         EXPECT_TRUE(told.isnan().equal(plain.isnan())) << in_values << element << everywhere;
         EXPECT_TRUE(told.isinf().equal(plain.isinf())) << in_values << element << everywhere;

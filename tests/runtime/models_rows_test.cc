@@ -41,14 +41,14 @@ TEST(PatchesTest, AreCopiesOfWhatEachTokenCovers) {
       const at::Tensor want = Apart(c, x).reshape({c.batch, tokens, -1});
       // Into the middle of a larger batch.
       const at::Tensor all = at::zeros({c.batch + 2, tokens, want.size(2)}, x.options());
-      Patchify(x, c.patch, all.narrow(0, 1, c.batch));
+      TokensFromLatents(x, c.patch, all.narrow(0, 1, c.batch));
       EXPECT_TRUE(at::equal(all.narrow(0, 1, c.batch), want));
       EXPECT_EQ(
           all[0].count_nonzero().item<int64_t>() + all[c.batch + 1].count_nonzero().item<int64_t>(),
           0);
       const at::Tensor innermost =
           Apart(c, x).permute({0, 1, 2, 3, 5, 6, 7, 4}).reshape({c.batch, tokens, -1});
-      EXPECT_TRUE(at::equal(Unpatchify(innermost, c.grid, c.patch), x));
+      EXPECT_TRUE(at::equal(LatentsFromTokens(innermost, c.grid, c.patch), x));
     }
   }
 }

@@ -163,9 +163,15 @@ TEST_P(RowSets, PaddingIsComputedOnceAndCountsInFull) {
     one.timestep = all.timestep.narrow(0, row, 1);
     one.text = model_->EncodeText(embeds.narrow(0, row, 1));
     EXPECT_TRUE(at::equal(Forward({&one}).front(), got.narrow(0, row, 1))) << row;
+    // Of it alone padding is one token, and stands in all its places for whoever reads them.
+    for (size_t i = 0; i < one.text.blocks.size(); ++i) {
+      const TextContext::KeyValue& of_all = together.text.blocks[i];
+      EXPECT_TRUE(at::equal(one.text.blocks[i].key, of_all.key.narrow(0, row, 1))) << row;
+      EXPECT_TRUE(at::equal(one.text.blocks[i].value, of_all.value.narrow(0, row, 1))) << row;
+    }
   }
   Set untold = together;
-  untold.text.alike_from.assign(3, -1);
+  untold.text.alike_from.clear();
   const at::Tensor wanted = Forward({&untold}).front().to(at::kFloat);
   const bool rounds =
       std::get<0>(GetParam()) != at::kFloat || std::get<1>(GetParam()) == LinearNumerics::kInt8;
