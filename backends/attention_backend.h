@@ -34,8 +34,8 @@ struct AttentionInputs {
   at::Tensor projection = {};  // [D, D] or undefined: SLA's learned map of the linear branch
   at::Tensor projection_bias = {};  // [D] or undefined
   // [B] or empty, where nothing is known: from this key of a row on all are alike, and their
-  // values, bit for bit, as a padded prompt's are; the last one always is. A backend may take one of
-  // them for all.
+  // values, bit for bit, as a padded prompt's are; the last one always is. A backend may take one
+  // of them for all.
   std::vector<int64_t> alike_from = {};
 };
 

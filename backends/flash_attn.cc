@@ -40,8 +40,7 @@ at::Tensor KernelView(const at::Tensor& tensor) {
 }
 
 at::Tensor Dense(const AttentionInputs& inputs, int64_t last_key_count = 1) {
-  const auto plan =
-      kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal);
+  const auto plan = kernels::DensePlan(inputs.query.size(1), inputs.key.size(1), inputs.causal);
   return BlockSparseForward(inputs, plan, std::nullopt, last_key_count);
 }
 

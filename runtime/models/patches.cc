@@ -90,8 +90,8 @@ void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Te
                 x.size(1),
                 {x.size(2) / patch[0], x.size(3) / patch[1], x.size(4) / patch[2]},
                 patch};
-  TORCH_CHECK(x.is_cpu() && x.is_contiguous() && out.is_contiguous() && x.scalar_type() == out.scalar_type() &&
-                  x.numel() == out.numel(),
+  TORCH_CHECK(x.is_cpu() && x.is_contiguous() && out.is_contiguous() &&
+                  x.scalar_type() == out.scalar_type() && x.numel() == out.numel(),
               "patches: wanted dense CPU tensors of one dtype and size");
   ForWidth(x, [&]<typename T>(T) {
     Gather(cut, static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
@@ -99,7 +99,7 @@ void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Te
 }
 
 at::Tensor LatentsFromTokens(const at::Tensor& rows, const std::array<int64_t, 3>& grid,
-                      const PatchSize& patch) {
+                             const PatchSize& patch) {
   const int64_t batch = rows.size(0), channels = rows.size(2) / (patch[0] * patch[1] * patch[2]);
   const std::array<int64_t, 5> sizes = {batch, channels, grid[0] * patch[0], grid[1] * patch[1],
                                         grid[2] * patch[2]};

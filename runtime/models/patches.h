@@ -1,6 +1,6 @@
-// Latents as tokens, rows of patches, and back: copies, no arithmetic. Our own loops on a CPU, where
-// ATen walks eight axes number by number. Any dtype of 2, 4 or 8 bytes; engine thread; parallel
-// inside.
+// Latents as tokens, rows of patches, and back: copies, no arithmetic. Our own loops on a CPU,
+// where ATen walks eight axes number by number. Any dtype of 2, 4 or 8 bytes; engine thread;
+// parallel inside.
 #ifndef DENOISED_RUNTIME_MODELS_PATCHES_H_
 #define DENOISED_RUNTIME_MODELS_PATCHES_H_
 
@@ -20,7 +20,7 @@ void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Te
 // rows [B, S, volume * C], the channel innermost, S tokens of `grid` (T, H, W): the latents
 // [B, C, F, H, W]. On any device.
 at::Tensor LatentsFromTokens(const at::Tensor& rows, const std::array<int64_t, 3>& grid,
-                      const PatchSize& patch);
+                             const PatchSize& patch);
 
 }  // namespace denoised
 

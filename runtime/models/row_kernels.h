@@ -1,6 +1,6 @@
 // Norms of a DiT block whose rows have their bits alone, and what modulates them: float32 inside,
-// sums in eight lanes in a fixed order, one rounding at the end (NormRmsRotate: one more between its
-// two parts). CPU, float32 and bfloat16; engine thread; parallel over rows. Used with packed
+// sums in eight lanes in a fixed order, one rounding at the end (NormRmsRotate: one more between
+// its two parts). CPU, float32 and bfloat16; engine thread; parallel over rows. Used with packed
 // numerics (runtime/numerics.h); ATen's norms may sum in another order where few rows share many
 // threads. NormModulate, NormRms and NormRmsRotate run on CUDA devices too, whatever the numerics:
 // there they spare a block most of its trips to memory (cuda_rows.h).

@@ -130,11 +130,12 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
   const int64_t length = all.size(1);
   TextContext context;
   if (own_.InUse()) context.alike_from = AlikeFrom(all);
-  const int64_t distinct = own_.InUse() ? *std::ranges::max_element(context.alike_from) + 1 : length;
+  const int64_t distinct =
+      own_.InUse() ? *std::ranges::max_element(context.alike_from) + 1 : length;
   const at::Tensor x = all.narrow(1, 0, distinct).contiguous();
   const at::Tensor text = text_linear_2_(text_linear_1_(x, Activation::kGeluTanh));
-  // Of all blocks at once, but where each product makes its form of the weights: that is one block's
-  // at a time.
+  // Of all blocks at once, but where each product makes its form of the weights: that is one
+  // block's at a time.
   const size_t together = own_.kept == LinearNumerics::kExact ? 1 : blocks_.size();
   for (size_t first = 0; first < blocks_.size(); first += together) {
     std::vector<const Linear*> layers;

@@ -194,8 +194,8 @@ WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& 
   const int64_t tensors =
       (8 * Numbers(latents) + 4 * latents[0] * length * parts.transformer.config().text_dim) *
       kFloat;
-  const int64_t text = (guided ? 2 : 1) * TextContextBytes(parts.transformer.config(), latents[0],
-                                                           length, element);
+  const int64_t text =
+      (guided ? 2 : 1) * TextContextBytes(parts.transformer.config(), latents[0], length, element);
   WorkEstimate estimate;
   estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kOtherGaps) : 0;
   estimate.peak_bytes =
