@@ -32,11 +32,16 @@ std::optional<std::string> CudaLimits(const AttentionSpec& spec, const DeviceInf
   return std::nullopt;
 }
 
-at::Tensor HeadsFirst(const at::Tensor& tensor) { return tensor.permute({0, 2, 1, 3}); }
+// [B * S, H, D]. The kernels read a head's elements as neighbours, and do not look whether they
+// are.
+at::Tensor InOneSequence(const at::Tensor& tensor) {
+  return (tensor.stride(3) == 1 ? tensor : tensor.contiguous()).flatten(0, 1);
+}
 
-// The kernels read a head's elements as neighbours, and do not look whether they are.
-at::Tensor KernelView(const at::Tensor& tensor) {
-  return HeadsFirst(tensor.stride(3) == 1 ? tensor : tensor.contiguous());
+// Where each row of the batch begins, and where the last one ends.
+at::Tensor BeginsOf(const at::Tensor& tensor) {
+  const int64_t length = tensor.size(1), end = tensor.size(0) * length;
+  return at::arange(0, end + 1, length, tensor.options().dtype(at::kInt));
 }
 
 at::Tensor Dense(const AttentionInputs& inputs, int64_t last_key_count = 1) {
@@ -74,12 +79,16 @@ at::Tensor OnCpu(const AttentionInputs& inputs) {
   return at::cat(out);
 }
 
+// FA2 is told sequences, not a batch: of a batch it would part the keys of a row among more blocks
+// the fewer rows there are, and the row's bits would depend on its company.
 at::Tensor OnCuda(const AttentionInputs& inputs) {
   if (Flash3Serves(inputs)) return Flash3Forward(inputs);
-  const at::Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention(
-      KernelView(inputs.query), KernelView(inputs.key), KernelView(inputs.value), 0.0,
-      inputs.causal, /*return_debug_mask=*/false, SoftmaxScale(inputs)));
-  return HeadsFirst(out).contiguous();
+  const at::Tensor &q = inputs.query, &k = inputs.key;
+  const at::Tensor out = std::get<0>(at::_flash_attention_forward(
+      InOneSequence(q), InOneSequence(k), InOneSequence(inputs.value), BeginsOf(q), BeginsOf(k),
+      q.size(1), k.size(1), /*dropout_p=*/0.0, inputs.causal, /*return_debug_mask=*/false,
+      SoftmaxScale(inputs)));
+  return out.view(q.sizes()).contiguous();
 }
 
 }  // namespace

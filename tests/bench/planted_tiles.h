@@ -21,8 +21,8 @@ class PlantedTiles {
 
   const AttentionInputs& inputs() const { return inputs_; }  // gated
 
-  // Relative L2 of `out` [1, S, H, D] over a few query tiles, against float64 attention over their
-  // groups and the gated coarse branch.
+  // Relative L2 of `out` [1, S, H, D] over a few whole query tiles, against float64 attention over
+  // their groups and the gated coarse branch.
   double ErrorOf(const at::Tensor& out) const;
 
  private:
