@@ -355,7 +355,10 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
   auto store = OpenStore(options, logger);  // first: a folder in use is found before any load
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   LoadedRepository loaded;
-  RunOnPassingThread(options.threads, [&] {
+  // Half of them: files are hashed beside it, and helpers that wait for work would hold the hashers
+  // up.
+  const int threads = options.threads > 0 ? options.threads : IntraOpThreads();
+  RunOnPassingThread(std::max(1, threads / 2), [&] {
     loaded = LoadPipelines(
         {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
          options.variant, options.strict_repository, options.state_dir, options.linear,
