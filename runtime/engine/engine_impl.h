@@ -17,6 +17,7 @@
 #include "runtime/attention/shadows.h"
 #include "runtime/audit.h"
 #include "runtime/engine.h"
+#include "runtime/engine/company.h"
 #include "runtime/engine/cost_model.h"
 #include "runtime/engine/lease_keeping.h"
 #include "runtime/engine/memory_admission.h"
@@ -147,6 +148,9 @@ class EngineImpl : public Engine {
   int64_t MayBegin(int64_t most_at_once) const;
   void MarkBegun(const WorkPtr& work);
   WorkPtr NextLead();
+  void AwaitCompany(std::unique_lock<std::mutex>* lock);
+  void ExpectCompany(const std::vector<WorkPtr>& works, const UnitKey& key, int64_t rows,
+                     double seconds);
   std::vector<WorkPtr> NextTurn();
   void AddCompanions(std::vector<WorkPtr>* turn);
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
@@ -298,6 +302,7 @@ class EngineImpl : public Engine {
   std::chrono::steady_clock::time_point no_begin_until_;
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
   std::vector<WorkId> last_turn_;
+  Company company_;  // of calls
   bool positions_moved_ = false;
   std::chrono::steady_clock::time_point positions_told_;
 

@@ -98,7 +98,8 @@ WorkPtr EngineImpl::NextLead() {
 }
 
 std::vector<WorkPtr> EngineImpl::NextTurn() {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  AwaitCompany(&lock);
   const WorkPtr lead = NextLead();
   if (lead == nullptr) return {};
   std::vector<WorkPtr> turn = {lead};
@@ -261,6 +262,7 @@ void EngineImpl::RunStep(const std::vector<WorkPtr>& works) {
     const double share = static_cast<double>(units[i].rows) / static_cast<double>(rows);
     AfterUnit(works[i], units[i], {seconds, share * seconds}, errors[i]);
   }
+  ExpectCompany(works, key, rows, seconds);
 }
 
 // What a forward of all rows with the lead's backend would take of the time of this one, by what
