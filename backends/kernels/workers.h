@@ -48,8 +48,9 @@ class TaskShares {
 
  private:
   static constexpr int64_t kMostShares = 64;
-  struct alignas(64) Taken {  // a line each
+  struct Taken {
     std::atomic<int64_t> count = 0;
+    char room[64 - sizeof(count)];  // to the next one's line
   };
 
   const int64_t tasks_;
