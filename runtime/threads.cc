@@ -18,6 +18,7 @@ void SetIntraOpThreads(int threads) {
 }
 
 void RunOnPassingThread(int threads, const std::function<void()>& work) {
+  const int own = IntraOpThreads();
   std::exception_ptr thrown;
   std::thread([&] {
     try {
@@ -27,6 +28,7 @@ void RunOnPassingThread(int threads, const std::function<void()>& work) {
       thrown = std::current_exception();
     }
   }).join();
+  SetIntraOpThreads(own);  // later threads begin with what was set last, wherever
   if (thrown) std::rethrow_exception(thrown);
 }
 

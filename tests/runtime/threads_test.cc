@@ -20,6 +20,16 @@ TEST(PassingThreadTest, RunsElsewhereWithItsOwnThreadsAndThrowsWhatIsThrownThere
     EXPECT_NE(where, std::this_thread::get_id());
     EXPECT_EQ(of_its_own, threads);
   }
+  // Neither the caller's number changes nor that which a later thread begins with.
+  const int before = IntraOpThreads();
+  SetIntraOpThreads(3);
+  RunOnPassingThread(1, [] {});
+  EXPECT_EQ(IntraOpThreads(), 3);
+  std::thread([] {
+    SetIntraOpThreads(0);
+    EXPECT_EQ(IntraOpThreads(), 3);
+  }).join();
+  SetIntraOpThreads(before);
   try {
     RunOnPassingThread(1, [] { throw std::runtime_error("from there"); });
     ADD_FAILURE() << "nothing came";
