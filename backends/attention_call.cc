@@ -93,6 +93,10 @@ void CheckInputs(const AttentionInputs& inputs) {
   }
 }
 
+at::Tensor HeadSizeInside(const at::Tensor& tensor) {
+  return tensor.stride(3) == 1 ? tensor : tensor.contiguous();
+}
+
 bool IsDefaultScale(double scale, int64_t head_size) {
   if (scale == 0) return true;
   return std::abs(scale * std::sqrt(static_cast<double>(head_size)) - 1.0) < 1e-6;

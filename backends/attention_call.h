@@ -14,6 +14,10 @@ namespace denoised {
 // negative.
 void CheckInputs(const AttentionInputs& inputs);
 
+// With the elements of a head as neighbours, which kernels read as that without looking; the tensor
+// itself where it is so already.
+at::Tensor HeadSizeInside(const at::Tensor& tensor);
+
 // inputs.scale, or head_size^-0.5 where it is 0.
 double SoftmaxScale(const AttentionInputs& inputs);
 

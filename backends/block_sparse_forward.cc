@@ -19,10 +19,6 @@ const DeviceInfo& ThisCpu() {
   return cpu;
 }
 
-at::Tensor HeadSizeInside(const at::Tensor& tensor) {
-  return tensor.stride(3) == 1 ? tensor : tensor.contiguous();
-}
-
 View ViewOf(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }

@@ -32,11 +32,8 @@ std::optional<std::string> CudaLimits(const AttentionSpec& spec, const DeviceInf
   return std::nullopt;
 }
 
-// [B * S, H, D]. The kernels read a head's elements as neighbours, and do not look whether they
-// are.
-at::Tensor InOneSequence(const at::Tensor& tensor) {
-  return (tensor.stride(3) == 1 ? tensor : tensor.contiguous()).flatten(0, 1);
-}
+// [B * S, H, D].
+at::Tensor InOneSequence(const at::Tensor& tensor) { return HeadSizeInside(tensor).flatten(0, 1); }
 
 // Where each row of the batch begins, and where the last one ends.
 at::Tensor BeginsOf(const at::Tensor& tensor) {

@@ -110,7 +110,7 @@ bool SparseMetadata::DenseAt(int64_t layer_index) const {
 at::Tensor OnHost(const at::Tensor& tensor) {
   at::Tensor host = tensor.to(at::kCPU);
   if (host.scalar_type() == at::kHalf) host = host.to(at::kFloat);
-  return host.stride(3) == 1 ? host : host.contiguous();
+  return HeadSizeInside(host);
 }
 
 kernels::HeadRows SparseCall::Rows(const at::Tensor& tensor, int64_t head) const {

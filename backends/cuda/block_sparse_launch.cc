@@ -25,7 +25,7 @@ std::optional<std::string> DeviceLimits(const DeviceInfo& device) {
 
 // D as neighbours, and for the half kernel in whole chunks of 16 bytes at 16-byte addresses.
 at::Tensor Aligned(at::Tensor x) {
-  if (x.scalar_type() == at::kFloat) return x.stride(3) == 1 ? x : x.contiguous();
+  if (x.scalar_type() == at::kFloat) return HeadSizeInside(x);
   const int64_t rest = x.size(3) % kChunk;
   if (rest != 0) x = at::constant_pad_nd(x, {0, kChunk - rest}, 0);
   const bool fits = x.stride(3) == 1 && x.stride(0) % kChunk == 0 && x.stride(1) % kChunk == 0 &&
@@ -248,7 +248,7 @@ DeviceGeometry::DeviceGeometry(const Partition& queries, const Partition& keys,
 
 at::Tensor BlockMeansCuda(const at::Tensor& x, const DevicePartition& partition) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const at::Tensor rows = x.stride(3) == 1 ? x : x.contiguous();
+  const at::Tensor rows = HeadSizeInside(x);
   at::Tensor means = at::empty({x.size(0) * x.size(2), partition.blocks, x.size(3)},
                                x.options().dtype(at::kFloat));
   cuda::BlockMeansArgs args;

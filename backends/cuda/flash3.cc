@@ -30,8 +30,6 @@ const std::optional<c10::OperatorHandle>& Operator() {
   return handle;
 }
 
-at::Tensor HeadSizeInside(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
-
 // One split: more would make the order of the sums depend on how much else is in the batch.
 c10::IValue ArgumentOf(const c10::Argument& argument, const AttentionInputs& inputs) {
   const std::string& name = argument.name();
