@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace denoised {
 
@@ -15,22 +16,31 @@ class Company {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // A forward of calls, and of nothing else, took so long and was answered; so many callers are
-  // there, those who wait among them.
-  void Answered(int64_t callers, double seconds, Clock::time_point now) {
-    callers_ = callers;
+  // Callers whose calls can share a forward, those who wait already among them; at most as many as
+  // one forward takes.
+  struct Callers {
+    std::string batch;  // as WorkProgress has it
+    int64_t count = 0;
+  };
+
+  // A forward took so long and was answered, and these come back perhaps.
+  void Answered(Callers callers, double seconds, Clock::time_point now) {
+    callers_ = std::move(callers);
     forgotten_at_ = now + kWayBack + Duration(seconds);
     first_.reset();
   }
-  // Something else ran.
-  void Leave() { callers_ = 0; }
+  // Something runs. Who is not back by then is not waited for.
+  void Leave() { callers_.count = 0; }
 
-  int64_t callers() const { return callers_; }
+  // How many are still on their way where so many calls of a batch wait.
+  int64_t Missing(const std::string& batch, int64_t calls) const {
+    return batch == callers_.batch ? std::max<int64_t>(0, callers_.count - calls) : 0;
+  }
 
-  // How long a forward of so many calls (1 and more), all that is there, had better wait for the
-  // others, where all in one are done so many seconds sooner than in two. Nothing: no longer.
-  std::optional<Clock::time_point> WaitUntil(int64_t calls, double gain, Clock::time_point now) {
-    if (calls >= callers_ || now >= forgotten_at_) return std::nullopt;
+  // How long those that are there had better wait for the missing, where all in one forward are
+  // done so many seconds sooner than in two. Nothing: no longer.
+  std::optional<Clock::time_point> WaitUntil(double gain, Clock::time_point now) {
+    if (callers_.count == 0 || now >= forgotten_at_) return std::nullopt;
     if (!first_) first_ = now;
     const Clock::time_point until = *first_ + std::min<Clock::duration>(kMostWait, Duration(gain));
     return now < until ? std::optional(until) : std::nullopt;
@@ -46,7 +56,7 @@ class Company {
   // Beside another such forward; who takes longer is not on the way.
   static constexpr std::chrono::milliseconds kWayBack{20};
 
-  int64_t callers_ = 0;
+  Callers callers_;
   Clock::time_point forgotten_at_;
   std::optional<Clock::time_point> first_;  // when the first one back was seen
 };

@@ -7,6 +7,7 @@
 #include "runtime/caught.h"
 #include "runtime/engine/cost_file.h"
 #include "runtime/engine/engine_impl.h"
+#include "runtime/engine/receipt.h"
 #include "runtime/engine/refusals.h"
 #include "runtime/threads.h"
 
@@ -196,6 +197,14 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
   Enter(job);
 }
 
+void EngineImpl::RequireCallPlace() const {
+  if (draining_) throw Draining();
+  if (table_.waiting_calls() >= options_.max_queued_denoise_calls) {
+    throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL")
+        .RetryAfter(TimeToCallPlace());
+  }
+}
+
 void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                          std::function<void(DenoiseOutcome)> done) {
   const auto call = std::make_shared<CallWork>();
@@ -204,12 +213,13 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
   call->done = std::move(done);
   const auto refusal = Caught([&] {
     FillIn(call.get());
+    {
+      const std::lock_guard lock(mutex_);
+      RequireCallPlace();
+    }  // a refusal digests nothing
+    call->fields = DenoiseFields(call->request);
     const std::lock_guard lock(mutex_);
-    if (draining_) throw Draining();
-    if (table_.waiting_calls() >= options_.max_queued_denoise_calls) {
-      throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL")
-          .RetryAfter(TimeToCallPlace());
-    }
+    RequireCallPlace();
     table_.Enter(call, Queued(*call));
   });
   if (refusal) return call->done(*refusal);
@@ -355,10 +365,11 @@ std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* o
   auto store = OpenStore(options, logger);  // first: a folder in use is found before any load
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
   LoadedRepository loaded;
+  // Of this thread too: what a measurement says of the machine names the number.
+  SetIntraOpThreads(options.threads);
   // Half of them: files are hashed beside it, and helpers that wait for work would hold the hashers
   // up.
-  const int threads = options.threads > 0 ? options.threads : IntraOpThreads();
-  RunOnPassingThread(std::max(1, threads / 2), [&] {
+  RunOnPassingThread(std::max(1, IntraOpThreads() / 2), [&] {
     loaded = LoadPipelines(
         {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
          options.variant, options.strict_repository, options.state_dir, options.linear,

@@ -92,9 +92,10 @@ class EngineImpl : public Engine {
 
   // engine.cc: the callers' side. Any thread.
   SubmitResult Accept(const JobPtr& job);
-  int64_t Waiting() const;  // under mutex_, as the next three
+  int64_t Waiting() const;  // under mutex_, as the next four
   bool Full() const;
   Error QueueFull() const;
+  void RequireCallPlace() const;  // throws where there is none
   void Enter(const JobPtr& job);
   void Readmit(AcceptedJob accepted);
 
@@ -144,13 +145,11 @@ class EngineImpl : public Engine {
   // loop.cc. Engine thread.
   void Loop();
   void EndAsked();
-  bool MayBegin() const;  // under mutex_, as all to NotePreemptions
+  bool MayBegin() const;  // under mutex_, as all to NotePreemptions but for NextTurn
   int64_t MayBegin(int64_t most_at_once) const;
   void MarkBegun(const WorkPtr& work);
   WorkPtr NextLead();
   void AwaitCompany(std::unique_lock<std::mutex>* lock);
-  void ExpectCompany(const std::vector<WorkPtr>& works, const UnitKey& key, int64_t rows,
-                     double seconds);
   std::vector<WorkPtr> NextTurn();
   void AddCompanions(std::vector<WorkPtr>* turn);
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
@@ -161,6 +160,8 @@ class EngineImpl : public Engine {
   void BeginCall(CallWork* call);
   void RunAlone(const WorkPtr& work);
   void RunStep(const std::vector<WorkPtr>& works);
+  Company::Callers CallersOf(const std::vector<WorkPtr>& works, const UnitKey& key,
+                             int64_t rows) const;
   std::optional<double> ShareOf(const std::vector<WorkPtr>& works,
                                 const std::vector<Unit>& units) const;
   void AfterNobody(const std::vector<WorkPtr>& works, const Error& error);

@@ -7,38 +7,45 @@ namespace denoised {
 
 using SteadyClock = std::chrono::steady_clock;
 
-// Where nothing but calls waits: for those that are on their way back, for as long as one forward
-// of all spares.
+// Where nothing waits but calls that can share one forward: for those that are on their way back,
+// as long as one forward of all spares and no deadline is near.
 void EngineImpl::AwaitCompany(std::unique_lock<std::mutex>* lock) {
-  const auto only_calls = [this] {
-    return table_.waiting_calls() > 0 && table_.waiting_calls() == table_.queue.size();
-  };
-  while (options_.batching && only_calls() && asked_.empty() && !session_news_ && !stopping_) {
-    const int64_t calls = table_.waiting_calls(), missing = company_.callers() - calls;
+  while (asked_.empty() && !session_news_ && !stopping_) {
     const WorkPtr lead = NextLead();
-    if (missing <= 0 || lead == nullptr) return;
+    if (lead == nullptr) return;
+    const std::string batch = table_.queue.BatchOf(lead->number);
+    const int64_t calls = table_.queue.InBatch(batch), missing = company_.Missing(batch, calls);
+    if (missing == 0 || calls != table_.waiting_calls() || calls != table_.queue.size()) return;
     const Unit step = StepUnitOf(*lead);
     const auto of = [&](int64_t some) {
       return cost_.Seconds(KeyOf(*lead, step), some * step.rows);
     };
-    const double gain = of(calls) + of(missing) - of(calls + missing);
-    const auto until = company_.WaitUntil(calls, gain, SteadyClock::now());
+    const double all = of(calls + missing);
+    double most = of(calls) + of(missing) - all;
+    if (const auto deadline = table_.queue.NextDeadline()) {
+      constexpr double kSure = 2;  // predictions err
+      const std::chrono::duration<double> left = *deadline - clock_();
+      most = std::min(most, left.count() - kSure * all);
+    }
+    const auto until = company_.WaitUntil(most, SteadyClock::now());
     if (!until) return;
     wake_.wait_until(*lock, *until);
   }
 }
 
-// Whoever was answered just now comes back perhaps, to those who wait by now; up to as many as a
-// forward takes.
-void EngineImpl::ExpectCompany(const std::vector<WorkPtr>& works, const UnitKey& key, int64_t rows,
-                               double seconds) {
-  const bool only_calls = std::ranges::none_of(
-      works, [](const WorkPtr& work) { return work->is_job() || work->is_session(); });
-  const int64_t calls = std::ssize(works), worth = cost_.WorthRows(key, options_.max_batch_rows);
+// Of a forward of calls: whoever shares it, and whoever came while it ran; as many as one forward
+// takes.
+Company::Callers EngineImpl::CallersOf(const std::vector<WorkPtr>& works, const UnitKey& key,
+                                       int64_t rows) const {
+  for (const WorkPtr& work : works) {
+    if (work->is_job() || work->is_session()) return {};
+  }
+  const EngineWork& lead = *works.front();
   const std::lock_guard lock(mutex_);
-  if (!only_calls) return company_.Leave();
-  const int64_t callers = std::min(calls + table_.waiting_calls(), worth * calls / rows);
-  company_.Answered(callers, seconds, SteadyClock::now());
+  const int64_t worth = cost_.WorthRows(key, std::min(options_.max_batch_rows, RowsThatFit(lead)));
+  std::string batch = table_.queue.BatchOf(lead.number);
+  const int64_t all = table_.queue.InBatch(batch);
+  return {std::move(batch), std::min(all, worth * std::ssize(works) / rows)};
 }
 
 }  // namespace denoised

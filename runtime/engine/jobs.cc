@@ -252,7 +252,7 @@ void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error)
   const auto failed = error ? error : Caught([&] {
     result = call->call->TakeResult();
     result.receipt = StampedReceipt(*call, LinearOf(call->request, *call->pipeline));
-    result.receipt.fingerprint = Fingerprint(result.receipt, call->request);
+    result.receipt.fingerprint = Fingerprint(result.receipt, call->fields);
     result.queue_seconds = call->queue_seconds;
   });
   call->call.reset();

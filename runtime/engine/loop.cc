@@ -102,6 +102,7 @@ std::vector<WorkPtr> EngineImpl::NextTurn() {
   AwaitCompany(&lock);
   const WorkPtr lead = NextLead();
   if (lead == nullptr) return {};
+  company_.Leave();
   std::vector<WorkPtr> turn = {lead};
   MarkBegun(lead);
   if (!lead->alone) AddCompanions(&turn);
@@ -258,11 +259,14 @@ void EngineImpl::RunStep(const std::vector<WorkPtr>& works) {
   const double seconds = shadows_.UnitRan(SecondsSince(start));
   if (nobody) return AfterNobody(works, *nobody);
   if (const auto as_one = ShareOf(works, units)) cost_.Observe(key, rows, seconds * *as_one);
+  // Before anybody is answered and comes again.
+  Company::Callers callers = CallersOf(works, key, rows);
   for (size_t i = 0; i < works.size(); ++i) {
     const double share = static_cast<double>(units[i].rows) / static_cast<double>(rows);
     AfterUnit(works[i], units[i], {seconds, share * seconds}, errors[i]);
   }
-  ExpectCompany(works, key, rows, seconds);
+  const std::lock_guard lock(mutex_);
+  company_.Answered(std::move(callers), seconds, SteadyClock::now());
 }
 
 // What a forward of all rows with the lead's backend would take of the time of this one, by what

@@ -153,14 +153,6 @@ std::string SessionFields(const GenerationRequest& request, const SessionGiven& 
   return fields.text();
 }
 
-std::string SessionFingerprint(const Receipt& receipt, const std::string& fields,
-                               const std::string& history) {
-  Fields all = FieldsOf(receipt);
-  all.Add(Fields::Of(fields));
-  if (!history.empty()) all.Add("history", history);
-  return all.Digest();
-}
-
 std::string AddStep(const std::string& history, const std::vector<ReceiptEntry>& ran) {
   Fields fields;
   fields.Add("before", history);
@@ -186,8 +178,8 @@ std::string AddChange(const std::string& history, double guidance_scale,
   return fields.Digest();
 }
 
-std::string Fingerprint(const Receipt& receipt, const DenoiseRequest& request) {
-  Fields fields = FieldsOf(receipt);
+std::string DenoiseFields(const DenoiseRequest& request) {
+  Fields fields;
   fields.Add("kind", "denoise");
   fields.Add("latents", request.latents);
   fields.Add("timestep", request.timestep);
@@ -200,7 +192,15 @@ std::string Fingerprint(const Receipt& receipt, const DenoiseRequest& request) {
     fields.Add("sigma", request.sigma);
     fields.Add("sigma_next", request.sigma_next);
   }
-  return fields.Digest();
+  return fields.text();
+}
+
+std::string Fingerprint(const Receipt& receipt, const std::string& fields,
+                        const std::string& history) {
+  Fields all = FieldsOf(receipt);
+  all.Add(Fields::Of(fields));
+  if (!history.empty()) all.Add("history", history);
+  return all.Digest();
 }
 
 }  // namespace denoised

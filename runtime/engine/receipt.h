@@ -28,15 +28,16 @@ Receipt StampedReceipt(const EngineWork& work, LinearNumerics linear);
 // Over a stamped receipt and what was asked of the model.
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,
                         const ResolvedParameters& parameters);
-std::string Fingerprint(const Receipt& receipt, const DenoiseRequest& request);
 
-// A session's, which asks once and is looked at often: what stands for the request, and the
-// fingerprint over it. Of a session that nothing was done to but steps it is that of the job with
-// the same request; else `history` is over all that was.
+// In two steps, where the request is digested long before the work is done, or once for many
+// receipts: what stands for the request, and the fingerprint over it. Of a session that nothing was
+// done to but steps it is that of the job with the same request; else `history` is over all that
+// was.
+std::string DenoiseFields(const DenoiseRequest& request);
 std::string SessionFields(const GenerationRequest& request, const SessionGiven& given,
                           const ResolvedParameters& parameters);
-std::string SessionFingerprint(const Receipt& receipt, const std::string& fields,
-                               const std::string& history);
+std::string Fingerprint(const Receipt& receipt, const std::string& fields,
+                        const std::string& history = "");
 
 // Such a history, one thing longer: a step of what ran in it, or a change.
 std::string AddStep(const std::string& history, const std::vector<ReceiptEntry>& ran);

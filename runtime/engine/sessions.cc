@@ -60,9 +60,9 @@ void EngineImpl::ServeSessions() {
   std::vector<SessionPtr> sessions;
   {
     const std::lock_guard lock(mutex_);
+    const bool news = std::exchange(session_news_, false);
     if (table_.sessions() == 0) return;
     const auto now = SteadyClock::now();
-    const bool news = std::exchange(session_news_, false);
     if (!news && now < sessions_seen_ + kLook) return;
     if (news) tuning_.MakeWay();
     sessions_seen_ = now;
@@ -266,7 +266,7 @@ void EngineImpl::StepsEnded(const SessionPtr& session, const std::optional<Error
 Receipt EngineImpl::ReceiptOf(const SessionWork& session) const {
   Receipt receipt = StampedReceipt(session, session.parameters.linear);
   receipt.fingerprint =
-      SessionFingerprint(receipt, session.fields, session.changed ? session.history : "");
+      Fingerprint(receipt, session.fields, session.changed ? session.history : "");
   return receipt;
 }
 

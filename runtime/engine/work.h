@@ -136,6 +136,7 @@ struct CallWork : EngineWork {
 
   DenoiseRequest request;
   std::function<void(Engine::DenoiseOutcome)> done;
+  std::string fields;  // what the fingerprint has of the request
 
   // Engine thread.
   std::unique_ptr<DenoiseRun> call;

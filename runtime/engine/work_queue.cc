@@ -195,6 +195,22 @@ void WorkQueue::GiveUpWhatCannotBeMet(double now) {
   }
 }
 
+std::string WorkQueue::BatchOf(WorkId id) const {
+  const auto found = works_.find(id);
+  return found == works_.end() || !options_.batching ? "" : found->second.work.batch;
+}
+
+int64_t WorkQueue::InBatch(const std::string& batch) const {
+  const auto found = batches_.find(batch);
+  if (found == batches_.end()) return 0;
+  return static_cast<int64_t>(found->second.residents.size() + found->second.others.size());
+}
+
+std::optional<TimePoint> WorkQueue::NextDeadline() const {
+  if (deadlines_.empty()) return std::nullopt;
+  return deadlines_.begin()->first;
+}
+
 std::optional<WorkId> WorkQueue::Lead(TimePoint now, bool may_begin) {
   GiveUpWhatCannotBeMet(SecondsOf(now));
   const auto head = (may_begin ? turn_ : resident_turn_).Turn();

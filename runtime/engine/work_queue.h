@@ -93,6 +93,12 @@ class WorkQueue {
   // it lose. O(those looked at x log works).
   std::vector<WorkId> Companions(WorkId lead, const Room& room, TimePoint now) const;
 
+  // With what it can share forwards; "" = with nothing, or not here. How many works are of it.
+  std::string BatchOf(WorkId id) const;
+  int64_t InBatch(const std::string& batch) const;
+  // The next deadline of any work, late or not.
+  std::optional<TimePoint> NextDeadline() const;
+
   // Works that run before this one if nothing else comes. -1: not here.
   int64_t Rank(WorkId id) const;
   // Predicted seconds until it begins, or goes on. Negative: not here.

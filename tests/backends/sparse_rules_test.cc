@@ -310,22 +310,34 @@ TEST(RuleOfSla, LinearBranchOfEachFeatureMapIsTheFormulas) {
   }
 }
 
-// The coarse branch is gated and added in float32 and rounded once, whatever the head size and the
-// gate's strides.
+// Attention among the tiles' means, spread over their tokens and gated, in float64.
+at::Tensor CoarseByFormula(const AttentionInputs& inputs, const at::Tensor& tile_of) {
+  const auto means = [&](const at::Tensor& x) { return Means(x, tile_of); };
+  const double root = std::sqrt(static_cast<double>(inputs.query.size(3)));
+  const at::Tensor scores =
+      at::matmul(means(inputs.query), means(inputs.key).transpose(2, 3)) / root;
+  const at::Tensor coarse = at::matmul(at::softmax(scores, -1), means(inputs.value));
+  return coarse.index_select(2, tile_of).transpose(1, 2) * inputs.gate.to(at::kDouble);
+}
+
+// The coarse branch is the formula's, gated and added in float32 and rounded once, whatever the
+// head size and the gate's strides. The tiles are no multiple of what a task has of them.
 TEST(VsaGateTest, AddsTheBranchInFloat32) {
-  const Case gated{AttnBackend::kVideoSparseAttn, {3, 5, 6}, R"({"tile": [2, 2, 4]})"};
+  const Case gated{AttnBackend::kVideoSparseAttn, {3, 5, 10}, R"({"tile": [2, 2, 4]})"};
+  const at::Tensor tile_of = BlockOf(gated.grid, {2, 2, 4});
+  const int64_t tokens = Cells(gated.grid);
   Case fine = gated;
   fine.json = R"({"tile": [2, 2, 4], "coarse": false})";
   for (const int64_t size : {3, 8, 20, 64}) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       AttentionInputs inputs;
-      const auto draw = [&](int64_t s) { return at::randn({2, 90, kHeads, s}).to(dtype); };
+      const auto draw = [&](int64_t s) { return at::randn({2, tokens, kHeads, s}).to(dtype); };
       inputs.query = draw(size);
       inputs.key = draw(size);
       inputs.value = draw(size);
       inputs.scale = 1;
       // A view with room between its heads.
-      inputs.gate = at::randn({2, 90, kHeads, 2 * size}).to(dtype).narrow(3, size / 2, size);
+      inputs.gate = at::randn({2, tokens, kHeads, 2 * size}).to(dtype).narrow(3, size / 2, size);
       const auto run = [&](const Case& c) {
         AttentionSpec spec;
         spec.num_heads = kHeads;
@@ -348,6 +360,10 @@ TEST(VsaGateTest, AddsTheBranchInFloat32) {
       } else {
         EXPECT_TRUE(at::equal(out, sum.to(dtype))) << size << " " << dtype;
       }
+      const at::Tensor formula = CoarseByFormula(inputs, tile_of);
+      const double error = (branch - formula).norm().item<double>();
+      const double limit = dtype == at::kBFloat16 ? 1e-2 : 1e-5;  // means and scores are rounded
+      EXPECT_LE(error, limit * formula.norm().item<double>()) << size << " " << dtype;
       EXPECT_GT(branch.abs().max().item<float>(), 0.1);
     }
   }

@@ -66,7 +66,8 @@ Unit FramesUnit(const ResolvedParameters& p) {
 
 Unit CallUnit(const DenoiseRequest& request) {
   const int64_t rows = request.latents.shape.empty() ? 1 : request.latents.shape[0];
-  return {UnitKind::kStep, rows * (request.guidance_scale > 1 ? 2 : 1), 1, "fake call", 1};
+  return {UnitKind::kStep, rows * (request.guidance_scale > 1 ? 2 : 1), 1,
+          "fake call " + std::string(DTypeName(request.latents.dtype)), 1};
 }
 
 // What a run turns to FakePipeline::Step.

@@ -76,7 +76,7 @@ AttentionSpec SelfSpec();   // lists all but CUDNN_ATTN
 AttentionSpec CrossSpec();  // lists TORCH_SDPA and REFERENCE
 
 // What happens in a fake model; the test keeps it and looks at it. A run is one prompt, the steps
-// of its parameters, one chunk of frames; jobs and calls of one size are of one group.
+// of its parameters, one chunk of frames; jobs of one size are of one group, calls of one dtype.
 struct FakeModel {
   std::string name = "fake";
   Gate steps{true};    // each forward with a job in it passes here after its plans are made

@@ -60,7 +60,7 @@ struct Case {
     denoise.guidance_scale = 5;
   }
   std::string OfJob() const { return Fingerprint(receipt, request, parameters); }
-  std::string OfDenoise() const { return Fingerprint(receipt, denoise); }
+  std::string OfDenoise() const { return Fingerprint(receipt, DenoiseFields(denoise)); }
 };
 
 using Change = std::function<void(Case&)>;
