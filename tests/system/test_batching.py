@@ -69,7 +69,7 @@ def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
     noise = numpy.random.default_rng(1)
     config = json.loads((SHAPES / "shapes/transformer/config.json").read_text())
     channels, width = config["in_channels"], config["text_dim"]
-    latents = [noise.standard_normal((1, channels, 5, 8, 8)).astype("<f4") for _ in range(8)]
+    latents = [noise.standard_normal((1, channels, 1, 8, 8)).astype("<f4") for _ in range(8)]
 
     def request(i):
         text = noise_text[i]
@@ -79,14 +79,20 @@ def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
             encoder_hidden_states=pb.Tensor(dtype="float32", shape=text.shape, data=text.tobytes()))
 
     noise_text = [noise.standard_normal((1, 8 + i, width)).astype("<f4") for i in range(8)]
-    one = [shapes.denoise.Denoise(request(i), timeout=60).result.data for i in range(8)]
-    before = harness.forwards(shapes)
+    requests = [request(i) for i in range(8)]
+
+    def answers(i, calls):
+        return [shapes.denoise.Denoise(requests[i], timeout=60).result.data for _ in range(calls)]
+
+    one = [answers(i, 1)[0] for i in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for _ in range(10):
-            many = list(pool.map(lambda i: shapes.denoise.Denoise(request(i), timeout=60).result.data, range(8)))
-            assert many == one
+        list(pool.map(lambda i: answers(i, 20), range(8)))  # what a forward of many takes is learnt
+        before = harness.forwards(shapes)
+        for alone, many in zip(one, pool.map(lambda i: answers(i, 20), range(8))):
+            assert set(many) == {alone}
     after = harness.forwards(shapes)
-    assert (after[1] - before[1]) / (after[0] - before[0]) > 1.5
+    rows = (after[1] - before[1]) / (after[0] - before[0])
+    assert rows >= 6, f"{rows:.1f} rows a forward"
 
 
 def test_an_urgent_job_overtakes_a_long_one_whose_video_stays_the_same(shapes, pb):
