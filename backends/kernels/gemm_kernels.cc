@@ -18,7 +18,7 @@ constexpr GemmKernel kKernels[] = {
     // clang-format off
     {GemmIsa::kAvx2,       "avx2",        HasAvx2,   GemmUnits::kFloats, {GemmTileAvx2},       {GemmTileAvx2Widen},   FinishAvx2},
     {GemmIsa::kAvx512,     "avx512",      HasAvx512, GemmUnits::kFloats, {GemmTileAvx512},     {GemmTileAvx512Widen}, FinishAvx512},
-    {GemmIsa::kAvx512Bf16, "avx512_bf16", HasBf16,   GemmUnits::kPairs,  {GemmTileAvx512Bf16}, kNone,                 FinishAvx512},
+    {GemmIsa::kAvx512Bf16, "avx512_bf16", HasBf16,   GemmUnits::kPairs,  {GemmTileAvx512Bf16}, kNone,                 FinishAvx512Bf16},
     {GemmIsa::kAmxBf16,    "amx_bf16",    HasAmx,    GemmUnits::kPairs,  kAmxBf16,             kNone,                 FinishAvx512, true},
     {GemmIsa::kAvx2Int8,   "avx2_int8",   HasAvx2,   GemmUnits::kWords,  {GemmTileAvx2Int8},   kNone,                 FinishAvx2},
     {GemmIsa::kAvx512Int8, "avx512_int8", HasAvx512, GemmUnits::kWords,  {GemmTileAvx512Int8}, kNone,                 FinishAvx512},

@@ -30,7 +30,7 @@ struct GemmKernel {
   GemmUnits units;
   GemmTileKernel tile;
   GemmTileKernel half_tile;                  // panels of bfloat16, where float32 has other ones
-  void (*finish)(const GemmFinish& finish);  // the same bits whichever it is
+  void (*finish)(const GemmFinish& finish);  // the same bits whichever it is, of normal numbers
   bool amx = false;
 
   bool int8() const { return units == GemmUnits::kWords || units == GemmUnits::kBytes; }

@@ -75,6 +75,7 @@ void GemmTileAmxBf16(const GemmTile& tile);     // between BeginAmx and EndAmx
 void GemmTileAmxInt8(const GemmTile& tile);
 void FinishAvx2(const GemmFinish& finish);
 void FinishAvx512(const GemmFinish& finish);
+void FinishAvx512Bf16(const GemmFinish& finish);
 void BeginAmx();
 void EndAmx();
 

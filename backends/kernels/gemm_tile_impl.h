@@ -2,14 +2,27 @@
 // LoadPanel(panel, unit, column): kLanes columns of one unit of the panel. Each instruction set's
 // file includes this inside its own unnamed namespace.
 
+template <int kValue>
+struct Constant {
+  constexpr operator int() const { return kValue; }
+};
+
+// Calls act(i) with i = 0 .. kCount - 1 as constants: an array that is only indexed by constants
+// lives in registers all the way, where a loop, unrolled later, would begin and end in memory.
+template <int kFirst, int kCount, class Act>
+[[gnu::always_inline]] inline void ForEach(const Act& act) {
+  if constexpr (kFirst < kCount) {
+    act(Constant<kFirst>());
+    ForEach<kFirst + 1, kCount>(act);
+  }
+}
+
 // Every output element is one chain of MulAdd over the units in order: its bits depend neither on
 // the tile's height nor on its place.
 template <class S, int kHeight, int kV>
 inline void TileColumns(const GemmTile& tile, int row, int column) {
-  typename S::F acc[kHeight][kV];
-  for (auto& sums : acc) {
-    for (auto& x : sums) x = S::Zero();
-  }
+  typename S::F acc[kHeight * kV];
+  ForEach<0, kHeight * kV>([&](auto i) { acc[i] = S::Zero(); });
   int64_t u = 0;
   const int64_t row_stride = tile.row_stride != 0 ? tile.row_stride : tile.height;
   const char* soon = tile.soon != nullptr ? tile.soon : static_cast<const char*>(tile.panel);
@@ -19,19 +32,23 @@ inline void TileColumns(const GemmTile& tile, int row, int column) {
       __builtin_prefetch(soon, 0, 3);
       soon += tile.soon_step;
       typename S::F panel[kV];
-      for (int v = 0; v < kV; ++v) panel[v] = S::LoadPanel(tile.panel, u, column + v * S::kLanes);
-      for (int r = 0; r < kHeight; ++r) {
+      ForEach<0, kV>(
+          [&](auto v) { panel[v] = S::LoadPanel(tile.panel, u, column + v * S::kLanes); });
+      ForEach<0, kHeight>([&](auto r) {
         const typename S::F unit = S::BroadcastUnit(rows + r);
-        for (int v = 0; v < kV; ++v) acc[r][v] = S::MulAdd(acc[r][v], panel[v], unit);
-      }
+        ForEach<0, kV>(
+            [&](auto v) { acc[r * kV + v] = S::MulAdd(acc[r * kV + v], panel[v], unit); });
+      });
     }
   }
-  for (int r = 0; r < kHeight; ++r) {
-    float* sums = tile.sums + (row + r) * tile.sum_stride + column;
-    for (int v = 0; v < kV; ++v, sums += S::kLanes) {
-      S::Store(sums, tile.first ? acc[r][v] : S::Add(S::Load(sums), acc[r][v]));
-    }
-  }
+  ForEach<0, kHeight>([&](auto r) {
+    float* const sums = tile.sums + (row + r) * tile.sum_stride + column;
+    ForEach<0, kV>([&](auto v) {
+      float* const to = sums + v * S::kLanes;
+      const typename S::F sum = acc[r * kV + v];
+      S::Store(to, tile.first ? sum : S::Add(S::Load(to), sum));
+    });
+  });
 }
 
 // kMost rows at once fit the registers; a taller tile is taken in parts. The tile is not copied:
