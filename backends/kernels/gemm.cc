@@ -11,8 +11,6 @@
 namespace denoised::kernels {
 namespace {
 
-// Units that are summed from zero before they are added to the rest.
-constexpr int64_t kPieceUnits = 256;
 // Most rows of a task: their part of a piece stays in a core's cache while panels stream past.
 constexpr int64_t kTaskRows = 96;
 // Panels whose sums are held at once.
@@ -59,6 +57,7 @@ class GemmRunner {
         tile_(tile),
         source_(RowsOf(products[0])),
         units_(products[0].weight->units()),
+        piece_units_(kernel_.piece_units()),
         tiles_(CeilDiv(source_.rows, tile_rows_)) {
     ShareOut();
   }
@@ -145,7 +144,7 @@ class GemmRunner {
 
   // All of K for a block of rows against some panels.
   void RunGroup(const PanelGroup& group, const Desk& desk) const {
-    for (int64_t unit = 0; unit < units_; unit += kPieceUnits) {
+    for (int64_t unit = 0; unit < units_; unit += piece_units_) {
       for (int64_t p = group.begin; p < group.end; ++p) RunPiece(group, p, unit, desk);
     }
   }
@@ -153,7 +152,7 @@ class GemmRunner {
   // A piece of K for one panel; after the last one its sums become results while they are near.
   void RunPiece(const PanelGroup& group, int64_t panel, int64_t unit, const Desk& desk) const {
     const WeightPanels& weight = *group.product->weight;
-    const int64_t count = std::min(kPieceUnits, units_ - unit), tiles = TilesOf(desk.block);
+    const int64_t count = std::min(piece_units_, units_ - unit), tiles = TilesOf(desk.block);
     const bool first = unit == 0, last = unit + count == units_;
     const int64_t step = weight.unit_bytes() / tiles;  // each tile fetches its part of the next
     const char* const soon =
@@ -262,7 +261,7 @@ class GemmRunner {
   const GemmKernel& kernel_;
   const GemmTileKernel& tile_;
   const RowSource source_;
-  const int64_t units_;
+  const int64_t units_, piece_units_;
   const int64_t tile_rows_ = kernel_.tile_rows(), tiles_;
   int64_t block_tiles_ = 1, blocks_ = 1, shares_ = 1;
   std::vector<PanelGroup> groups_;

@@ -36,6 +36,9 @@ struct GemmKernel {
   bool int8() const { return units == GemmUnits::kWords || units == GemmUnits::kBytes; }
   int tile_rows() const { return amx ? kAmxTileRows : kTileRows; }
   int row_step() const { return amx ? kAmxTileRows / 2 : 4; }  // a tile's height is a multiple
+  // So many are summed from zero before they are added to the rest. Longer pieces take less time,
+  // and err less than bfloat16 results are rounded; those of int8 are exact.
+  int64_t piece_units() const { return units == GemmUnits::kFloats ? 256 : 512; }
   int64_t numbers_a_unit() const {
     return units == GemmUnits::kFloats ? 1 : units == GemmUnits::kBytes ? 4 : 2;
   }
