@@ -10,6 +10,7 @@
 
 #include "backends/kernels/head_packs.h"
 #include "backends/kernels/lanes.h"
+#include "backends/kernels/thread_buffer.h"
 #include "backends/kernels/variants.h"
 #include "backends/stop_point.h"
 
@@ -24,9 +25,9 @@ class RunningRows {
   explicit RunningRows(int padded_size)
       : size_(padded_size),
         stride_((padded_size + 7) / 8 * 8),
-        out_(Allocate<float>(kBandQueries * stride_)),
-        max_(Allocate<float>(kBandQueries)),
-        sums_(Allocate<float>(kBandQueries)) {}
+        out_(kBandQueries * stride_),
+        max_(kBandQueries),
+        sums_(kBandQueries) {}
 
   void Reset(int64_t queries) {
     std::memset(out_.get(), 0, static_cast<size_t>(queries * stride_) * sizeof(float));
@@ -53,7 +54,7 @@ class RunningRows {
  private:
   const int size_;
   const int64_t stride_;
-  Buffer<float> out_, max_, sums_;
+  const ThreadBuffer<float> out_, max_, sums_;
 };
 
 // What a thread keeps from band to band.

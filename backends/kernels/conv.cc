@@ -9,6 +9,7 @@
 
 #include "backends/kernels/conv_common.h"
 #include "backends/kernels/gemm_kernels.h"
+#include "backends/kernels/thread_buffer.h"
 
 namespace denoised::kernels {
 namespace {
@@ -113,10 +114,9 @@ class Convolver {
 
  private:
   struct Scratch {
-    Scratch(int64_t sums, int64_t strips)
-        : sums(Allocate<float>(sums)), strips(Allocate<uint32_t>(strips)) {}
-    Buffer<float> sums;
-    Buffer<uint32_t> strips;
+    Scratch(int64_t sums, int64_t strips) : sums(sums), strips(strips) {}
+    const ThreadBuffer<float> sums;
+    const ThreadBuffer<uint32_t> strips;
   };
   // Part of a row of taps: `runs` columns of `units` each, from a column and a unit on.
   struct Chain {

@@ -8,6 +8,7 @@
 
 #include "backends/kernels/conv_common.h"
 #include "backends/kernels/gemm_kernels.h"
+#include "backends/kernels/thread_buffer.h"
 
 namespace denoised::kernels {
 namespace {
@@ -93,13 +94,13 @@ class Convolver {
   struct Scratch {
     Scratch(int64_t tiles, int64_t channels, int64_t sum_stride)
         : tiles(tiles),
-          numbers(Allocate<float>(kWinogradPoints * tiles * channels * kTileRows)),
-          sums(Allocate<float>(kWinogradPoints * tiles * kTileRows * sum_stride)),
-          results(Allocate<float>(kResults * kResults * sum_stride)) {}
+          numbers(kWinogradPoints * tiles * channels * kTileRows),
+          sums(kWinogradPoints * tiles * kTileRows * sum_stride),
+          results(kResults * kResults * sum_stride) {}
     const int64_t tiles;
-    const Buffer<float> numbers;  // [points][tiles][channels][kTileRows]
-    const Buffer<float> sums;     // [points][tiles][kTileRows][sum_stride]
-    const Buffer<float> results;  // [2 x 2][sum_stride] of one patch
+    const ThreadBuffer<float> numbers;  // [points][tiles][channels][kTileRows]
+    const ThreadBuffer<float> sums;     // [points][tiles][kTileRows][sum_stride]
+    const ThreadBuffer<float> results;  // [2 x 2][sum_stride] of one patch
   };
 
   // Of a patch, its first result in the call's rows and columns: the row may be above them.

@@ -6,6 +6,7 @@
 
 #include "backends/kernels/gemm_kernels.h"
 #include "backends/kernels/gemm_pack.h"
+#include "backends/kernels/thread_buffer.h"
 #include "backends/stop_point.h"
 
 namespace denoised::kernels {
@@ -83,13 +84,12 @@ class GemmRunner {
   // A thread's own: a block of rows as tiles read them, and the sums of a group of panels.
   struct Desk {
     explicit Desk(const GemmRunner& runner)
-        : rows(Allocate<uint32_t>(runner.block_tiles_ * runner.tile_rows_ * runner.units_)),
-          scales(Allocate<float>(runner.block_tiles_ * runner.tile_rows_)),
-          sums(Allocate<float>(runner.block_tiles_ * runner.tile_rows_ * kMostGroupPanels *
-                               kPanelColumns)) {}
+        : rows(runner.block_tiles_ * runner.tile_rows_ * runner.units_),
+          scales(runner.block_tiles_ * runner.tile_rows_),
+          sums(runner.block_tiles_ * runner.tile_rows_ * kMostGroupPanels * kPanelColumns) {}
     int64_t block = -1;  // whose rows these are
-    const Buffer<uint32_t> rows;
-    const Buffer<float> scales, sums;
+    const ThreadBuffer<uint32_t> rows;
+    const ThreadBuffer<float> scales, sums;
   };
 
   bool IsSmall() const {

@@ -112,14 +112,14 @@ void HeadPacks::PackBlock(int64_t head, int64_t slot, int64_t block) {
 
 TileDesk::TileDesk(const HeadPacks& packs)
     : packs_(packs),
-      query_(Allocate<uint32_t>(int64_t{packs.format().units()} * kMaxWidth)),
-      probs_(Allocate<uint32_t>(int64_t{kKeysPerPass} * kMaxWidth)),
-      out_(Allocate<float>(int64_t{packs.format().padded_size()} * kMaxWidth)),
-      max_(Allocate<float>(kMaxWidth)),
-      sums_(Allocate<float>(kMaxWidth)),
-      query_scale_(Allocate<float>(kMaxWidth)),
-      scores_(Allocate<float>(int64_t{kKeysPerPass} * kMaxWidth)),
-      query_offset_(Allocate<int32_t>(kMaxWidth)) {}
+      query_(int64_t{packs.format().units()} * kMaxWidth),
+      probs_(int64_t{kKeysPerPass} * kMaxWidth),
+      out_(int64_t{packs.format().padded_size()} * kMaxWidth),
+      max_(kMaxWidth),
+      sums_(kMaxWidth),
+      query_scale_(kMaxWidth),
+      scores_(int64_t{kKeysPerPass} * kMaxWidth),
+      query_offset_(kMaxWidth) {}
 
 TileJob TileDesk::Begin(int64_t slot, const Rows& queries) {
   const UnitFormat& format = packs_.format();

@@ -10,6 +10,7 @@
 #include "backends/kernels/block_sparse.h"
 #include "backends/kernels/buffer.h"
 #include "backends/kernels/pack.h"
+#include "backends/kernels/thread_buffer.h"
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -79,9 +80,9 @@ class TileDesk {
 
  private:
   const HeadPacks& packs_;
-  Buffer<uint32_t> query_, probs_;
-  Buffer<float> out_, max_, sums_, query_scale_, scores_;
-  Buffer<int32_t> query_offset_;
+  const ThreadBuffer<uint32_t> query_, probs_;
+  const ThreadBuffer<float> out_, max_, sums_, query_scale_, scores_;
+  const ThreadBuffer<int32_t> query_offset_;
   int width_ = kMaxWidth;
 };
 

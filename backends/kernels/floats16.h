@@ -1,0 +1,58 @@
+// Sixteen floats on AVX-512, for activations_impl.h and gemm_finish_impl.h. Included inside the
+// unnamed namespace of the files that use it.
+// Sixteen floats, the first `left` of which are there; the others are zeros.
+struct Floats16 {
+  using F = __m512;
+  static constexpr int kLanes = 16;
+  static F Set1(float x) { return _mm512_set1_ps(x); }
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F Min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F MulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F NegativeMulAdd(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+  static F Round(F x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static F PowerOfTwo(F whole) {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(whole), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+  static F ZeroWhereAbove(F y, F most, F ratio, F x) {
+    const F zero = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
+    return _mm512_mask_mov_ps(ratio, _mm512_cmp_ps_mask(y, most, _CMP_GT_OQ), zero);
+  }
+
+  static __mmask16 Lanes(int left) {
+    return static_cast<__mmask16>(left >= kLanes ? 0xffff : (1 << left) - 1);
+  }
+  static F Load(const float* p, int left) { return _mm512_maskz_loadu_ps(Lanes(left), p); }
+  static void Store(float* p, int left, F x) { _mm512_mask_storeu_ps(p, Lanes(left), x); }
+  // As StoreEight of rounding.h.
+  static void Store(uint16_t* p, int left, F x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i words =
+        _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+                              _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(p, Lanes(left), _mm512_cvtepi32_epi16(words));
+  }
+  // A whole panel's columns. Of each number's bits the upper half.
+  static void StoreHalves(uint16_t* p, F low, F high) {
+    const auto up = [](F x) {
+      const __m512i bits = _mm512_castps_si512(x);
+      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    };
+    const __m512i uppers =
+        _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                         25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const __mmask32 nan = _mm512_kunpackw(_mm512_cmp_ps_mask(high, high, _CMP_UNORD_Q),
+                                          _mm512_cmp_ps_mask(low, low, _CMP_UNORD_Q));
+    const __m512i words = _mm512_permutex2var_epi16(up(low), uppers, up(high));
+    _mm512_storeu_si512(p, _mm512_mask_mov_epi16(words, nan, _mm512_set1_epi16(0x7fc0)));
+  }
+};
