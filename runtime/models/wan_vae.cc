@@ -6,6 +6,7 @@
 
 #include "backends/error.h"
 #include "runtime/loaders/config.h"
+#include "runtime/models/finite.h"
 #include "runtime/models/vae_conv.h"
 #include "runtime/models/vae_decoding.h"
 #include "runtime/models/vae_network.h"
@@ -194,8 +195,8 @@ AttentionSpec WanVaeDecoder::Spec(int64_t height, int64_t width) const {
 // Before the clamp, which would make a plain picture of an overflow. Frames count from 1, as people
 // count them.
 void WanVaeDecoder::CheckFinite(const at::Tensor& frames, int64_t first_frame, int64_t total) {
+  if (AllFinite(frames)) return;
   const at::Tensor fine = at::isfinite(frames).flatten(1).all(1).to(at::kCPU);  // [n]
-  if (fine.all().item<bool>()) return;
   const at::Tensor bad = fine.logical_not().nonzero().flatten() + (first_frame + 1);
   const std::string first = std::to_string(bad[0].item<int64_t>());
   const std::string last = std::to_string(bad[-1].item<int64_t>());

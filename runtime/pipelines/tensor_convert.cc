@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "backends/error.h"
+#include "runtime/models/finite.h"
 
 namespace denoised {
 
@@ -64,7 +65,7 @@ HostTensor FromTensor(const at::Tensor& tensor) {
 }
 
 void CheckFinite(const at::Tensor& tensor, const std::string& field) {
-  if (!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>()) return;
+  if (!tensor.is_floating_point() || AllFinite(tensor)) return;
   throw Error(StatusCode::kInvalidArgument, field + ": holds NaN or infinity", field, "NON_FINITE");
 }
 

@@ -12,6 +12,7 @@
 
 #include "backends/stop_point.h"
 #include "runtime/caught.h"
+#include "runtime/models/finite.h"
 #include "runtime/pipelines/wan_pipeline.h"
 
 namespace denoised {
@@ -209,7 +210,7 @@ bool AnyRowIsOneNumber(const at::Tensor& latents) {
 
 std::optional<Error> WhyUnsound(const at::Tensor& latents, const AttentionPlanner& planner,
                                 const std::string& what, const std::string& where) {
-  if (!at::isfinite(latents).all().item<bool>()) {
+  if (!AllFinite(latents)) {
     return Error(StatusCode::kInternal, what + " not finite" + where, "", "NON_FINITE");
   }
   if (planner.suspects() && AnyRowIsOneNumber(latents)) {

@@ -1,6 +1,7 @@
 // WanPipeline: prompts to embeddings.
 #include <malloc.h>
 
+#include "runtime/models/finite.h"
 #include "runtime/pipelines/wan_pipeline.h"
 #include "runtime/tokenizer/prompt_clean.h"
 
@@ -9,7 +10,7 @@ namespace {
 
 // What a model gives. CheckFinite is for what it is given.
 void RequireFinite(const at::Tensor& x, const std::string& message) {
-  if (at::isfinite(x).all().item<bool>()) return;
+  if (AllFinite(x)) return;
   throw Error(StatusCode::kInternal, message, "", "NON_FINITE");
 }
 
