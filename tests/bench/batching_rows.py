@@ -6,16 +6,20 @@ import json
 import time
 
 from inputs import model_folder
-from pairs import Worker, alternate, summary
+from pairs import Worker, alternate, summary, under_roofline
 from server_rows import RPC_BENCH, address, denoised, metric
+from transformer_rows import seconds_of_forward
 
 ROWS = ("B8", "B8b", "B16s", "B18")
 # 96 tokens, the tiny preset's own size.
 SIZE = dict(height=96, width=128, frames=5)
+TOKENS = 20  # of a text, about
 
 
-def ask_both(options, request, row, name):
-    """Both servers live and take turns; what they answer must be the same."""
+def ask_both(options, request, row, name, forwards, rows):
+    """Both servers live and take turns; what they answer must be the same. The roofline is what all the rows
+    take in so many forwards of so many rows each, and nothing else.
+    """
     repository = model_folder("tiny", "float32")
     threads = f"--threads={options.threads}"
     digests = set()
@@ -28,20 +32,23 @@ def ask_both(options, request, row, name):
             return answer["seconds"]
 
         result = summary(alternate([lambda: run(ours), lambda: run(peer)], options.pairs, warm_ups=3))
+    result = under_roofline(result, forwards * seconds_of_forward(options, "tiny", rows, TOKENS))
     return {"row": row, "name": name, **result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
 
 
 def jobs_row(options):
     request = dict(do="jobs", count=8, steps=20, guidance=5.0, latents=True, **SIZE)
-    return ask_both(options, request, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo")
+    return ask_both(options, request, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo",
+                    forwards=20, rows=16)
 
 
 def calls_row(options):
     config = json.loads((model_folder("tiny", "float32") / "model/transformer/config.json").read_text())
     request = dict(do="calls", count=8, calls=20, shape=[1, config["in_channels"], 2, 12, 16],
-                   text=[1, 20, config["text_dim"]])
+                   text=[1, TOKENS, config["text_dim"]])
     return ask_both(options, request, "B8b",
-                    "8 clients with 20 Denoise calls each, tiny, against --batching=off --policy=fifo")
+                    "8 clients with 20 Denoise calls each, tiny, against --batching=off --policy=fifo",
+                    forwards=20, rows=8)
 
 
 def overload_row(options):

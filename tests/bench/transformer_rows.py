@@ -127,6 +127,14 @@ def overhead_row(options):
                 "value": call / forward, "dtype": dtype, "calls_seconds": call, "forward_seconds": forward}
 
 
+def seconds_of_forward(options, preset, rows, text):
+    """The best of many forwards of so many rows, each with a text of so many tokens, without a server."""
+    with our_worker(options) as ours, scratch_inputs() as inputs:
+        load((ours,), folder_of(preset), ours.ask(do="auto_dtype")["dtype"])
+        request = forward_request(inputs, preset, 40, (text, TEXT[preset][1]))
+        return ours.ask(**{**request, "do": "forward_rows", "forwards": [[""] * rows]})["seconds"][0]
+
+
 def shared_forward_row(options, row, preset, counts, repeat):
     """Rows of one forward, each a job's, against forwards of one row: in one run, by the clock, and in
     `cpu_rates` by the processor's time, which says what rows share when the machine has other work.
