@@ -17,7 +17,8 @@ namespace {
 class DenoiseCall : public grpc::ServerUnaryReactor,
                     public std::enable_shared_from_this<DenoiseCall> {
  public:
-  DenoiseCall(const CallTimer& timer, grpc::ByteBuffer* out) : timer_(timer), out_(out) {}
+  DenoiseCall(const CallTimer& timer, WorkPool* pool, grpc::ByteBuffer* out)
+      : timer_(timer), pool_(pool), out_(out) {}
 
   void Hold(OpenCalls::Ticket ticket) {
     ticket_ = std::move(ticket);
@@ -37,7 +38,7 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
     if (!status.ok()) return End(status, {});
     engine->Denoise(std::move(request), cancel_,
                     [call = shared_from_this()](Engine::DenoiseOutcome outcome) {
-                      call->Answer(std::move(outcome));
+                      call->AnswerLater(std::move(outcome));
                     });
   }
 
@@ -64,6 +65,14 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
   }
 
  private:
+  // The engine's thread does not wait until an answer is written.
+  void AnswerLater(Engine::DenoiseOutcome outcome) {
+    const auto* const result = std::get_if<DenoiseResult>(&outcome);
+    const size_t bytes = result == nullptr ? 0 : result->tensor.data.size();
+    const auto kept = std::make_shared<Engine::DenoiseOutcome>(std::move(outcome));
+    const auto answer = [call = shared_from_this(), kept] { call->Answer(std::move(*kept)); };
+    if (!pool_->Post(bytes, answer)) answer();
+  }
   void Answer(Engine::DenoiseOutcome outcome) {
     grpc::ByteBuffer answer;
     const grpc::Status status = StatusOf([&] {
@@ -74,6 +83,7 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
   }
 
   const CallTimer timer_;
+  WorkPool* const pool_;
   grpc::ByteBuffer* const out_;
   const std::shared_ptr<CancelToken> cancel_ = std::make_shared<CancelToken>();
   OpenCalls::Ticket ticket_;
@@ -88,7 +98,7 @@ grpc::ServerUnaryReactor* DenoiseService::Denoise(grpc::CallbackServerContext* c
                                                   const grpc::ByteBuffer* in,
                                                   grpc::ByteBuffer* out) {
   const auto call =
-      std::make_shared<DenoiseCall>(CallTimer(context, with_.metrics, "Denoise"), out);
+      std::make_shared<DenoiseCall>(CallTimer(context, with_.metrics, "Denoise"), with_.pool, out);
   call->Hold(nullptr);
   const grpc::Status status = StatusOf([&] {
     Engine* const engine = &with_.gate->Require();

@@ -222,7 +222,8 @@ void EngineImpl::BeginCall(CallWork* call) {
   call->queue_seconds = SecondsSince(call->queued_at);
   call->planner = std::make_unique<AttentionPlanner>(call->pipeline->planner_setting(),
                                                      SubjectOf(*call), observer_);
-  call->call = call->pipeline->NewDenoiseRun(call->request, call->planner.get(), observer_);
+  call->call = call->pipeline->NewDenoiseRun(call->request, StepUnitOf(*call), call->planner.get(),
+                                             observer_);
 }
 
 void EngineImpl::RunAlone(const WorkPtr& work) {

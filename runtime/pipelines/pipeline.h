@@ -134,8 +134,8 @@ class Pipeline {
   // Of checked requests. Throws INVALID_ARGUMENT where RunRequest::saved is damaged or another
   // request's.
   virtual std::unique_ptr<GenerationRun> NewRun(RunRequest request) = 0;
-  // `request`, `planner` and `observer` outlive it.
-  virtual std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
+  // `step` is the unit of EstimateDenoise. `request`, `planner` and `observer` outlive it.
+  virtual std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request, const Unit& step,
                                                     AttentionPlanner* planner,
                                                     Observer* observer) = 0;
   // One step of each run, all of them at kStep and of one group: in one forward where the numerics

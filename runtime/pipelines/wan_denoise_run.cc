@@ -3,12 +3,11 @@
 #include <c10/core/InferenceMode.h>
 
 #include "runtime/pipelines/tensor_convert.h"
-#include "runtime/pipelines/wan_units.h"
 
 namespace denoised {
 
 WanDenoiseRun::WanDenoiseRun(const WanPipeline& pipeline, const DenoiseRequest& request,
-                             AttentionPlanner* planner, Observer* observer)
+                             const Unit& step, AttentionPlanner* planner, Observer* observer)
     : pipeline_(pipeline),
       request_(request),
       planner_(planner),
@@ -17,9 +16,7 @@ WanDenoiseRun::WanDenoiseRun(const WanPipeline& pipeline, const DenoiseRequest& 
       latents_(ToTensor(request.latents, "latents").to(pipeline.device())),
       timestep_(ToTensor(request.timestep, "timestep")),
       guided_(request.guidance_scale > 1),
-      step_(WanStepUnit(pipeline.parts(), request.latents.shape,
-                        latents_.size(0) * (guided_ ? 2 : 1),
-                        request.encoder_hidden_states.shape[1], linear_, planner->CostNow())) {}
+      step_(step) {}
 
 void WanDenoiseRun::Advance() {
   throw Error(StatusCode::kFailedPrecondition, "the run's next unit is not one to advance");

@@ -16,7 +16,7 @@ namespace denoised {
 // Engine thread.
 class WanDenoiseRun : public DenoiseRun, public WanStepRun {
  public:
-  WanDenoiseRun(const WanPipeline& pipeline, const DenoiseRequest& request,
+  WanDenoiseRun(const WanPipeline& pipeline, const DenoiseRequest& request, const Unit& step,
                 AttentionPlanner* planner, Observer* observer);
 
   Unit Next() const override { return done_ ? Unit{} : step_; }

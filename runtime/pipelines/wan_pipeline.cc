@@ -327,9 +327,9 @@ std::unique_ptr<GenerationRun> WanPipeline::NewRun(RunRequest request) {
 }
 
 std::unique_ptr<DenoiseRun> WanPipeline::NewDenoiseRun(const DenoiseRequest& request,
-                                                       AttentionPlanner* planner,
+                                                       const Unit& step, AttentionPlanner* planner,
                                                        Observer* observer) {
-  return std::make_unique<WanDenoiseRun>(*this, request, planner, observer);
+  return std::make_unique<WanDenoiseRun>(*this, request, step, planner, observer);
 }
 
 }  // namespace denoised

@@ -52,7 +52,7 @@ class WanPipeline : public Pipeline {
   int64_t MadeBytes() const override;
   const LatentColours& Colours() override;
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
-  std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
+  std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request, const Unit& step,
                                             AttentionPlanner* planner, Observer* observer) override;
   std::vector<std::optional<Error>> Step(const std::vector<Run*>& runs) override;
 

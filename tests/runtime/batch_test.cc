@@ -178,7 +178,9 @@ struct Call {
       : request(std::move(asked)),
         planner(std::make_unique<AttentionPlanner>(pipeline->planner_setting(),
                                                    PlannerSubject{request.attention}, observer)),
-        run(pipeline->NewDenoiseRun(request, planner.get(), observer)) {}
+        run(pipeline->NewDenoiseRun(
+            request, pipeline->EstimateDenoise(request, planner->CostNow()).units[0].unit,
+            planner.get(), observer)) {}
   const DenoiseRequest request;
   std::unique_ptr<AttentionPlanner> planner;
   std::unique_ptr<DenoiseRun> run;

@@ -452,7 +452,7 @@ std::unique_ptr<GenerationRun> FakePipeline::NewRun(RunRequest request) {
   return std::make_unique<FakeRun>(model_, std::move(request));
 }
 
-std::unique_ptr<DenoiseRun> FakePipeline::NewDenoiseRun(const DenoiseRequest& request,
+std::unique_ptr<DenoiseRun> FakePipeline::NewDenoiseRun(const DenoiseRequest& request, const Unit&,
                                                         AttentionPlanner* planner, Observer*) {
   return std::make_unique<FakeDenoiseRun>(model_, request, planner);
 }

@@ -145,7 +145,7 @@ class FakePipeline : public Pipeline {
     return model_->colours;
   }
   std::unique_ptr<GenerationRun> NewRun(RunRequest request) override;
-  std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request,
+  std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request, const Unit& step,
                                             AttentionPlanner* planner, Observer*) override;
   std::vector<std::optional<Error>> Step(const std::vector<Run*>& runs) override;
 
