@@ -15,7 +15,8 @@ struct CallContext {
   EngineGate* gate;
   TaskThread* dispatcher;  // wakes streams
   WorkPool* pool;          // long checks
-  OpenCalls* open_calls;   // streams and steps
+  WorkPool* answers;      // that take long to write: apart, so that none waits for checks and disks
+  OpenCalls* open_calls;  // streams and steps
   Metrics* metrics;
   Logger* logger;
 };

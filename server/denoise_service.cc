@@ -17,8 +17,8 @@ namespace {
 class DenoiseCall : public grpc::ServerUnaryReactor,
                     public std::enable_shared_from_this<DenoiseCall> {
  public:
-  DenoiseCall(const CallTimer& timer, WorkPool* pool, grpc::ByteBuffer* out)
-      : timer_(timer), pool_(pool), out_(out) {}
+  DenoiseCall(const CallTimer& timer, WorkPool* answers, grpc::ByteBuffer* out)
+      : timer_(timer), answers_(answers), out_(out) {}
 
   void Hold(OpenCalls::Ticket ticket) {
     ticket_ = std::move(ticket);
@@ -71,7 +71,7 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
     const size_t bytes = result == nullptr ? 0 : result->tensor.data.size();
     const auto kept = std::make_shared<Engine::DenoiseOutcome>(std::move(outcome));
     const auto answer = [call = shared_from_this(), kept] { call->Answer(std::move(*kept)); };
-    if (!pool_->Post(bytes, answer)) answer();
+    if (!answers_->Post(bytes, answer)) answer();
   }
   void Answer(Engine::DenoiseOutcome outcome) {
     grpc::ByteBuffer answer;
@@ -83,7 +83,7 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
   }
 
   const CallTimer timer_;
-  WorkPool* const pool_;
+  WorkPool* const answers_;
   grpc::ByteBuffer* const out_;
   const std::shared_ptr<CancelToken> cancel_ = std::make_shared<CancelToken>();
   OpenCalls::Ticket ticket_;
@@ -97,8 +97,8 @@ class DenoiseCall : public grpc::ServerUnaryReactor,
 grpc::ServerUnaryReactor* DenoiseService::Denoise(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* in,
                                                   grpc::ByteBuffer* out) {
-  const auto call =
-      std::make_shared<DenoiseCall>(CallTimer(context, with_.metrics, "Denoise"), with_.pool, out);
+  const auto call = std::make_shared<DenoiseCall>(CallTimer(context, with_.metrics, "Denoise"),
+                                                  with_.answers, out);
   call->Hold(nullptr);
   const grpc::Status status = StatusOf([&] {
     Engine* const engine = &with_.gate->Require();

@@ -103,6 +103,8 @@ Server::Server(const Config& config, Logger* logger, int64_t descriptors)
       holds_(config.max_streams_per_connection),
       pool_(kPoolThreads, kPoolTasks,
             WireBytes(config.engine.max_memory, static_cast<size_t>(config.max_message_bytes))),
+      answers_(1, kPoolTasks,
+               WireBytes(config.engine.max_memory, static_cast<size_t>(config.max_message_bytes))),
       admin_pool_(1, kPoolTasks, 4 * static_cast<size_t>(kAdminMessageBytes)),
       generation_(PublicContext()),
       denoise_(PublicContext()),
@@ -177,11 +179,11 @@ Server::Port Server::Serve(const std::string& name, const Listener& listener,
 }
 
 CallContext Server::PublicContext() {
-  return {&gate_, &dispatcher_, &pool_, &open_calls_, &metrics_, logger_};
+  return {&gate_, &dispatcher_, &pool_, &answers_, &open_calls_, &metrics_, logger_};
 }
 
 CallContext Server::AdminContext() {
-  return {&gate_, &dispatcher_, &admin_pool_, &holds_, &metrics_, logger_};
+  return {&gate_, &dispatcher_, &admin_pool_, &answers_, &holds_, &metrics_, logger_};
 }
 
 std::string Server::WithPort(const ListenAddress& address, const Listener& listener) {

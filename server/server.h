@@ -93,7 +93,7 @@ class Server {
       holds_;  // of the public and the admin port; a stop does not wait for holds
   std::unique_ptr<Engine> engine_;
   TaskThread dispatcher_;
-  WorkPool pool_,
+  WorkPool pool_, answers_,
       admin_pool_;  // apart, so that a crowd at the public port keeps no operator waiting
   GenerationService generation_;
   DenoiseService denoise_;

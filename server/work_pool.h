@@ -1,5 +1,6 @@
 // A few threads for the work of a call that is too long for gRPC's own: parsing and checking large
-// messages, asking the engine what would run (which may call LibTorch). Bounded in tasks and bytes.
+// messages, asking the engine what would run (which may call LibTorch), writing large answers.
+// Bounded in tasks and bytes.
 #ifndef DENOISED_SERVER_WORK_POOL_H_
 #define DENOISED_SERVER_WORK_POOL_H_
 

@@ -1,6 +1,6 @@
 // Callers that were answered together come back together, or nearly: the first of them back waits a
-// moment for the others, so that they share the next forward too. Torch-free; guarded by the
-// engine's mutex.
+// moment for the others, and whoever came meanwhile does, so that they share the next forward too.
+// Torch-free; guarded by the engine's mutex.
 #ifndef DENOISED_RUNTIME_ENGINE_COMPANY_H_
 #define DENOISED_RUNTIME_ENGINE_COMPANY_H_
 
@@ -37,13 +37,24 @@ class Company {
     return batch == callers_.batch ? std::max<int64_t>(0, callers_.count - calls) : 0;
   }
 
-  // How long those that are there had better wait for the missing, where all in one forward are
-  // done so many seconds sooner than in two. Nothing: no longer.
-  std::optional<Clock::time_point> WaitUntil(double gain, Clock::time_point now) {
-    if (callers_.count == 0 || now >= forgotten_at_) return std::nullopt;
-    if (!first_) first_ = now;
-    const Clock::time_point until = *first_ + std::min<Clock::duration>(kMostWait, Duration(gain));
-    return now < until ? std::optional(until) : std::nullopt;
+  // How long those that are there, so many calls, had better wait for the missing, where all in one
+  // forward are done so many seconds sooner than in two; never beyond `latest`. Nothing: no longer.
+  std::optional<Clock::time_point> WaitUntil(int64_t calls, double gain, Clock::time_point latest,
+                                             Clock::time_point now) {
+    if (callers_.count == 0) return std::nullopt;
+    if (!first_) {
+      if (now >= forgotten_at_) return std::nullopt;
+      first_ = now;
+      first_calls_ = calls;
+    }
+    const bool came = calls > first_calls_;
+    if (came) misses_ = 0;
+    const Clock::duration most = std::min<Clock::duration>(kMostWait, Duration(gain));
+    const int halvings = std::max(0, misses_ - kFreeMisses);
+    const Clock::time_point until = std::min(*first_ + most / (1 << halvings), latest);
+    if (now < until) return until;
+    if (!came && until > *first_) misses_ = std::min(misses_ + 1, kMostMisses);
+    return std::nullopt;
   }
 
  private:
@@ -51,14 +62,18 @@ class Company {
     return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
 
-  // Who does not come back costs the others no more than that, once.
+  // Who does not come back costs the others no more than that. Where nobody ever comes twice, so
+  // many waits in vain are followed by ones half as long each time.
   static constexpr std::chrono::milliseconds kMostWait{50};
+  static constexpr int kFreeMisses = 8, kMostMisses = kFreeMisses + 10;
   // Beside another such forward; who takes longer is not on the way.
   static constexpr std::chrono::milliseconds kWayBack{20};
 
   Callers callers_;
   Clock::time_point forgotten_at_;
   std::optional<Clock::time_point> first_;  // when the first one back was seen
+  int64_t first_calls_ = 0;                 // that were there then
+  int misses_ = 0;                          // waits in a row to which nobody came
 };
 
 }  // namespace denoised

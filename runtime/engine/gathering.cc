@@ -21,13 +21,17 @@ void EngineImpl::AwaitCompany(std::unique_lock<std::mutex>* lock) {
       return cost_.Seconds(KeyOf(*lead, step), some * step.rows);
     };
     const double all = of(calls + missing);
-    double most = of(calls) + of(missing) - all;
+    const auto now = SteadyClock::now();
+    auto latest = SteadyClock::time_point::max();
     if (const auto deadline = table_.queue.NextDeadline()) {
       constexpr double kSure = 2;  // predictions err
-      const std::chrono::duration<double> left = *deadline - clock_();
-      most = std::min(most, left.count() - kSure * all);
+      const std::chrono::duration<double> left =
+          *deadline - clock_() - std::chrono::duration<double>(kSure * all);
+      if (left < std::chrono::hours(1)) {
+        latest = now + std::chrono::duration_cast<SteadyClock::duration>(left);
+      }
     }
-    const auto until = company_.WaitUntil(most, SteadyClock::now());
+    const auto until = company_.WaitUntil(calls, of(calls) + of(missing) - all, latest, now);
     if (!until) return;
     wake_.wait_until(*lock, *until);
   }
@@ -45,7 +49,8 @@ Company::Callers EngineImpl::CallersOf(const std::vector<WorkPtr>& works, const 
   const int64_t worth = cost_.WorthRows(key, std::min(options_.max_batch_rows, RowsThatFit(lead)));
   std::string batch = table_.queue.BatchOf(lead.number);
   const int64_t all = table_.queue.InBatch(batch);
-  return {std::move(batch), std::min(all, worth * std::ssize(works) / rows)};
+  const int64_t most = std::max(std::ssize(works), worth * std::ssize(works) / rows);
+  return {std::move(batch), std::min(all, most)};
 }
 
 }  // namespace denoised

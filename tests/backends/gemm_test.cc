@@ -211,6 +211,28 @@ TEST(GemmLevelsTest, FloatsHaveTheSameBitsOnAvx2AndAvx512) {
   }
 }
 
+// Of whole numbers the sums are exact on every level, so that only their ends can differ: bias,
+// activation and the rounding to bfloat16, of whole panels and of a part.
+TEST(GemmLevelsTest, EndsInBfloat16HaveTheSameBitsOnEveryLevel) {
+  at::manual_seed(5);
+  const Element element = Element::kBFloat16;
+  for (const int64_t n : {32, 45, 96}) {
+    const at::Tensor x = at::randint(-8, 9, {29, 70}).to(at::kBFloat16);
+    const at::Tensor w = at::randint(-8, 9, {n, 70}).to(at::kBFloat16), bias = at::randn({n}) * 99;
+    for (const Activation activation :
+         {Activation::kNone, Activation::kGeluTanh, Activation::kSilu}) {
+      const auto on = [&](GemmIsa isa) {
+        return Multiply(x, Pack(w, {isa, element}), bias, {1, 0, 0, activation});
+      };
+      const at::Tensor wanted = on(GemmIsa::kAvx2);
+      for (const GemmIsa isa : {GemmIsa::kAvx512, GemmIsa::kAvx512Bf16}) {
+        if (!Runs(isa)) continue;
+        EXPECT_TRUE(at::equal(on(isa), wanted)) << n << " " << GemmIsaName(isa);
+      }
+    }
+  }
+}
+
 TEST(GemmLevelsTest, EndsOfBranchesHaveTheSameBitsOnAvx2AndAvx512) {
   if (!Runs(GemmIsa::kAvx512)) GTEST_SKIP() << "this CPU has no AVX-512";
   at::manual_seed(4);

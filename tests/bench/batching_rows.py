@@ -6,7 +6,7 @@ import json
 import time
 
 from inputs import model_folder
-from pairs import Worker, alternate, summary, under_roofline
+from pairs import Worker, alternate, summary
 from server_rows import RPC_BENCH, address, denoised, metric
 from transformer_rows import seconds_of_forward
 
@@ -17,8 +17,8 @@ TOKENS = 20  # of a text, about
 
 
 def ask_both(options, request, row, name, forwards, rows):
-    """Both servers live and take turns; what they answer must be the same. The roofline is what all the rows
-    take in so many forwards of so many rows each, and nothing else.
+    """Both servers live and take turns; what they answer must be the same. `bound` is what all the rows take in so
+    many forwards of so many rows each, without a server: the most that sharing them can give.
     """
     repository = model_folder("tiny", "float32")
     threads = f"--threads={options.threads}"
@@ -32,7 +32,8 @@ def ask_both(options, request, row, name, forwards, rows):
             return answer["seconds"]
 
         result = summary(alternate([lambda: run(ours), lambda: run(peer)], options.pairs, warm_ups=3))
-    result = under_roofline(result, forwards * seconds_of_forward(options, "tiny", rows, TOKENS))
+    bound = forwards * seconds_of_forward(options, "tiny", rows, TOKENS)
+    result.update(bound=bound, bound_ratio=round(result["peer"] / bound, 4))
     return {"row": row, "name": name, **result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
 
 

@@ -9,38 +9,67 @@ using std::chrono::milliseconds;
 
 const Company::Clock::time_point kEnd{std::chrono::hours(1)};  // of a forward
 
+std::optional<Company::Clock::time_point> Until(Company* company, double gain,
+                                                Company::Clock::time_point now, int64_t calls = 1) {
+  return company->WaitUntil(calls, gain, kEnd + std::chrono::hours(1), now);
+}
+
 TEST(CompanyTest, TheFirstOneBackWaitsForTheOthersAsLongAsThatPays) {
   Company company;
   EXPECT_EQ(company.Missing("a", 1), 0) << "nobody is known";
-  EXPECT_FALSE(company.WaitUntil(1, kEnd));
+  EXPECT_FALSE(Until(&company, 1, kEnd));
   company.Answered({"a", 8}, 0.02, kEnd);
   EXPECT_EQ(company.Missing("a", 1), 7);
   EXPECT_EQ(company.Missing("a", 8), 0);
   EXPECT_EQ(company.Missing("a", 9), 0);
   EXPECT_EQ(company.Missing("b", 1), 0) << "who waits there is nobody's company";
   const auto first = kEnd + milliseconds(15);
-  EXPECT_EQ(company.WaitUntil(0.004, first), first + milliseconds(4));
-  EXPECT_EQ(company.WaitUntil(0.003, first + milliseconds(1)), first + milliseconds(3))
+  EXPECT_EQ(Until(&company, 0.004, first), first + milliseconds(4));
+  EXPECT_EQ(Until(&company, 0.003, first + milliseconds(1)), first + milliseconds(3))
       << "from when the first came";
-  EXPECT_FALSE(company.WaitUntil(0.003, first + milliseconds(3)));
-  EXPECT_FALSE(company.WaitUntil(-0.5, first)) << "all in one are slower";
+  EXPECT_FALSE(Until(&company, 0.003, first + milliseconds(3)));
+  EXPECT_FALSE(Until(&company, -0.5, first)) << "all in one are slower";
 }
 
 TEST(CompanyTest, WaitsForNobodyElse) {
   Company company;
   company.Answered({"a", 3}, 0.02, kEnd);
-  EXPECT_FALSE(company.WaitUntil(1, kEnd + milliseconds(41))) << "not on their way any more";
+  EXPECT_FALSE(Until(&company, 1, kEnd + milliseconds(41))) << "not on their way any more";
   company.Answered({"a", 3}, 0.02, kEnd);
-  EXPECT_TRUE(company.WaitUntil(1, kEnd + milliseconds(39)));
+  EXPECT_TRUE(Until(&company, 1, kEnd + milliseconds(39)));
   company.Leave();
-  EXPECT_FALSE(company.WaitUntil(1, kEnd)) << "something else ran";
+  EXPECT_FALSE(Until(&company, 1, kEnd)) << "something else ran";
   EXPECT_EQ(company.Missing("a", 1), 0);
 }
 
 TEST(CompanyTest, NeverWaitsLong) {
   Company company;
   company.Answered({"a", 2}, 100, kEnd);
-  EXPECT_EQ(company.WaitUntil(90, kEnd), kEnd + milliseconds(50));
+  EXPECT_EQ(Until(&company, 90, kEnd), kEnd + milliseconds(50));
+}
+
+TEST(CompanyTest, WaitsNoLongerThanItMay) {
+  Company company;
+  company.Answered({"a", 2}, 0.02, kEnd);
+  EXPECT_EQ(company.WaitUntil(1, 1, kEnd + milliseconds(7), kEnd), kEnd + milliseconds(7));
+  EXPECT_EQ(company.WaitUntil(1, 1, kEnd + milliseconds(9), kEnd + milliseconds(5)),
+            kEnd + milliseconds(9));
+  EXPECT_FALSE(company.WaitUntil(1, 1, kEnd - milliseconds(1), kEnd));
+}
+
+// Of callers who each come once.
+TEST(CompanyTest, WaitsHalfAsLongEachTimeWhereNobodyComesForLong) {
+  Company company;
+  for (const int most : {50, 50, 50, 50, 50, 50, 50, 50, 50, 25, 12}) {
+    company.Answered({"a", 2}, 0.02, kEnd);
+    EXPECT_GE(*Until(&company, 1, kEnd), kEnd + milliseconds(most));
+    EXPECT_LE(*Until(&company, 1, kEnd), kEnd + milliseconds(most + 1));
+    EXPECT_FALSE(Until(&company, 1, kEnd + milliseconds(51)));
+  }
+  company.Answered({"a", 3}, 0.02, kEnd);
+  EXPECT_TRUE(Until(&company, 1, kEnd));
+  EXPECT_EQ(Until(&company, 1, kEnd + milliseconds(3), 2), kEnd + milliseconds(50))
+      << "somebody came";
 }
 
 // A lone caller, or one whose company left, is not held up from then on.
