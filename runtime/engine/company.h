@@ -37,24 +37,18 @@ class Company {
     return batch == callers_.batch ? std::max<int64_t>(0, callers_.count - calls) : 0;
   }
 
-  // How long those that are there, so many calls, had better wait for the missing, where all in one
-  // forward are done so many seconds sooner than in two; never beyond `latest`. Nothing: no longer.
-  std::optional<Clock::time_point> WaitUntil(int64_t calls, double gain, Clock::time_point latest,
+  // How long those that are there had better wait for the missing, where all in one forward are
+  // done so many seconds sooner than in two; never beyond `latest`. Nothing: no longer.
+  std::optional<Clock::time_point> WaitUntil(double gain, Clock::time_point latest,
                                              Clock::time_point now) {
     if (callers_.count == 0) return std::nullopt;
     if (!first_) {
       if (now >= forgotten_at_) return std::nullopt;
       first_ = now;
-      first_calls_ = calls;
     }
-    const bool came = calls > first_calls_;
-    if (came) misses_ = 0;
     const Clock::duration most = std::min<Clock::duration>(kMostWait, Duration(gain));
-    const int halvings = std::max(0, misses_ - kFreeMisses);
-    const Clock::time_point until = std::min(*first_ + most / (1 << halvings), latest);
-    if (now < until) return until;
-    if (!came && until > *first_) misses_ = std::min(misses_ + 1, kMostMisses);
-    return std::nullopt;
+    const Clock::time_point until = std::min(*first_ + most, latest);
+    return now < until ? std::optional(until) : std::nullopt;
   }
 
  private:
@@ -62,18 +56,14 @@ class Company {
     return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
 
-  // Who does not come back costs the others no more than that. Where nobody ever comes twice, so
-  // many waits in vain are followed by ones half as long each time.
+  // Whom nobody joins has waited in vain: for what being joined would have saved, and no longer.
   static constexpr std::chrono::milliseconds kMostWait{50};
-  static constexpr int kFreeMisses = 8, kMostMisses = kFreeMisses + 10;
   // Beside another such forward; who takes longer is not on the way.
   static constexpr std::chrono::milliseconds kWayBack{20};
 
   Callers callers_;
   Clock::time_point forgotten_at_;
   std::optional<Clock::time_point> first_;  // when the first one back was seen
-  int64_t first_calls_ = 0;                 // that were there then
-  int misses_ = 0;                          // waits in a row to which nobody came
 };
 
 }  // namespace denoised

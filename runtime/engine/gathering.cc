@@ -31,7 +31,7 @@ void EngineImpl::AwaitCompany(std::unique_lock<std::mutex>* lock) {
         latest = now + std::chrono::duration_cast<SteadyClock::duration>(left);
       }
     }
-    const auto until = company_.WaitUntil(calls, of(calls) + of(missing) - all, latest, now);
+    const auto until = company_.WaitUntil(of(calls) + of(missing) - all, latest, now);
     if (!until) return;
     wake_.wait_until(*lock, *until);
   }

@@ -10,8 +10,8 @@ using std::chrono::milliseconds;
 const Company::Clock::time_point kEnd{std::chrono::hours(1)};  // of a forward
 
 std::optional<Company::Clock::time_point> Until(Company* company, double gain,
-                                                Company::Clock::time_point now, int64_t calls = 1) {
-  return company->WaitUntil(calls, gain, kEnd + std::chrono::hours(1), now);
+                                                Company::Clock::time_point now) {
+  return company->WaitUntil(gain, kEnd + std::chrono::hours(1), now);
 }
 
 TEST(CompanyTest, TheFirstOneBackWaitsForTheOthersAsLongAsThatPays) {
@@ -51,25 +51,10 @@ TEST(CompanyTest, NeverWaitsLong) {
 TEST(CompanyTest, WaitsNoLongerThanItMay) {
   Company company;
   company.Answered({"a", 2}, 0.02, kEnd);
-  EXPECT_EQ(company.WaitUntil(1, 1, kEnd + milliseconds(7), kEnd), kEnd + milliseconds(7));
-  EXPECT_EQ(company.WaitUntil(1, 1, kEnd + milliseconds(9), kEnd + milliseconds(5)),
+  EXPECT_EQ(company.WaitUntil(1, kEnd + milliseconds(7), kEnd), kEnd + milliseconds(7));
+  EXPECT_EQ(company.WaitUntil(1, kEnd + milliseconds(9), kEnd + milliseconds(5)),
             kEnd + milliseconds(9));
-  EXPECT_FALSE(company.WaitUntil(1, 1, kEnd - milliseconds(1), kEnd));
-}
-
-// Of callers who each come once.
-TEST(CompanyTest, WaitsHalfAsLongEachTimeWhereNobodyComesForLong) {
-  Company company;
-  for (const int most : {50, 50, 50, 50, 50, 50, 50, 50, 50, 25, 12}) {
-    company.Answered({"a", 2}, 0.02, kEnd);
-    EXPECT_GE(*Until(&company, 1, kEnd), kEnd + milliseconds(most));
-    EXPECT_LE(*Until(&company, 1, kEnd), kEnd + milliseconds(most + 1));
-    EXPECT_FALSE(Until(&company, 1, kEnd + milliseconds(51)));
-  }
-  company.Answered({"a", 3}, 0.02, kEnd);
-  EXPECT_TRUE(Until(&company, 1, kEnd));
-  EXPECT_EQ(Until(&company, 1, kEnd + milliseconds(3), 2), kEnd + milliseconds(50))
-      << "somebody came";
+  EXPECT_FALSE(company.WaitUntil(1, kEnd - milliseconds(1), kEnd));
 }
 
 // A lone caller, or one whose company left, is not held up from then on.
