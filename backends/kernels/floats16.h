@@ -1,6 +1,7 @@
-// Sixteen floats on AVX-512, for activations_impl.h and gemm_finish_impl.h. Included inside the
-// unnamed namespace of the files that use it.
-// Sixteen floats, the first `left` of which are there; the others are zeros.
+// Sixteen floats on AVX-512, the first `left` of which are there and the others zeros, for
+// activations_impl.h and gemm_finish_impl.h. Included inside the unnamed namespace of the files
+// that use it.
+
 struct Floats16 {
   using F = __m512;
   static constexpr int kLanes = 16;
@@ -30,29 +31,26 @@ struct Floats16 {
   }
   static F Load(const float* p, int left) { return _mm512_maskz_loadu_ps(Lanes(left), p); }
   static void Store(float* p, int left, F x) { _mm512_mask_storeu_ps(p, Lanes(left), x); }
-  // As StoreEight of rounding.h.
-  static void Store(uint16_t* p, int left, F x) {
+  // Of each number's bits the upper half is what StoreEight of rounding.h gives, but for NaN.
+  static __m512i RoundUp(F x) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  }
+  static void Store(uint16_t* p, int left, F x) {
     const __m512i words =
-        _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
-                              _mm512_set1_epi32(0x7fc0));
+        _mm512_mask_mov_epi32(_mm512_srli_epi32(RoundUp(x), 16),
+                              _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
     _mm256_mask_storeu_epi16(p, Lanes(left), _mm512_cvtepi32_epi16(words));
   }
-  // A whole panel's columns. Of each number's bits the upper half.
+  // A whole panel's columns.
   static void StoreHalves(uint16_t* p, F low, F high) {
-    const auto up = [](F x) {
-      const __m512i bits = _mm512_castps_si512(x);
-      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-      return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    };
     const __m512i uppers =
         _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
                          25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     const __mmask32 nan = _mm512_kunpackw(_mm512_cmp_ps_mask(high, high, _CMP_UNORD_Q),
                                           _mm512_cmp_ps_mask(low, low, _CMP_UNORD_Q));
-    const __m512i words = _mm512_permutex2var_epi16(up(low), uppers, up(high));
+    const __m512i words = _mm512_permutex2var_epi16(RoundUp(low), uppers, RoundUp(high));
     _mm512_storeu_si512(p, _mm512_mask_mov_epi16(words, nan, _mm512_set1_epi16(0x7fc0)));
   }
 };

@@ -10,12 +10,15 @@ using SteadyClock = std::chrono::steady_clock;
 // Where nothing waits but calls that can share one forward: for those that are on their way back,
 // as long as one forward of all spares and no deadline is near.
 void EngineImpl::AwaitCompany(std::unique_lock<std::mutex>* lock) {
-  while (asked_.empty() && !session_news_ && !stopping_) {
+  const auto only_calls = [this] {
+    return table_.waiting_calls() > 0 && table_.waiting_calls() == table_.queue.size();
+  };
+  while (only_calls() && asked_.empty() && !session_news_ && !stopping_) {
     const WorkPtr lead = NextLead();
     if (lead == nullptr) return;
     const std::string batch = table_.queue.BatchOf(lead->number);
     const int64_t calls = table_.queue.InBatch(batch), missing = company_.Missing(batch, calls);
-    if (missing == 0 || calls != table_.waiting_calls() || calls != table_.queue.size()) return;
+    if (missing == 0 || calls != table_.queue.size()) return;
     const Unit step = StepUnitOf(*lead);
     const auto of = [&](int64_t some) {
       return cost_.Seconds(KeyOf(*lead, step), some * step.rows);

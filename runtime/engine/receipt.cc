@@ -123,10 +123,7 @@ void StampReceipt(const EngineWork& work, LinearNumerics linear, Receipt* receip
 
 std::string Fingerprint(const Receipt& receipt, const GenerationRequest& request,
                         const ResolvedParameters& parameters) {
-  Fields fields = FieldsOf(receipt);
-  fields.Add(TrajectoryFields(request, parameters));
-  AddPrompts(request, parameters, &fields);
-  return fields.Digest();
+  return Fingerprint(receipt, SessionFields(request, {}, parameters));
 }
 
 Receipt StampedReceipt(const EngineWork& work, LinearNumerics linear) {

@@ -127,44 +127,41 @@ def overhead_row(options):
                 "value": call / forward, "dtype": dtype, "calls_seconds": call, "forward_seconds": forward}
 
 
+def forward_rows(options, preset, repeat, forwards, text=None):
+    """The dtype, and the best seconds of each forward; a forward is a backend a row, "" the automatic one."""
+    with our_worker(options) as ours, scratch_inputs() as inputs:
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+        load((ours,), folder_of(preset), dtype)
+        request = forward_request(inputs, preset, repeat, text)
+        return dtype, ours.ask(**{**request, "do": "forward_rows", "forwards": forwards})
+
+
 def seconds_of_forward(options, preset, rows, text):
     """The best of many forwards of so many rows, each with a text of so many tokens, without a server."""
-    with our_worker(options) as ours, scratch_inputs() as inputs:
-        load((ours,), folder_of(preset), ours.ask(do="auto_dtype")["dtype"])
-        request = forward_request(inputs, preset, 40, (text, TEXT[preset][1]))
-        return ours.ask(**{**request, "do": "forward_rows", "forwards": [[""] * rows]})["seconds"][0]
+    return forward_rows(options, preset, 40, [[""] * rows], (text, TEXT[preset][1]))[1]["seconds"][0]
 
 
 def shared_forward_row(options, row, preset, counts, repeat):
     """Rows of one forward, each a job's, against forwards of one row: in one run, by the clock, and in
     `cpu_rates` by the processor's time, which says what rows share when the machine has other work.
     """
-    with our_worker(options) as ours, scratch_inputs() as inputs:
-        dtype = ours.ask(do="auto_dtype")["dtype"]
-        load((ours,), folder_of(preset), dtype)
-        request = {**forward_request(inputs, preset, repeat), "do": "forward_rows",
-                   "forwards": [[""] * count for count in counts]}
-        answer = ours.ask(**request)
-        rates = {kind: [answer[kind][0] * count / seconds for count, seconds in zip(counts, answer[kind])]
-                 for kind in ("seconds", "cpu_seconds")}
-        return {"row": row, "name": f"rate of a row in a forward of {counts[-1]} against alone, {preset}, {dtype}",
-                "value": rates["seconds"][-1], "rows": counts, "rates": rates["seconds"],
-                "cpu_rates": rates["cpu_seconds"], "seconds": answer["seconds"], "dtype": dtype}
+    dtype, answer = forward_rows(options, preset, repeat, [[""] * count for count in counts])
+    rates = {kind: [answer[kind][0] * count / seconds for count, seconds in zip(counts, answer[kind])]
+             for kind in ("seconds", "cpu_seconds")}
+    return {"row": row, "name": f"rate of a row in a forward of {counts[-1]} against alone, {preset}, {dtype}",
+            "value": rates["seconds"][-1], "rows": counts, "rates": rates["seconds"],
+            "cpu_rates": rates["cpu_seconds"], "seconds": answer["seconds"], "dtype": dtype}
 
 
 def two_backends_row(options, preset, repeat):
     """Forwards of two rows: both on one backend, both on the other, and one on each."""
     backends = ("FLASH_ATTN", "SAGE_ATTN")
-    with our_worker(options) as ours, scratch_inputs() as inputs:
-        dtype = ours.ask(do="auto_dtype")["dtype"]
-        load((ours,), folder_of(preset), dtype)
-        forwards = [[backends[0]] * 2, [backends[1]] * 2, list(backends)]
-        answer = ours.ask(**{**forward_request(inputs, preset, repeat), "do": "forward_rows", "forwards": forwards})
-        over = {kind: answer[kind][2] / ((answer[kind][0] + answer[kind][1]) / 2)
-                for kind in ("seconds", "cpu_seconds")}
-        return {"row": "H3", "name": f"a step of {' and '.join(backends)} over the mean of its two pure ones, "
-                f"{preset}, {dtype}", "value": over["seconds"], "cpu_value": over["cpu_seconds"],
-                "seconds": answer["seconds"], "dtype": dtype}
+    dtype, answer = forward_rows(options, preset, repeat, [[backends[0]] * 2, [backends[1]] * 2, list(backends)])
+    over = {kind: answer[kind][2] / ((answer[kind][0] + answer[kind][1]) / 2)
+            for kind in ("seconds", "cpu_seconds")}
+    return {"row": "H3", "name": f"a step of {' and '.join(backends)} over the mean of its two pure ones, "
+            f"{preset}, {dtype}", "value": over["seconds"], "cpu_value": over["cpu_seconds"],
+            "seconds": answer["seconds"], "dtype": dtype}
 
 
 def measure(options, rows):
