@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "backends/aten_threads.h"
 #include "backends/attention_call.h"
 #include "backends/cuda/block_sparse_launch.h"
+#include "backends/intra_op.h"
 
 namespace denoised {
 namespace {
@@ -71,7 +71,7 @@ at::Tensor InKernelDtype(const AttentionInputs& inputs, const at::Tensor& bias,
                                        : at::zeros(kernel.q.sizes(), kernel.q.options());
   kernel.call.out = out.mutable_data_ptr();
   SetBias(bias, &kernel.call);
-  kernels::BlockSparseAttention(kernel.call, plan, isa, RunOnAtenThreads);
+  kernels::BlockSparseAttention(kernel.call, plan, isa, RunOnIntraOpThreads);
   return out;
 }
 
@@ -155,7 +155,7 @@ at::Tensor BandForward(const AttentionInputs& inputs, const kernels::BandMaker& 
   KernelInputs kernel(half ? Widened(inputs) : inputs);
   at::Tensor out = at::empty(kernel.q.sizes(), kernel.q.options());
   kernel.call.out = out.mutable_data_ptr();
-  kernels::BandAttention(kernel.call, bands, isa, RunOnAtenThreads);
+  kernels::BandAttention(kernel.call, bands, isa, RunOnIntraOpThreads);
   return half ? out.to(at::kHalf) : out;
 }
 

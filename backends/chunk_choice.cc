@@ -1,12 +1,11 @@
 #include "backends/chunk_choice.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
 
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 
 namespace denoised {
@@ -91,7 +90,7 @@ void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count,
 void ChunkChoice::ForAllQueries(int64_t batch, const Visit& visit) const {
   const int64_t runs = (call_.tokens() + kRun - 1) / kRun, tasks = call_.heads() * runs;
   SharedStop stop;
-  at::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
+  ParallelFor(kParts, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> gates;
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t task = part; task < tasks && !stop.Asked(); task += kParts) {
@@ -259,7 +258,7 @@ bool ChunkChoice::AnyExtra(int64_t batch) const {
   const int64_t runs = (call_.tokens() + kRun - 1) / kRun;
   std::atomic<bool> any{false};
   SharedStop stop;
-  at::parallel_for(0, call_.heads() * runs, 1, [&](int64_t begin, int64_t end) {
+  ParallelFor(call_.heads() * runs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end && !any && !stop.Asked(); ++task) {
       const int64_t first = task % runs * kRun;
       ForQueries(batch * call_.heads() + task / runs, first, std::min(kRun, call_.tokens() - first),

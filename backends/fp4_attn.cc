@@ -1,10 +1,10 @@
 // SAGE_ATTN_THREE and ATTN_QAT_INFER: FP4 numerics, emulated (kernels/fp4.h).
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <thread>
 
 #include "backends/attention_call.h"
+#include "backends/intra_op.h"
 #include "backends/kernels/fp4.h"
 #include "backends/quantised_backends.h"
 #include "backends/stop_point.h"
@@ -24,7 +24,7 @@ at::Tensor AttendHead(const at::Tensor& query, const kernels::Fp4Head& head, dou
   double* to = out.mutable_data_ptr<double>();
   const int64_t blocks = (rows + kernels::kFp4QueryBlock - 1) / kernels::kFp4QueryBlock;
   SharedStop stop;
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  ParallelFor(blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end && !stop.Asked(); ++block) {
       const int64_t first = block * kernels::kFp4QueryBlock;
       head.Attend(from + first * size, std::min(kernels::kFp4QueryBlock, rows - first), scale,

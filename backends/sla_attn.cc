@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/sparse_backends.h"
 
 namespace denoised {
@@ -159,6 +160,7 @@ at::Tensor SlaBackend::MakeBranch(const SparseCall& call) const {
   CheckProjection(in.projection, "projection", 2, call.head_size());
   CheckProjection(in.projection_bias, "projection_bias", 1, call.head_size());
   const auto& setting = static_cast<const SlaSetting&>(*call.setting);
+  const ScopedLibTorchThreads threads;
   const auto heads_first = [](const at::Tensor& x) { return x.to(at::kFloat).transpose(1, 2); };
   const at::Tensor q = FeatureMap(heads_first(in.query), setting.feature_map);
   const at::Tensor k = FeatureMap(heads_first(in.key), setting.feature_map);

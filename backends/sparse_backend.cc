@@ -1,7 +1,5 @@
 #include "backends/sparse_backend.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,6 +11,7 @@
 #include "backends/cuda/block_sparse_launch.h"
 #include "backends/dense_backends.h"
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 
 namespace denoised {
@@ -315,7 +314,7 @@ std::vector<std::vector<float>> MeansOfHeads(const SparseCall& call, const at::T
   // Heads innermost: a token's heads lie side by side, and its memory page is looked up once.
   // A single block leaves nothing but heads to share out.
   const int64_t together = count > 1 ? heads : 1;
-  at::parallel_for(0, call.batch() * heads / together * count, 1, [&](int64_t begin, int64_t end) {
+  ParallelFor(call.batch() * heads / together * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % count;
       for (int64_t head = i / count * together; head < (i / count + 1) * together; ++head) {

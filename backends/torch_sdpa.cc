@@ -4,6 +4,7 @@
 #include "backends/attention_call.h"
 #include "backends/dense_backends.h"
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 
 namespace denoised {
@@ -102,6 +103,7 @@ at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
   const at::Tensor key = inputs.key.permute({0, 2, 1, 3});
   const at::Tensor value = inputs.value.permute({0, 2, 1, 3});
   const bool causal = inputs.causal && !both;
+  const ScopedLibTorchThreads threads;
   const at::Tensor out =
       !mask && GoesHeadByHead(inputs)
           ? HeadByHead(query, key, value, causal, scale)

@@ -1,9 +1,9 @@
 // VIDEO_SPARSE_ATTN.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "backends/intra_op.h"
 #include "backends/kernels/add_coarse.h"
 #include "backends/sparse_backends.h"
 
@@ -117,7 +117,7 @@ at::Tensor CoarseOnHost(const SparseCall& call, const Partition& tiles, const He
   const HeadMeans values = TileMeans(call, call.inputs.value, tiles);
   at::Tensor coarse = at::empty({heads, count, size}, at::kFloat);
   float* const out = coarse.mutable_data_ptr<float>();
-  at::parallel_for(0, heads * tasks, 1, [&](int64_t begin, int64_t end) {
+  ParallelFor(heads * tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t head = i / tasks, first = i % tasks * kRows;
       const int64_t rows = std::min(kRows, count - first);
@@ -151,8 +151,8 @@ void AddCoarseOnHost(const SparseCall& call, const Partition& tiles, const at::T
     }
     add.out = (*out)[row].mutable_data_ptr();
     constexpr int64_t kTokens = 64;
-    at::parallel_for(0, call.tokens(), kTokens,
-                     [&](int64_t begin, int64_t end) { kernels::AddCoarse(add, begin, end); });
+    ParallelFor(call.tokens(), kTokens,
+                [&](int64_t begin, int64_t end) { kernels::AddCoarse(add, begin, end); });
   }
 }
 

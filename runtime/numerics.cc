@@ -43,6 +43,7 @@ std::string LinearNumericsNames(const std::vector<LinearNumerics>& numerics) {
 
 ScopedLinearNumerics::ScopedLinearNumerics(LinearNumerics numerics) : before_(current) {
   current = numerics;
+  if (numerics == LinearNumerics::kExact) threads_.emplace();
 }
 
 ScopedLinearNumerics::~ScopedLinearNumerics() { current = before_; }

@@ -12,6 +12,8 @@
 #include <string_view>
 #include <vector>
 
+#include "backends/intra_op.h"
+
 namespace denoised {
 
 enum class LinearNumerics : uint8_t {
@@ -38,7 +40,8 @@ struct NumericsOptions {
   std::optional<LinearNumerics> linear;
 };
 
-// While one lives, the layers that this thread runs compute so. They nest.
+// While one lives, the layers that this thread runs compute so, and exact ones are LibTorch's on
+// LibTorch's threads (backends/intra_op.h). They nest.
 class ScopedLinearNumerics {
  public:
   explicit ScopedLinearNumerics(LinearNumerics numerics);
@@ -48,6 +51,7 @@ class ScopedLinearNumerics {
 
  private:
   const std::optional<LinearNumerics> before_;
+  std::optional<ScopedLibTorchThreads> threads_;
 };
 
 // The innermost scope's of this thread; `otherwise` outside of any.

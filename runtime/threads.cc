@@ -1,7 +1,5 @@
 #include "runtime/threads.h"
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <malloc.h>
 #include <torch/headeronly/version.h>
 
@@ -9,13 +7,9 @@
 #include <exception>
 #include <thread>
 
-namespace denoised {
+#include "backends/intra_op.h"
 
-void SetIntraOpThreads(int threads) {
-  // LibTorch's own default is one thread a physical core; it must still be initialised per thread.
-  if (threads > 0) at::set_num_threads(threads);
-  at::init_num_threads();
-}
+namespace denoised {
 
 void RunOnPassingThread(int threads, const std::function<void()>& work) {
   const int own = IntraOpThreads();
@@ -23,6 +17,7 @@ void RunOnPassingThread(int threads, const std::function<void()>& work) {
   std::thread([&] {
     try {
       SetIntraOpThreads(threads);
+      const ScopedLibTorchThreads for_conversions;
       work();
     } catch (...) {
       thrown = std::current_exception();
@@ -31,8 +26,6 @@ void RunOnPassingThread(int threads, const std::function<void()>& work) {
   SetIntraOpThreads(own);  // later threads begin with what was set last, wherever
   if (thrown) std::rethrow_exception(thrown);
 }
-
-int IntraOpThreads() { return at::get_num_threads(); }
 
 void KeepFreedMemory() {
   mallopt(M_ARENA_MAX, 1);  // other arenas cannot hold large blocks without mapping them

@@ -7,10 +7,6 @@
 
 namespace denoised {
 
-// Intra-op threads of LibTorch's calls in this thread from now on, and what threads that come later
-// begin with; 0 = one a physical core. Called by the threads that load models and the engine's.
-void SetIntraOpThreads(int threads);
-
 // Runs `work` on a thread that ends with it, with so many intra-op threads; throws what it throws.
 // Threads that come later begin with the caller's number.
 // For what is computed beside the engine's thread: OpenMP keeps the helpers of every thread that
@@ -18,9 +14,6 @@ void SetIntraOpThreads(int threads);
 // parallel loop to the next. Each of a forward's loops would then wake its helpers from their
 // sleep.
 void RunOnPassingThread(int threads, const std::function<void()>& work);
-
-// Of this thread's LibTorch calls.
-int IntraOpThreads();
 
 // Freed memory stays with the process for the next allocation, up to 2 GiB at the end of the heap,
 // instead of going back to the kernel: every step allocates the same large tensors, and getting

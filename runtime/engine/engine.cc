@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "backends/intra_op.h"
 #include "runtime/caught.h"
 #include "runtime/engine/cost_file.h"
 #include "runtime/engine/engine_impl.h"

@@ -4,11 +4,11 @@
 #include <set>
 #include <utility>
 
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/refusals.h"
-#include "runtime/threads.h"
 
 namespace denoised {
 namespace {

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "backends/cpu_isa.h"
+#include "backends/intra_op.h"
 #include "runtime/engine/ran_rows.h"
 #include "runtime/loaders/sha256.h"
 #include "runtime/threads.h"

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "backends/cpu_isa.h"
+#include "backends/intra_op.h"
 #include "runtime/caught.h"
 #include "runtime/engine/refusals.h"
 #include "runtime/threads.h"

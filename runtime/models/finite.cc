@@ -1,10 +1,11 @@
 #include "runtime/models/finite.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
+
+#include "backends/intra_op.h"
 
 namespace denoised {
 namespace {
@@ -16,7 +17,7 @@ template <typename Bits>
 bool NoneFull(const void* data, int64_t count, Bits exponent) {
   const auto* const numbers = static_cast<const Bits*>(data);
   std::atomic<bool> none = true;
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
+  ParallelFor(count, kGrain, [&](int64_t begin, int64_t end) {
     Bits most = 0;
 #pragma omp simd reduction(max : most)
     for (int64_t i = begin; i < end; ++i) {

@@ -1,10 +1,10 @@
 #include "runtime/models/fused.h"
 
-#include <ATen/Parallel.h>
 #include <immintrin.h>
 
 #include <algorithm>
 
+#include "backends/intra_op.h"
 #include "runtime/models/row_kernels_cuda.h"
 #include "runtime/models/rows.h"
 
@@ -33,7 +33,7 @@ void ModulateRows(const at::Tensor& x, const at::Tensor& scale, const at::Tensor
   const int64_t tokens = x.size(1), d = x.size(2);
   const float* in = x.const_data_ptr<float>();
   T* to = out.mutable_data_ptr<T>();
-  at::parallel_for(0, x.size(0) * tokens, RowGrain(d), [&](int64_t begin, int64_t end) {
+  ParallelFor(x.size(0) * tokens, RowGrain(d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t b = r / tokens, s = r % tokens;
       ModulateRow(in + r * d, scales.Row(b, s), shifts.Row(b, s), to + r * d, d);
@@ -67,7 +67,7 @@ void AddRows(const at::Tensor& h, const at::Tensor& u, const at::Tensor& gate, c
   const T* update = u.const_data_ptr<T>();
   T* to = out.value.mutable_data_ptr<T>();
   float* wide = out.wide.mutable_data_ptr<float>();
-  at::parallel_for(0, h.size(0) * tokens, RowGrain(d), [&](int64_t begin, int64_t end) {
+  ParallelFor(h.size(0) * tokens, RowGrain(d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* g = kGated ? gates.Row(r / tokens, r % tokens) : nullptr;
       AddRow<kGated>(from + r * d, update + r * d, g, to + r * d, wide + r * d, d);
@@ -97,7 +97,7 @@ void RotateRows(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& si
   const float* c = cos.const_data_ptr<float>();
   const float* s = sin.const_data_ptr<float>();
   T* to = out.mutable_data_ptr<T>();
-  at::parallel_for(0, x.size(0) * tokens, RowGrain(heads * d), [&](int64_t begin, int64_t end) {
+  ParallelFor(x.size(0) * tokens, RowGrain(heads * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t table = (r % tokens) * (d / 2);
       for (int64_t h = 0; h < heads; ++h) {

@@ -8,8 +8,8 @@
 #include <sstream>
 #include <string_view>
 
-#include "backends/aten_threads.h"
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 
 namespace denoised {
@@ -135,7 +135,7 @@ at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const 
     kernels::GemmCall call = CallOn(*panels, in);
     call.y = out.mutable_data_ptr();
     call.activation = activation;
-    kernels::Gemm(call, *panels, RunOnAtenThreads);
+    kernels::Gemm(call, *panels, RunOnIntraOpThreads);
     return out;
   }
   at::Tensor out = RunExact(x);
@@ -164,7 +164,7 @@ std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
     products.push_back({layers[i]->CallOn(*panels[i], in), panels[i].get()});
     products[i].call.y = results[i].mutable_data_ptr();
   }
-  kernels::GemmMany(products, RunOnAtenThreads);
+  kernels::GemmMany(products, RunOnIntraOpThreads);
   return results;
 }
 
@@ -184,7 +184,7 @@ void Linear::AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tens
     call.rows_a_gate = one_a_batch ? x.size(1) : 1;
     if (index.defined()) call.gate_index = index.const_data_ptr<int32_t>();
   }
-  kernels::Gemm(call, *panels, RunOnAtenThreads);
+  kernels::Gemm(call, *panels, RunOnIntraOpThreads);
 }
 
 // What the numerics of the call multiply by; null where that is ATen's.
@@ -225,7 +225,7 @@ Linear::SharedPanels Linear::Pack(const at::Tensor& weight, LinearNumerics numer
                                    : kernels::BestGemmIsa(element, ThisCpu());
   const at::Tensor rows = weight.contiguous();
   return std::make_shared<const kernels::WeightPanels>(rows.const_data_ptr(), element, rows.size(0),
-                                                       rows.size(1), isa, RunOnAtenThreads);
+                                                       rows.size(1), isa, RunOnIntraOpThreads);
 }
 
 Linear::SharedPanels Linear::Panels() const {
@@ -247,7 +247,7 @@ at::Tensor Linear::Weight() const {
 
 at::Tensor Linear::Unpacked() const {
   at::Tensor weight = at::empty({panels_->n(), panels_->k()}, at::TensorOptions(dtype_));
-  panels_->Unpack(weight.mutable_data_ptr(), RunOnAtenThreads);
+  panels_->Unpack(weight.mutable_data_ptr(), RunOnIntraOpThreads);
   return weight;
 }
 

@@ -1,8 +1,8 @@
 #include "runtime/models/patches.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
+
+#include "backends/intra_op.h"
 
 namespace denoised {
 namespace {
@@ -27,13 +27,12 @@ struct Cut {
 template <typename F>
 void ForTokenLines(const Cut& cut, const F& run) {
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (cut.row() * cut.grid[2]));
-  at::parallel_for(0, cut.batch * cut.grid[0] * cut.grid[1], grain,
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       const int64_t frame = i / cut.grid[1];
-                       run(frame / cut.grid[0], frame % cut.grid[0], i % cut.grid[1]);
-                     }
-                   });
+  ParallelFor(cut.batch * cut.grid[0] * cut.grid[1], grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t frame = i / cut.grid[1];
+      run(frame / cut.grid[0], frame % cut.grid[0], i % cut.grid[1]);
+    }
+  });
 }
 
 template <typename T>

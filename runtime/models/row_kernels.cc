@@ -1,11 +1,11 @@
 #include "runtime/models/row_kernels.h"
 
-#include <ATen/Parallel.h>
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "backends/intra_op.h"
 #include "backends/kernels/activations.h"
 #include "runtime/models/row_kernels_cuda.h"
 #include "runtime/models/rows.h"
@@ -107,10 +107,9 @@ constexpr int64_t kGrainElements = 16 * 1024;
 
 template <typename F>
 void ForRows(int64_t rows, int64_t width, const F& run) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, kGrainElements / width),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t r = begin; r < end; ++r) run(r);
-                   });
+  ParallelFor(rows, std::max<int64_t>(1, kGrainElements / width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) run(r);
+  });
 }
 
 // Runs f with the tensor's element type.

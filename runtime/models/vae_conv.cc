@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "backends/aten_threads.h"
+#include "backends/intra_op.h"
 #include "backends/kernels/gemm_tile.h"
 #include "backends/stop_point.h"
 
@@ -57,11 +57,11 @@ VaeConvolution::VaeConvolution(const at::Tensor& weight, const at::Tensor& bias)
       at::zeros({out, taps_.count(), kernels::TapChannels(in_channels_, isa)}, weight.options());
   taps.narrow(2, 0, in_channels_).copy_(weight.flatten(2).transpose(1, 2));
   panels_ = std::make_shared<const kernels::WeightPanels>(
-      taps.const_data_ptr(), element, out, taps.size(1) * taps.size(2), isa, RunOnAtenThreads);
+      taps.const_data_ptr(), element, out, taps.size(1) * taps.size(2), isa, RunOnIntraOpThreads);
   bias_ = WholePanels(bias, *panels_);
   if (PointBytes(weight.sizes(), weight.scalar_type()) == 0) return;
   winograd_ = std::make_shared<const kernels::WinogradWeight>(
-      taps.const_data_ptr<float>(), taps_, in_channels_, out, isa, RunOnAtenThreads);
+      taps.const_data_ptr<float>(), taps_, in_channels_, out, isa, RunOnIntraOpThreads);
 }
 
 int64_t VaeConvolution::PointBytes(at::IntArrayRef weight, at::ScalarType dtype) {
@@ -77,7 +77,7 @@ at::Tensor VaeConvolution::Weight() const {
   const at::ScalarType dtype =
       panels_->element() == kernels::Element::kFloat32 ? at::kFloat : at::kBFloat16;
   at::Tensor taps = at::empty({panels_->n(), taps_.count(), panels_->k() / taps_.count()}, dtype);
-  panels_->Unpack(taps.mutable_data_ptr(), RunOnAtenThreads);
+  panels_->Unpack(taps.mutable_data_ptr(), RunOnIntraOpThreads);
   return taps.narrow(2, 0, in_channels_)
       .transpose(1, 2)
       .reshape({panels_->n(), in_channels_, taps_.frames, taps_.rows, taps_.columns});
@@ -143,8 +143,8 @@ void VaeConvolution::Into(const Volume& in, RowRange rows, int64_t first_row, in
     call.silu = true;
     call.normed = out_normed.data();
   }
-  if (winograd_) return kernels::ConvolveWinograd(call, *winograd_, RunOnAtenThreads);
-  kernels::Convolve(call, *panels_, RunOnAtenThreads);
+  if (winograd_) return kernels::ConvolveWinograd(call, *winograd_, RunOnIntraOpThreads);
+  kernels::Convolve(call, *panels_, RunOnIntraOpThreads);
 }
 
 VaeCausal VaeCausal::Take(const LoadOptions& from, const std::string& name, int64_t in, int64_t out,

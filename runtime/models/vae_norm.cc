@@ -1,10 +1,10 @@
 // The norm of the Wan VAE with its activation, one pass over the pixels.
-#include <ATen/Parallel.h>
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "backends/intra_op.h"
 #include "runtime/models/rows.h"
 #include "runtime/models/vae_layers.h"
 
@@ -105,7 +105,7 @@ void NormalizePixels(const at::Tensor& x, const at::Tensor& gamma, const at::Ten
   T* to = out.mutable_data_ptr<T>();
   const __m256 scale = _mm256_set1_ps(static_cast<float>(std::sqrt(static_cast<double>(channels))));
   const int64_t grain = std::max<int64_t>(1, kGrainElements / channels);
-  at::parallel_for(0, x.numel() / channels, grain, [&](int64_t begin, int64_t end) {
+  ParallelFor(x.numel() / channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t pixel = begin; pixel < end; ++pixel) {
       const T* in = from + pixel * channels;
       T* result = to + pixel * channels;

@@ -17,6 +17,7 @@
 
 #include "backends/attention_backend.h"
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/registry.h"
 #include "backends/selector.h"
 #include "runtime/attention/forward_context.h"

@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "runtime/models/layers.h"
 #include "runtime/pipelines/device.h"
 #include "runtime/threads.h"

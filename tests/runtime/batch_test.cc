@@ -15,13 +15,13 @@
 #include <tuple>
 #include <vector>
 
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 #include "runtime/attention/attention_planner.h"
 #include "runtime/attention/call_guard.h"
 #include "runtime/attention/shadows.h"
 #include "runtime/pipelines/pipeline.h"
 #include "runtime/request_check.h"
-#include "runtime/threads.h"
 #include "tests/runtime/drive.h"
 
 namespace denoised {

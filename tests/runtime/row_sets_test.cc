@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 #include "runtime/attention/forward_context.h"
 #include "runtime/models/wan_transformer.h"
-#include "runtime/threads.h"
 #include "tests/runtime/random_transformer.h"
 
 namespace denoised {

@@ -6,6 +6,8 @@
 #include <string>
 #include <thread>
 
+#include "backends/intra_op.h"
+
 namespace denoised {
 namespace {
 

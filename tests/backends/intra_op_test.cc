@@ -1,0 +1,54 @@
+#include "backends/intra_op.h"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <latch>
+#include <mutex>
+#include <vector>
+
+namespace denoised {
+namespace {
+
+class IntraOpTest : public testing::Test {
+ protected:
+  void TearDown() override { at::set_num_threads(before_); }
+
+ private:
+  const int before_ = at::get_num_threads();
+};
+
+TEST_F(IntraOpTest, AsManyWorkersAsLibTorchHasThreadsAndNoMoreThanTasks) {
+  for (const int threads : {1, 3}) {
+    at::set_num_threads(threads);
+    for (const int64_t tasks : {1, 2, 100}) {
+      const int64_t workers = std::min<int64_t>(threads, tasks);
+      std::latch all_here(workers);
+      RunOnIntraOpThreads(tasks, [&](const kernels::Worker& worker) {
+        EXPECT_EQ(worker.count, workers);
+        all_here.arrive_and_wait();  // or this would not end
+      });
+    }
+  }
+}
+
+TEST_F(IntraOpTest, PartsCoverTheRangeOnceAndAreOfTheGrain) {
+  at::set_num_threads(2);
+  for (const int64_t count : {0, 1, 7, 8, 9, 96, 1000, 100003}) {
+    for (const int64_t grain : {1, 8, 64, 5000}) {
+      std::vector<std::atomic<int>> seen(count);
+      std::atomic<int64_t> parts = 0;
+      ParallelFor(count, grain, [&](int64_t begin, int64_t end) {
+        ++parts;
+        for (int64_t i = begin; i < end; ++i) ++seen[i];
+      });
+      for (const auto& times : seen) ASSERT_EQ(times, 1) << count << " by " << grain;
+      EXPECT_LE(parts, (count + grain - 1) / grain);
+      EXPECT_EQ(parts > 1, count > grain);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace denoised
