@@ -4,6 +4,7 @@
 
 #include "backends/attention_call.h"
 #include "backends/dense_backends.h"
+#include "backends/intra_op.h"
 #include "backends/stop_point.h"
 
 namespace denoised {
@@ -103,6 +104,7 @@ at::Tensor ReferenceBackend::Forward(const AttentionInputs& inputs,
   const at::Tensor mask = NormaliseMask(inputs);
   const at::Tensor& q = inputs.query;
   at::Tensor out = at::empty(q.sizes(), q.options(), at::MemoryFormat::Contiguous);
+  const ScopedLibTorchThreads threads;
   const Scratch scratch(inputs);
   for (int64_t b = 0; b < q.size(0); ++b) {
     for (int64_t h = 0; h < q.size(2); ++h) {

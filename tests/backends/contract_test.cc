@@ -1,7 +1,6 @@
 // What every backend owes: one table of cases, each backend of the registry against float64, on the
 // CPU and, where this build and machine have one, on the first CUDA device. A new backend adds
 // nothing here. What has not been measured is admitted: this suite is how it is.
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -12,6 +11,7 @@
 
 #include "backends/attention_backend.h"
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/registry.h"
 #include "tests/backends/attention_oracle.h"
 #include "tests/backends/fp4_oracle.h"
@@ -328,13 +328,13 @@ TEST_P(Contract, ARowIsTheSameBitsWhateverElseIsInTheBatch) {
 
 TEST_P(Contract, TheBitsDoNotDependOnTheThreadCount) {
   const AttentionInputs inputs = InputsOf(c_, device_);
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor one = Attend(backend_, c_, inputs);
-  at::set_num_threads(2);
-  const at::Tensor two = Attend(backend_, c_, inputs);
-  at::set_num_threads(threads);
-  EXPECT_TRUE(SameBits(one.cpu(), two.cpu()));
+  const at::Tensor some = Attend(backend_, c_, inputs);
+  const int before = IntraOpThreads();
+  for (const int threads : {1, 2, 5}) {
+    SetIntraOpThreads(threads);
+    EXPECT_TRUE(SameBits(some.cpu(), Attend(backend_, c_, inputs).cpu())) << threads << " threads";
+  }
+  SetIntraOpThreads(before);
 }
 
 // Keys of which the last ones are alike, as a padded prompt's: whoever is told may take one of them

@@ -4,8 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <latch>
-#include <mutex>
+#include <thread>
 #include <vector>
 
 namespace denoised {
@@ -48,6 +49,32 @@ TEST_F(IntraOpTest, PartsCoverTheRangeOnceAndAreOfTheGrain) {
       EXPECT_EQ(parts > 1, count > grain);
     }
   }
+}
+
+// LibTorch's operations have threads within a scope and for a while behind it, and else none.
+TEST_F(IntraOpTest, LibTorchHasTheThreadsWithinAScopeAndGivesThemBackAWhileLater) {
+  std::thread([] {
+    SetIntraOpThreads(3);
+    EXPECT_EQ(IntraOpThreads(), 3);
+    EXPECT_EQ(at::get_num_threads(), 1);
+    const auto loop = [] { ParallelFor(2, 1, [](int64_t, int64_t) {}); };
+    {
+      const ScopedLibTorchThreads outer;
+      EXPECT_EQ(at::get_num_threads(), 3);
+      { const ScopedLibTorchThreads inner; }
+      std::this_thread::sleep_for(std::chrono::milliseconds(150));
+      loop();
+      EXPECT_EQ(at::get_num_threads(), 3) << "an inner scope's end gave them back";
+    }
+    const auto left = std::chrono::steady_clock::now();
+    { const ScopedLibTorchThreads again; }
+    while (at::get_num_threads() > 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      loop();
+    }
+    EXPECT_GE(std::chrono::steady_clock::now() - left, std::chrono::milliseconds(100));
+    EXPECT_EQ(IntraOpThreads(), 3);
+  }).join();
 }
 
 }  // namespace

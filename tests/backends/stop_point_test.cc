@@ -1,7 +1,6 @@
 // Stop points: scopes, shared work, and that every backend has some.
 #include "backends/stop_point.h"
 
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -11,6 +10,7 @@
 #include <thread>
 
 #include "backends/attention_backend.h"
+#include "backends/intra_op.h"
 #include "backends/registry.h"
 
 namespace denoised {
@@ -100,7 +100,7 @@ int64_t Ask(const AttentionBackend& backend, const AttentionSpec& spec, int64_t 
 }
 
 TEST(StopPoint, EveryBackendCanBeLeftInsideOneCall) {
-  at::set_num_threads(1);  // else a helper may take every piece before the caller comes to one
+  SetIntraOpThreads(1);  // else a helper may take every piece before the caller comes to one
   const AttentionSpec spec = Spec();
   int served = 0;
   for (const BackendRegistry::Entry& entry : BackendRegistry::Default().entries()) {

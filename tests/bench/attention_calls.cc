@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backends/error.h"
+#include "backends/intra_op.h"
 #include "backends/registry.h"
 
 namespace denoised {
@@ -41,6 +42,7 @@ Attention::Attention(AttnBackend id, const AttentionSpec& spec, const std::strin
 }
 
 at::Tensor LibTorchSdpa(const AttentionInputs& inputs) {
+  const ScopedLibTorchThreads threads;
   return at::scaled_dot_product_attention(inputs.query.transpose(1, 2), inputs.key.transpose(1, 2),
                                           inputs.value.transpose(1, 2), {}, 0, false, inputs.scale)
       .transpose(1, 2);

@@ -2,6 +2,7 @@
 // to 320). The peer is at::linear: MKL in float32, oneDNN in bfloat16 with its weights in blocks.
 //
 //   gemm_bench [--pairs=N] [--threads=N] [--cpu_isa=LEVEL] [ROW...]      output: see timing.h
+#include "backends/intra_op.h"
 #include "runtime/models/layers.h"
 #include "tests/bench/timing.h"
 
@@ -23,9 +24,15 @@ void EmitProduct(const char* row, const Product& p, at::ScalarType dtype,
   const at::Tensor weight = at::randn({p.n, p.k}).to(dtype);
   const Linear ours(weight, bias, LinearNumerics::kPacked),
       peer(weight, bias, LinearNumerics::kExact);
+  Json samples = Alternate([&] { ours(x); },
+                           [&] {
+                             const ScopedLinearNumerics numerics(LinearNumerics::kExact);
+                             peer(x);
+                           },
+                           options.pairs);
+  const ScopedLibTorchThreads threads;
   const at::Tensor exact =
       at::linear(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble));
-  Json samples = Alternate([&] { ours(x); }, [&] { peer(x); }, options.pairs);
   const double flops = 2.0 * static_cast<double>(p.m * p.k * p.n);
   std::vector<double> rates;
   for (const Json& pair : samples) rates.push_back(flops / pair[0].get<double>() / 1e9);

@@ -91,6 +91,7 @@ double BestGemmRate(int64_t m, int64_t k, int64_t n, at::ScalarType dtype) {
   double least = INFINITY;
   for (const LinearNumerics numerics : {LinearNumerics::kExact, LinearNumerics::kPacked}) {
     const Linear linear(weight, {}, numerics);
+    const ScopedLinearNumerics scope(numerics);
     linear(x);
     for (int i = 0; i < 5; ++i) least = std::min(least, Seconds([&] { linear(x); }, 1));
   }

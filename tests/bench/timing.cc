@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <iostream>
+#include <thread>
 
 #include "backends/error.h"
 #include "backends/intra_op.h"
@@ -33,6 +34,10 @@ BenchOptions Parse(int argc, char** argv) {
 
 }  // namespace
 
+// OpenMP's helpers spin for tens of milliseconds after LibTorch's last operation, and would take a
+// processor from the other side.
+constexpr std::chrono::milliseconds kSettle(60);
+
 double SecondsOf(const Work& work) {
   const auto start = std::chrono::steady_clock::now();
   work();
@@ -46,6 +51,8 @@ Json Alternate(const Work& ours, const Work& peer, int pairs) {
   };
   const int ours_repeats = repeats(ours), peer_repeats = repeats(peer);
   const auto sample = [](const Work& work, int repeat) {
+    std::this_thread::sleep_for(kSettle);
+    work();
     return SecondsOf([&] {
              for (int i = 0; i < repeat; ++i) work();
            }) /
@@ -81,7 +88,10 @@ std::string DTypeName(at::ScalarType dtype) { return dtype == at::kFloat ? "floa
 LinearRate::LinearRate(at::ScalarType dtype, LinearNumerics linear) {
   const at::Tensor x = at::randn({1560, 1536}).to(dtype);
   const Linear layer(at::randn({8960, 1536}).to(dtype), {}, linear);
-  run_ = [x, layer] { layer(x); };
+  run_ = [x, layer, linear] {
+    const ScopedLinearNumerics numerics(linear);
+    layer(x);
+  };
 }
 
 double BestGemmRate(at::ScalarType dtype) {

@@ -34,8 +34,8 @@ using Rows = std::vector<std::pair<std::string, Emitter>>;
 
 double SecondsOf(const Work& work);
 
-// Seconds of both sides in turns after a warm-up; the side that starts changes. Short work is
-// repeated until a sample takes 50 ms.
+// Seconds of both sides in turns, each after a rest and a warm-up of its own; the side that starts
+// changes. Short work is repeated until a sample takes 50 ms.
 Json Alternate(const Work& ours, const Work& peer, int pairs);
 
 double MedianSeconds(const Work& work, int count);
