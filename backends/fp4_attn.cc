@@ -1,5 +1,4 @@
 // SAGE_ATTN_THREE and ATTN_QAT_INFER: FP4 numerics, emulated (kernels/fp4.h).
-
 #include <algorithm>
 #include <thread>
 

@@ -90,6 +90,7 @@ AttentionCost TorchSdpaBackend::Estimate(const AttentionSpec& spec, const std::s
 at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
+  const ScopedLibTorchThreads threads;
   if (LosesKeys(inputs)) {
     return Forward(Widened(inputs), metadata).to(inputs.query.scalar_type());
   }
@@ -103,7 +104,6 @@ at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
   const at::Tensor key = inputs.key.permute({0, 2, 1, 3});
   const at::Tensor value = inputs.value.permute({0, 2, 1, 3});
   const bool causal = inputs.causal && !both;
-  const ScopedLibTorchThreads threads;
   const at::Tensor out =
       !mask && GoesHeadByHead(inputs)
           ? HeadByHead(query, key, value, causal, scale)

@@ -1,5 +1,4 @@
 // VIDEO_SPARSE_ATTN.
-
 #include <algorithm>
 #include <cmath>
 

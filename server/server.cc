@@ -89,6 +89,10 @@ size_t WireBytes(const std::string& max_memory, size_t max_message_bytes) {
   return std::clamp(static_cast<size_t>(limit->bytes) / 4, 2 * max_message_bytes, wanted);
 }
 
+size_t WireBytes(const Config& config) {
+  return WireBytes(config.engine.max_memory, static_cast<size_t>(config.max_message_bytes));
+}
+
 }  // namespace
 
 Server::Server(const Config& config, Logger* logger, int64_t descriptors)
@@ -101,10 +105,8 @@ Server::Server(const Config& config, Logger* logger, int64_t descriptors)
       metrics_(Version()),
       open_calls_(config.max_streams_per_connection),
       holds_(config.max_streams_per_connection),
-      pool_(kPoolThreads, kPoolTasks,
-            WireBytes(config.engine.max_memory, static_cast<size_t>(config.max_message_bytes))),
-      answers_(1, kPoolTasks,
-               WireBytes(config.engine.max_memory, static_cast<size_t>(config.max_message_bytes))),
+      pool_(kPoolThreads, kPoolTasks, WireBytes(config)),
+      answers_(1, kPoolTasks, WireBytes(config)),
       admin_pool_(1, kPoolTasks, 4 * static_cast<size_t>(kAdminMessageBytes)),
       generation_(PublicContext()),
       denoise_(PublicContext()),

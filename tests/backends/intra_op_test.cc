@@ -3,9 +3,11 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <latch>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -14,15 +16,15 @@ namespace {
 
 class IntraOpTest : public testing::Test {
  protected:
-  void TearDown() override { at::set_num_threads(before_); }
+  void TearDown() override { SetIntraOpThreads(before_); }
 
  private:
-  const int before_ = at::get_num_threads();
+  const int before_ = IntraOpThreads();
 };
 
-TEST_F(IntraOpTest, AsManyWorkersAsLibTorchHasThreadsAndNoMoreThanTasks) {
+TEST_F(IntraOpTest, AsManyWorkersAsThreadsWereAskedForAndNoMoreThanTasks) {
   for (const int threads : {1, 3}) {
-    at::set_num_threads(threads);
+    SetIntraOpThreads(threads);
     for (const int64_t tasks : {1, 2, 100}) {
       const int64_t workers = std::min<int64_t>(threads, tasks);
       std::latch all_here(workers);
@@ -35,18 +37,22 @@ TEST_F(IntraOpTest, AsManyWorkersAsLibTorchHasThreadsAndNoMoreThanTasks) {
 }
 
 TEST_F(IntraOpTest, PartsCoverTheRangeOnceAndAreOfTheGrain) {
-  at::set_num_threads(2);
-  for (const int64_t count : {0, 1, 7, 8, 9, 96, 1000, 100003}) {
-    for (const int64_t grain : {1, 8, 64, 5000}) {
-      std::vector<std::atomic<int>> seen(count);
-      std::atomic<int64_t> parts = 0;
-      ParallelFor(count, grain, [&](int64_t begin, int64_t end) {
-        ++parts;
-        for (int64_t i = begin; i < end; ++i) ++seen[i];
-      });
-      for (const auto& times : seen) ASSERT_EQ(times, 1) << count << " by " << grain;
-      EXPECT_LE(parts, (count + grain - 1) / grain);
-      EXPECT_EQ(parts > 1, count > grain);
+  SetIntraOpThreads(2);
+  for (const bool libtorch : {false, true}) {
+    std::optional<ScopedLibTorchThreads> threads;
+    if (libtorch) threads.emplace();
+    for (const int64_t count : {0, 1, 7, 8, 9, 96, 1000, 100003}) {
+      for (const int64_t grain : {1, 8, 64, 5000}) {
+        std::vector<std::atomic<int>> seen(count);
+        std::atomic<int64_t> parts = 0;
+        ParallelFor(count, grain, [&](int64_t begin, int64_t end) {
+          ++parts;
+          for (int64_t i = begin; i < end; ++i) ++seen[i];
+        });
+        for (const auto& times : seen) ASSERT_EQ(times, 1) << count << " by " << grain;
+        EXPECT_LE(parts, (count + grain - 1) / grain);
+        EXPECT_EQ(parts > 1, count > grain);
+      }
     }
   }
 }

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <chrono>
 #include <latch>
-#include <numeric>
 #include <set>
 #include <stdexcept>
 #include <string>
