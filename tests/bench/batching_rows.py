@@ -14,32 +14,40 @@ ROWS = ("B8", "B8b", "B16s", "B18")
 # 96 tokens, the tiny preset's own size.
 SIZE = dict(height=96, width=128, frames=5)
 TOKENS = 20  # of a text, about
+JOBS = dict(do="jobs", count=8, steps=20, guidance=5.0, latents=True, **SIZE)
 
 
-def ask_both(options, request, row, name, forwards, rows):
-    """Both servers live and take turns; what they answer must be the same. `bound` is what all the rows take in so
-    many forwards of so many rows each, without a server: the most that sharing them can give.
+def take_turns(options, request, *flags, build="build", keep=None):
+    """A server that shares forwards and one that does not both live and take turns. Their times, and the digests of
+    what they answered; with `keep` also files in that folder, named after "ours" and "peer".
     """
     repository = model_folder("tiny", "float32")
-    threads = f"--threads={options.threads}"
     digests = set()
-    with denoised(repository, threads) as ours, \
-            denoised(repository, threads, "--batching=off", "--policy=fifo") as peer, \
+    with denoised(repository, *flags, build=build) as ours, \
+            denoised(repository, *flags, "--batching=off", "--policy=fifo", build=build) as peer, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
-        def run(ready):
-            answer = client.ask(target=address(ready), **request)
+        def run(side, ready):
+            more = {"keep": f"{keep}/{side}"} if keep else {}
+            answer = client.ask(target=address(ready), **request, **more)
             digests.add(answer["digest"])
             return answer["seconds"]
 
-        result = summary(alternate([lambda: run(ours), lambda: run(peer)], options.pairs, warm_ups=3))
+        sides = [lambda: run("ours", ours), lambda: run("peer", peer)]
+        return summary(alternate(sides, options.pairs, warm_ups=3)), digests
+
+
+def ask_both(options, request, row, name, forwards, rows):
+    """What both answer must be the same. `bound` is what all the rows take in so many forwards of so many rows each,
+    without a server: the most that sharing them can give.
+    """
+    result, digests = take_turns(options, request, f"--threads={options.threads}")
     bound = forwards * seconds_of_forward(options, "tiny", rows, TOKENS)
     result.update(bound=bound, bound_ratio=round(result["peer"] / bound, 4))
     return {"row": row, "name": name, **result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
 
 
 def jobs_row(options):
-    request = dict(do="jobs", count=8, steps=20, guidance=5.0, latents=True, **SIZE)
-    return ask_both(options, request, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo",
+    return ask_both(options, JOBS, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo",
                     forwards=20, rows=16)
 
 

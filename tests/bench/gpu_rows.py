@@ -1,17 +1,24 @@
-"""Rows of a CUDA device: every backend (D0), attention against LibTorch's kernels (D1) and our own dense one (D2 to D5).
+"""Rows of a CUDA device: every backend (D0), attention against LibTorch's kernels (D1) and our own dense one (D2 to D5),
+and what sharing forwards gives there (D7).
 
-They need the build of preset "cuda" (`cmake --build --preset cuda --target gpu_bench`) and a device. Where
+They need the build of preset "cuda" (`cmake --build --preset cuda --target gpu_bench denoised`) and a device. Where
 one is missing this says so on stderr and yields no row: nothing was measured.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 
+import numpy
+from safetensors.numpy import load_file
+
+from batching_rows import JOBS, take_turns
 from pairs import ROOT, summary
 
-ROWS = ("D0", "D1", "D2", "D3", "D4", "D5")
-PROGRAM = ROOT / "build-cuda/bin/gpu_bench"
+ROWS = ("D0", "D1", "D2", "D3", "D4", "D5", "D7")
+BUILD = "build-cuda"
+PROGRAM = ROOT / BUILD / "bin/gpu_bench"
 NO_DEVICE = 3
 
 
@@ -26,7 +33,43 @@ def with_summary(row, device):
     return {**row, "device": device}
 
 
+def jobs_row(options):
+    """B8 on the first device, in bfloat16: libraries choose other kernels for other numbers of rows, so latents differ
+    by its rounding.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result, _ = take_turns(options, JOBS, "--device=cuda:0", build=BUILD, keep=folder)
+        ours, peer = (numpy.stack([load_file(f"{folder}/{side}{i}.safetensors")["latents"]
+                                   for i in range(JOBS["count"])]) for side in ("ours", "peer"))
+    error = float(numpy.linalg.norm(ours - peer) / numpy.linalg.norm(peer))
+    return {"row": "D7", "name": "8 jobs of 20 steps at once on CUDA, tiny, against --batching=off --policy=fifo",
+            **result, "unit": "s", "error": error, "error_limit": 0.02}
+
+
+def device_name():
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
 def measure(options, rows):
+    yield from kernel_rows(options, [row for row in rows if row != "D7"])
+    if "D7" not in rows:
+        return
+    device = device_name()
+    if not (ROOT / BUILD / "bin/denoised").exists():
+        not_measured(["D7"], f"{BUILD}/bin/denoised is not built (preset cuda)")
+    elif device is None:
+        not_measured(["D7"], "no CUDA device here")
+    else:
+        yield {**jobs_row(options), "device": device}
+
+
+def kernel_rows(options, rows):
+    if not rows:
+        return
     if not PROGRAM.exists():
         not_measured(rows, f"{PROGRAM.relative_to(ROOT)} is not built (preset cuda, target gpu_bench)")
         return

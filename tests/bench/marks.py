@@ -69,6 +69,7 @@ MARKS = {
     "D4": Mark("block-sparse kernel on CUDA, effective TFLOP/s", 480.0, 590.0),
     "D5": Mark("a whole VIDEO_SPARSE_ATTN call on CUDA", 6.0, 8.0),
     "D6": Mark("transformer forward on CUDA against diffusers", 1.6, 1.95),
+    "D7": Mark("8 jobs at once on CUDA, tiny, against one after the other", 2.0, 4.0),
     "E1": Mark("dense attention's rate over tokens, worst over best", 0.85, 0.97),
     "E2": Mark("sparse attention's time over tokens, exponent", 1.15, 1.05, lower=True),
     "E3": Mark("sparse attention's time over density, distance from a line", 0.15, 0.05, lower=True),

@@ -30,8 +30,8 @@ def running(command, **options):
             process.wait(timeout=60)
 
 
-def denoised(repository, *flags):
-    command = [str(ROOT / "build/bin/denoised"), f"--model_repository={repository}",
+def denoised(repository, *flags, build="build"):
+    command = [str(ROOT / build / "bin/denoised"), f"--model_repository={repository}",
                "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0", "--state_dir=none",
                *flags]
     return running(command, stderr=subprocess.DEVNULL)
