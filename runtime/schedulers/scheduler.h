@@ -26,8 +26,9 @@ struct SolverState {
   std::map<std::string, at::Tensor> tensors;
 };
 
-// One per job: holds the job's schedule and the history of its solver, nothing shared. Used by the
-// engine thread. All arithmetic is that of diffusers' class of the same name, bit for bit.
+// One per job: holds the job's schedule and the history of its solver; what follows from the
+// schedule alone is shared by all that have the same. Used by the engine thread. All arithmetic is
+// that of diffusers' class of the same name, bit for bit.
 class Scheduler {
  public:
   // The class that model_index.json names, from a scheduler_config.json that any class may have

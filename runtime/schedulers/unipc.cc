@@ -52,12 +52,23 @@ constexpr char kLastSample[] = "last_sample";
 // Of the k-th newest.
 std::string CleanName(int64_t k) { return "clean." + std::to_string(k); }
 
+at::Tensor Weighted(const UniPcWay& way, const std::vector<at::Tensor>& differences) {
+  if (differences.size() == 1) return way.weights[0] * differences[0];
+  // As the reference has it: the sum of several is a matrix product's.
+  const at::Tensor& first = differences[0];
+  const at::Tensor weights =
+      at::tensor(at::ArrayRef<float>(way.weights.data(), differences.size()), first.options());
+  return at::einsum("k,bkc...->bc...", {weights, at::stack(differences, 1)});
+}
+
 }  // namespace
 
 UniPcScheduler::UniPcScheduler(const ConfigReader& reader) : config_(ReadConfig(reader)) {}
 
 std::unique_ptr<Scheduler> UniPcScheduler::Clone() const {
-  return std::make_unique<UniPcScheduler>(config_);
+  auto clone = std::make_unique<UniPcScheduler>(config_);
+  clone->tables_ = tables_;
+  return clone;
 }
 
 std::unique_ptr<Scheduler> UniPcScheduler::Copy() const {
@@ -87,17 +98,14 @@ void UniPcScheduler::LayOut(std::vector<double> sigmas) {
   sigmas.push_back(0.0);
   KeepSchedule(std::move(timesteps),
                at::tensor(at::ArrayRef<double>(sigmas), at::kDouble).to(at::kFloat));
+  table_ = tables_->Of(sigma_tensor(), config_.bh1);
 }
-
-at::Tensor UniPcScheduler::Sigma(int64_t i) const { return sigma_tensor()[i]; }
-at::Tensor UniPcScheduler::Alpha(int64_t i) const { return 1 - sigma_tensor()[i]; }
-at::Tensor UniPcScheduler::Lambda(int64_t i) const { return at::log(Alpha(i)) - at::log(Sigma(i)); }
 
 at::Tensor UniPcScheduler::Advance(const at::Tensor& model_output, int64_t i,
                                    const at::Tensor& sample) {
   // Sigma stays a 0-dim tensor: beside a bfloat16 tensor it is rounded to bfloat16 first, which a
   // number would not be.
-  const at::Tensor clean = sample - Sigma(i).to(sample.device()) * model_output;
+  const at::Tensor clean = sample - sigma_tensor()[i] * model_output;
   const at::Tensor corrected = Corrects(i) ? Correct(i, clean) : sample;
   clean_.push_front(clean);
   if (static_cast<int64_t>(clean_.size()) > CleanAfter(i)) clean_.pop_back();
@@ -155,77 +163,32 @@ void UniPcScheduler::SetHistory(int64_t next_step, const History& history) {
   order_ = OrderAt(next_step - 1);
 }
 
-// The quantities that predictor and corrector share for the way from noise level `from` to `to`.
-struct UniPcScheduler::Coefficients {
-  at::Tensor ratio;        // sigma_to / sigma_from
-  at::Tensor alpha;        // of `to`
-  at::Tensor growth;       // expm1(-h)
-  at::Tensor b_of_h;       // B(h)
-  at::Tensor matrix;       // [order, order]: powers of the relative steps
-  at::Tensor vector;       // [order]
-  at::Tensor differences;  // [B, order - 1, ..]: divided differences of older clean predictions
-};
-
-UniPcScheduler::Coefficients UniPcScheduler::Prepare(int64_t from, int64_t to,
-                                                     int64_t order) const {
-  Coefficients c;
-  const at::Tensor lambda = Lambda(from);
-  const at::Tensor h = Lambda(to) - lambda;
-  const at::Tensor hh = -h;
-  c.ratio = Sigma(to) / Sigma(from);
-  c.alpha = Alpha(to);
-  c.growth = at::expm1(hh);
-  c.b_of_h = config_.bh1 ? hh : c.growth;
-
-  std::vector<at::Tensor> steps, differences;
+// The divided differences of older clean predictions against the newest, `steps[k - 1]` away.
+std::vector<at::Tensor> UniPcScheduler::Differences(const UniPcWay& way, int64_t order) const {
+  std::vector<at::Tensor> differences;
   for (int64_t k = 1; k < order; ++k) {
-    steps.push_back((Lambda(from - k) - lambda) / h);
-    differences.push_back((clean_[k] - clean_[0]) / steps.back().to(clean_[0].device()));
+    differences.push_back((clean_[k] - clean_[0]) / way.steps[k - 1]);
   }
-  steps.push_back(at::ones({}, at::kFloat));
-  const at::Tensor relative = at::stack(steps);
-  if (!differences.empty()) c.differences = at::stack(differences, 1);
-
-  std::vector<at::Tensor> rows, right;
-  at::Tensor phi = c.growth / hh - 1;
-  int64_t factorial = 1;
-  for (int64_t k = 1; k <= order; ++k) {
-    rows.push_back(at::pow(relative, static_cast<double>(k - 1)));
-    right.push_back(phi * factorial / c.b_of_h);
-    factorial *= k + 1;
-    phi = phi / hh - 1.0 / static_cast<double>(factorial);
-  }
-  c.matrix = at::stack(rows);
-  c.vector = at::stack(right);
-  return c;
+  return differences;
 }
 
 at::Tensor UniPcScheduler::Predict(int64_t i, const at::Tensor& sample) const {
-  const Coefficients c = Prepare(i, i + 1, order_);
-  const at::Tensor base = c.ratio * sample - c.alpha * c.growth * clean_[0];
-  if (order_ == 1) return base.to(sample.scalar_type());
-  const int64_t n = order_ - 1;
-  const at::Tensor rho = order_ == 2 ? at::full({1}, 0.5, sample.options())
-                                     : at::linalg_solve(c.matrix.narrow(0, 0, n).narrow(1, 0, n),
-                                                        c.vector.narrow(0, 0, n))
-                                           .to(sample.options());
-  const at::Tensor residual = at::einsum("k,bkc...->bc...", {rho, c.differences});
-  return (base - c.alpha * c.b_of_h * residual).to(sample.scalar_type());
+  const UniPcWay way = table_->Predictor(i, order_);
+  const at::Tensor base = Base(way, sample);
+  if (order_ == 1) return base;
+  return base - way.spread * Weighted(way, Differences(way, order_));
 }
 
 at::Tensor UniPcScheduler::Correct(int64_t i, const at::Tensor& clean) const {
-  const Coefficients c = Prepare(i - 1, i, order_);
-  const at::TensorOptions options = last_sample_.options();
-  const at::Tensor rho =
-      order_ == 1 ? at::full({1}, 0.5, options) : at::linalg_solve(c.matrix, c.vector).to(options);
-  const at::Tensor base = c.ratio * last_sample_ - c.alpha * c.growth * clean_[0];
-  at::Tensor residual = rho[order_ - 1] * (clean - clean_[0]);
-  if (order_ > 1) {
-    const at::Tensor older =
-        at::einsum("k,bkc...->bc...", {rho.narrow(0, 0, order_ - 1), c.differences});
-    residual = older + residual;
-  }
-  return (base - c.alpha * c.b_of_h * residual).to(last_sample_.scalar_type());
+  const UniPcWay way = table_->Corrector(i, order_);
+  at::Tensor residual = way.weights[order_ - 1] * (clean - clean_[0]);
+  if (order_ > 1) residual = Weighted(way, Differences(way, order_)) + residual;
+  return Base(way, last_sample_) - way.spread * residual;
+}
+
+// What both begin with: the first-order way from `sample`.
+at::Tensor UniPcScheduler::Base(const UniPcWay& way, const at::Tensor& sample) const {
+  return way.ratio * sample - way.growth * clean_[0];
 }
 
 }  // namespace denoised

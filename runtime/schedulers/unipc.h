@@ -4,10 +4,12 @@
 #define DENOISED_RUNTIME_SCHEDULERS_UNIPC_H_
 
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "runtime/schedulers/scheduler.h"
+#include "runtime/schedulers/unipc_table.h"
 
 namespace denoised {
 
@@ -41,20 +43,18 @@ class UniPcScheduler : public Scheduler {
   void SetHistory(int64_t next_step, const History& history) override;
 
  private:
-  struct Coefficients;
-
-  at::Tensor Alpha(int64_t i) const;  // 0-dim float32, like the next two
-  at::Tensor Sigma(int64_t i) const;
-  at::Tensor Lambda(int64_t i) const;  // half log signal-to-noise ratio
-  Coefficients Prepare(int64_t from, int64_t to, int64_t order) const;
   at::Tensor Predict(int64_t i, const at::Tensor& sample) const;
   at::Tensor Correct(int64_t i, const at::Tensor& clean) const;
+  at::Tensor Base(const UniPcWay& way, const at::Tensor& sample) const;
+  std::vector<at::Tensor> Differences(const UniPcWay& way, int64_t order) const;
   bool Corrects(int64_t i) const;
   // Of the predictor of step i, and clean predictions that are known after it.
   int64_t OrderAt(int64_t i) const;
   int64_t CleanAfter(int64_t i) const;
 
   const Config config_;
+  std::shared_ptr<UniPcTables> tables_ = std::make_shared<UniPcTables>();  // its clones' too
+  std::shared_ptr<UniPcTable> table_;                                      // of the schedule
   std::deque<at::Tensor> clean_;  // predictions of the clean latents, newest first
   at::Tensor last_sample_;        // the corrected latents of the step before
   int64_t order_ = 1;             // of the last predictor

@@ -5,6 +5,7 @@
 
 #include "backends/error.h"
 #include "runtime/schedulers/scheduler.h"
+#include "runtime/schedulers/unipc_table.h"
 #include "tests/runtime/scheduler_configs.h"
 
 namespace denoised {
@@ -177,6 +178,35 @@ TEST(SchedulerTest, NoiseLevelsThatAreNoScheduleAreRefused) {
       }
     }
   }
+}
+
+// Its clones share what the first of them worked out; another schedule's is not taken for it.
+TEST(UniPcTest, JobsOfOtherSchedulesBetweenThemChangeNoBit) {
+  for (const Json& config : {UniPc(), UniPc({{"solver_order", 3}, {"solver_type", "bh1"}})}) {
+    const auto model = Make(config);
+    const auto run = [](Scheduler* scheduler, int64_t steps, double shift) {
+      scheduler->SetTimesteps(steps, shift);
+      return Trajectory(scheduler, steps);
+    };
+    for (const auto& [steps, shift] : {std::pair{6, 3.0}, {6, 5.0}, {9, 3.0}, {6, 3.0}}) {
+      EXPECT_TRUE(
+          at::equal(run(model->Clone().get(), steps, shift), run(Make(config).get(), steps, shift)))
+          << config << ' ' << steps << ' ' << shift;
+    }
+  }
+}
+
+TEST(UniPcTablesTest, EqualSchedulesHaveOneAndTheOldestIsForgotten) {
+  UniPcTables tables;
+  const auto of = [&](double first) {
+    return tables.Of(at::tensor({first, 0.4, 0.0}, at::kFloat), false);
+  };
+  const auto first = of(0.9);
+  EXPECT_EQ(of(0.9), first);
+  EXPECT_NE(of(0.8), first);
+  for (int i = 0; i < 7; ++i) of(0.5 + 0.01 * i);
+  EXPECT_NE(of(0.9), first) << "eight others came since";
+  EXPECT_EQ(first->Predictor(0, 1).ratio, 0.4F / 0.9F) << "and whoever has it goes on";
 }
 
 TEST(SchedulerTest, ACopyGoesOnWithTheSameBitsAndLeavesTheFirstAlone) {
