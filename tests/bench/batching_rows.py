@@ -40,7 +40,7 @@ def ask_both(options, request, row, name, forwards, rows):
     """What both answer must be the same. `bound` is what all the rows take in so many forwards of so many rows each,
     without a server: the most that sharing them can give.
     """
-    result, digests = take_turns(options, request, f"--threads={options.threads}")
+    result, digests = take_turns(options, request, "--device=cpu", f"--threads={options.threads}")
     bound = forwards * seconds_of_forward(options, "tiny", rows, TOKENS)
     result.update(bound=bound, bound_ratio=round(result["peer"] / bound, 4))
     return {"row": row, "name": name, **result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
