@@ -69,8 +69,8 @@ UniPcWay WayOf(const Quantities& q, int64_t order) {
 template <typename Make>
 UniPcWay UniPcTable::Found(Ways* ways, int64_t i, int64_t order, const Make& make) {
   const std::lock_guard lock(mutex_);
-  const auto [found, is_new] = ways->try_emplace({i, order});
-  if (is_new) found->second = make();
+  auto found = ways->find({i, order});
+  if (found == ways->end()) found = ways->emplace(std::pair{i, order}, make()).first;
   return found->second;
 }
 

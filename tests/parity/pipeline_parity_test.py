@@ -72,6 +72,17 @@ def vae(channels=4, dims=(1, 2, 2), temporal=(True, True)):
                             scale_factor_temporal=2 ** sum(temporal), scale_factor_spatial=2 ** (len(dims) - 1))
 
 
+def aligned(pipeline):
+    """With weights in memory of their own. Those that diffusers keeps in float32 stay where the file has them, and
+    how MKL adds depends on where a row begins: a bit of a time embedding, now and then, and all bfloat16 after it.
+    """
+    for module in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 class PipelineParity(unittest.TestCase):
     linear = "exact"
 
@@ -92,8 +103,7 @@ class PipelineParity(unittest.TestCase):
     def compare(self, model, prompt, dtype=torch.float32, negative="", variant=None, ask=True, **options):
         decoder = AutoencoderKLWan.from_pretrained(  # never rounded
             model / "vae", torch_dtype=torch.float32, variant=variant)
-        pipeline = WanPipeline.from_pretrained(model, vae=decoder, torch_dtype=dtype, variant=variant)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = aligned(WanPipeline.from_pretrained(model, vae=decoder, torch_dtype=dtype, variant=variant))
 
         def theirs(kind):
             with torch.no_grad():
@@ -176,8 +186,7 @@ class PipelineParity(unittest.TestCase):
 
     def compare_mixed(self, model, pieces):
         network = WanTransformer3DModel.from_pretrained(model / "transformer", variant="fp16")
-        pipeline = WanPipeline.from_pretrained(model, transformer=network)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = aligned(WanPipeline.from_pretrained(model, transformer=network))
         with torch.no_grad():
             wanted = pipeline(prompt="a red circle", negative_prompt="", height=32, width=32, num_frames=5,
                               num_inference_steps=3, guidance_scale=3.0, output_type="latent",
@@ -195,6 +204,7 @@ class PipelineParity(unittest.TestCase):
                      width=32, ask=False)
 
     def test_bfloat16(self):
+        torch.manual_seed(3)  # of 60, one of the two whose bits show where the weights lie
         build(self.folder / "m", transformer(2, 32, 2, 4), vae(), unipc())
         self.compare(self.folder / "m", "a green star", dtype=torch.bfloat16, seed=7, steps=4, guidance=4.0, frames=5,
                      height=32, width=32)

@@ -196,6 +196,13 @@ TEST(UniPcTest, JobsOfOtherSchedulesBetweenThemChangeNoBit) {
   }
 }
 
+TEST(UniPcTablesTest, WhatHasNoSolutionHasNoneWhenItIsAskedForAgain) {
+  // Both older levels are the same distance away.
+  UniPcTable table(at::tensor({0.5, 0.5, 0.4, 0.3, 0.0}, at::kFloat), false);
+  for (int time = 0; time < 2; ++time) EXPECT_THROW(table.Corrector(3, 3), c10::Error) << time;
+  EXPECT_NO_THROW(table.Corrector(3, 2));
+}
+
 TEST(UniPcTablesTest, EqualSchedulesHaveOneAndTheOldestIsForgotten) {
   UniPcTables tables;
   const auto of = [&](double first) {
