@@ -98,7 +98,7 @@ void UniPcScheduler::LayOut(std::vector<double> sigmas) {
   sigmas.push_back(0.0);
   KeepSchedule(std::move(timesteps),
                at::tensor(at::ArrayRef<double>(sigmas), at::kDouble).to(at::kFloat));
-  table_ = tables_->Of(sigma_tensor(), config_.bh1);
+  table_ = tables_->Of(sigma_tensor());
 }
 
 at::Tensor UniPcScheduler::Advance(const at::Tensor& model_output, int64_t i,

@@ -53,11 +53,12 @@ class UniPcScheduler : public Scheduler {
   int64_t CleanAfter(int64_t i) const;
 
   const Config config_;
-  std::shared_ptr<UniPcTables> tables_ = std::make_shared<UniPcTables>();  // its clones' too
-  std::shared_ptr<UniPcTable> table_;                                      // of the schedule
-  std::deque<at::Tensor> clean_;  // predictions of the clean latents, newest first
-  at::Tensor last_sample_;        // the corrected latents of the step before
-  int64_t order_ = 1;             // of the last predictor
+  // Its clones' too.
+  std::shared_ptr<UniPcTables> tables_ = std::make_shared<UniPcTables>(config_.bh1);
+  std::shared_ptr<UniPcTable> table_;  // of the schedule
+  std::deque<at::Tensor> clean_;       // predictions of the clean latents, newest first
+  at::Tensor last_sample_;             // the corrected latents of the step before
+  int64_t order_ = 1;                  // of the last predictor
 };
 
 }  // namespace denoised

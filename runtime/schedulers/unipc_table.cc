@@ -95,11 +95,11 @@ UniPcWay UniPcTable::Corrector(int64_t i, int64_t order) {
   });
 }
 
-std::shared_ptr<UniPcTable> UniPcTables::Of(const at::Tensor& sigmas, bool bh1) {
+std::shared_ptr<UniPcTable> UniPcTables::Of(const at::Tensor& sigmas) {
   const std::lock_guard lock(mutex_);
   const auto found = std::ranges::find_if(
       recent_, [&](const auto& table) { return at::equal(table->sigmas(), sigmas); });
-  auto table = found != recent_.end() ? *found : std::make_shared<UniPcTable>(sigmas, bh1);
+  auto table = found != recent_.end() ? *found : std::make_shared<UniPcTable>(sigmas, bh1_);
   if (found != recent_.end()) recent_.erase(found);
   recent_.push_front(table);
   if (recent_.size() > kKeptTables) recent_.pop_back();

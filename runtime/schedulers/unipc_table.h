@@ -53,9 +53,12 @@ class UniPcTable {
 // The tables of the schedules that were last asked for, for all jobs of a model. Any thread.
 class UniPcTables {
  public:
-  std::shared_ptr<UniPcTable> Of(const at::Tensor& sigmas, bool bh1);
+  explicit UniPcTables(bool bh1) : bh1_(bh1) {}
+
+  std::shared_ptr<UniPcTable> Of(const at::Tensor& sigmas);
 
  private:
+  const bool bh1_;
   std::mutex mutex_;
   std::deque<std::shared_ptr<UniPcTable>> recent_;  // the last one first
 };

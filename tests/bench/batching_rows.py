@@ -17,47 +17,44 @@ TOKENS = 20  # of a text, about
 JOBS = dict(do="jobs", count=8, steps=20, guidance=5.0, latents=True, **SIZE)
 
 
-def take_turns(options, request, *flags, build="build", keep=None):
-    """A server that shares forwards and one that does not both live and take turns. Their times, and the digests of
-    what they answered; with `keep` also files in that folder, named after "ours" and "peer".
-    """
+def take_turns(options, request, *flags, build="build"):
+    """A server that shares forwards and one that does not both live and take turns; what they answer must be the same."""
     repository = model_folder("tiny", "float32")
     digests = set()
     with denoised(repository, *flags, build=build) as ours, \
             denoised(repository, *flags, "--batching=off", "--policy=fifo", build=build) as peer, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
-        def run(side, ready):
-            more = {"keep": f"{keep}/{side}"} if keep else {}
-            answer = client.ask(target=address(ready), **request, **more)
+        def run(ready):
+            answer = client.ask(target=address(ready), **request)
             digests.add(answer["digest"])
             return answer["seconds"]
 
-        sides = [lambda: run("ours", ours), lambda: run("peer", peer)]
-        return summary(alternate(sides, options.pairs, warm_ups=3)), digests
+        result = summary(alternate([lambda: run(ours), lambda: run(peer)], options.pairs, warm_ups=3))
+    return {**result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
 
 
-def ask_both(options, request, row, name, forwards, rows):
-    """What both answer must be the same. `bound` is what all the rows take in so many forwards of so many rows each,
-    without a server: the most that sharing them can give.
+def on_cpu(options, request, row, name, forwards, rows):
+    """`bound` is what all the rows take in so many forwards of so many rows each, without a server: the most that
+    sharing them can give.
     """
-    result, digests = take_turns(options, request, "--device=cpu", f"--threads={options.threads}")
+    result = take_turns(options, request, "--device=cpu", f"--threads={options.threads}")
     bound = forwards * seconds_of_forward(options, "tiny", rows, TOKENS)
     result.update(bound=bound, bound_ratio=round(result["peer"] / bound, 4))
-    return {"row": row, "name": name, **result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
+    return {"row": row, "name": name, **result}
 
 
 def jobs_row(options):
-    return ask_both(options, JOBS, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo",
-                    forwards=20, rows=16)
+    return on_cpu(options, JOBS, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo",
+                  forwards=20, rows=16)
 
 
 def calls_row(options):
     config = json.loads((model_folder("tiny", "float32") / "model/transformer/config.json").read_text())
     request = dict(do="calls", count=8, calls=20, shape=[1, config["in_channels"], 2, 12, 16],
                    text=[1, TOKENS, config["text_dim"]])
-    return ask_both(options, request, "B8b",
-                    "8 clients with 20 Denoise calls each, tiny, against --batching=off --policy=fifo",
-                    forwards=20, rows=8)
+    return on_cpu(options, request, "B8b",
+                  "8 clients with 20 Denoise calls each, tiny, against --batching=off --policy=fifo",
+                  forwards=20, rows=8)
 
 
 def overload_row(options):

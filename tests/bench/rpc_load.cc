@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -100,15 +99,6 @@ uint64_t DigestOf(const std::vector<std::string>& texts) {
   return digest;
 }
 
-// As PREFIX0.safetensors and so on.
-void WriteAll(const std::vector<std::string>& files, const std::string& prefix) {
-  for (size_t i = 0; i < files.size(); ++i) {
-    std::ofstream file(prefix + std::to_string(i) + ".safetensors", std::ios::binary);
-    file << files[i];
-    if (!file.flush()) throw std::runtime_error(prefix + ": cannot be written");
-  }
-}
-
 v1::Tensor Noise(const std::vector<int64_t>& shape, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
@@ -197,7 +187,6 @@ Json Jobs(const Json& request) {
   const double seconds = Since(start);
   const auto stub = v1::GenerationService::NewStub(Connect(request, 0));
   for (const std::string& id : ids) latents.push_back(Fetch(*stub, id));
-  if (request.contains("keep")) WriteAll(latents, request.at("keep"));
   return {{"seconds", seconds}, {"digest", DigestOf(latents)}};
 }
 

@@ -24,7 +24,7 @@ nlohmann::json Flood(const nlohmann::json& request);
 // "outstanding" clients, each with a job of its own all the time, for "seconds".
 nlohmann::json Keep(const nlohmann::json& request);
 // "count" jobs of seeds 1, 2, ... at once, until all have ended: seconds, and a digest of all
-// latents; with "keep" these go to files whose names begin so.
+// latents.
 nlohmann::json Jobs(const nlohmann::json& request);
 // "count" clients that each send "calls" Denoise calls of "shape" and "text" (shapes), one after
 // the other: seconds, and a digest of all answers.

@@ -204,9 +204,9 @@ TEST(UniPcTablesTest, WhatHasNoSolutionHasNoneWhenItIsAskedForAgain) {
 }
 
 TEST(UniPcTablesTest, EqualSchedulesHaveOneAndTheOldestIsForgotten) {
-  UniPcTables tables;
+  UniPcTables tables(/*bh1=*/false);
   const auto of = [&](double first) {
-    return tables.Of(at::tensor({first, 0.4, 0.0}, at::kFloat), false);
+    return tables.Of(at::tensor({first, 0.4, 0.0}, at::kFloat));
   };
   const auto first = of(0.9);
   EXPECT_EQ(of(0.9), first);
