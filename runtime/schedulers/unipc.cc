@@ -52,15 +52,6 @@ constexpr char kLastSample[] = "last_sample";
 // Of the k-th newest.
 std::string CleanName(int64_t k) { return "clean." + std::to_string(k); }
 
-at::Tensor Weighted(const UniPcWay& way, const std::vector<at::Tensor>& differences) {
-  if (differences.size() == 1) return way.weights[0] * differences[0];
-  // As the reference has it: the sum of several is a matrix product's.
-  const at::Tensor& first = differences[0];
-  const at::Tensor weights =
-      at::tensor(at::ArrayRef<float>(way.weights.data(), differences.size()), first.options());
-  return at::einsum("k,bkc...->bc...", {weights, at::stack(differences, 1)});
-}
-
 }  // namespace
 
 UniPcScheduler::UniPcScheduler(const ConfigReader& reader) : config_(ReadConfig(reader)) {}
@@ -98,11 +89,12 @@ void UniPcScheduler::LayOut(std::vector<double> sigmas) {
   sigmas.push_back(0.0);
   KeepSchedule(std::move(timesteps),
                at::tensor(at::ArrayRef<double>(sigmas), at::kDouble).to(at::kFloat));
-  table_ = tables_->Of(sigma_tensor());
+  table_.reset();
 }
 
 at::Tensor UniPcScheduler::Advance(const at::Tensor& model_output, int64_t i,
                                    const at::Tensor& sample) {
+  if (table_ == nullptr) table_ = tables_->Of(sigma_tensor());
   // Sigma stays a 0-dim tensor: beside a bfloat16 tensor it is rounded to bfloat16 first, which a
   // number would not be.
   const at::Tensor clean = sample - sigma_tensor()[i] * model_output;
@@ -163,26 +155,31 @@ void UniPcScheduler::SetHistory(int64_t next_step, const History& history) {
   order_ = OrderAt(next_step - 1);
 }
 
-// The divided differences of older clean predictions against the newest, `steps[k - 1]` away.
-std::vector<at::Tensor> UniPcScheduler::Differences(const UniPcWay& way, int64_t order) const {
+// The divided differences of older clean predictions against the newest, weighed and summed.
+at::Tensor UniPcScheduler::Older(const UniPcWay& way) const {
   std::vector<at::Tensor> differences;
-  for (int64_t k = 1; k < order; ++k) {
+  for (int64_t k = 1; k < order_; ++k) {
     differences.push_back((clean_[k] - clean_[0]) / way.steps[k - 1]);
   }
-  return differences;
+  if (differences.size() == 1) return way.weights[0] * differences[0];
+  // As the reference has it: the sum of several is a matrix product's.
+  const at::Tensor& first = differences[0];
+  const at::Tensor weights =
+      at::tensor(at::ArrayRef<float>(way.weights.data(), differences.size()), first.options());
+  return at::einsum("k,bkc...->bc...", {weights, at::stack(differences, 1)});
 }
 
 at::Tensor UniPcScheduler::Predict(int64_t i, const at::Tensor& sample) const {
   const UniPcWay way = table_->Predictor(i, order_);
   const at::Tensor base = Base(way, sample);
   if (order_ == 1) return base;
-  return base - way.spread * Weighted(way, Differences(way, order_));
+  return base - way.spread * Older(way);
 }
 
 at::Tensor UniPcScheduler::Correct(int64_t i, const at::Tensor& clean) const {
   const UniPcWay way = table_->Corrector(i, order_);
   at::Tensor residual = way.weights[order_ - 1] * (clean - clean_[0]);
-  if (order_ > 1) residual = Weighted(way, Differences(way, order_)) + residual;
+  if (order_ > 1) residual = Older(way) + residual;
   return Base(way, last_sample_) - way.spread * residual;
 }
 

@@ -46,7 +46,7 @@ class UniPcScheduler : public Scheduler {
   at::Tensor Predict(int64_t i, const at::Tensor& sample) const;
   at::Tensor Correct(int64_t i, const at::Tensor& clean) const;
   at::Tensor Base(const UniPcWay& way, const at::Tensor& sample) const;
-  std::vector<at::Tensor> Differences(const UniPcWay& way, int64_t order) const;
+  at::Tensor Older(const UniPcWay& way) const;
   bool Corrects(int64_t i) const;
   // Of the predictor of step i, and clean predictions that are known after it.
   int64_t OrderAt(int64_t i) const;
@@ -55,7 +55,7 @@ class UniPcScheduler : public Scheduler {
   const Config config_;
   // Its clones' too.
   std::shared_ptr<UniPcTables> tables_ = std::make_shared<UniPcTables>(config_.bh1);
-  std::shared_ptr<UniPcTable> table_;  // of the schedule
+  std::shared_ptr<UniPcTable> table_;  // of the schedule, once a step was made
   std::deque<at::Tensor> clean_;       // predictions of the clean latents, newest first
   at::Tensor last_sample_;             // the corrected latents of the step before
   int64_t order_ = 1;                  // of the last predictor

@@ -73,8 +73,9 @@ def vae(channels=4, dims=(1, 2, 2), temporal=(True, True)):
 
 
 def aligned(pipeline):
-    """With weights in memory of their own. Those that diffusers keeps in float32 stay where the file has them, and
-    how MKL adds depends on where a row begins: a bit of a time embedding, now and then, and all bfloat16 after it.
+    """Silent, and with weights in memory of their own. Those that diffusers keeps in float32 stay where the file has
+    them, and how MKL adds depends on where a row begins: a bit of a time embedding, now and then, and all bfloat16
+    after it.
     """
     for module in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
         for parameter in module.parameters():
