@@ -14,16 +14,16 @@ std::pair<JobSnapshot, bool> RecordingStore::Add(const JobSnapshot& job,
 }
 
 std::vector<JobStore::Started> RecordingStore::StartAll(const std::vector<std::string>& ids) {
+  const auto before = Sequences(ids);
   auto started = inner().StartAll(ids);
-  for (const std::string& id : ids) {
-    if (const auto job = inner().Get(id)) Record(*job);
-  }
+  RecordAfter(before);
   return started;
 }
 
 void RecordingStore::Interrupt(const std::string& id) {
+  const auto before = Sequences({id});
   inner().Interrupt(id);
-  if (const auto job = inner().Get(id)) Record(*job);
+  RecordAfter(before);
 }
 
 std::optional<JobSnapshot> RecordingStore::Update(const std::string& id,
@@ -42,6 +42,22 @@ void RecordingStore::PutArtifact(const std::string& id, ArtifactInfo info, std::
 void RecordingStore::Record(const JobSnapshot& job) {
   const std::lock_guard lock(mutex_);
   events_[job.id][job.sequence] = job;
+}
+
+std::map<std::string, uint64_t> RecordingStore::Sequences(const std::vector<std::string>& ids) {
+  std::map<std::string, uint64_t> sequences;
+  for (const std::string& id : ids) {
+    if (const auto job = inner().Get(id)) sequences[id] = job->sequence;
+  }
+  return sequences;
+}
+
+void RecordingStore::RecordAfter(const std::map<std::string, uint64_t>& sequences) {
+  for (const auto& [id, sequence] : sequences) {
+    const std::vector<JobSnapshot> states = inner().Replay(id, sequence);
+    const std::lock_guard lock(mutex_);
+    for (const JobSnapshot& job : states) events_[id].try_emplace(job.sequence, job);
+  }
 }
 
 std::vector<JobSnapshot> RecordingStore::History(const std::string& id) const {

@@ -144,6 +144,10 @@ class RecordingStore : public ForwardingStore {
 
  private:
   void Record(const JobSnapshot& job);
+  std::map<std::string, uint64_t> Sequences(const std::vector<std::string>& ids);
+  // What the store has of each job after these. A change that gives no job back is known by this
+  // alone: other threads change the job too before it can be asked for.
+  void RecordAfter(const std::map<std::string, uint64_t>& sequences);
 
   mutable std::mutex mutex_;
   std::map<std::string, std::map<uint64_t, JobSnapshot>> events_;
