@@ -186,6 +186,9 @@ struct JobSnapshot {
   std::shared_ptr<const JobPreview> preview;  // the newest one; null where there is none
 };
 
+// Passes of classifier-free guidance that a step takes; all of them are rows of its forward.
+inline int64_t PassesOf(double guidance_scale) { return guidance_scale > 1 ? 2 : 1; }
+
 // Passes of classifier-free guidance that the rows of a forward belong to.
 enum class Branch : uint8_t { kNone, kConditional, kUnconditional, kMixed };
 std::string_view BranchName(Branch branch);  // "none", "cond", "uncond", "mixed"

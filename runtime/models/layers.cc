@@ -83,6 +83,19 @@ at::Tensor EmptyResult(const kernels::WeightPanels& panels, const at::Tensor& in
   return at::empty(shape, in.options());
 }
 
+// What memory of its own begins at a multiple of: what at::empty gives, on a CPU and by CUDA.
+bool LiesAlone(const at::Tensor& x) {
+  const uintptr_t evenly = x.is_cpu() ? 64 : 512;
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % evenly == 0;
+}
+
+// In their place.
+at::Tensor Activated(at::Tensor sums, Activation activation) {
+  if (activation == Activation::kGeluTanh) at::gelu_(sums, "tanh");
+  if (activation == Activation::kSilu) at::silu_(sums);
+  return sums;
+}
+
 bool CpuMultipliesBFloat16() { return ThisCpu().avx512_bf16 || ThisCpu().amx_bf16; }
 
 // Without instructions for bfloat16 oneDNN convolves it by its reference code, hundreds of times
@@ -92,6 +105,11 @@ bool ConvolvesWidened(at::ScalarType dtype) {
 }
 
 }  // namespace
+
+at::Tensor RowsAlone(const at::Tensor& x, int64_t first, int64_t rows) {
+  const at::Tensor part = x.narrow(0, first, rows);
+  return LiesAlone(part) ? part : part.clone();
+}
 
 const DeviceInfo& ThisCpu() {
   static const DeviceInfo cpu = QueryCpu();
@@ -128,7 +146,8 @@ Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics 
   }
 }
 
-at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const {
+at::Tensor Linear::operator()(const at::Tensor& x, Activation activation,
+                              at::IntArrayRef parts) const {
   StopPoint();
   if (const SharedPanels panels = PanelsNow()) {
     const at::Tensor in = x.contiguous(), out = EmptyResult(*panels, in);
@@ -138,14 +157,11 @@ at::Tensor Linear::operator()(const at::Tensor& x, Activation activation) const 
     kernels::Gemm(call, *panels, RunOnIntraOpThreads);
     return out;
   }
-  at::Tensor out = RunExact(x);
-  if (activation == Activation::kGeluTanh) at::gelu_(out, "tanh");
-  if (activation == Activation::kSilu) at::silu_(out);
-  return out;
+  return RunExact(x, activation, parts);
 }
 
 std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
-                                       const at::Tensor& x) {
+                                       const at::Tensor& x, at::IntArrayRef parts) {
   std::vector<SharedPanels> panels;
   for (const Linear* layer : layers) panels.push_back(layer->PanelsNow());
   const auto as_the_first = [&](const SharedPanels& p) {
@@ -153,7 +169,7 @@ std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
   };
   std::vector<at::Tensor> results;
   if (!std::ranges::all_of(panels, as_the_first)) {
-    for (const Linear* layer : layers) results.push_back((*layer)(x));
+    for (const Linear* layer : layers) results.push_back((*layer)(x, Activation::kNone, parts));
     return results;
   }
   StopPoint();
@@ -213,9 +229,30 @@ kernels::GemmCall Linear::CallOn(const kernels::WeightPanels& panels, const at::
   return call;
 }
 
-at::Tensor Linear::RunExact(const at::Tensor& x) const {
-  if (blocked_) return RunBlockedLinear(x, weight_, bias_);
-  return at::linear(x, Weight(), bias_);
+at::Tensor Linear::RunExact(const at::Tensor& x, Activation activation,
+                            at::IntArrayRef parts) const {
+  const at::Tensor weight = blocked_ ? weight_ : Weight();
+  if (parts.size() < 2) return Activated(RunPart(x, weight), activation);
+  std::vector<int64_t> shape = x.sizes().vec();
+  const int64_t in = shape.back(), out = shape.back() = weight.size(0);
+  at::Tensor result = at::empty(shape, x.options());
+  int64_t first = 0;
+  for (const int64_t rows : parts) {
+    const at::Tensor part = RowsAlone(x, first, rows), place = result.narrow(0, first, rows);
+    if (!blocked_ && bias_.defined() && LiesAlone(place)) {
+      // What at::linear does with dense x, without memory of its own.
+      at::Tensor flat = place.view({-1, out});
+      Activated(at::linear_out(flat, part.view({-1, in}), weight, bias_), activation);
+    } else {
+      place.copy_(Activated(RunPart(part, weight), activation));
+    }
+    first += rows;
+  }
+  return result;
+}
+
+at::Tensor Linear::RunPart(const at::Tensor& x, const at::Tensor& weight) const {
+  return blocked_ ? RunBlockedLinear(x, weight, bias_) : at::linear(x, weight, bias_);
 }
 
 Linear::SharedPanels Linear::Pack(const at::Tensor& weight, LinearNumerics numerics) const {

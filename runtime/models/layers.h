@@ -81,6 +81,10 @@ struct OwnKernels {
 // What a linear layer does to its sums before they are rounded.
 using kernels::Activation;
 
+// Rows `first` to `first + rows` of x, whose first element lies as it would in memory of its own:
+// libraries add in another order where it lies less evenly.
+at::Tensor RowsAlone(const at::Tensor& x, int64_t first, int64_t rows);
+
 // y = x W^T + b over the last axis, as CurrentLinearNumerics says. Cheap to copy (what it holds is
 // shared).
 //
@@ -119,10 +123,14 @@ class Linear {
 
   bool defined() const { return weight_.defined() || panels_ != nullptr || int8_ != nullptr; }
   at::ScalarType dtype() const { return dtype_; }
-  at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone) const;
+  // `parts`: sizes along the first axis of x, which is dense then. ATen's product does not promise
+  // a row its bits in any company; with exact numerics each part has a product of its own, as it
+  // would without the others. None: x is one part.
+  at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone,
+                        at::IntArrayRef parts = {}) const;
   // What each layer gives for the same x, of whose rows our own product packs one copy for all.
   static std::vector<at::Tensor> RunAll(const std::vector<const Linear*>& layers,
-                                        const at::Tensor& x);
+                                        const at::Tensor& x, at::IntArrayRef parts = {});
   // hidden += gate * (x W^T + b), in float32 to the end; not with exact numerics. hidden [B, S,
   // out] float32, dense; x [B, S, in]; gate [B, 1 or S, out] float32 with dense rows, or undefined:
   // ones. With an `index`, int32 [B, 1 or S], the gates are [U, 1, out], each once.
@@ -134,7 +142,8 @@ class Linear {
 
   SharedPanels PanelsNow() const;
   kernels::GemmCall CallOn(const kernels::WeightPanels& panels, const at::Tensor& in) const;
-  at::Tensor RunExact(const at::Tensor& x) const;
+  at::Tensor RunExact(const at::Tensor& x, Activation activation, at::IntArrayRef parts) const;
+  at::Tensor RunPart(const at::Tensor& x, const at::Tensor& weight) const;
   SharedPanels Pack(const at::Tensor& weight, LinearNumerics numerics) const;
   SharedPanels Panels() const;
   SharedPanels Int8Panels() const;

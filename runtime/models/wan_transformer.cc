@@ -53,6 +53,10 @@ at::Tensor Joined(std::vector<at::Tensor> parts) {
   return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
 }
 
+int64_t Sum(const std::vector<int64_t>& sizes) {
+  return std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+}
+
 }  // namespace
 
 std::array<int64_t, 3> WanTransformer::TokenGrid(at::IntArrayRef latent_shape) const {
@@ -107,16 +111,14 @@ std::vector<at::Tensor> WanTransformer::Forward(const std::vector<RowSet>& sets)
   TORCH_CHECK(!sets.empty(), "a forward of no rows");
   RequireDim(sets.front().latents, 5, "latents");
   const std::array<int64_t, 3> grid = TokenGrid(sets.front().latents.sizes());
-  Rows rows{sets, grid, {}, {}, {}};
-  std::vector<int64_t> sizes;
+  Rows rows{sets, {}, grid, {}, {}, {}};
   for (const RowSet& set : sets) {
     CheckSet(set, sets.front(), grid[0] * grid[1] * grid[2]);
     const int64_t size = set.latents.size(0);
     const bool joins = !rows.self.empty() && ShareCalls(rows.self.back().plan, set.plan);
-    if (!joins)
-      rows.self.push_back({std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), 0, set.plan});
-    rows.self.back().rows += size;
-    sizes.push_back(size);
+    if (!joins) rows.self.push_back({Sum(rows.sizes), {}, set.plan});
+    rows.self.back().sizes.push_back(size);
+    rows.sizes.push_back(size);
   }
   rows.rope = rope_.Get(grid);
   rows.time = EmbedTime(sets);
@@ -125,7 +127,7 @@ std::vector<at::Tensor> WanTransformer::Forward(const std::vector<RowSet>& sets)
     hidden = RunBlock(static_cast<int>(i), hidden, rows);
   }
   const at::Tensor out = Project(hidden, rows);
-  return sets.size() == 1 ? std::vector<at::Tensor>{out} : out.split_with_sizes(sizes);
+  return sets.size() == 1 ? std::vector<at::Tensor>{out} : out.split_with_sizes(rows.sizes);
 }
 
 int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
@@ -159,8 +161,14 @@ void WanTransformer::CheckSet(const RowSet& set, const RowSet& first, int64_t to
 WanTransformer::Conditioning WanTransformer::EmbedTime(const std::vector<RowSet>& sets) const {
   std::vector<at::Tensor> times;
   for (const RowSet& set : sets) times.push_back(set.timestep.to(device_, at::kFloat));
-  const at::Tensor timestep = Joined(std::move(times));
-  return own_.InUse() ? EmbedUnique(timestep) : EmbedEach(timestep);
+  if (own_.InUse()) return EmbedUnique(Joined(std::move(times)));
+  std::vector<at::Tensor> embeddings, projections;
+  for (const at::Tensor& each : times) {
+    const Conditioning time = EmbedEach(each);
+    embeddings.push_back(time.embedding);
+    projections.push_back(time.projection);
+  }
+  return {Joined(std::move(embeddings)), Joined(std::move(projections)), {}};
 }
 
 WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& timestep) const {
@@ -209,9 +217,12 @@ at::Tensor WanTransformer::EmbedPatches(const std::vector<RowSet>& sets) const {
     batch += latents.back().size(0);
   }
   if (!own_.InUse()) {
-    const at::Tensor patches =
-        at::conv3d(Joined(std::move(latents)), patch_weight_, patch_bias_, config_.patch_size);
-    return patches.flatten(2).transpose(1, 2).contiguous();
+    std::vector<at::Tensor> embedded;
+    for (const at::Tensor& x : latents) {
+      const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
+      embedded.push_back(patches.flatten(2).transpose(1, 2).contiguous());
+    }
+    return Joined(std::move(embedded));
   }
   const std::array<int64_t, 3> grid = TokenGrid(latents.front().sizes());
   const at::Tensor patches =
@@ -240,25 +251,26 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& row
   const at::Tensor m = Modulated(block.modulation, rows.time.projection, {kScale1, kScale2});
   const at::Tensor n1 = LayerNormModulate(hidden.wide, Part(m, kScale1), Part(m, kShift1), index);
   const at::Tensor attended = SelfAttend(layer, n1, rows);
-  const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), index);
+  const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), rows);
 
   const at::Tensor n2 =
       config_.cross_attn_norm ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias) : h1.value;
-  const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, rows), {});
+  const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, rows), {}, rows);
 
   const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2), Part(m, kShift2), index);
-  const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh);
-  return AddBranch(h2, block.ffn_out, f, Part(m, kGate2), index);
+  const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh, rows.sizes);
+  return AddBranch(h2, block.ffn_out, f, Part(m, kGate2), rows);
 }
 
 // hidden + gate * last(x), the end of a residual branch; no gate: ones. With our own product the
 // sum stays float32 and takes the place of `hidden`.
 Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
-                                 const at::Tensor& gate, const at::Tensor& index) const {
+                                 const at::Tensor& gate, const Rows& rows) const {
   if (!own_.InUse()) {
-    return gate.defined() ? AddGated(hidden, last(x), gate) : Add(hidden, last(x));
+    const at::Tensor update = last(x, Activation::kNone, rows.sizes);
+    return gate.defined() ? AddGated(hidden, update, gate) : Add(hidden, update);
   }
-  last.AddTo(hidden.wide, x, gate, index);
+  last.AddTo(hidden.wide, x, gate, gate.defined() ? rows.time.index : at::Tensor());
   return {config_.cross_attn_norm ? at::Tensor() : hidden.wide.to(dtype_), hidden.wide};
 }
 
@@ -266,27 +278,30 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows
   const Block& block = blocks_[layer];
   const Attention& attention = block.self;
   const std::vector<at::Tensor> qkv =
-      Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x);
+      Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x, rows.sizes);
   const std::vector<at::Tensor> qk =
       RmsNormRotate({{qkv[0], attention.norm_q}, {qkv[1], attention.norm_k}}, rows.rope);
   const at::Tensor v = SplitHeads(qkv[2]);
   const AttentionLayer run(AttentionRole::kSelf, layer);
   std::vector<at::Tensor> parts;
   for (const Together& part : rows.self) {
-    const auto of = [&](const at::Tensor& all) { return all.narrow(0, part.first, part.rows); };
+    const int64_t size = Sum(part.sizes);
+    const auto of = [&](const at::Tensor& all) { return RowsAlone(all, part.first, size); };
     parts.push_back(UnderPlan(part.plan, [&] {
-      return run.Forward(of(qk[0]), of(qk[1]), of(v), ExtrasOf(layer, of(x))).flatten(2);
+      const AttentionExtras extras = ExtrasOf(layer, of(x), part.sizes);
+      return run.Forward(of(qk[0]), of(qk[1]), of(v), extras).flatten(2);
     }));
   }
   return Joined(std::move(parts));
 }
 
 // What some backends take of the rows `x` of a call of this layer.
-AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x) const {
+AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x,
+                                         at::IntArrayRef sizes) const {
   const Block& block = blocks_[layer];
   AttentionExtras extras;
   if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn, layer)) {
-    extras.gate = SplitHeads(block.to_gate(x));
+    extras.gate = SplitHeads(block.to_gate(x, Activation::kNone, sizes));
   }
   extras.projection = block.sla_weight;
   extras.projection_bias = block.sla_bias;
@@ -296,7 +311,8 @@ AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x) const {
 // A call for each set, whose keys and values are its own.
 at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const {
   const Attention& attention = blocks_[layer].cross;
-  const at::Tensor q = SplitHeads(RmsNorm(attention.to_q(x), attention.norm_q));
+  const at::Tensor projected = attention.to_q(x, Activation::kNone, rows.sizes);
+  const at::Tensor q = SplitHeads(RmsNorm(projected, attention.norm_q));
   const AttentionLayer run(AttentionRole::kCross, layer);
   std::vector<at::Tensor> parts;
   int64_t first = 0;
@@ -306,7 +322,7 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Row
     AttentionExtras extras;
     extras.alike_from = set.text->alike_from;
     parts.push_back(UnderPlan(set.plan, [&] {
-      return run.Forward(q.narrow(0, first, size), text.key, text.value, extras).flatten(2);
+      return run.Forward(RowsAlone(q, first, size), text.key, text.value, extras).flatten(2);
     }));
     first += size;
   }
@@ -317,7 +333,8 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Row
 at::Tensor WanTransformer::Project(const Hidden& hidden, const Rows& rows) const {
   const at::Tensor m = Modulated(out_modulation_, rows.time.embedding.unsqueeze(2), {1});
   const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1), Part(m, 0), rows.time.index);
-  return LatentsFromTokens(proj_out_(n), rows.grid, config_.patch_size);
+  return LatentsFromTokens(proj_out_(n, Activation::kNone, rows.sizes), rows.grid,
+                           config_.patch_size);
 }
 
 bool WanTransformer::OwnRows() const { return own_.InUse() || device_.is_cuda(); }

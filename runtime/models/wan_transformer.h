@@ -85,8 +85,9 @@ class WanTransformer {
 
   // The velocities [b, out_channels, f, h, w] in the model's dtype, one tensor a set. All sets have
   // one shape of latents but for b, and one form of timesteps. Everything but attention is done on
-  // all rows at once; neighbours whose plans name one backend, one metadata and one tally share a
-  // call of self-attention. Not with exact numerics do a row's bits depend on who else is there.
+  // all rows at once, and with exact numerics but products, a call a set there; neighbours whose
+  // plans name one backend, one metadata and one tally share a call of self-attention. A set's bits
+  // do not depend on who else is there, as long as its attention's do not.
   std::vector<at::Tensor> Forward(const std::vector<RowSet>& sets) const;
   // Of one set, under the plan of the forward context.
   at::Tensor Forward(const at::Tensor& latents, const at::Tensor& timestep,
@@ -134,14 +135,16 @@ class WanTransformer {
     at::Tensor projection;  // [B or U, 1 or S, 6, D] float32
     at::Tensor index;       // int32 [B, 1 or S], or undefined
   };
-  // Neighbouring rows that share a call of attention.
+  // Neighbouring sets that share a call of attention.
   struct Together {
-    int64_t first, rows;
+    int64_t first;               // row
+    std::vector<int64_t> sizes;  // of the sets
     const AttentionPlan* plan;
   };
   // What the blocks of one forward have in common.
   struct Rows {
     const std::vector<RowSet>& sets;
+    std::vector<int64_t> sizes;  // of the sets
     std::array<int64_t, 3> grid;
     std::vector<Together> self;
     Conditioning time;
@@ -162,9 +165,9 @@ class WanTransformer {
                        std::initializer_list<int64_t> scales) const;
   Hidden RunBlock(int layer, const Hidden& hidden, const Rows& rows) const;
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
-                   const at::Tensor& gate, const at::Tensor& index = {}) const;
+                   const at::Tensor& gate, const Rows& rows) const;
   at::Tensor SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const;
-  AttentionExtras ExtrasOf(int layer, const at::Tensor& x) const;
+  AttentionExtras ExtrasOf(int layer, const at::Tensor& x, at::IntArrayRef sizes) const;
   at::Tensor CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const;
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h

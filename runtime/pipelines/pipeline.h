@@ -138,8 +138,7 @@ class Pipeline {
   virtual std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request, const Unit& step,
                                                     AttentionPlanner* planner,
                                                     Observer* observer) = 0;
-  // One step of each run, all of them at kStep and of one group: in one forward where the numerics
-  // make a row independent of its neighbours (packed, int8), else in one for each pass of each run.
+  // One step of each run, all of them at kStep and of one group, in one forward.
   // The i-th value says why the i-th run did not advance (NON_FINITE, a selection refused): the
   // others did. Throws where nobody advanced: a stop point's Error, or what failed inside a shared
   // forward. Books each run's attention on its own planner, seconds shared by rows, and completes
@@ -150,11 +149,6 @@ class Pipeline {
 // What a request's layers compute.
 inline LinearNumerics LinearOf(const DenoiseRequest& request, const Pipeline& pipeline) {
   return request.numerics.linear.value_or(pipeline.info().defaults.linear);
-}
-
-// Passes of guidance that such a step brings to one forward.
-inline int64_t PassesInOne(double guidance_scale, LinearNumerics linear) {
-  return guidance_scale > 1 && linear != LinearNumerics::kExact ? 2 : 1;
 }
 
 struct RepositoryOptions {

@@ -95,11 +95,10 @@ int64_t EncodeBytes(const std::vector<ArtifactFormat>& formats, const ResolvedPa
   return files + workspace;
 }
 
-// Passes of guidance that go through the transformer at once are rows of one forward.
+// Both passes of guidance are rows of one forward.
 Forward EstimateStep(const WanParts& parts, std::vector<int64_t> latents, int64_t text_length,
                      bool guided, LinearNumerics linear, const CostOfAttention& cost) {
-  const bool together = linear != LinearNumerics::kExact;
-  if (guided && together) latents[0] *= 2;
+  if (guided) latents[0] *= 2;
   return EstimateForward(parts, latents, text_length, linear, cost);
 }
 
@@ -148,7 +147,7 @@ double WanForwardMultiplyAdds(const WanParts& parts, const std::vector<int64_t>&
 WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& latents,
                             const ResolvedParameters& p, const std::vector<ArtifactFormat>& formats,
                             int64_t available, const CostOfAttention& cost) {
-  const int64_t branches = p.guidance_scale > 1 ? 2 : 1, length = p.max_sequence_length;
+  const int64_t branches = PassesOf(p.guidance_scale), length = p.max_sequence_length;
   const int64_t element = TextElement(parts), numbers = Numbers(latents);
   const int64_t text = branches * TextContextBytes(parts.transformer.config(), 1, length, element);
   // Latents, what the solver remembers of three steps, and the two predictions.

@@ -60,7 +60,7 @@ std::map<std::string, at::Tensor> ToTensors(const std::map<std::string, HostTens
 
 Unit StepUnit(const WanPipeline& pipeline, const RunRequest& request) {
   const ResolvedParameters& p = request.parameters;
-  return WanStepUnit(pipeline.parts(), pipeline.LatentShape(p), p.guidance_scale > 1 ? 2 : 1,
+  return WanStepUnit(pipeline.parts(), pipeline.LatentShape(p), PassesOf(p.guidance_scale),
                      p.max_sequence_length, p.linear, request.planner->CostNow());
 }
 

@@ -43,7 +43,7 @@ class WanRun : public GenerationRun, public WanStepRun {
 
  private:
   // Of a step's forward, with guidance two.
-  size_t num_passes() const { return request_.parameters.guidance_scale > 1 ? 2 : 1; }
+  size_t num_passes() const { return PassesOf(request_.parameters.guidance_scale); }
   void TakePrompts();
   at::Tensor InitialLatents() const;
   void Restore(const RunState& state);

@@ -48,8 +48,10 @@ struct Group {
   std::deque<AttentionTally> tallies;  // of each slot
   int64_t rows = 0;
 
-  // LibTorch's own attention does not promise a row its bits in any company: each has its call.
-  bool Takes(const RolePlan& plan) const {
+  // LibTorch's own attention does not promise a row its bits in any company, nor do the libraries
+  // of a GPU: each part has its call.
+  bool Takes(const RolePlan& plan, at::Device device) const {
+    if (!device.is_cpu()) return false;
     return parts.front()->self().Equals(plan) &&
            std::ranges::none_of(plan.slots, [](const AttentionSlot& slot) {
              return slot.id == AttnBackend::kTorchSdpa;
@@ -88,11 +90,11 @@ struct Group {
 };
 
 // By the order of each one's first part.
-std::deque<Group> GroupsOf(std::vector<Part>* parts) {
+std::deque<Group> GroupsOf(std::vector<Part>* parts, at::Device device) {
   std::deque<Group> groups;
   for (Part& part : *parts) {
-    const auto found =
-        std::ranges::find_if(groups, [&](const Group& group) { return group.Takes(part.self()); });
+    const auto found = std::ranges::find_if(
+        groups, [&](const Group& group) { return group.Takes(part.self(), device); });
     (found != groups.end() ? *found : groups.emplace_back()).Add(&part);
   }
   return groups;
@@ -107,7 +109,7 @@ AttnBackend MostRows(const std::deque<Group>& groups) {
 
 // All parts of a forward, in the order of their groups.
 struct Batch {
-  explicit Batch(std::vector<Part>* parts) : groups(GroupsOf(parts)) {
+  Batch(std::vector<Part>* parts, at::Device device) : groups(GroupsOf(parts, device)) {
     for (const Group& group : groups) {
       for (Part* part : group.parts) {
         const StepPass& step = part->step();
@@ -158,48 +160,34 @@ std::vector<Part> PartsOf(std::vector<Partaker>* partakers) {
   return parts;
 }
 
-class Forwards {
- public:
-  Forwards(const WanTransformer& transformer, const std::string& model, at::Device device)
-      : transformer_(transformer), model_(model) {
-    if (device.is_cpu()) return;
-    // Without this a CUDA forward would be timed by its launches.
-    synchronize_ = [device] {
+// One forward of all parts.
+void RunForward(const WanTransformer& transformer, const std::string& model, at::Device device,
+                std::vector<Part> parts) {
+  const Batch batch(&parts, device);
+  const auto report = [&](const ForwardContext& context, double seconds) {
+    const auto grid = transformer.TokenGrid(batch.sets.front().latents.sizes());
+    const auto rows = static_cast<int64_t>(batch.rows.rows.size());
+    batch.order.front()->owner->run->observer()->OnForward(
+        model, MostRows(batch.groups), context.branch, rows, rows * grid[0] * grid[1] * grid[2],
+        seconds);
+  };
+  std::function<void()> synchronize;
+  if (!device.is_cpu()) {  // a CUDA forward would be timed by its launches
+    synchronize = [device] {
       c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
     };
   }
-
-  // One forward of all parts.
-  void Run(std::vector<Part> parts) const {
-    const Batch batch(&parts);
-    std::vector<at::Tensor> predictions;
-    {
-      const ScopedForwardContext scope(
-          batch.Context(),
-          [&](const ForwardContext& context, double seconds) { Report(batch, context, seconds); },
-          synchronize_);
-      predictions = transformer_.Forward(batch.sets);
-    }
-    for (const Group& group : batch.groups) group.ShareOut();
-    for (size_t i = 0; i < batch.order.size(); ++i) {
-      const Part& part = *batch.order[i];
-      part.owner->predictions[part.pass] = std::move(predictions[i]);
-    }
+  std::vector<at::Tensor> predictions;
+  {
+    const ScopedForwardContext scope(batch.Context(), report, synchronize);
+    predictions = transformer.Forward(batch.sets);
   }
-
- private:
-  void Report(const Batch& batch, const ForwardContext& context, double seconds) const {
-    const auto grid = transformer_.TokenGrid(batch.sets.front().latents.sizes());
-    const auto rows = static_cast<int64_t>(batch.rows.rows.size());
-    batch.order.front()->owner->run->observer()->OnForward(
-        model_, MostRows(batch.groups), context.branch, rows, rows * grid[0] * grid[1] * grid[2],
-        seconds);
+  for (const Group& group : batch.groups) group.ShareOut();
+  for (size_t i = 0; i < batch.order.size(); ++i) {
+    const Part& part = *batch.order[i];
+    part.owner->predictions[part.pass] = std::move(predictions[i]);
   }
-
-  const WanTransformer& transformer_;
-  const std::string& model_;
-  std::function<void()> synchronize_;
-};
+}
 
 bool AnyRowIsOneNumber(const at::Tensor& latents) {
   const at::Tensor rows = latents.flatten(1);
@@ -225,15 +213,8 @@ std::vector<std::optional<Error>> WanPipeline::Step(const std::vector<Run*>& run
   std::vector<std::optional<Error>> errors(runs.size());
   std::vector<Partaker> partakers = PartakersOf(runs, &errors);
   if (partakers.empty()) return errors;
-  const LinearNumerics linear = partakers.front().run->linear();
-  const ScopedLinearNumerics numerics(linear);
-  const Forwards forwards(*transformer_, info_.name, device_);
-  std::vector<Part> parts = PartsOf(&partakers);
-  if (linear == LinearNumerics::kExact) {
-    for (Part& part : parts) forwards.Run({part});
-  } else {
-    forwards.Run(std::move(parts));
-  }
+  const ScopedLinearNumerics numerics(partakers.front().run->linear());
+  RunForward(*transformer_, info_.name, device_, PartsOf(&partakers));
   const std::chrono::duration<double> seconds = SteadyClock::now() - start;
   int64_t rows = 0;
   for (const Partaker& one : partakers) rows += runs[one.place]->Next().rows;

@@ -44,7 +44,7 @@ std::vector<PlannedUnits> WanJobUnits(const WanParts& parts, const std::vector<i
                                       const GenerationRequest& request,
                                       const ResolvedParameters& parameters,
                                       const CostOfAttention& cost) {
-  const int64_t passes = parameters.guidance_scale > 1 ? 2 : 1;
+  const int64_t passes = PassesOf(parameters.guidance_scale);
   const int64_t tokens = std::min(parameters.max_sequence_length, kUsualPrompt);
   std::vector<PlannedUnits> units = {
       {WanEncodeUnit(parts, tokens, parameters.linear), passes},

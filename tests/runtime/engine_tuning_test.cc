@@ -28,7 +28,7 @@ MeasuredOn HereOf(FakeEngine& fake) {
 
 // A table where these are measured for self-attention, in this order.
 std::string TableOf(const MeasuredOn& on, const FakeModel& model,
-                    const std::vector<AttnBackend>& fastest_first, int64_t rows = 1) {
+                    const std::vector<AttnBackend>& fastest_first, int64_t rows = 2) {
   std::vector<MeasuredRow> measured;
   for (const AttnBackend backend : fastest_first) {
     const bool exact = backend != AttnBackend::kSageAttn;
@@ -78,7 +78,7 @@ TEST(EngineTuning, AJobRunsTheFastestExactBackendThatWasMeasuredAndExplainNamesT
   EXPECT_EQ(self.selection.granted.backend, AttnBackend::kReference);
   ASSERT_TRUE(self.measured && self.measured->row);
   EXPECT_EQ(self.measured->row->seconds, 2);
-  EXPECT_THAT(ToText(self.measured->key), HasSubstr("5-8 queries, 5-8 keys, 1 row"));
+  EXPECT_THAT(ToText(self.measured->key), HasSubstr("5-8 queries, 5-8 keys, 2 rows"));
 }
 
 TEST(EngineTuning, AReceiptsReasonNamesTheMeasurementAndOutlivesTheServer) {
@@ -131,14 +131,12 @@ TEST(EngineTuning, RowsAreForStepsOfTheirNumberOfRows) {
   FakeEngine fake;
   fake.engine->tuner().Import(
       TableOf(HereOf(fake), fake.model, {AttnBackend::kReference}, /*rows=*/2), "an operator");
-  const auto packed = [&](double guidance) {
-    return SelfRows(fake.AwaitEnd(fake.Submit("a job", [&](GenerationRequest& request) {
-      request.numerics.linear = LinearNumerics::kPacked;  // both passes are rows of one forward
-      request.guidance_scale = guidance;
-    })));
+  const auto drawn = [&](double guidance) {
+    return SelfRows(fake.AwaitEnd(fake.Submit(
+        "a job", [&](GenerationRequest& request) { request.guidance_scale = guidance; })));
   };
-  EXPECT_THAT(packed(5), ElementsAre("0-2 REFERENCE automatic"));
-  EXPECT_THAT(packed(1), ElementsAre("0-2 TORCH_SDPA automatic"));
+  EXPECT_THAT(drawn(5), ElementsAre("0-2 REFERENCE automatic"));
+  EXPECT_THAT(drawn(1), ElementsAre("0-2 TORCH_SDPA automatic"));
 }
 
 TEST(EngineTuning, MeasurementsOfAnotherMachineAreKeptIgnoredAndNamed) {

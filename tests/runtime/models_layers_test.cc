@@ -114,6 +114,31 @@ TEST(LinearTest, SeveralAtOnceAreEachAlone) {
   }
 }
 
+// Widths that are no multiple of a vector, so that parts lie anywhere.
+TEST(LinearTest, WithExactNumericsEachPartHasItsOwnBits) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    for (const auto& [in, out] : {std::pair{25, 40}, {25, 43}, {80, 96}, {130, 520}}) {
+      for (const bool with_bias : {true, false}) {
+        const at::Tensor bias = with_bias ? at::randn({out}, dtype) : at::Tensor();
+        const Linear layer(at::randn({out, in}, dtype), bias, LinearNumerics::kExact);
+        for (const int64_t tokens : {1, 7, 35}) {
+          const std::vector<int64_t> parts = {1, 2, 1, 3};
+          const at::Tensor x = at::randn({7, tokens, in}, dtype);
+          const at::Tensor all = layer(x, Activation::kGeluTanh, parts);
+          int64_t first = 0;
+          for (const int64_t rows : parts) {
+            const at::Tensor alone = layer(x.narrow(0, first, rows).clone(), Activation::kGeluTanh);
+            EXPECT_TRUE(at::equal(all.narrow(0, first, rows), alone))
+                << dtype << " " << in << " x " << out << ", " << tokens << " tokens, from "
+                << first;
+            first += rows;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(LinearTest, EndsABranchInFloat32) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const at::Tensor weight = at::randn({40, 64}).to(dtype), bias = at::randn({40}).to(dtype);

@@ -42,16 +42,23 @@ def results_of(server, pb, job_id):
     return server.fetch(job_id, pb.SAFETENSORS), server.fetch(job_id, pb.NPY), done
 
 
-@pytest.fixture(scope="module")
-def alone(shapes, pb):
-    return [results_of(shapes, pb, shapes.generation.SubmitJob(request_of(pb, job), timeout=30).id)
+def drawn_alone(server, pb, **more):
+    return [results_of(server, pb, server.generation.SubmitJob(request_of(pb, job, **more), timeout=30).id)
             for job in JOBS]
 
 
-def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, alone):
+@pytest.fixture(scope="module")
+def alone(shapes, pb):
+    return drawn_alone(shapes, pb)
+
+
+@pytest.mark.parametrize("linear", ["packed", "exact"])
+def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, linear, request):
+    how = dict(numerics=pb.NumericsOptions(linear=linear))
+    alone = request.getfixturevalue("alone") if linear == "packed" else drawn_alone(shapes, pb, **how)
     before = harness.forwards(shapes)
     with concurrent.futures.ThreadPoolExecutor(len(JOBS)) as pool:
-        jobs = list(pool.map(lambda job: shapes.generation.SubmitJob(request_of(pb, job), timeout=30), JOBS))
+        jobs = list(pool.map(lambda job: shapes.generation.SubmitJob(request_of(pb, job, **how), timeout=30), JOBS))
     together = [results_of(shapes, pb, job.id) for job in jobs]
     after = harness.forwards(shapes)
     rows = (after[1] - before[1]) / (after[0] - before[0])
@@ -60,6 +67,7 @@ def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, 
         assert many[0] == one[0], f"latents of {job}"
         assert many[1] == one[1], f"frames of {job}"
         assert many[2].receipt.fingerprint == one[2].receipt.fingerprint
+        assert many[2].receipt.linear == linear
         asked = job.get("backend")
         ran = {entry.ran for entry in many[2].receipt.entries if entry.role == "self"}
         assert asked is None or asked in ran
