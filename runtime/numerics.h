@@ -21,8 +21,8 @@ enum class LinearNumerics : uint8_t {
   // shares the call and on however many threads. Close to diffusers, not equal in every bit.
   // CPU, float32 and bfloat16.
   kPacked,
-  // LibTorch's operators in diffusers' order: its bits, where LibTorch gives one row the same bits
-  // in any company.
+  // LibTorch's operators in diffusers' order: its bits, on as many threads. Its products do not
+  // promise a row the same bits in any company, so what shares a forward has products of its own.
   kExact,
   // As packed, but the layers that hold most weights and bear it multiply bytes: each row of what
   // comes in and each output column of the weights rounded to 8 bits of its largest magnitude, sums

@@ -52,7 +52,7 @@ struct PlannerSubject {
   bool pin = false;       // the leases of its beginning hold to its end
   // The leases that decide for it whatever the policy has by now; null: those that it has.
   std::shared_ptr<const LeaseList> pinned = nullptr;
-  int64_t rows = 1;  // that it brings to a forward
+  int64_t rows = 1;  // that it brings to a call
   // What it was given once it began; null before: then the measurements of now count.
   std::shared_ptr<AutomaticOrder> order = {};
 };

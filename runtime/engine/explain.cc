@@ -89,8 +89,8 @@ Question QuestionOf(const ExplainQuery& query, const KnownWork* work, const Mode
   const int64_t reached =
       work != nullptr ? std::min(work->steps_done, subject.num_steps - 1) : int64_t{0};
   question.step = {query.step.value_or(reached), query.sigma};
-  subject.rows =
-      PassesOf((work != nullptr ? work->parameters : question.parameters).guidance_scale);
+  const ResolvedParameters& guided = work != nullptr ? work->parameters : question.parameters;
+  subject.rows = PassesInACall(guided.guidance_scale, *question.pipeline);
   if (work != nullptr) subject.order = work->order;
   question.leases = work != nullptr && work->pinned ? work->pinned : policy.leases();
   CheckPlace(query, question.pipeline->planner_setting(), subject);

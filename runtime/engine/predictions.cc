@@ -47,7 +47,7 @@ std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_
 PlannerSubject SubjectOf(const TrajectoryWork& work) {
   PlannerSubject subject{work.request.attention, work.request.tenant, work.id,
                          work.parameters.num_inference_steps, work.request.pin_backends};
-  subject.rows = PassesOf(work.parameters.guidance_scale);
+  subject.rows = PassesInACall(work.parameters.guidance_scale, *work.pipeline);
   subject.order = work.order;
   return subject;
 }
@@ -55,7 +55,8 @@ PlannerSubject SubjectOf(const TrajectoryWork& work) {
 PlannerSubject SubjectOf(const CallWork& call) {
   PlannerSubject subject{call.request.attention, "", "call-" + std::to_string(call.number)};
   const std::vector<int64_t>& shape = call.request.latents.shape;
-  subject.rows = (shape.empty() ? 1 : shape[0]) * PassesOf(call.request.guidance_scale);
+  subject.rows =
+      (shape.empty() ? 1 : shape[0]) * PassesInACall(call.request.guidance_scale, *call.pipeline);
   return subject;
 }
 

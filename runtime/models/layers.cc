@@ -238,6 +238,7 @@ at::Tensor Linear::RunExact(const at::Tensor& x, Activation activation,
   at::Tensor result = at::empty(shape, x.options());
   int64_t first = 0;
   for (const int64_t rows : parts) {
+    StopPoint();
     const at::Tensor part = RowsAlone(x, first, rows), place = result.narrow(0, first, rows);
     if (!blocked_ && bias_.defined() && LiesAlone(place)) {
       // What at::linear does with dense x, without memory of its own.

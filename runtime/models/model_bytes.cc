@@ -20,9 +20,10 @@ int64_t ForwardBytes(const WanTransformerConfig& config, const ForwardSize& size
   const int64_t attend = hidden + (size.gated ? 8 : 7) * narrow + attention;
   // The norm of k beside q and the input.
   const int64_t normed = hidden + 3 * narrow + norm;
-  // The feed-forward's end: four hidden states, three norms, the wide layer and what it gives.
+  // The feed-forward's end: four hidden states, three norms, what attention gave, the wide layer
+  // and what it gives.
   const int64_t wide = tokens * config.ffn_dim * size.element;
-  const int64_t feed = 4 * hidden + 4 * narrow + wide;
+  const int64_t feed = 4 * hidden + 5 * narrow + wide;
   const int64_t tables = size.tokens * config.head_dim * kFloat;
   const int64_t latents =
       tokens * config.patch_volume() * (config.in_channels + 3 * config.out_channels) * kFloat;

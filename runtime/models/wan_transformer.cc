@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <numeric>
 #include <unordered_map>
 
 #include "backends/error.h"
+#include "backends/stop_point.h"
 #include "runtime/attention/forward_context.h"
 #include "runtime/models/patches.h"
 
@@ -51,10 +51,6 @@ at::Tensor UnderPlan(const AttentionPlan* plan, const F& attend) {
 
 at::Tensor Joined(std::vector<at::Tensor> parts) {
   return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
-}
-
-int64_t Sum(const std::vector<int64_t>& sizes) {
-  return std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
 }
 
 }  // namespace
@@ -112,16 +108,18 @@ std::vector<at::Tensor> WanTransformer::Forward(const std::vector<RowSet>& sets)
   RequireDim(sets.front().latents, 5, "latents");
   const std::array<int64_t, 3> grid = TokenGrid(sets.front().latents.sizes());
   Rows rows{sets, {}, grid, {}, {}, {}};
+  int64_t first = 0;
   for (const RowSet& set : sets) {
     CheckSet(set, sets.front(), grid[0] * grid[1] * grid[2]);
     const int64_t size = set.latents.size(0);
     const bool joins = !rows.self.empty() && ShareCalls(rows.self.back().plan, set.plan);
-    if (!joins) rows.self.push_back({Sum(rows.sizes), {}, set.plan});
+    if (!joins) rows.self.push_back({first, {}, set.plan});
     rows.self.back().sizes.push_back(size);
     rows.sizes.push_back(size);
+    first += size;
   }
   rows.rope = rope_.Get(grid);
-  rows.time = EmbedTime(sets);
+  rows.time = EmbedTime(rows);
   Hidden hidden = Hidden::From(EmbedPatches(sets));
   for (size_t i = 0; i < blocks_.size(); ++i) {
     hidden = RunBlock(static_cast<int>(i), hidden, rows);
@@ -158,17 +156,10 @@ void WanTransformer::CheckSet(const RowSet& set, const RowSet& first, int64_t to
   RequireSize(set.text->blocks.front().key, 0, batch, "text embeddings");
 }
 
-WanTransformer::Conditioning WanTransformer::EmbedTime(const std::vector<RowSet>& sets) const {
+WanTransformer::Conditioning WanTransformer::EmbedTime(const Rows& rows) const {
   std::vector<at::Tensor> times;
-  for (const RowSet& set : sets) times.push_back(set.timestep.to(device_, at::kFloat));
-  if (own_.InUse()) return EmbedUnique(Joined(std::move(times)));
-  std::vector<at::Tensor> embeddings, projections;
-  for (const at::Tensor& each : times) {
-    const Conditioning time = EmbedEach(each);
-    embeddings.push_back(time.embedding);
-    projections.push_back(time.projection);
-  }
-  return {Joined(std::move(embeddings)), Joined(std::move(projections)), {}};
+  for (const RowSet& set : rows.sets) times.push_back(set.timestep.to(device_, at::kFloat));
+  return own_.InUse() ? EmbedUnique(Joined(std::move(times))) : EmbedEach(times, rows.sizes);
 }
 
 WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& timestep) const {
@@ -193,19 +184,27 @@ WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& times
   return time;
 }
 
-WanTransformer::Conditioning WanTransformer::EmbedEach(const at::Tensor& timestep) const {
-  const int64_t batch = timestep.size(0), tokens = timestep.dim() == 2 ? timestep.size(1) : 1;
-  const at::Tensor angle = timestep.reshape({-1, 1}) * time_frequencies_;
-  const at::Tensor features =
-      at::cat({angle.cos(), angle.sin()}, -1).view({batch, tokens, config_.freq_dim});
-  // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
-  const at::Tensor rows = timestep.dim() == 2 ? features : features.squeeze(1);
+// ATen's cos, sin and silu round the last few numbers of a tensor otherwise: a call a set.
+WanTransformer::Conditioning WanTransformer::EmbedEach(const std::vector<at::Tensor>& times,
+                                                       const std::vector<int64_t>& sizes) const {
+  const int64_t tokens = times.front().dim() == 2 ? times.front().size(1) : 1;
+  std::vector<at::Tensor> features;
+  for (const at::Tensor& timestep : times) {
+    const at::Tensor angle = timestep.reshape({-1, 1}) * time_frequencies_;
+    const at::Tensor each = at::cat({angle.cos(), angle.sin()}, -1);
+    // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
+    features.push_back(timestep.dim() == 2 ? each.view({-1, tokens, config_.freq_dim}) : each);
+  }
+  const at::Tensor first = time_linear_1_(Joined(std::move(features)), Activation::kSilu, sizes);
+  const at::Tensor embedding = time_linear_2_(first, Activation::kNone, sizes).to(dtype_);
+  std::vector<at::Tensor> active;
+  for (const at::Tensor& each : embedding.split_with_sizes(sizes)) active.push_back(at::silu(each));
+  const int64_t batch = embedding.size(0);
   Conditioning time;
-  time.embedding = time_linear_2_(at::silu(time_linear_1_(rows))).to(dtype_);
-  time.projection = time_projection_(at::silu(time.embedding))
+  time.projection = time_projection_(Joined(std::move(active)), Activation::kNone, sizes)
                         .to(at::kFloat)
                         .view({batch, tokens, 6, config_.width()});
-  time.embedding = time.embedding.view({batch, tokens, config_.width()});
+  time.embedding = embedding.view({batch, tokens, config_.width()});
   return time;
 }
 
@@ -219,6 +218,7 @@ at::Tensor WanTransformer::EmbedPatches(const std::vector<RowSet>& sets) const {
   if (!own_.InUse()) {
     std::vector<at::Tensor> embedded;
     for (const at::Tensor& x : latents) {
+      StopPoint();
       const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
       embedded.push_back(patches.flatten(2).transpose(1, 2).contiguous());
     }
@@ -285,23 +285,23 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows
   const AttentionLayer run(AttentionRole::kSelf, layer);
   std::vector<at::Tensor> parts;
   for (const Together& part : rows.self) {
-    const int64_t size = Sum(part.sizes);
-    const auto of = [&](const at::Tensor& all) { return RowsAlone(all, part.first, size); };
+    const auto of = [&](const at::Tensor& all) { return RowsAlone(all, part.first, part.rows()); };
     parts.push_back(UnderPlan(part.plan, [&] {
-      const AttentionExtras extras = ExtrasOf(layer, of(x), part.sizes);
+      const AttentionExtras extras = ExtrasOf(layer, x, part);
       return run.Forward(of(qk[0]), of(qk[1]), of(v), extras).flatten(2);
     }));
   }
   return Joined(std::move(parts));
 }
 
-// What some backends take of the rows `x` of a call of this layer.
+// What some backends take of the rows of a call of this layer, of all rows `x`.
 AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x,
-                                         at::IntArrayRef sizes) const {
+                                         const Together& part) const {
   const Block& block = blocks_[layer];
   AttentionExtras extras;
   if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn, layer)) {
-    extras.gate = SplitHeads(block.to_gate(x, Activation::kNone, sizes));
+    extras.gate = SplitHeads(
+        block.to_gate(RowsAlone(x, part.first, part.rows()), Activation::kNone, part.sizes));
   }
   extras.projection = block.sla_weight;
   extras.projection_bias = block.sla_bias;

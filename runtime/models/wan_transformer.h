@@ -1,9 +1,9 @@
 // The diffusion transformer of Wan 2.1 and 2.2 (diffusers' WanTransformer3DModel), text-to-video.
 //
 // With exact numerics (runtime/numerics.h) numbers follow diffusers op for op and dtype for dtype,
-// so that a forward has its bits; with packed ones a row has the same bits in any company. What
-// depends on the prompt alone (text embedder, every block's cross-attention keys and values) is
-// computed once per job in EncodeText. Paper: Wan team, arXiv:2503.20314.
+// so that a forward has its bits; with packed ones they do not depend on the number of threads.
+// What depends on the prompt alone (text embedder, every block's cross-attention keys and values)
+// is computed once per job in EncodeText. Paper: Wan team, arXiv:2503.20314.
 //
 // Room for more: per-token timesteps (Wan 2.2 TI2V) are in; an image context (2.1 I2V) would be a
 // second set of keys and values in TextContext and a second attention call in CrossAttend.
@@ -15,6 +15,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -85,9 +86,9 @@ class WanTransformer {
 
   // The velocities [b, out_channels, f, h, w] in the model's dtype, one tensor a set. All sets have
   // one shape of latents but for b, and one form of timesteps. Everything but attention is done on
-  // all rows at once, and with exact numerics but products, a call a set there; neighbours whose
-  // plans name one backend, one metadata and one tally share a call of self-attention. A set's bits
-  // do not depend on who else is there, as long as its attention's do not.
+  // all rows at once; with exact numerics products too are a call a set. Neighbours whose plans
+  // name one backend, one metadata and one tally share a call of self-attention. A set's bits do
+  // not depend on who else is there, as long as its attention's do not.
   std::vector<at::Tensor> Forward(const std::vector<RowSet>& sets) const;
   // Of one set, under the plan of the forward context.
   at::Tensor Forward(const at::Tensor& latents, const at::Tensor& timestep,
@@ -140,6 +141,7 @@ class WanTransformer {
     int64_t first;               // row
     std::vector<int64_t> sizes;  // of the sets
     const AttentionPlan* plan;
+    int64_t rows() const { return std::accumulate(sizes.begin(), sizes.end(), int64_t{0}); }
   };
   // What the blocks of one forward have in common.
   struct Rows {
@@ -157,8 +159,9 @@ class WanTransformer {
   Attention TakeAttention(const LoadOptions& from, const std::string& name) const;
 
   void CheckSet(const RowSet& set, const RowSet& first, int64_t tokens) const;
-  Conditioning EmbedTime(const std::vector<RowSet>& sets) const;
-  Conditioning EmbedEach(const at::Tensor& timestep) const;
+  Conditioning EmbedTime(const Rows& rows) const;
+  Conditioning EmbedEach(const std::vector<at::Tensor>& times,
+                         const std::vector<int64_t>& sizes) const;
   Conditioning EmbedUnique(const at::Tensor& timestep) const;
   at::Tensor EmbedPatches(const std::vector<RowSet>& sets) const;
   at::Tensor Modulated(const at::Tensor& table, const at::Tensor& time,
@@ -167,7 +170,7 @@ class WanTransformer {
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
                    const at::Tensor& gate, const Rows& rows) const;
   at::Tensor SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const;
-  AttentionExtras ExtrasOf(int layer, const at::Tensor& x, at::IntArrayRef sizes) const;
+  AttentionExtras ExtrasOf(int layer, const at::Tensor& x, const Together& part) const;
   at::Tensor CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const;
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h

@@ -138,7 +138,8 @@ class Pipeline {
   virtual std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request, const Unit& step,
                                                     AttentionPlanner* planner,
                                                     Observer* observer) = 0;
-  // One step of each run, all of them at kStep and of one group, in one forward.
+  // One step of each run, all of them at kStep and of one group, in one forward; where its memory
+  // does not suffice, in two of half the passes, and so on.
   // The i-th value says why the i-th run did not advance (NON_FINITE, a selection refused): the
   // others did. Throws where nobody advanced: a stop point's Error, or what failed inside a shared
   // forward. Books each run's attention on its own planner, seconds shared by rows, and completes
@@ -149,6 +150,12 @@ class Pipeline {
 // What a request's layers compute.
 inline LinearNumerics LinearOf(const DenoiseRequest& request, const Pipeline& pipeline) {
   return request.numerics.linear.value_or(pipeline.info().defaults.linear);
+}
+
+// Passes of a step that are rows of one call of attention: on a GPU each has a call of its own.
+inline int64_t PassesInACall(double guidance_scale, const Pipeline& pipeline) {
+  const bool together = pipeline.planner_setting().device.type == DeviceInfo::Type::kCpu;
+  return together ? PassesOf(guidance_scale) : 1;
 }
 
 struct RepositoryOptions {

@@ -189,6 +189,18 @@ void RunForward(const WanTransformer& transformer, const std::string& model, at:
   }
 }
 
+// Where the memory of one forward does not suffice, one of each half.
+void RunForwards(const WanTransformer& transformer, const std::string& model, at::Device device,
+                 CallGuard* guard, const std::vector<Part>& parts) {
+  const auto error = Caught([&] { RunForward(transformer, model, device, parts); });
+  if (!error) return;
+  if (error->reason() != "MEMORY" || parts.size() == 1) throw *error;
+  guard->TakeFailure();  // of the call whose memory it was
+  const auto half = parts.begin() + std::ssize(parts) / 2;
+  RunForwards(transformer, model, device, guard, {parts.begin(), half});
+  RunForwards(transformer, model, device, guard, {half, parts.end()});
+}
+
 bool AnyRowIsOneNumber(const at::Tensor& latents) {
   const at::Tensor rows = latents.flatten(1);
   return rows.size(1) > 1 && rows.eq(rows.narrow(1, 0, 1)).all(1).any().item<bool>();
@@ -214,7 +226,7 @@ std::vector<std::optional<Error>> WanPipeline::Step(const std::vector<Run*>& run
   std::vector<Partaker> partakers = PartakersOf(runs, &errors);
   if (partakers.empty()) return errors;
   const ScopedLinearNumerics numerics(partakers.front().run->linear());
-  RunForward(*transformer_, info_.name, device_, PartsOf(&partakers));
+  RunForwards(*transformer_, info_.name, device_, setting_.guard.get(), PartsOf(&partakers));
   const std::chrono::duration<double> seconds = SteadyClock::now() - start;
   int64_t rows = 0;
   for (const Partaker& one : partakers) rows += runs[one.place]->Next().rows;

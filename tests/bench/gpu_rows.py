@@ -30,7 +30,7 @@ def with_summary(row, device):
 
 
 def jobs_row(options):
-    """B8 on the first device, where numerics are exact and a forward has one row."""
+    """B8 on the first device, where numerics are exact: products and attention are a call a row."""
     return {"row": "D7", "name": "8 jobs of 20 steps at once on CUDA, tiny, against --batching=off --policy=fifo",
             **take_turns(options, JOBS, "--device=cuda:0", build=BUILD)}
 

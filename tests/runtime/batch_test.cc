@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <new>
 #include <optional>
 #include <random>
 #include <string>
@@ -19,7 +20,9 @@
 #include "backends/stop_point.h"
 #include "runtime/attention/attention_planner.h"
 #include "runtime/attention/call_guard.h"
+#include "runtime/attention/forward_context.h"
 #include "runtime/attention/shadows.h"
+#include "runtime/caught.h"
 #include "runtime/pipelines/pipeline.h"
 #include "runtime/request_check.h"
 #include "tests/runtime/drive.h"
@@ -54,22 +57,22 @@ struct Size {
 constexpr Size kSizes[] = {
     {"96", 32, 64, 9, 96}, {"320", 64, 64, 17, 320}, {"1560", 416, 240, 1, 1560}};
 
-// A model, loaded once for each dtype.
+// A model, loaded once for each dtype and device.
 class Model {
  public:
-  static Model& Of(const std::string& dtype) {
-    static std::map<std::string, std::unique_ptr<Model>> models;
-    std::unique_ptr<Model>& model = models[dtype];
-    if (!model) model.reset(new Model(dtype));
+  static Model& Of(const std::string& dtype, const std::string& device = "cpu") {
+    static std::map<std::pair<std::string, std::string>, std::unique_ptr<Model>> models;
+    std::unique_ptr<Model>& model = models[{dtype, device}];
+    if (!model) model.reset(new Model(dtype, device));
     return *model;
   }
   Pipeline& pipeline() { return *loaded_.pipelines.front(); }
 
  private:
-  explicit Model(const std::string& dtype) : logger_(stderr, LogLevel::kError) {
+  Model(const std::string& dtype, const std::string& device) : logger_(stderr, LogLevel::kError) {
     RepositoryOptions options;
     options.repository = DENOISED_SHAPES;
-    options.device = "cpu";
+    options.device = device;
     options.dtype = dtype;
     loaded_ = LoadPipelines(options, &policy_, &observer_, &logger_);
   }
@@ -230,16 +233,30 @@ Wishes RandomWishes(const Size& size, LinearNumerics linear, std::mt19937* rando
   return wishes;
 }
 
-class Batches : public testing::TestWithParam<std::tuple<std::string, Size, LinearNumerics>> {
+struct Computes {
+  std::string name, device;
+  LinearNumerics linear;
+};
+
+// Of this machine.
+std::vector<Computes> Ways() {
+  std::vector<Computes> ways = {{"packed", "cpu", LinearNumerics::kPacked},
+                                {"exact", "cpu", LinearNumerics::kExact}};
+  if (!Caught([] { QueryCuda(0); })) ways.push_back({"cuda", "cuda:0", LinearNumerics::kExact});
+  return ways;
+}
+
+class Batches : public testing::TestWithParam<std::tuple<std::string, Size, Computes>> {
  protected:
   void TearDown() override { SetIntraOpThreads(2); }
-  LinearNumerics linear() const { return std::get<2>(GetParam()); }
+  const Computes& way() const { return std::get<2>(GetParam()); }
+  LinearNumerics linear() const { return way().linear; }
   // Of a step; the bits of LibTorch's products depend on it.
   void AnyThreads(std::mt19937* random) const {
     const int threads = 1 + static_cast<int>((*random)() % 2);
     if (linear() != LinearNumerics::kExact) SetIntraOpThreads(threads);
   }
-  Pipeline* pipeline() { return &Model::Of(std::get<0>(GetParam())).pipeline(); }
+  Pipeline* pipeline() { return &Model::Of(std::get<0>(GetParam()), way().device).pipeline(); }
   const Size& size() const { return std::get<1>(GetParam()); }
   // Fewer where a step takes long.
   size_t Runs(std::mt19937* random) const {
@@ -328,14 +345,13 @@ TEST_P(Batches, CallsAreRowsLikeAnyOther) {
   EXPECT_TRUE(job.DrawnAlone() == job_alone);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Of, Batches,
-    testing::Combine(testing::Values("float32", "bfloat16"), testing::ValuesIn(kSizes),
-                     testing::Values(LinearNumerics::kPacked, LinearNumerics::kExact)),
-    [](const auto& info) {
-      return std::get<0>(info.param) + "_" + std::get<1>(info.param).name + "_" +
-             std::string(LinearNumericsName(std::get<2>(info.param)));
-    });
+INSTANTIATE_TEST_SUITE_P(Of, Batches,
+                         testing::Combine(testing::Values("float32", "bfloat16"),
+                                          testing::ValuesIn(kSizes), testing::ValuesIn(Ways())),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" + std::get<1>(info.param).name +
+                                  "_" + std::get<2>(info.param).name;
+                         });
 
 class Steps : public testing::Test {
  protected:
@@ -474,6 +490,55 @@ TEST_F(Steps, AStopPointInsideAForwardLeavesAllRunsAsBefore) {
       EXPECT_EQ(entry.calls, 6u * 3);
     }
   }
+}
+
+// Three passes of two jobs; in company of more than one, memory has run out.
+TEST_F(Steps, WhereAForwardFindsNoMemoryItsHalvesAreTried) {
+  for (const LinearNumerics linear : {LinearNumerics::kPacked, LinearNumerics::kExact}) {
+    Wishes guided, plain;
+    guided.guidance = 2;
+    guided.linear = plain.linear = linear;
+    const std::string one = Job(pipeline(), guided, &observer_).DrawnAlone(),
+                      other = Job(pipeline(), plain, &observer_).DrawnAlone();
+    std::vector<std::unique_ptr<Job>> jobs;
+    jobs.push_back(AtStep(guided));
+    jobs.push_back(AtStep(plain));
+    for (int64_t step = 0; step < guided.steps; ++step) {
+      int asked = 0;
+      const ScopedStopCheck stop([&]() -> std::optional<Error> {
+        if (HasForwardContext() && GetForwardContext().forward_batch->rows.size() > 1 &&
+            ++asked % 10 == 0) {
+          throw std::bad_alloc();
+        }
+        return std::nullopt;
+      });
+      for (const auto& error : Step(jobs)) EXPECT_FALSE(error) << error->what();
+    }
+    EXPECT_EQ(observer_.forwards.size(), 3u * 3);
+    EXPECT_TRUE(jobs[0]->Latents() == one && jobs[1]->Latents() == other);
+    for (const ReceiptEntry& entry : jobs[0]->planner->Entries()) {
+      if (entry.role == AttentionRole::kSelf) {
+        EXPECT_EQ(entry.calls, 6u * 2 * 3);
+      }
+    }
+  }
+}
+
+TEST_F(Steps, APassThatFindsNoMemoryEndsTheStep) {
+  const std::string alone = Job(pipeline(), {}, &observer_).DrawnAlone();
+  std::vector<std::unique_ptr<Job>> jobs;
+  jobs.push_back(AtStep({}));
+  jobs.push_back(AtStep({}));
+  {
+    const ScopedStopCheck stop([]() -> std::optional<Error> {
+      if (HasForwardContext()) throw std::bad_alloc();
+      return std::nullopt;
+    });
+    const auto nobody = Caught([&] { Step(jobs); });
+    ASSERT_TRUE(nobody);
+    EXPECT_EQ(nobody->reason(), "MEMORY");
+  }
+  for (const auto& job : jobs) EXPECT_TRUE(job->DrawnAlone() == alone);
 }
 
 TEST_F(Steps, ARunIsSavedAtAnyUnitAndGoesOnWithTheSameBits) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "runtime/threads.h"
+#include "runtime/version.h"
 #include "tests/runtime/fake_engine.h"
 #include "tests/runtime/measured.h"
 #include "tests/temporary_folder.h"
@@ -127,16 +129,23 @@ TEST(EngineTuning, AWishGoesBeforeWhatWasMeasured) {
   EXPECT_THAT(SelfRows(fake.AwaitEnd(id)), ElementsAre("0-2 SAGE_ATTN request"));
 }
 
-TEST(EngineTuning, RowsAreForStepsOfTheirNumberOfRows) {
-  FakeEngine fake;
-  fake.engine->tuner().Import(
-      TableOf(HereOf(fake), fake.model, {AttnBackend::kReference}, /*rows=*/2), "an operator");
-  const auto drawn = [&](double guidance) {
-    return SelfRows(fake.AwaitEnd(fake.Submit(
-        "a job", [&](GenerationRequest& request) { request.guidance_scale = guidance; })));
-  };
-  EXPECT_THAT(drawn(5), ElementsAre("0-2 REFERENCE automatic"));
-  EXPECT_THAT(drawn(1), ElementsAre("0-2 TORCH_SDPA automatic"));
+TEST(EngineTuning, RowsAreForCallsOfTheirNumberOfRows) {
+  for (const auto device : {DeviceInfo::Type::kCpu, DeviceInfo::Type::kCuda}) {
+    FakeEngine fake({}, true, 2, [&](FakeModel* model) { model->device = device; });
+    const bool together = device == DeviceInfo::Type::kCpu;  // both passes of guidance
+    const MeasuredOn here =
+        together ? HereOf(fake)  // which nothing invented can measure on a GPU
+                 : MeasuredOn{Version(), "a GPU", "cuda 0.0 libtorch=" + LibTorchVersion()};
+    fake.engine->tuner().Import(
+        TableOf(here, fake.model, {AttnBackend::kReference}, together ? 2 : 1), "an operator");
+    const auto drawn = [&](double guidance) {
+      return SelfRows(fake.AwaitEnd(fake.Submit(
+          "a job", [&](GenerationRequest& request) { request.guidance_scale = guidance; })));
+    };
+    EXPECT_THAT(drawn(5), ElementsAre("0-2 REFERENCE automatic"));
+    EXPECT_THAT(drawn(1),
+                ElementsAre(together ? "0-2 TORCH_SDPA automatic" : "0-2 REFERENCE automatic"));
+  }
 }
 
 TEST(EngineTuning, MeasurementsOfAnotherMachineAreKeptIgnoredAndNamed) {

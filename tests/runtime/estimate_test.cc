@@ -30,6 +30,7 @@ struct Shape {
   AttnBackend backend = AttnBackend::kFlashAttn;
   std::vector<ArtifactFormat> formats = {ArtifactFormat::kSafetensors};
   double guidance = 1;
+  LinearNumerics linear = LinearNumerics::kPacked;
 };
 
 class Loaded {
@@ -60,6 +61,7 @@ class Loaded {
     work.request.max_sequence_length = 64;
     work.request.formats = shape.formats;
     work.request.attention.backend = shape.backend;
+    work.request.numerics.linear = shape.linear;
     work.parameters = ResolveRequest(work.request, pipeline_->info().defaults, pipeline_->rules());
     return work;
   }
@@ -140,7 +142,15 @@ INSTANTIATE_TEST_SUITE_P(
                           "float32",
                           AttnBackend::kSlaAttn,
                           {ArtifactFormat::kGif, ArtifactFormat::kPng},
-                          4}),
+                          4},
+                    Shape{.width = 512, .height = 512, .frames = 5, .guidance = 4},
+                    Shape{
+                        .width = 512, .height = 512, .frames = 5, .linear = LinearNumerics::kExact},
+                    Shape{.width = 512,
+                          .height = 512,
+                          .frames = 9,
+                          .guidance = 4,
+                          .linear = LinearNumerics::kExact}),
     [](const auto& info) { return "Case" + std::to_string(info.index); });
 
 TEST(Estimates, CountAFormOfTheWeightsThatIsNotKeptUntilItIsThere) {

@@ -411,7 +411,8 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
   setting_.model = model->name;
   setting_.layers = {model->num_layers, model->num_layers, 1, 1};
   setting_.guard = std::make_shared<CallGuard>(std::move(clock));
-  setting_.device.name = "an invented CPU";
+  setting_.device.type = model->device;
+  setting_.device.name = model->device == DeviceInfo::Type::kCpu ? "an invented CPU" : "a GPU";
 }
 
 void FakePipeline::CheckRun(const GenerationRequest& request, const ResolvedParameters&) const {

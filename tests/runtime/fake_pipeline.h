@@ -95,7 +95,8 @@ struct FakeModel {
   // Of each unit, before its gate; `rows` of a forward are all of its runs'.
   std::function<void(const Unit&, int64_t rows)> on_unit;
   std::vector<AttentionSpec> specs = {SelfSpec(), CrossSpec()};
-  int64_t num_layers = 2;  // when the engine is made
+  int64_t num_layers = 2;  // when the engine is made, as
+  DeviceInfo::Type device = DeviceInfo::Type::kCpu;
   InventedBackends backends;
   WorkEstimate estimate;  // of every job and call, but for the units
   std::atomic<int64_t> made_bytes = 0;
