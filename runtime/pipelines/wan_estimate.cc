@@ -14,10 +14,10 @@ namespace {
 constexpr int64_t kLibraries = int64_t{48} << 20;
 constexpr int64_t kFloat = 4;
 // All blocks come from one heap (threads.h); those that come and go in different sizes leave gaps.
-// Real decodes took up to 1.7 times what was alive. Forwards of one set of rows, whose blocks fit
-// each other, took hardly more than that; of several, where blocks of one and of all come and go,
-// up to 1.87 times.
-constexpr double kDecodeGaps = 1.75, kOtherGaps = 1.25, kSharedGaps = 1.9;
+// Real decodes took up to 1.7 times what was alive. Forwards of one set of rows by our own kernels,
+// whose blocks fit each other, took hardly more than that; of several sets, where blocks of one and
+// of all come and go, up to 1.87 times, and by ATen's operators up to 1.4.
+constexpr double kDecodeGaps = 1.75, kOtherGaps = 1.25, kMixedGaps = 1.9;
 
 int64_t Numbers(const std::vector<int64_t>& shape) {
   int64_t numbers = 1;
@@ -29,7 +29,9 @@ int64_t WithGaps(int64_t bytes, double gaps) {
   return static_cast<int64_t>(static_cast<double>(bytes) * gaps);
 }
 
-double StepGaps(bool guided) { return guided ? kSharedGaps : kOtherGaps; }
+double StepGaps(bool guided, LinearNumerics linear) {
+  return guided || linear == LinearNumerics::kExact ? kMixedGaps : kOtherGaps;
+}
 
 struct Forward {
   int64_t bytes = 0;
@@ -162,7 +164,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   const int64_t encode = frames + EncodeBytes(formats, p, numbers);
   const Forward forward = EstimateStep(parts, latents, length, branches > 1, p.linear, cost);
   WorkEstimate estimate;
-  estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kSharedGaps) : 0;
+  estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kMixedGaps) : 0;
   if (!parts.on_cpu) {
     estimate.held_bytes = frames;
     estimate.peak_bytes = kLibraries + encode;
@@ -172,7 +174,7 @@ WorkEstimate EstimateWanRun(const WanParts& parts, const std::vector<int64_t>& l
   RunBytes run{state, frames};
   run.prompts = WithGaps(state + PromptBytes(parts, length, p.linear, cost), kOtherGaps) +
                 WeightsComeBack(parts.text_encoder);
-  run.steps = WithGaps(state + std::max(forward.bytes, encode), StepGaps(branches > 1));
+  run.steps = WithGaps(state + std::max(forward.bytes, encode), StepGaps(branches > 1, p.linear));
   std::optional<Decodes> decode;
   if (decodes) decode.emplace(parts.vae, latents, p.linear, cost);
   const bool may_keep = parts.keep != KeepTextEncoder::kNever;
@@ -199,9 +201,10 @@ WorkEstimate EstimateWanCall(const WanParts& parts, const std::vector<int64_t>& 
   const int64_t text =
       (guided ? 2 : 1) * TextContextBytes(parts.transformer.config(), latents[0], length, element);
   WorkEstimate estimate;
-  estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kSharedGaps) : 0;
+  estimate.row_bytes = parts.on_cpu ? WithGaps(forward.row_bytes, kMixedGaps) : 0;
   estimate.peak_bytes =
-      kLibraries + tensors + (parts.on_cpu ? WithGaps(text + forward.bytes, StepGaps(guided)) : 0);
+      kLibraries + tensors +
+      (parts.on_cpu ? WithGaps(text + forward.bytes, StepGaps(guided, linear)) : 0);
   return estimate;
 }
 
