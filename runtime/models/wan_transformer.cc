@@ -270,7 +270,7 @@ Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const
     const at::Tensor update = last(x, Activation::kNone, rows.sizes);
     return gate.defined() ? AddGated(hidden, update, gate) : Add(hidden, update);
   }
-  last.AddTo(hidden.wide, x, gate, gate.defined() ? rows.time.index : at::Tensor());
+  last.AddTo(hidden.wide, x, gate, rows.time.index);
   return {config_.cross_attn_norm ? at::Tensor() : hidden.wide.to(dtype_), hidden.wide};
 }
 
