@@ -1,7 +1,6 @@
 #include "server/metrics.h"
 
 #include <prometheus/counter.h>
-#include <prometheus/family.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
@@ -12,8 +11,10 @@
 #include <mutex>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "runtime/scope.h"
+#include "server/metrics_series.h"
 
 namespace denoised {
 namespace {
@@ -21,70 +22,6 @@ namespace {
 using prometheus::Counter;
 using prometheus::Gauge;
 using prometheus::Histogram;
-using prometheus::Labels;
-
-// Video takes from milliseconds (a step of a small model) to an hour (a long clip).
-const Histogram::BucketBoundaries& SecondsBuckets() {
-  static const Histogram::BucketBoundaries kBuckets = {
-      0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,  1,    2.5,
-      5,     10,     20,    30,   60,    120,  300, 600,  1200, 1800, 3600};
-  return kBuckets;
-}
-const Histogram::BucketBoundaries& BatchBuckets() {
-  static const Histogram::BucketBoundaries kBuckets = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64};
-  return kBuckets;
-}
-const Histogram::BucketBoundaries& TokenBuckets() {
-  static const Histogram::BucketBoundaries kBuckets = {64,    256,   1024,   4096,   8192,  16384,
-                                                       32768, 65536, 131072, 262144, 524288};
-  return kBuckets;
-}
-
-// From rounding to nothing in common.
-const Histogram::BucketBoundaries& ErrorBuckets() {
-  static const Histogram::BucketBoundaries kBuckets = {1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3,
-                                                       0.01, 0.02, 0.05, 0.1,  0.2,  0.5,  1};
-  return kBuckets;
-}
-
-// The series of one family by their label values. Adding to a prometheus::Family builds a metric
-// just to find that it exists; this remembers the ones that do.
-template <typename Metric, typename... Arguments>
-class Series {
- public:
-  Series(prometheus::Family<Metric>& family, std::vector<std::string> names, Arguments... arguments)
-      : family_(family), names_(std::move(names)), arguments_(std::move(arguments)...) {}
-
-  Metric& At(const std::vector<std::string>& values) {
-    std::lock_guard lock(mutex_);
-    Metric*& metric = metrics_[values];
-    if (metric == nullptr) metric = &Make(values);
-    return *metric;
-  }
-
-  void KeepOnly(const std::set<std::vector<std::string>>& values) {
-    std::lock_guard lock(mutex_);
-    std::erase_if(metrics_, [&](const auto& entry) {
-      if (values.contains(entry.first)) return false;
-      family_.Remove(entry.second);
-      return true;
-    });
-  }
-
- private:
-  Metric& Make(const std::vector<std::string>& values) {
-    Labels labels;
-    for (size_t i = 0; i < names_.size(); ++i) labels[names_[i]] = values.at(i);
-    return std::apply([&](const auto&... a) -> Metric& { return family_.Add(labels, a...); },
-                      arguments_);
-  }
-
-  prometheus::Family<Metric>& family_;
-  const std::vector<std::string> names_;
-  const std::tuple<Arguments...> arguments_;
-  std::mutex mutex_;
-  std::map<std::vector<std::string>, Metric*> metrics_;  // guarded by mutex_
-};
 
 using Counters = Series<Counter>;
 using GaugeSeries = Series<Gauge>;

@@ -1,6 +1,6 @@
-// Prometheus: the only file that knows it. Turns what the engine reports, and each finished call,
-// into the series named in the contract. Labels come from closed sets only; no ids, prompts or
-// peers.
+// Prometheus: with metrics_series.h the only file that knows it. Turns what the engine reports, and
+// each finished call, into the series named in the contract. Labels come from closed sets only; no
+// ids, prompts or peers.
 #ifndef DENOISED_SERVER_METRICS_H_
 #define DENOISED_SERVER_METRICS_H_
 

@@ -1,6 +1,7 @@
 // How a row of a query or key becomes bytes (SageAttention, arXiv 2410.02367): one scale a row,
 // the largest magnitude at 127, elements rounded to nearest, ties to even. The CUDA kernel computes
-// with these functions, pack.cc with vectors of the same operations: the same bytes and scales.
+// with these functions, int8_rows.cc with vectors of the same operations: the same bytes and
+// scales.
 //
 // Host and device; no errors. float32 in, with IEEE rounding of every step.
 #ifndef DENOISED_BACKENDS_KERNELS_INT8_RULE_H_

@@ -14,7 +14,8 @@ import tempfile
 
 FOLDERS = ("proto", "server", "runtime", "backends")
 SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
-MAX_LINES = 700
+MAX_LINES = {"server": 400, "runtime": 400, "backends": 400}  # a longer file is two ideas
+MAX_LINES_ELSEWHERE = 700
 GENERATED = "// Written by tools/"  # tables that a script makes have the length they have
 
 TORCH = re.compile(r"^(ATen|c10|torch|caffe2)/")
@@ -129,6 +130,10 @@ def check_rooms(files):
                 yield f"{name} includes {target}: {room}/ knows nothing of it"
 
 
+def max_lines(name):
+    return MAX_LINES.get(name.split("/")[0], MAX_LINES_ELSEWHERE)
+
+
 def check_text(files):
     for name, text in files.items():
         code = without_comments(text)
@@ -141,9 +146,9 @@ def check_text(files):
             yield f"{name}: defines a macro that writes code"
         if UNFINISHED.search(text):
             yield f"{name}: has an unfinished mark ({UNFINISHED.search(text).group()})"
-        lines = text.count("\n")
-        if lines > MAX_LINES and not text.startswith(GENERATED):
-            yield f"{name}: {lines} lines, at most {MAX_LINES}"
+        lines, most = text.count("\n"), max_lines(name)
+        if lines > most and not text.startswith(GENERATED):
+            yield f"{name}: {lines} lines, at most {most}"
 
 
 def check_folders(root):
@@ -188,7 +193,10 @@ BROKEN = [
     ("past the manifest", {"runtime/schedulers/a.cc": "std::FILE* f = std::fopen(path, \"r\");\n"}),
     ("macro that writes code", {"backends/a.cc": "#define TWICE(x) (2 * (x))\n"}),
     ("unfinished mark", {"runtime/a.cc": "// TO" + "DO: later\n"}),
-    ("at most", {"runtime/a.cc": "\n" * (MAX_LINES + 1)}),
+    ("at most 400", {"server/a.cc": "\n" * 401}),
+    ("at most 400", {"runtime/store/a.cc": "\n" * 401}),
+    ("at most 400", {"backends/kernels/a.h": "\n" * 401}),
+    ("at most 700", {"proto/a.h": "\n" * 701}),
     ("no such folder", {"runtime/util/a.cc": "int a;\n"}),
     (".proto files only", {"proto/a.h": "int a;\n"}),
     ("no sources found", {}),
@@ -202,6 +210,8 @@ CLEAN = {
     "runtime/loaders/file.cc": "fd_ = open(path, O_RDONLY);\n",
     "runtime/loaders/a.cc": "auto file = folder.Open(name); Weights::Open(folder, stem);\n",
     "backends/error.h": "#include <string>\n",
+    "backends/long.cc": "\n" * 400,
+    "runtime/tokenizer/table.cc": GENERATED + "make_table.py\n" + "\n" * 1000,
 }
 
 
