@@ -1,15 +1,13 @@
 #include "backends/attention_cost.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "backends/error.h"
 #include "backends/kernels/block_sparse.h"
+#include "backends/kernels/workers.h"
 
 namespace denoised {
 namespace {
-
-int64_t Threads() { return std::max<int64_t>(1, std::thread::hardware_concurrency()); }
 
 double Double(int64_t x) { return static_cast<double>(x); }
 
@@ -39,13 +37,14 @@ int64_t KernelBytes(const AttentionSpec& spec, int64_t rows) {
   const int64_t keys = rows * spec.kv_len * spec.num_heads * spec.head_size * 4;
   const int64_t wide = widens ? 2 * (QueryBytes(spec, rows, 4) + keys) : 0;
   const int64_t mask = spec.has_mask ? rows * spec.num_heads * spec.q_len * spec.kv_len * 4 : 0;
-  return packed + wide + mask + Threads() * ((int64_t{128} << 10) + padded * kernels::kBlock * 8);
+  return packed + wide + mask +
+         kernels::HardwareThreads() * ((int64_t{192} << 10) + padded * kernels::kBlock * 8);
 }
 
 int64_t PlanBytes(const PlanSize& size, const AttentionSpec& spec, int64_t rows) {
   const int64_t means = rows * spec.num_heads * size.means * spec.head_size * 4;
   const int64_t orders = (spec.q_len + spec.kv_len) * 16;
-  return means + Threads() * size.band_bytes + size.kept_bytes + orders;
+  return means + kernels::HardwareThreads() * size.band_bytes + size.kept_bytes + orders;
 }
 
 int64_t ListBytes(const PlanSize& size, const AttentionSpec& spec) {

@@ -1,10 +1,10 @@
 // SAGE_ATTN_THREE and ATTN_QAT_INFER: FP4 numerics, emulated (kernels/fp4.h).
 #include <algorithm>
-#include <thread>
 
 #include "backends/attention_call.h"
 #include "backends/intra_op.h"
 #include "backends/kernels/fp4.h"
+#include "backends/kernels/workers.h"
 #include "backends/quantised_backends.h"
 #include "backends/stop_point.h"
 
@@ -50,9 +50,8 @@ AttentionCost Fp4Backend::Estimate(const AttentionSpec& spec, const std::string&
                                    int64_t rows) const {
   // Of one head in float64: queries, result, keys and values, as they are and rounded; in each
   // thread some copies of the scores of a block of queries.
-  const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
   const int64_t numbers = (3 * spec.q_len + 8 * spec.kv_len) * spec.head_size +
-                          threads * 4 * kernels::kFp4QueryBlock * spec.kv_len;
+                          kernels::HardwareThreads() * 4 * kernels::kFp4QueryBlock * spec.kv_len;
   return {numbers * 8, DenseMultiplyAdds(spec, rows)};
 }
 

@@ -1,6 +1,8 @@
 #include "runtime/threads.h"
 
 #include <malloc.h>
+#include <pthread.h>
+#include <sched.h>
 #include <torch/headeronly/version.h>
 
 #include <climits>
@@ -25,6 +27,11 @@ void RunOnPassingThread(int threads, const std::function<void()>& work) {
   }).join();
   SetIntraOpThreads(own);  // later threads begin with what was set last, wherever
   if (thrown) std::rethrow_exception(thrown);
+}
+
+void ComputeInBackground() {
+  const sched_param none{};
+  pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);  // where it may not, it is as it was
 }
 
 void KeepFreedMemory() {

@@ -15,6 +15,11 @@ namespace denoised {
 // sleep.
 void RunOnPassingThread(int threads, const std::function<void()>& work);
 
+// Marks this thread, and those that it starts from now on, as one that computes for long
+// (SCHED_BATCH): when it wakes, the thread that woke it goes on. Who takes a request in has it
+// answered before the work that it began takes the processor from it.
+void ComputeInBackground();
+
 // Freed memory stays with the process for the next allocation, up to 2 GiB at the end of the heap,
 // instead of going back to the kernel: every step allocates the same large tensors, and getting
 // them page by page anew costs up to a fifth of a sparse attention. Called first in main().

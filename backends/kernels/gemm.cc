@@ -1,12 +1,12 @@
 #include "backends/kernels/gemm.h"
 
 #include <algorithm>
-#include <thread>
 #include <vector>
 
 #include "backends/kernels/gemm_kernels.h"
 #include "backends/kernels/gemm_pack.h"
 #include "backends/kernels/thread_buffer.h"
+#include "backends/kernels/workers.h"
 #include "backends/stop_point.h"
 
 namespace denoised::kernels {
@@ -23,10 +23,7 @@ constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
 
 // Enough for every core to have some, and for the last ones to end about together. How rows and
 // columns are shared out changes no bit.
-int64_t WantedTasks() {
-  static const int64_t cores = std::thread::hardware_concurrency();
-  return std::max<int64_t>(16, 8 * cores);
-}
+int64_t WantedTasks() { return std::max<int64_t>(16, 8 * HardwareThreads()); }
 
 // Frames what a thread does with a tile kernel.
 class KernelSession {

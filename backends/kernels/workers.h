@@ -8,8 +8,15 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <thread>
 
 namespace denoised::kernels {
+
+// Threads that this machine has, 1 at least. Asked once: the answer is read from files.
+inline int64_t HardwareThreads() {
+  static const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  return threads;
+}
 
 // One of `count` that run at once.
 struct Worker {

@@ -95,6 +95,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   EndUnjudged();
   LoadCosts(options_.state_dir, &cost_, logger_);
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
+  encoder_.Post(ComputeInBackground);
   thread_ = std::thread([this] { Loop(); });
 }
 

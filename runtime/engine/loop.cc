@@ -9,6 +9,7 @@
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/refusals.h"
+#include "runtime/threads.h"
 
 namespace denoised {
 namespace {
@@ -26,6 +27,7 @@ JobStage StageOf(UnitKind kind) {
 }  // namespace
 
 void EngineImpl::Loop() {
+  ComputeInBackground();
   SetIntraOpThreads(options_.threads);
   for (;;) {
     {

@@ -10,10 +10,6 @@
 namespace denoised {
 namespace {
 
-// Previews are there for those who watch; of ended jobs so many stay, for those who come a little
-// late.
-constexpr size_t kEndedPreviews = 16;
-
 Error OtherRequest(const std::string& id) {
   return Error(StatusCode::kAlreadyExists,
                "idempotency_key: job '" + id + "' was made under this key by another request",
@@ -176,8 +172,22 @@ std::vector<JobSnapshot> Feed::Replay(const std::string& id, uint64_t sequence) 
 std::shared_ptr<void> Feed::Watch(const std::string& id, std::function<void()> wake) {
   auto watcher = std::make_shared<Watcher>(Watcher{std::move(wake)});
   const std::lock_guard lock(mutex_);
-  if (Record* record = Find(id)) record->watchers.push_back(watcher);
+  if (Record* record = Find(id)) {
+    record->watchers.push_back(watcher);
+    if (record->listed) used_.insert(id);
+  }
   return watcher;
+}
+
+uint64_t Feed::RequireEnded(const std::string& id) const {
+  const std::lock_guard lock(mutex_);
+  const Record* record = Find(id);
+  if (!record) throw NoJob(id);
+  if (IsTerminal(record->row.job.state)) return record->row.number;
+  throw Error(StatusCode::kFailedPrecondition,
+              "job '" + id + "' is " + std::string(JobStateName(record->row.job.state)) +
+                  "; only a job that has ended can be deleted",
+              "job_id", "JOB_NOT_FINISHED");
 }
 
 // ---- changing
@@ -327,168 +337,6 @@ void Feed::Settle(const std::string& id) {
   if (IsTerminal(record->row.job.state)) End(id, record);
   lock.unlock();
   for (const auto& watcher : woken) watcher->wake();
-}
-
-// ---- results
-
-void Feed::AddResult(const std::string& id, const ArtifactInfo& info,
-                     std::shared_ptr<const Artifact> artifact) {
-  const std::lock_guard lock(mutex_);
-  Record* record = Find(id);
-  if (!record) return;
-  Result& place = record->results[info.format];
-  result_bytes_ += info.size_bytes - place.info.size_bytes;
-  place = {info, std::move(artifact), nullptr};
-}
-
-std::optional<Feed::Result> Feed::FindResult(const std::string& id, ArtifactFormat format) const {
-  const std::lock_guard lock(mutex_);
-  const Record* record = Find(id);
-  if (!record) return std::nullopt;
-  const auto found = record->results.find(format);
-  if (found == record->results.end()) return std::nullopt;
-  return Result{found->second.info, found->second.artifact, record->reading};
-}
-
-void Feed::MarkFetched(const std::string& id) {
-  const std::lock_guard lock(mutex_);
-  if (Record* record = Find(id)) record->fetched = true;
-}
-
-int64_t Feed::CountUnfetched(std::chrono::steady_clock::duration age) const {
-  const auto since = std::chrono::steady_clock::now() - age;
-  const std::lock_guard lock(mutex_);
-  int64_t count = 0;
-  for (auto id = with_results_.rbegin(); id != with_results_.rend(); ++id) {
-    const Record& record = records_.at(*id);
-    if (record.ended_at < since) break;
-    count += record.row.job.state == JobState::kSucceeded && !record.fetched ? 1 : 0;
-  }
-  return count;
-}
-
-// ---- forgetting
-
-void Feed::End(const std::string& id, Record* record) {
-  using std::chrono::system_clock;
-  const auto now = system_clock::now();
-  record->ended_at =
-      std::chrono::steady_clock::now() -
-      std::max(system_clock::duration(0), now - record->row.job.finished_at.value_or(now));
-  if (record->row.job.state != JobState::kSucceeded) {
-    result_bytes_ -= record->bytes();
-    record->results.clear();
-  }
-  (record->results.empty() ? without_results_ : with_results_).push_back(id);
-  if (record->row.job.preview) pictured_.push_back(id);
-  if (pictured_.size() > kEndedPreviews) {
-    if (Record* oldest = Find(pictured_.front())) oldest->row.job.preview.reset();
-    pictured_.pop_front();
-  }
-  ForgetOld();
-}
-
-void Feed::ForgetOld() {
-  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
-    while (ended->size() > max_finished_ && ForgetOldest(ended, Which::kNotInUse)) {
-    }
-  }
-  for (const Which which : {Which::kNotInUse, Which::kAny}) {
-    while (result_bytes_ > max_result_bytes_ && ForgetOldest(&with_results_, which)) {
-    }
-  }
-}
-
-bool Feed::Takes(const Record& record, Which which) {
-  if (which == Which::kAny) return true;
-  if (record.watched() || record.read()) return false;
-  return which == Which::kNotInUse || record.fetched;
-}
-
-uint64_t Feed::result_bytes() const {
-  const std::lock_guard lock(mutex_);
-  return result_bytes_;
-}
-
-uint64_t Feed::forgettable_bytes() const {
-  const std::lock_guard lock(mutex_);
-  uint64_t bytes = 0;
-  for (const std::string& id : with_results_) {
-    const Record& record = records_.at(id);
-    if (&id != &with_results_.back() && Takes(record, Which::kNotInUse)) bytes += record.bytes();
-  }
-  return bytes;
-}
-
-void Feed::MakeRoom(uint64_t bytes) {
-  const std::lock_guard lock(mutex_);
-  const uint64_t wanted = result_bytes_ > bytes ? result_bytes_ - bytes : 0;
-  for (const Which which : {Which::kFetched, Which::kNotInUse}) {
-    while (result_bytes_ > wanted && ForgetOldest(&with_results_, which)) {
-    }
-  }
-}
-
-bool Feed::ForgetOldest(std::deque<std::string>* ended, Which which) {
-  if (ended->empty()) return false;
-  const auto newest = std::prev(ended->end());
-  const auto oldest = std::find_if(
-      ended->begin(), newest, [&](const std::string& id) { return Takes(records_.at(id), which); });
-  if (oldest == newest) return false;
-  forgotten_.push_back({*oldest, records_.at(*oldest).row.number});
-  Erase(*oldest);
-  ended->erase(oldest);
-  return true;
-}
-
-void Feed::ForgetEndedBefore(SystemTime moment) {
-  const std::lock_guard lock(mutex_);
-  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
-    std::erase_if(*ended, [&](const std::string& id) {
-      const Record& record = records_.at(id);
-      const auto& end = record.row.job.finished_at;
-      const bool old = end && *end < moment && Takes(record, Which::kNotInUse);
-      if (!old) return false;
-      forgotten_.push_back({id, record.row.number});
-      Erase(id);
-      return true;
-    });
-  }
-}
-
-uint64_t Feed::RequireEnded(const std::string& id) const {
-  const std::lock_guard lock(mutex_);
-  const Record* record = Find(id);
-  if (!record) throw NoJob(id);
-  if (IsTerminal(record->row.job.state)) return record->row.number;
-  throw Error(StatusCode::kFailedPrecondition,
-              "job '" + id + "' is " + std::string(JobStateName(record->row.job.state)) +
-                  "; only a job that has ended can be deleted",
-              "job_id", "JOB_NOT_FINISHED");
-}
-
-void Feed::Forget(const std::string& id) {
-  const std::lock_guard lock(mutex_);
-  if (!Find(id)) return;
-  std::erase(with_results_, id);
-  std::erase(without_results_, id);
-  Erase(id);
-}
-
-void Feed::Erase(const std::string& id) {
-  const auto found = records_.find(id);
-  const JobRow& row = found->second.row;
-  result_bytes_ -= found->second.bytes();
-  order_.erase(row.number);
-  if (const auto key = keys_.find(row.key); key != keys_.end() && key->second == id) {
-    keys_.erase(key);
-  }
-  records_.erase(found);
-}
-
-std::vector<Feed::Forgotten> Feed::TakeForgotten() {
-  const std::lock_guard lock(mutex_);
-  return std::exchange(forgotten_, {});
 }
 
 }  // namespace denoised

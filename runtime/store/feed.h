@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -104,6 +105,7 @@ class Feed {
     std::shared_ptr<const void> reading = std::make_shared<int>();
     std::chrono::steady_clock::time_point ended_at;
     bool fetched = false;
+    bool listed = false;  // in with_results_
 
     bool watched() const;
     bool read() const { return reading.use_count() > 1; }
@@ -140,7 +142,9 @@ class Feed {
   std::map<uint64_t, std::string> order_;                   // number -> id
   std::unordered_map<std::string, std::string> keys_;       // of idempotency -> id
   std::deque<std::string> with_results_, without_results_;  // ended jobs, oldest first
-  std::deque<std::string> pictured_;  // ended jobs that still have a preview, oldest first
+  uint64_t listed_bytes_ = 0;                               // of with_results_
+  mutable std::set<std::string> used_;  // of with_results_, all that may be watched or read
+  std::deque<std::string> pictured_;    // ended jobs that still have a preview, oldest first
   std::vector<Forgotten> forgotten_;
   uint64_t result_bytes_ = 0;
   uint64_t last_number_ = 0;

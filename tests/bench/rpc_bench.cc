@@ -133,7 +133,7 @@ class Client {
   // Of the smallest job, so that the server is idle again at once.
   // Writes a finished job to "file" for the echo, and names it.
   static Json Sample(Stub& stub, const Json& request) {
-    const v1::Job job = WaitForEnd(stub, Submit(stub, JobOf({})).id());
+    const v1::Job job = WaitForEnd(stub, Submit(stub, JobOf(Json::object())).id());
     if (job.state() != v1::SUCCEEDED) throw std::runtime_error(job.error().message());
     std::ofstream file(request.at("file").get<std::string>(), std::ios::binary);
     if (!job.SerializeToOstream(&file)) throw std::runtime_error("the job could not be written");
@@ -141,7 +141,7 @@ class Client {
   }
 
   static Json TimeSubmit(Stub& stub, const Json& request) {
-    const v1::GenerationRequest job = JobOf({});
+    const v1::GenerationRequest job = JobOf(Json::object());
     return Quantiles(request.at("calls"), [&](std::vector<double>* seconds) {
       const auto start = std::chrono::steady_clock::now();
       const std::string id = Submit(stub, job).id();

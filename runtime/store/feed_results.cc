@@ -1,0 +1,183 @@
+// Feed: the results of jobs, and which ended jobs are forgotten.
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "runtime/store/feed.h"
+
+namespace denoised {
+namespace {
+
+// Previews are there for those who watch; of ended jobs so many stay, for those who come a little
+// late.
+constexpr size_t kEndedPreviews = 16;
+
+}  // namespace
+
+// ---- results
+
+void Feed::AddResult(const std::string& id, const ArtifactInfo& info,
+                     std::shared_ptr<const Artifact> artifact) {
+  const std::lock_guard lock(mutex_);
+  Record* record = Find(id);
+  if (!record) return;
+  Result& place = record->results[info.format];
+  result_bytes_ += info.size_bytes - place.info.size_bytes;
+  if (record->listed) listed_bytes_ += info.size_bytes - place.info.size_bytes;
+  place = {info, std::move(artifact), nullptr};
+}
+
+std::optional<Feed::Result> Feed::FindResult(const std::string& id, ArtifactFormat format) const {
+  const std::lock_guard lock(mutex_);
+  const Record* record = Find(id);
+  if (!record) return std::nullopt;
+  const auto found = record->results.find(format);
+  if (found == record->results.end()) return std::nullopt;
+  if (record->listed) used_.insert(id);
+  return Result{found->second.info, found->second.artifact, record->reading};
+}
+
+void Feed::MarkFetched(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  if (Record* record = Find(id)) record->fetched = true;
+}
+
+int64_t Feed::CountUnfetched(std::chrono::steady_clock::duration age) const {
+  const auto since = std::chrono::steady_clock::now() - age;
+  const std::lock_guard lock(mutex_);
+  int64_t count = 0;
+  for (auto id = with_results_.rbegin(); id != with_results_.rend(); ++id) {
+    const Record& record = records_.at(*id);
+    if (record.ended_at < since) break;
+    count += record.row.job.state == JobState::kSucceeded && !record.fetched ? 1 : 0;
+  }
+  return count;
+}
+
+// ---- forgetting
+
+void Feed::End(const std::string& id, Record* record) {
+  using std::chrono::system_clock;
+  const auto now = system_clock::now();
+  record->ended_at =
+      std::chrono::steady_clock::now() -
+      std::max(system_clock::duration(0), now - record->row.job.finished_at.value_or(now));
+  if (record->row.job.state != JobState::kSucceeded) {
+    result_bytes_ -= record->bytes();
+    record->results.clear();
+  }
+  record->listed = !record->results.empty();
+  (record->listed ? with_results_ : without_results_).push_back(id);
+  if (record->listed) {
+    listed_bytes_ += record->bytes();
+    used_.insert(id);  // until somebody has looked
+  }
+  if (record->row.job.preview) pictured_.push_back(id);
+  if (pictured_.size() > kEndedPreviews) {
+    if (Record* oldest = Find(pictured_.front())) oldest->row.job.preview.reset();
+    pictured_.pop_front();
+  }
+  ForgetOld();
+}
+
+void Feed::ForgetOld() {
+  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
+    while (ended->size() > max_finished_ && ForgetOldest(ended, Which::kNotInUse)) {
+    }
+  }
+  for (const Which which : {Which::kNotInUse, Which::kAny}) {
+    while (result_bytes_ > max_result_bytes_ && ForgetOldest(&with_results_, which)) {
+    }
+  }
+}
+
+bool Feed::Takes(const Record& record, Which which) {
+  if (which == Which::kAny) return true;
+  if (record.watched() || record.read()) return false;
+  return which == Which::kNotInUse || record.fetched;
+}
+
+uint64_t Feed::result_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return result_bytes_;
+}
+
+// Asked at every submit: only those are looked at that somebody may use.
+uint64_t Feed::forgettable_bytes() const {
+  const std::lock_guard lock(mutex_);
+  if (with_results_.empty()) return 0;
+  const std::string& newest = with_results_.back();
+  uint64_t bytes = listed_bytes_ - records_.at(newest).bytes();
+  std::erase_if(used_, [&](const std::string& id) {
+    const Record& record = records_.at(id);
+    if (Takes(record, Which::kNotInUse)) return true;
+    if (id != newest) bytes -= record.bytes();
+    return false;
+  });
+  return bytes;
+}
+
+void Feed::MakeRoom(uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const uint64_t wanted = result_bytes_ > bytes ? result_bytes_ - bytes : 0;
+  for (const Which which : {Which::kFetched, Which::kNotInUse}) {
+    while (result_bytes_ > wanted && ForgetOldest(&with_results_, which)) {
+    }
+  }
+}
+
+bool Feed::ForgetOldest(std::deque<std::string>* ended, Which which) {
+  if (ended->empty()) return false;
+  const auto newest = std::prev(ended->end());
+  const auto oldest = std::find_if(
+      ended->begin(), newest, [&](const std::string& id) { return Takes(records_.at(id), which); });
+  if (oldest == newest) return false;
+  forgotten_.push_back({*oldest, records_.at(*oldest).row.number});
+  Erase(*oldest);
+  ended->erase(oldest);
+  return true;
+}
+
+void Feed::ForgetEndedBefore(SystemTime moment) {
+  const std::lock_guard lock(mutex_);
+  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
+    std::erase_if(*ended, [&](const std::string& id) {
+      const Record& record = records_.at(id);
+      const auto& end = record.row.job.finished_at;
+      const bool old = end && *end < moment && Takes(record, Which::kNotInUse);
+      if (!old) return false;
+      forgotten_.push_back({id, record.row.number});
+      Erase(id);
+      return true;
+    });
+  }
+}
+
+void Feed::Forget(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  if (!Find(id)) return;
+  std::erase(with_results_, id);
+  std::erase(without_results_, id);
+  Erase(id);
+}
+
+void Feed::Erase(const std::string& id) {
+  const auto found = records_.find(id);
+  const JobRow& row = found->second.row;
+  const uint64_t bytes = found->second.bytes();
+  result_bytes_ -= bytes;
+  if (found->second.listed) listed_bytes_ -= bytes;
+  used_.erase(id);
+  order_.erase(row.number);
+  if (const auto key = keys_.find(row.key); key != keys_.end() && key->second == id) {
+    keys_.erase(key);
+  }
+  records_.erase(found);
+}
+
+std::vector<Feed::Forgotten> Feed::TakeForgotten() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(forgotten_, {});
+}
+
+}  // namespace denoised
