@@ -106,6 +106,10 @@ bool ConvolvesWidened(at::ScalarType dtype) {
 
 }  // namespace
 
+at::Tensor Joined(std::vector<at::Tensor> parts) {
+  return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
+}
+
 at::Tensor RowsAlone(const at::Tensor& x, int64_t first, int64_t rows) {
   const at::Tensor part = x.narrow(0, first, rows);
   return LiesAlone(part) ? part : part.clone();

@@ -84,6 +84,8 @@ using kernels::Activation;
 // Rows `first` to `first + rows` of x, whose first element lies as it would in memory of its own:
 // libraries add in another order where it lies less evenly.
 at::Tensor RowsAlone(const at::Tensor& x, int64_t first, int64_t rows);
+// The rows of all, one after the other; what is alone as it is.
+at::Tensor Joined(std::vector<at::Tensor> parts);
 
 // y = x W^T + b over the last axis, as CurrentLinearNumerics says. Cheap to copy (what it holds is
 // shared).

@@ -3,11 +3,8 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <bit>
-#include <unordered_map>
 
 #include "backends/error.h"
-#include "backends/stop_point.h"
 #include "runtime/attention/forward_context.h"
 #include "runtime/models/patches.h"
 
@@ -20,23 +17,11 @@ at::Tensor Part(const at::Tensor& modulation, int64_t index) { return modulation
 // Order of the six parts in a block's table.
 enum : int64_t { kShift1, kScale1, kGate1, kShift2, kScale2, kGate2 };
 
-const RolePlan& SelfOf(const AttentionPlan& plan) {
-  return plan[static_cast<size_t>(AttentionRole::kSelf)];
-}
-
 bool SelfAttentionRuns(AttnBackend id, int layer) {
   const AttentionPlan* plan = GetForwardContext().attn_metadata;
-  const AttentionSlot* slot = plan == nullptr ? nullptr : SelfOf(*plan).Of(layer);
+  const AttentionSlot* slot =
+      plan == nullptr ? nullptr : (*plan)[static_cast<size_t>(AttentionRole::kSelf)].Of(layer);
   return slot != nullptr && slot->id == id;
-}
-
-// Whether what two plans have for self-attention can be one call in each layer, and is tallied as
-// one.
-bool ShareCalls(const AttentionPlan* a, const AttentionPlan* b) {
-  if (a == b) return true;
-  if (a == nullptr || b == nullptr || !SelfOf(*a).Equals(SelfOf(*b))) return false;
-  return std::ranges::equal(SelfOf(*a).slots, SelfOf(*b).slots, {}, &AttentionSlot::tally,
-                            &AttentionSlot::tally);
 }
 
 // What `attend` gives inside a context of the forward that has this plan.
@@ -47,10 +32,6 @@ at::Tensor UnderPlan(const AttentionPlan* plan, const F& attend) {
   context.attn_metadata = plan;
   const ScopedForwardContext scope(context);
   return attend();
-}
-
-at::Tensor Joined(std::vector<at::Tensor> parts) {
-  return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);
 }
 
 }  // namespace
@@ -107,22 +88,18 @@ std::vector<at::Tensor> WanTransformer::Forward(const std::vector<RowSet>& sets)
   TORCH_CHECK(!sets.empty(), "a forward of no rows");
   RequireDim(sets.front().latents, 5, "latents");
   const std::array<int64_t, 3> grid = TokenGrid(sets.front().latents.sizes());
-  Rows rows{sets, {}, grid, {}, {}, {}};
-  int64_t first = 0;
+  Rows rows(grid, rope_.Get(grid));
   for (const RowSet& set : sets) {
     CheckSet(set, sets.front(), grid[0] * grid[1] * grid[2]);
-    const int64_t size = set.latents.size(0);
-    const bool joins = !rows.self.empty() && ShareCalls(rows.self.back().plan, set.plan);
-    if (!joins) rows.self.push_back({first, {}, set.plan});
-    rows.self.back().sizes.push_back(size);
-    rows.sizes.push_back(size);
-    first += size;
+    rows.Add(set);
   }
-  rows.rope = rope_.Get(grid);
-  rows.time = EmbedTime(rows);
-  Hidden hidden = Hidden::From(EmbedPatches(sets));
+  std::optional<Repeats> repeats = RepeatsIn(rows);
+  Rows& first = repeats ? repeats->once : rows;
+  first.time = EmbedTime(first);
+  if (repeats) rows.time = repeats->Spread(first.time);
+  Hidden hidden = Hidden::From(EmbedPatches(first));
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    hidden = RunBlock(static_cast<int>(i), hidden, rows);
+    hidden = RunBlock(static_cast<int>(i), hidden, rows, i == 0 && repeats ? &*repeats : nullptr);
   }
   const at::Tensor out = Project(hidden, rows);
   return sets.size() == 1 ? std::vector<at::Tensor>{out} : out.split_with_sizes(rows.sizes);
@@ -138,104 +115,6 @@ int64_t WanTransformer::FormBytes(LinearNumerics linear) const {
   return converted + std::max<int64_t>(0, int8 - made_bytes_);
 }
 
-void WanTransformer::CheckSet(const RowSet& set, const RowSet& first, int64_t tokens) const {
-  RequireDim(set.latents, 5, "latents");
-  const int64_t batch = set.latents.size(0);
-  RequireSize(set.latents, 1, config_.in_channels, "latents");
-  for (int64_t axis = 2; axis < 5; ++axis) {
-    RequireSize(set.latents, axis, first.latents.size(axis), "latents");
-  }
-  RequireDim(set.timestep, first.timestep.dim() == 2 ? 2 : 1, "timestep");
-  RequireSize(set.timestep, 0, batch, "timestep");
-  if (set.timestep.dim() == 2) RequireSize(set.timestep, 1, tokens, "timestep");
-  if (set.text->blocks.size() != blocks_.size()) {
-    throw InvalidField("text embeddings",
-                       "were made for a model of " + std::to_string(set.text->blocks.size()) +
-                           " layers, this one has " + std::to_string(blocks_.size()));
-  }
-  RequireSize(set.text->blocks.front().key, 0, batch, "text embeddings");
-}
-
-WanTransformer::Conditioning WanTransformer::EmbedTime(const Rows& rows) const {
-  std::vector<at::Tensor> times;
-  for (const RowSet& set : rows.sets) times.push_back(set.timestep.to(device_, at::kFloat));
-  return own_.InUse() ? EmbedUnique(Joined(std::move(times))) : EmbedEach(times, rows.sizes);
-}
-
-WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& timestep) const {
-  const at::Tensor each = timestep.contiguous();
-  std::vector<float> values;
-  std::unordered_map<uint32_t, int32_t> place;  // by their bits
-  Conditioning time;
-  time.index = at::empty({each.size(0), each.dim() == 2 ? each.size(1) : 1}, at::kInt);
-  for (int64_t i = 0; i < each.numel(); ++i) {
-    const float value = each.const_data_ptr<float>()[i];
-    const auto [found, is_new] =
-        place.emplace(std::bit_cast<uint32_t>(value), static_cast<int32_t>(values.size()));
-    if (is_new) values.push_back(value);
-    time.index.mutable_data_ptr<int32_t>()[i] = found->second;
-  }
-  const at::Tensor features = TimeFeatures(at::tensor(values, at::kFloat), time_frequencies_);
-  time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
-  time.projection = time_projection_(Silu(time.embedding))
-                        .to(at::kFloat)
-                        .view({features.size(0), 1, 6, config_.width()});
-  time.embedding = time.embedding.unsqueeze(1);
-  return time;
-}
-
-// ATen's cos, sin and silu round the last few numbers of a tensor otherwise: a call a set.
-WanTransformer::Conditioning WanTransformer::EmbedEach(const std::vector<at::Tensor>& times,
-                                                       const std::vector<int64_t>& sizes) const {
-  const int64_t tokens = times.front().dim() == 2 ? times.front().size(1) : 1;
-  std::vector<at::Tensor> features;
-  for (const at::Tensor& timestep : times) {
-    const at::Tensor angle = timestep.reshape({-1, 1}) * time_frequencies_;
-    const at::Tensor each = at::cat({angle.cos(), angle.sin()}, -1);
-    // A GEMM may round rows of [B, D] and [B, 1, D] alike, but take the reference's shape anyway.
-    features.push_back(timestep.dim() == 2 ? each.view({-1, tokens, config_.freq_dim}) : each);
-  }
-  const at::Tensor first = time_linear_1_(Joined(std::move(features)), Activation::kSilu, sizes);
-  const at::Tensor embedding = time_linear_2_(first, Activation::kNone, sizes).to(dtype_);
-  std::vector<at::Tensor> active;
-  for (const at::Tensor& each : embedding.split_with_sizes(sizes)) active.push_back(at::silu(each));
-  const int64_t batch = embedding.size(0);
-  Conditioning time;
-  time.projection = time_projection_(Joined(std::move(active)), Activation::kNone, sizes)
-                        .to(at::kFloat)
-                        .view({batch, tokens, 6, config_.width()});
-  time.embedding = embedding.view({batch, tokens, config_.width()});
-  return time;
-}
-
-at::Tensor WanTransformer::EmbedPatches(const std::vector<RowSet>& sets) const {
-  std::vector<at::Tensor> latents;
-  int64_t batch = 0;
-  for (const RowSet& set : sets) {
-    latents.push_back(set.latents.to(device_, dtype_));
-    batch += latents.back().size(0);
-  }
-  if (!own_.InUse()) {
-    std::vector<at::Tensor> embedded;
-    for (const at::Tensor& x : latents) {
-      StopPoint();
-      const at::Tensor patches = at::conv3d(x, patch_weight_, patch_bias_, config_.patch_size);
-      embedded.push_back(patches.flatten(2).transpose(1, 2).contiguous());
-    }
-    return Joined(std::move(embedded));
-  }
-  const std::array<int64_t, 3> grid = TokenGrid(latents.front().sizes());
-  const at::Tensor patches =
-      at::empty({batch, grid[0] * grid[1] * grid[2], config_.in_channels * config_.patch_volume()},
-                latents.front().options());
-  int64_t first = 0;
-  for (const at::Tensor& x : latents) {
-    TokensFromLatents(x.contiguous(), config_.patch_size, patches.narrow(0, first, x.size(0)));
-    first += x.size(0);
-  }
-  return patch_linear_(patches);
-}
-
 // table [1, P, D] + time [B or U, 1 or S, P or 1, D], and 1 more in the parts that are scales.
 at::Tensor WanTransformer::Modulated(const at::Tensor& table, const at::Tensor& time,
                                      std::initializer_list<int64_t> scales) const {
@@ -245,18 +124,26 @@ at::Tensor WanTransformer::Modulated(const at::Tensor& table, const at::Tensor& 
   return modulation;
 }
 
-Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& rows) const {
+// Rows that repeat others are those up to the text; from there on each is its own.
+Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& rows,
+                                const Repeats* repeats) const {
   const Block& block = blocks_[layer];
+  const Rows& first = repeats != nullptr ? repeats->once : rows;
+  at::Tensor m = Modulated(block.modulation, first.time.projection, {kScale1, kScale2});
+  const at::Tensor n1 =
+      LayerNormModulate(hidden.wide, Part(m, kScale1), Part(m, kShift1), first.time.index);
+  const at::Tensor attended = SelfAttend(layer, n1, first);
+  Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), first);
+  at::Tensor query = CrossQuery(layer, h1, first);
+  if (repeats != nullptr) {
+    h1 = repeats->Spread(h1);
+    query = repeats->Spread(query);
+    if (!first.time.index.defined()) m = repeats->Spread(m);
+  }
+  const at::Tensor told = CrossAttend(layer, query, rows);
+  const Hidden h2 = AddBranch(h1, block.cross.to_out, told, {}, rows);
+
   const at::Tensor& index = rows.time.index;
-  const at::Tensor m = Modulated(block.modulation, rows.time.projection, {kScale1, kScale2});
-  const at::Tensor n1 = LayerNormModulate(hidden.wide, Part(m, kScale1), Part(m, kShift1), index);
-  const at::Tensor attended = SelfAttend(layer, n1, rows);
-  const Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), rows);
-
-  const at::Tensor n2 =
-      config_.cross_attn_norm ? LayerNorm(h1.wide, block.norm2_weight, block.norm2_bias) : h1.value;
-  const Hidden h2 = AddBranch(h1, block.cross.to_out, CrossAttend(layer, n2, rows), {}, rows);
-
   const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2), Part(m, kShift2), index);
   const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh, rows.sizes);
   return AddBranch(h2, block.ffn_out, f, Part(m, kGate2), rows);
@@ -308,21 +195,27 @@ AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x,
   return extras;
 }
 
+at::Tensor WanTransformer::CrossQuery(int layer, const Hidden& hidden, const Rows& rows) const {
+  const Block& block = blocks_[layer];
+  const at::Tensor x = config_.cross_attn_norm
+                           ? LayerNorm(hidden.wide, block.norm2_weight, block.norm2_bias)
+                           : hidden.value;
+  const at::Tensor projected = block.cross.to_q(x, Activation::kNone, rows.sizes);
+  return SplitHeads(RmsNorm(projected, block.cross.norm_q));
+}
+
 // A call for each set, whose keys and values are its own.
-at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const {
-  const Attention& attention = blocks_[layer].cross;
-  const at::Tensor projected = attention.to_q(x, Activation::kNone, rows.sizes);
-  const at::Tensor q = SplitHeads(RmsNorm(projected, attention.norm_q));
+at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& query, const Rows& rows) const {
   const AttentionLayer run(AttentionRole::kCross, layer);
   std::vector<at::Tensor> parts;
   int64_t first = 0;
-  for (const RowSet& set : rows.sets) {
-    const TextContext::KeyValue& text = set.text->blocks[layer];
-    const int64_t size = set.latents.size(0);
+  for (const RowSet* set : rows.sets) {
+    const TextContext::KeyValue& text = set->text->blocks[layer];
+    const int64_t size = set->latents.size(0);
     AttentionExtras extras;
-    extras.alike_from = set.text->alike_from;
-    parts.push_back(UnderPlan(set.plan, [&] {
-      return run.Forward(RowsAlone(q, first, size), text.key, text.value, extras).flatten(2);
+    extras.alike_from = set->text->alike_from;
+    parts.push_back(UnderPlan(set->plan, [&] {
+      return run.Forward(RowsAlone(query, first, size), text.key, text.value, extras).flatten(2);
     }));
     first += size;
   }

@@ -16,6 +16,7 @@
 #include <atomic>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -87,8 +88,10 @@ class WanTransformer {
   // The velocities [b, out_channels, f, h, w] in the model's dtype, one tensor a set. All sets have
   // one shape of latents but for b, and one form of timesteps. Everything but attention is done on
   // all rows at once; with exact numerics products too are a call a set. Neighbours whose plans
-  // name one backend, one metadata and one tally share a call of self-attention. A set's bits do
-  // not depend on who else is there, as long as its attention's do not.
+  // name one backend, one metadata and one tally share a call of self-attention; where they are
+  // given the same tensors of latents and timesteps as well, as the passes of guidance are, what
+  // comes before the text is computed once for all of them. A set's bits do not depend on who else
+  // is there, as long as its attention's do not.
   std::vector<at::Tensor> Forward(const std::vector<RowSet>& sets) const;
   // Of one set, under the plan of the forward context.
   at::Tensor Forward(const at::Tensor& latents, const at::Tensor& timestep,
@@ -145,12 +148,26 @@ class WanTransformer {
   };
   // What the blocks of one forward have in common.
   struct Rows {
-    const std::vector<RowSet>& sets;
+    Rows(const std::array<int64_t, 3>& grid, RopeTables rope) : grid(grid), rope(std::move(rope)) {}
+    void Add(const RowSet& set);
+
+    const std::array<int64_t, 3> grid;
+    const RopeTables rope;
+    std::vector<const RowSet*> sets;
     std::vector<int64_t> sizes;  // of the sets
-    std::array<int64_t, 3> grid;
+    int64_t count = 0;           // of the rows
     std::vector<Together> self;
     Conditioning time;
-    RopeTables rope;
+  };
+  // Of a forward some of whose sets are the same up to the text.
+  struct Repeats {
+    Rows once;          // each such set once
+    at::Tensor source;  // int64 [all rows]: the row of `once` that each is
+
+    // What was made of `once`, of all rows.
+    at::Tensor Spread(const at::Tensor& x) const;
+    Hidden Spread(const Hidden& hidden) const;
+    Conditioning Spread(const Conditioning& time) const;
   };
 
   WanTransformer(WanTransformerConfig config, at::ScalarType dtype, at::Device device);
@@ -159,19 +176,22 @@ class WanTransformer {
   Attention TakeAttention(const LoadOptions& from, const std::string& name) const;
 
   void CheckSet(const RowSet& set, const RowSet& first, int64_t tokens) const;
+  std::optional<Repeats> RepeatsIn(const Rows& rows) const;
   Conditioning EmbedTime(const Rows& rows) const;
   Conditioning EmbedEach(const std::vector<at::Tensor>& times,
                          const std::vector<int64_t>& sizes) const;
   Conditioning EmbedUnique(const at::Tensor& timestep) const;
-  at::Tensor EmbedPatches(const std::vector<RowSet>& sets) const;
+  at::Tensor EmbedPatches(const Rows& rows) const;
   at::Tensor Modulated(const at::Tensor& table, const at::Tensor& time,
                        std::initializer_list<int64_t> scales) const;
-  Hidden RunBlock(int layer, const Hidden& hidden, const Rows& rows) const;
+  Hidden RunBlock(int layer, const Hidden& hidden, const Rows& rows,
+                  const Repeats* repeats = nullptr) const;
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
                    const at::Tensor& gate, const Rows& rows) const;
   at::Tensor SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const;
   AttentionExtras ExtrasOf(int layer, const at::Tensor& x, const Together& part) const;
-  at::Tensor CrossAttend(int layer, const at::Tensor& x, const Rows& rows) const;
+  at::Tensor CrossQuery(int layer, const Hidden& hidden, const Rows& rows) const;
+  at::Tensor CrossAttend(int layer, const at::Tensor& query, const Rows& rows) const;
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;

@@ -12,7 +12,9 @@
 
 #include "backends/intra_op.h"
 #include "backends/stop_point.h"
+#include "runtime/attention/call_guard.h"
 #include "runtime/attention/forward_context.h"
+#include "runtime/attention/shadows.h"
 #include "runtime/models/wan_transformer.h"
 #include "tests/runtime/random_transformer.h"
 
@@ -212,6 +214,97 @@ TEST_P(RowSets, ThatAgreeInBackendMetadataAndTallyShareTheCallsOfSelfAttention) 
   EXPECT_EQ(other.Of(AttnBackend::kVideoSparseAttn).calls, 2u);
   Forward({&sets[0], &sets[2], &sets[1]});
   EXPECT_EQ(mine.Of(AttnBackend::kVideoSparseAttn).calls, 6u) << "only neighbours";
+}
+
+// FLASH_ATTN, which tells the rows of its calls by layer.
+class ToldCalls : public AttentionBackend {
+ public:
+  using Rows = std::vector<std::pair<int, int64_t>>;
+  ToldCalls(const AttentionBackend* with, Rows* rows) : with_(*with), rows_(*rows) {}
+  AttnBackend id() const override { return with_.id(); }
+  std::string_view summary() const override { return with_.summary(); }
+  std::optional<std::string> Supports(const AttentionSpec& spec,
+                                      const DeviceInfo& device) const override {
+    return with_.Supports(spec, device);
+  }
+  AttentionCost Estimate(const AttentionSpec& spec, const std::string& parameters,
+                         int64_t rows) const override {
+    return with_.Estimate(spec, parameters, rows);
+  }
+  at::Tensor Forward(const AttentionInputs& inputs,
+                     const AttentionMetadata* metadata) const override {
+    rows_.emplace_back(inputs.layer_index, inputs.query.size(0));
+    return with_.Forward(inputs, metadata);
+  }
+
+ private:
+  const AttentionBackend& with_;
+  Rows& rows_;
+};
+
+// The passes of guidance: the same latents and timesteps, and other texts.
+TEST_P(RowSets, OfTheSameLatentsAreComputedOnceUpToTheirTexts) {
+  Load({3, 64, 520});
+  const auto self = static_cast<size_t>(AttentionRole::kSelf);
+  ToldCalls::Rows rows;
+  Set a = Make({1, 8, 8}, Backends()[0], 2, 9, false);
+  const ToldCalls told(a.plan[self].slots[0].backend, &rows);
+  a.plan[self].slots[0].backend = &told;
+  const auto like = [&](const Set& set) {
+    Set other = Make({1, 8, 8}, Backends()[0], 2, 9, false);
+    other.latents = set.latents;
+    other.timestep = set.timestep;
+    other.plan[self] = a.plan[self];
+    return other;
+  };
+  const Set b = like(a);
+  Set c = Make({1, 8, 8}, Backends()[0], 1, 30, false);
+  c.plan[self] = a.plan[self];
+  const auto ran = [&](const std::vector<const Set*>& sets) {
+    rows.clear();
+    Forward(sets);
+    return rows;
+  };
+  EXPECT_EQ(ran({&a, &b, &c}), (ToldCalls::Rows{{0, 3}, {1, 5}}));
+  EXPECT_EQ(ran({&a, &c, &b}), (ToldCalls::Rows{{0, 5}, {1, 5}})) << "only neighbours";
+  Set later = b, copied = b, elsewhere = b;
+  later.timestep = a.timestep.clone().add_(1);
+  copied.latents = a.latents.clone();
+  AttentionTally tally;
+  elsewhere.plan[self].slots[0].tally = &tally;
+  EXPECT_EQ(ran({&a, &later}), (ToldCalls::Rows{{0, 4}, {1, 4}}));
+  EXPECT_EQ(ran({&a, &copied}), (ToldCalls::Rows{{0, 4}, {1, 4}}));
+  EXPECT_EQ(ran({&a, &elsewhere}), (ToldCalls::Rows{{0, 2}, {0, 2}, {1, 2}, {1, 2}}));
+  // Where somebody compares the rows of a call, all are in it.
+  Observer nobody;
+  Shadows shadows(0.02, 1 << 20, std::chrono::steady_clock::now, &nobody);
+  CallGuard guard;
+  guard.set_shadows(&shadows);
+  Set watched = a;
+  AttentionSlot& slot = watched.plan[self].slots[0];
+  slot.guard = &guard;
+  slot.watched = {{std::make_shared<WatchedCalls>(), 2, 2}};
+  EXPECT_EQ(ran({&watched, &b}), (ToldCalls::Rows{{0, 4}, {1, 4}}));
+}
+
+TEST_P(RowSets, OfTheSameLatentsHaveTheBitsThatTheyHaveAlone) {
+  for (const bool per_token : {false, true}) {
+    Load({3, 64, 520});
+    for (const Axes& size : {Axes{6, 8, 8}, Axes{1, 10, 14}}) {
+      std::vector<Set> sets;
+      for (const Backend& backend : Backends()) {
+        sets.push_back(Make(size, backend, 1 + random_() % 2, 1 + random_() % 40, per_token));
+        const Set of = sets.back();
+        for (uint64_t more = random_() % 3; more > 0; --more) {
+          sets.push_back(Make(size, backend, of.latents.size(0), 1 + random_() % 40, per_token));
+          sets.back().latents = of.latents;
+          sets.back().timestep = of.timestep;
+          sets.back().plan = of.plan;
+        }
+      }
+      ExpectBitsOfTheirOwn(sets);
+    }
+  }
 }
 
 // `first` up to a layer, `rest` behind it.
