@@ -118,7 +118,7 @@ TileDesk::TileDesk(const HeadPacks& packs)
       max_(kMaxWidth),
       sums_(kMaxWidth),
       query_scale_(kMaxWidth),
-      scores_(int64_t{kKeysPerPass} * kMaxWidth),
+      scores_((packs.format().tiles ? 2 : 1) * int64_t{kKeysPerPass} * kMaxWidth),
       query_offset_(kMaxWidth) {}
 
 TileJob TileDesk::Begin(int64_t slot, const Rows& queries) {

@@ -62,7 +62,7 @@ struct TileJob {
   float* max;       // [width]: the largest score
   float* sums;      // [width]: the denominator
   float* out;       // [padded_size][width]: the numerator
-  float* scores;    // scratch [kKeysPerPass][width]
+  float* scores;    // scratch [kKeysPerPass][width], with tiles two of them
   uint32_t* probs;  // scratch [kKeysPerPass][width]
 };
 

@@ -1,5 +1,5 @@
-// The tile kernels on AMX (TDPBF16PS, TDPBUSD). Measured on a Xeon with AMX; where there is none,
-// tests run the same code over emulated tiles.
+// The tile kernels on AMX (TDPBF16PS, TDPBUSD). Where there is none, tests run the same code over
+// emulated tiles.
 #include <immintrin.h>
 
 #include "backends/kernels/tile.h"

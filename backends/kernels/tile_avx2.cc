@@ -9,7 +9,6 @@ namespace {
 
 struct Float32 {
   using F = __m256;
-  struct Session {};
   static constexpr bool kTiles = false;
   static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 8;

@@ -5,8 +5,7 @@
 // of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, MulAdd(acc, unit, unit),
 // BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8; with kInt8 also
 // I (vector of int32), LoadInts, DotUnits(acc, query unit, key unit), ToFloat; kTiles, kKeyGroup
-// (what blocks are padded to), Session (lives while a job runs); with kTiles also its own
-// ScoreBlock and AddValues.
+// (what blocks are padded to); with kTiles it runs a job in its own way, RunJob.
 
 // C[4][kV vectors] (+)= a^T b over `units`: a is [units][4] broadcast, b is [units][width].
 template <class S, int kV>
@@ -52,7 +51,6 @@ inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float*
 // Scores of one key block into scores[length4][width].
 template <class S, int kV>
 inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) {
-  if constexpr (S::kTiles) return S::ScoreBlock(job, block, scores, width);
   const int first = job.head.block_first[block], length = job.head.block_length[block];
   for (int key = 0; key < length; key += kGroup) {
     const uint32_t* keys = job.head.keys + static_cast<int64_t>(first + key) * job.units;
@@ -141,7 +139,6 @@ inline typename S::F SoftmaxLanes(const float* scores, int keys, int width, type
 template <class S, int kV>
 inline void AddValues(const TileJob& job, const int* pass, int count, const float* shrink,
                       int width) {
-  if constexpr (S::kTiles) return S::AddValues(job, pass, count, shrink, width);
   constexpr int kKeysPerUnit = S::kPairs ? 2 : 1;
   for (int d = 0; d < job.padded_size; d += kGroup) {
     for (int column = 0; column < width; column += kV * S::kLanes) {
@@ -184,7 +181,7 @@ inline void Begin(const TileJob& job, int width) {
 
 template <class S, int kV>
 inline void RunTile(const TileJob& job, int width) {
-  [[maybe_unused]] const typename S::Session session;
+  if constexpr (S::kTiles) return S::RunJob(job, width);
   alignas(64) float shrink[kMaxWidth];
   if (!job.resume) Begin<S>(job, width);
 

@@ -34,10 +34,11 @@ struct TileProducts : Vector {
   }
 
   // c[32][16 or 32 of width] += rows columns, over `units`: two rows of tiles of `units`, against
-  // [units][width].
-  template <bool kBytes>
+  // [units][width]. `meanwhile` is called after every 16 of them: what it does on vectors runs
+  // while the tiles, which take 64 cycles for that, are multiplied.
+  template <bool kBytes, class Meanwhile>
   static void Accumulate(const uint32_t* rows, const uint32_t* columns, int units, int width,
-                         bool two) {
+                         bool two, Meanwhile& meanwhile) {
     const int64_t next_row = static_cast<int64_t>(units / 16) * kTileUnits;
     for (int u = 0; u < units; u += 16, rows += kTileUnits, columns += 16 * width) {
       T::template Load<4>(rows, 64);
@@ -45,10 +46,12 @@ struct TileProducts : Vector {
       T::template Load<6>(columns, width * 4);
       Multiply<kBytes, 0, 4, 6>();
       Multiply<kBytes, 1, 5, 6>();
-      if (!two) continue;
-      T::template Load<7>(columns + 16, width * 4);
-      Multiply<kBytes, 2, 4, 7>();
-      Multiply<kBytes, 3, 5, 7>();
+      if (two) {
+        T::template Load<7>(columns + 16, width * 4);
+        Multiply<kBytes, 2, 4, 7>();
+        Multiply<kBytes, 3, 5, 7>();
+      }
+      meanwhile();
     }
   }
 
@@ -75,18 +78,21 @@ struct TileProducts : Vector {
     T::template Zero<3>();
   }
 
-  static void ScoreBlock(const TileJob& job, int block, float* scores, int width) {
+  static int ColumnsAtOnce(int width) { return width >= 32 ? 32 : 16; }
+
+  template <class Meanwhile>
+  static void ScoreBlock(const TileJob& job, int block, float* scores, int width,
+                         Meanwhile& meanwhile) {
     const int64_t first = job.head.block_first[block];
     const bool two = width >= 32;
     for (int key = 0; key < job.head.block_length[block]; key += kKeyGroup) {
-      for (int column = 0; column < width; column += two ? 32 : 16) {
+      for (int column = 0; column < width; column += ColumnsAtOnce(width)) {
         ZeroResults();
         Accumulate<Vector::kInt8>(job.head.keys + (first + key) * job.units, job.query + column,
-                                  job.units, width, two);
+                                  job.units, width, two, meanwhile);
         StoreResults(scores + key * width + column, width, two);
       }
     }
-    if constexpr (Vector::kInt8) ScaleSums(job, block, scores, width);
   }
 
   // int32 sums over bytes to scores that lack the query's scale only, in place.
@@ -103,30 +109,231 @@ struct TileProducts : Vector {
     }
   }
 
-  static void AddValues(const TileJob& job, const int* pass, int count, const float* shrink,
-                        int width) {
+  // Blocks whose scores are held at once, and what becomes of them.
+  struct Pass {
+    int first = 0;  // among the job's blocks
+    int count = 0, keys = 0;
+    int blocks[kKeysPerPass / kKeyGroup];
+    float* scores;    // [kKeysPerPass][width]
+    uint32_t* probs;  // [kKeysPerPass / 2][width]
+    alignas(64) float shrink[kMaxWidth];
+  };
+
+  // The blocks from `first` on that fit; false where there is none.
+  static bool Take(const TileJob& job, int first, Pass* pass) {
+    pass->first = first;
+    pass->count = pass->keys = 0;
+    for (int next = first; next < job.num_blocks; ++next) {
+      const int block = job.blocks != nullptr ? job.blocks[next] : next;
+      const int padded = Padded<TileProducts>(job.head.block_length[block]);
+      if (pass->keys + padded > kKeysPerPass) break;
+      pass->blocks[pass->count++] = block;
+      pass->keys += padded;
+    }
+    return pass->count > 0;
+  }
+
+  // The softmax of a pass, a step at a time: each some 60 cycles on vectors.
+  class Softmax {
+   public:
+    Softmax(const TileJob& job, Pass* pass, int width) : job_(job), pass_(*pass), width_(width) {
+      BeginLanes();
+    }
+    bool done() const { return lane_ >= width_; }
+    int64_t steps() const {
+      return int64_t{width_} / kLanes * (pass_.keys / kMostKeys + pass_.keys / kWeightKeys);
+    }
+    [[gnu::noinline]] void Step() {
+      if (key_ < pass_.keys) return FindMost();
+      Weigh();
+    }
+
+   private:
+    static constexpr int kMostKeys = 32, kWeightKeys = 8;
+    static_assert(kKeyGroup % kMostKeys == 0 && kKeyGroup % kWeightKeys == 0);
+
+    void BeginLanes() {
+      key_ = weighed_ = 0;
+      before_ = top_ = top2_ = Vector::Load(job_.max + lane_);
+    }
+
+    void FindMost() {
+      const float* scores = pass_.scores + static_cast<int64_t>(key_) * width_ + lane_;
+      for (int key = 0; key < kMostKeys; key += 2, scores += 2 * width_) {
+        top_ = Vector::Max(top_, Vector::Load(scores));
+        top2_ = Vector::Max(top2_, Vector::Load(scores + width_));
+      }
+      key_ += kMostKeys;
+      if (key_ == pass_.keys) FindShrink();
+    }
+
+    void FindShrink() {
+      top_ = Vector::Max(top_, top2_);
+      finite_ = FiniteMax<TileProducts>(top_);
+      scale_ = Vector::Set1(job_.scale_log2);
+      if constexpr (Vector::kInt8) {
+        scale_ = Vector::Mul(scale_, Vector::Load(job_.query_scale + lane_));
+      }
+      const F shrink = Vector::Exp2(Vector::Mul(Vector::Sub(before_, finite_), scale_));
+      Vector::Store(pass_.shrink + lane_, shrink);
+      total_ = Vector::Mul(Vector::Load(job_.sums + lane_), shrink);
+      total2_ = Vector::Zero();
+    }
+
+    void Weigh() {
+      const float* scores = pass_.scores + static_cast<int64_t>(weighed_) * width_ + lane_;
+      uint32_t* probs = pass_.probs + static_cast<int64_t>(weighed_ / 2) * width_ + lane_;
+      for (int key = 0; key < kWeightKeys; key += 2, scores += 2 * width_, probs += width_) {
+        const F p0 = Weight(scores), p1 = Weight(scores + width_);
+        total_ = Vector::Add(total_, p0);
+        total2_ = Vector::Add(total2_, p1);
+        Vector::StorePair(p0, p1, probs, width_);
+      }
+      weighed_ += kWeightKeys;
+      if (weighed_ < pass_.keys) return;
+      Vector::Store(job_.max + lane_, top_);
+      Vector::Store(job_.sums + lane_, Vector::Add(total_, total2_));
+      lane_ += kLanes;
+      if (!done()) BeginLanes();
+    }
+
+    F Weight(const float* score) const {
+      return Vector::Exp2(Vector::Mul(Vector::Sub(Vector::Load(score), finite_), scale_));
+    }
+
+    const TileJob& job_;
+    Pass& pass_;
+    const int width_;
+    int lane_ = 0, key_, weighed_;
+    F before_, top_, top2_, finite_, scale_, total_, total2_;
+  };
+
+  // Spreads the steps of a softmax evenly over so many calls.
+  class Spread {
+   public:
+    Spread(Softmax* softmax, int64_t calls) : softmax_(*softmax), calls_(calls) {}
+    void operator()() {
+      for (credit_ += softmax_.steps(); credit_ >= calls_ && !softmax_.done(); credit_ -= calls_) {
+        softmax_.Step();
+      }
+    }
+
+   private:
+    Softmax& softmax_;
+    const int64_t calls_;
+    int64_t credit_ = 0;
+  };
+  struct Nothing {
+    void operator()() const {}
+  };
+
+  // How often Score and AddValues call their `meanwhile`.
+  static int64_t CallsOfScore(const TileJob& job, const Pass& pass, int width) {
+    return int64_t{pass.keys} / kKeyGroup * (width / ColumnsAtOnce(width)) * (job.units / 16);
+  }
+  static int64_t CallsOfValues(const TileJob& job, const Pass& pass, int width) {
+    return int64_t{job.padded_size} / 32 * (width / ColumnsAtOnce(width)) * (pass.keys / kKeyGroup);
+  }
+
+  template <class Meanwhile>
+  static void Score(const TileJob& job, const Pass& pass, int width, Meanwhile& meanwhile) {
+    float* scores = pass.scores;
+    for (int i = 0; i < pass.count; ++i) {
+      ScoreBlock(job, pass.blocks[i], scores, width, meanwhile);
+      scores += Padded<TileProducts>(job.head.block_length[pass.blocks[i]]) * width;
+    }
+  }
+
+  // What the tiles gave, ready for the softmax.
+  static void EndScores(const TileJob& job, const Pass& pass, int width) {
+    TilesAreInMemory();
+    float* scores = pass.scores;
+    for (int i = 0; i < pass.count; ++i) {
+      const int block = pass.blocks[i];
+      if constexpr (Vector::kInt8) ScaleSums(job, block, scores, width);
+      HideScores<TileProducts>(job, pass.first + i, block, scores, width);
+      scores += Padded<TileProducts>(job.head.block_length[block]) * width;
+    }
+  }
+
+  // The compiler does not know what tile instructions read and write.
+  static void TilesAreInMemory() { asm volatile("" ::: "memory"); }
+
+  // out *= shrink, which is 1 once the largest scores have been met.
+  static void Shrink(const TileJob& job, const float* shrink, int width) {
+    bool any = false;
+    for (int q = 0; q < width; q += kLanes) {
+      any |= !Vector::AllEqual(Vector::Load(shrink + q), Vector::Set1(1));
+    }
+    if (!any) return;
     for (int d = 0; d < job.padded_size; ++d) {
       for (int q = 0; q < width; q += kLanes) {
-        float* out = job.out + d * width + q;
+        float* const out = job.out + d * width + q;
         Vector::Store(out, Vector::Mul(Vector::Load(out), Vector::Load(shrink + q)));
       }
     }
+  }
+
+  // out[padded_size][width] = out * shrink + values^T probs.
+  template <class Meanwhile>
+  static void AddValues(const TileJob& job, const Pass& pass, int width, Meanwhile& meanwhile) {
+    Shrink(job, pass.shrink, width);
+    TilesAreInMemory();
     const bool two = width >= 32;
     for (int d = 0; d < job.padded_size; d += 32) {
-      for (int column = 0; column < width; column += two ? 32 : 16) {
-        float* out = job.out + d * width + column;
-        const uint32_t* probs = job.probs + column;
+      for (int column = 0; column < width; column += ColumnsAtOnce(width)) {
+        float* const out = job.out + d * width + column;
+        const uint32_t* probs = pass.probs + column;
         LoadResults(out, width, two);
-        for (int i = 0; i < count; ++i) {
-          const int units = (job.head.block_length[pass[i]] + kKeyGroup - 1) / kKeyGroup * 16;
-          const int64_t first = job.head.block_first[pass[i]] / 2;
+        for (int i = 0; i < pass.count; ++i) {
+          const int block = pass.blocks[i];
+          const int units = Padded<TileProducts>(job.head.block_length[block]) / 2;
+          const int64_t first = job.head.block_first[block] / 2;
           Accumulate<false>(
               job.head.values + first * job.padded_size + static_cast<int64_t>(d) * units, probs,
-              units, width, two);
+              units, width, two, meanwhile);
           probs += static_cast<int64_t>(units) * width;
         }
         StoreResults(out, width, two);
       }
     }
+    TilesAreInMemory();
+  }
+
+  // Tiles and vectors are two units of the processor: while the scores of one pass become weights,
+  // those of the next one are computed and the values of the last one added.
+  static void RunJob(const TileJob& job, int width) {
+    const Session session;
+    if (!job.resume) Begin<TileProducts>(job, width);
+    Pass passes[3];
+    int next = 0;  // of the job's blocks
+    const auto take = [&](int64_t i) {
+      Pass& pass = passes[i % 3];
+      pass.scores = job.scores + i % 2 * kKeysPerPass * width;
+      pass.probs = job.probs + i % 2 * (kKeysPerPass / 2) * width;
+      if (!Take(job, next, &pass)) return false;
+      next += pass.count;
+      return true;
+    };
+    if (!take(0)) return;
+    Nothing nothing;
+    Score(job, passes[0], width, nothing);
+    EndScores(job, passes[0], width);
+    const Pass* last = nullptr;
+    bool more = true;
+    for (int64_t i = 0; more; ++i) {
+      Pass& now = passes[i % 3];
+      const Pass& following = passes[(i + 1) % 3];
+      more = take(i + 1);
+      Softmax softmax(job, &now, width);
+      Spread spread(&softmax, (more ? CallsOfScore(job, following, width) : 0) +
+                                  (last != nullptr ? CallsOfValues(job, *last, width) : 0));
+      if (more) Score(job, following, width, spread);
+      if (last != nullptr) AddValues(job, *last, width, spread);
+      while (!softmax.done()) softmax.Step();
+      if (more) EndScores(job, following, width);
+      last = &now;
+    }
+    AddValues(job, *last, width, nothing);
   }
 };

@@ -1,7 +1,6 @@
 // Sixteen floats. Included inside the unnamed namespace of the files that use it.
 struct Vector512 {
   using F = __m512;
-  struct Session {};
   static constexpr bool kTiles = false;
   static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 16;
@@ -15,6 +14,7 @@ struct Vector512 {
   static F BroadcastUnit(const uint32_t* p) {
     return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*p)));
   }
+  static bool AllEqual(F a, F b) { return _mm512_cmpeq_ps_mask(a, b) == 0xffff; }
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -32,10 +32,9 @@ struct Vector512 {
   }
 
   // 2^x for x <= 0, below 1e-7 relative; 0 below kLeastExponent and for -inf, NaN for NaN. Lanes
-  // that become 0 take no part in a step that could underflow.
+  // that become 0 take no part in the last step, the only one that could underflow.
   static F Exp2Float(F x) {
     const __mmask16 counts = Counts(x);
-    x = _mm512_maskz_mov_ps(counts, x);
     const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm512_sub_ps(x, whole);
     F y = _mm512_set1_ps(1.5403530393381609954e-4f);
@@ -51,7 +50,6 @@ struct Vector512 {
   // As above with a minimax cubic on [-0.5, 0.5], below 1e-4 relative.
   static F Exp2Short(F x) {
     const __mmask16 counts = Counts(x);
-    x = _mm512_maskz_mov_ps(counts, x);
     const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm512_sub_ps(x, whole);
     F y = _mm512_set1_ps(5.517120792e-2f);
