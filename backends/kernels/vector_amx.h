@@ -157,12 +157,18 @@ struct TileProducts : Vector {
       before_ = top_ = top2_ = Vector::Load(job_.max + lane_);
     }
 
+    // What changes from key to key is kept at hand: the compiler cannot know that no store is to
+    // it.
     void FindMost() {
-      const float* scores = pass_.scores + static_cast<int64_t>(key_) * width_ + lane_;
-      for (int key = 0; key < kMostKeys; key += 2, scores += 2 * width_) {
-        top_ = Vector::Max(top_, Vector::Load(scores));
-        top2_ = Vector::Max(top2_, Vector::Load(scores + width_));
+      const int64_t width = width_;
+      const float* scores = pass_.scores + key_ * width + lane_;
+      F top = top_, top2 = top2_;
+      for (int key = 0; key < kMostKeys; key += 2, scores += 2 * width) {
+        top = Vector::Max(top, Vector::Load(scores));
+        top2 = Vector::Max(top2, Vector::Load(scores + width));
       }
+      top_ = top;
+      top2_ = top2;
       key_ += kMostKeys;
       if (key_ == pass_.keys) FindShrink();
     }
@@ -181,24 +187,28 @@ struct TileProducts : Vector {
     }
 
     void Weigh() {
-      const float* scores = pass_.scores + static_cast<int64_t>(weighed_) * width_ + lane_;
-      uint32_t* probs = pass_.probs + static_cast<int64_t>(weighed_ / 2) * width_ + lane_;
-      for (int key = 0; key < kWeightKeys; key += 2, scores += 2 * width_, probs += width_) {
-        const F p0 = Weight(scores), p1 = Weight(scores + width_);
-        total_ = Vector::Add(total_, p0);
-        total2_ = Vector::Add(total2_, p1);
+      const int64_t width = width_;
+      const float* scores = pass_.scores + weighed_ * width + lane_;
+      uint32_t* probs = pass_.probs + weighed_ / 2 * width + lane_;
+      const F finite = finite_, scale = scale_;
+      const auto weight = [&](const float* score) {
+        return Vector::Exp2(Vector::Mul(Vector::Sub(Vector::Load(score), finite), scale));
+      };
+      F total = total_, total2 = total2_;
+      for (int key = 0; key < kWeightKeys; key += 2, scores += 2 * width, probs += width) {
+        const F p0 = weight(scores), p1 = weight(scores + width);
+        total = Vector::Add(total, p0);
+        total2 = Vector::Add(total2, p1);
         Vector::StorePair(p0, p1, probs, width_);
       }
+      total_ = total;
+      total2_ = total2;
       weighed_ += kWeightKeys;
       if (weighed_ < pass_.keys) return;
       Vector::Store(job_.max + lane_, top_);
       Vector::Store(job_.sums + lane_, Vector::Add(total_, total2_));
       lane_ += kLanes;
       if (!done()) BeginLanes();
-    }
-
-    F Weight(const float* score) const {
-      return Vector::Exp2(Vector::Mul(Vector::Sub(Vector::Load(score), finite_), scale_));
     }
 
     const TileJob& job_;
@@ -211,16 +221,17 @@ struct TileProducts : Vector {
   // Spreads the steps of a softmax evenly over so many calls.
   class Spread {
    public:
-    Spread(Softmax* softmax, int64_t calls) : softmax_(*softmax), calls_(calls) {}
+    Spread(Softmax* softmax, int64_t calls)
+        : softmax_(*softmax), steps_(softmax->steps()), calls_(calls) {}
     void operator()() {
-      for (credit_ += softmax_.steps(); credit_ >= calls_ && !softmax_.done(); credit_ -= calls_) {
+      for (credit_ += steps_; credit_ >= calls_ && !softmax_.done(); credit_ -= calls_) {
         softmax_.Step();
       }
     }
 
    private:
     Softmax& softmax_;
-    const int64_t calls_;
+    const int64_t steps_, calls_;
     int64_t credit_ = 0;
   };
   struct Nothing {
