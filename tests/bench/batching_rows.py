@@ -33,19 +33,19 @@ def take_turns(options, request, *flags, build="build"):
     return {**result, "unit": "s", "error": len(digests) - 1, "error_limit": 0}
 
 
-def on_cpu(options, request, row, name, forwards, rows):
+def on_cpu(options, request, row, name, forwards, rows, passes):
     """`bound` is what all the rows take in so many forwards of so many rows each, without a server: the most that
     sharing them can give.
     """
     result = take_turns(options, request, "--device=cpu", f"--threads={options.threads}")
-    bound = forwards * seconds_of_forward(options, "tiny", rows, TOKENS)
+    bound = forwards * seconds_of_forward(options, "tiny", rows, TOKENS, passes)
     result.update(bound=bound, bound_ratio=round(result["peer"] / bound, 4))
     return {"row": row, "name": name, **result}
 
 
 def jobs_row(options):
     return on_cpu(options, JOBS, "B8", "8 jobs of 20 steps at once, tiny, against --batching=off --policy=fifo",
-                  forwards=20, rows=16)
+                  forwards=20, rows=16, passes=2)
 
 
 def calls_row(options):
@@ -54,7 +54,7 @@ def calls_row(options):
                    text=[1, TOKENS, config["text_dim"]])
     return on_cpu(options, request, "B8b",
                   "8 clients with 20 Denoise calls each, tiny, against --batching=off --policy=fifo",
-                  forwards=20, rows=8)
+                  forwards=20, rows=8, passes=1)
 
 
 def overload_row(options):

@@ -200,12 +200,13 @@ class Bench {
   }
 
   // Forwards of several rows each, in turns: for each the least of its seconds. A forward names the
-  // self-attention backend of each row, a job of its own at a step of its own; "": the automatic
-  // one.
+  // self-attention backend of each row; "": the automatic one. So many `passes` after each other
+  // are a job's, which is at a step of its own.
   Json ForwardRows(const Json& request) {
     const at::Tensor latents = ReadTensor(request.at("latents")).to(transformer_->dtype());
     const at::Tensor context = ReadTensor(request.at("context")).to(transformer_->dtype());
     const auto forwards = request.at("forwards").get<std::vector<std::vector<std::string>>>();
+    const int64_t passes = request.value("passes", 1);
     const Plan automatic = RowPlan(latents, context, "");
     const ScopedForwardContext scope = Enter(automatic);
     const TextContext text = transformer_->EncodeText(context);
@@ -214,9 +215,12 @@ class Bench {
     for (size_t i = 0; i < forwards.size(); ++i) {
       for (const std::string& backend : forwards[i]) {
         const auto plan = plans.try_emplace(backend, RowPlan(latents, context, backend)).first;
-        const int64_t step = static_cast<int64_t>(sets[i].size());
-        sets[i].push_back(
-            {latents.clone(), at::full({1}, 999 - step, at::kLong), &text, plan->second.get()});
+        const int64_t row = std::ssize(sets[i]);
+        RowSet set = row % passes == 0 ? RowSet{latents.clone(),
+                                                at::full({1}, 999 - row / passes, at::kLong), &text}
+                                       : sets[i].back();
+        set.plan = plan->second.get();
+        sets[i].push_back(set);
       }
     }
     std::vector<double> least(sets.size(), INFINITY), busy = least;

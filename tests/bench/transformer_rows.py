@@ -127,18 +127,20 @@ def overhead_row(options):
                 "value": call / forward, "dtype": dtype, "calls_seconds": call, "forward_seconds": forward}
 
 
-def forward_rows(options, preset, repeat, forwards, text=None):
-    """The dtype, and the best seconds of each forward; a forward is a backend a row, "" the automatic one."""
+def forward_rows(options, preset, repeat, forwards, text=None, passes=1):
+    """The dtype, and the best seconds of each forward; a forward is a backend a row, "" the automatic one. So many
+    passes after each other are a job's.
+    """
     with our_worker(options) as ours, scratch_inputs() as inputs:
         dtype = ours.ask(do="auto_dtype")["dtype"]
         load((ours,), folder_of(preset), dtype)
         request = forward_request(inputs, preset, repeat, text)
-        return dtype, ours.ask(**{**request, "do": "forward_rows", "forwards": forwards})
+        return dtype, ours.ask(**{**request, "do": "forward_rows", "forwards": forwards, "passes": passes})
 
 
-def seconds_of_forward(options, preset, rows, text):
+def seconds_of_forward(options, preset, rows, text, passes):
     """The best of many forwards of so many rows, each with a text of so many tokens, without a server."""
-    return forward_rows(options, preset, 40, [[""] * rows], (text, TEXT[preset][1]))[1]["seconds"][0]
+    return forward_rows(options, preset, 40, [[""] * rows], (text, TEXT[preset][1]), passes)[1]["seconds"][0]
 
 
 def shared_forward_row(options, row, preset, counts, repeat):
