@@ -39,7 +39,7 @@ struct PackedHead {
   const uint32_t* values;
   const float* key_scale;       // int8 only: [packed keys]
   const int32_t* block_first;   // per key block: position of its first key, in packed (padded) keys
-  const int32_t* block_length;  // per key block: keys without padding
+  const int32_t* block_length;  // per key block: keys without padding, one or more
 };
 
 struct TileJob {
