@@ -106,39 +106,92 @@ inline typename S::F FiniteMax(typename S::F max) {
   return S::Max(max, S::Set1(-3e38f));
 }
 
-// Scores of one pass become probabilities; updates the running maximum and sum of kLanes queries
-// and gives the factor by which what was summed before shrinks.
+// The largest of the scores of `keys` keys, an even number, in two chains.
 template <class S>
-inline typename S::F SoftmaxLanes(const float* scores, int keys, int width, typename S::F scale,
-                                  float* max, float* sum, uint32_t* probs) {
-  using F = typename S::F;
-  const F before = S::Load(max);
-  F top = before, top2 = before;
+inline void FindMost(const float* scores, int keys, int64_t width, typename S::F* top,
+                     typename S::F* top2) {
+  typename S::F most = *top, most2 = *top2;
   for (int key = 0; key < keys; key += 2) {
-    top = S::Max(top, S::Load(scores + key * width));
-    top2 = S::Max(top2, S::Load(scores + (key + 1) * width));
+    most = S::Max(most, S::Load(scores + key * width));
+    most2 = S::Max(most2, S::Load(scores + (key + 1) * width));
   }
-  top = S::Max(top, top2);
-  const F finite = FiniteMax<S>(top);
-  const F shrink = S::Exp2(S::Mul(S::Sub(before, finite), scale));
-  F total = S::Mul(S::Load(sum), shrink), total2 = S::Zero();
+  *top = most;
+  *top2 = most2;
+}
+
+// The scores of `keys` keys, an even number, become probabilities, which are added to the totals of
+// even and odd ones.
+template <class S>
+inline void Weigh(const float* scores, int keys, int64_t width, typename S::F finite,
+                  typename S::F scale, typename S::F* total, typename S::F* total2,
+                  uint32_t* probs) {
+  using F = typename S::F;
+  F sum = *total, sum2 = *total2;
   for (int key = 0; key < keys; key += 2) {
     const F p0 = S::Exp2(S::Mul(S::Sub(S::Load(scores + key * width), finite), scale));
     const F p1 = S::Exp2(S::Mul(S::Sub(S::Load(scores + (key + 1) * width), finite), scale));
-    total = S::Add(total, p0);
-    total2 = S::Add(total2, p1);
-    S::StorePair(p0, p1, probs, width);
+    sum = S::Add(sum, p0);
+    sum2 = S::Add(sum2, p1);
+    S::StorePair(p0, p1, probs, static_cast<int>(width));
     probs += (S::kPairs ? 1 : 2) * width;
   }
-  S::Store(max, top);
-  S::Store(sum, S::Add(total, total2));
+  *total = sum;
+  *total2 = sum2;
+}
+
+// What the scores of kLanes queries, from `lane` on, are multiplied by.
+template <class S>
+inline typename S::F ScaleOf(const TileJob& job, int lane) {
+  const typename S::F scale = S::Set1(job.scale_log2);
+  if constexpr (S::kInt8) return S::Mul(scale, S::Load(job.query_scale + lane));
+  return scale;
+}
+
+// Scores of one pass become probabilities; updates the running maximum and sum of kLanes queries
+// and gives the factor by which what was summed before shrinks.
+template <class S>
+inline typename S::F SoftmaxLanes(const TileJob& job, int lane, int keys, int width) {
+  using F = typename S::F;
+  const float* const scores = job.scores + lane;
+  const F before = S::Load(job.max + lane), scale = ScaleOf<S>(job, lane);
+  F top = before, top2 = before;
+  FindMost<S>(scores, keys, width, &top, &top2);
+  top = S::Max(top, top2);
+  const F finite = FiniteMax<S>(top);
+  const F shrink = S::Exp2(S::Mul(S::Sub(before, finite), scale));
+  F total = S::Mul(S::Load(job.sums + lane), shrink), total2 = S::Zero();
+  Weigh<S>(scores, keys, width, finite, scale, &total, &total2, job.probs + lane);
+  S::Store(job.max + lane, top);
+  S::Store(job.sums + lane, S::Add(total, total2));
   return shrink;
+}
+
+// Blocks whose scores are held at once.
+template <class S>
+struct Pass {
+  int first = 0;  // among the job's blocks
+  int count = 0, keys = 0;
+  int blocks[kKeysPerPass / S::kKeyGroup];
+};
+
+// Those from `first` on that fit; false where there is none.
+template <class S>
+inline bool TakePass(const TileJob& job, int first, Pass<S>* pass) {
+  pass->first = first;
+  pass->count = pass->keys = 0;
+  for (int next = first; next < job.num_blocks; ++next) {
+    const int block = job.blocks != nullptr ? job.blocks[next] : next;
+    const int padded = Padded<S>(job.head.block_length[block]);
+    if (pass->keys + padded > kKeysPerPass) break;
+    pass->blocks[pass->count++] = block;
+    pass->keys += padded;
+  }
+  return pass->count > 0;
 }
 
 // out[padded_size][width] = out * shrink + values^T probs, over the blocks of one pass.
 template <class S, int kV>
-inline void AddValues(const TileJob& job, const int* pass, int count, const float* shrink,
-                      int width) {
+inline void AddValues(const TileJob& job, const Pass<S>& pass, const float* shrink, int width) {
   constexpr int kKeysPerUnit = S::kPairs ? 2 : 1;
   for (int d = 0; d < job.padded_size; d += kGroup) {
     for (int column = 0; column < width; column += kV * S::kLanes) {
@@ -150,8 +203,8 @@ inline void AddValues(const TileJob& job, const int* pass, int count, const floa
         }
       }
       const uint32_t* probs = job.probs + column;
-      for (int i = 0; i < count; ++i) {
-        const int block = pass[i];
+      for (int i = 0; i < pass.count; ++i) {
+        const int block = pass.blocks[i];
         const int padded = Padded<S>(job.head.block_length[block]);
         const int units = padded / kKeysPerUnit;
         const int64_t first = static_cast<int64_t>(job.head.block_first[block]) / kKeysPerUnit;
@@ -185,27 +238,19 @@ inline void RunTile(const TileJob& job, int width) {
   alignas(64) float shrink[kMaxWidth];
   if (!job.resume) Begin<S>(job, width);
 
-  int pass[kKeysPerPass / kGroup];
-  for (int next = 0; next < job.num_blocks;) {
-    int count = 0, keys = 0;
-    for (; next < job.num_blocks; ++next, ++count) {
-      const int block = job.blocks != nullptr ? job.blocks[next] : next;
-      const int padded = Padded<S>(job.head.block_length[block]);
-      if (keys + padded > kKeysPerPass) break;
-      float* scores = job.scores + keys * width;
+  Pass<S> pass;
+  for (int next = 0; TakePass<S>(job, next, &pass); next += pass.count) {
+    float* scores = job.scores;
+    for (int i = 0; i < pass.count; ++i) {
+      const int block = pass.blocks[i];
       ScoreBlock<S, kV>(job, block, scores, width);
-      HideScores<S>(job, next, block, scores, width);
-      pass[count] = block;
-      keys += padded;
+      HideScores<S>(job, next + i, block, scores, width);
+      scores += Padded<S>(job.head.block_length[block]) * width;
     }
     for (int q = 0; q < width; q += S::kLanes) {
-      typename S::F scale = S::Set1(job.scale_log2);
-      if constexpr (S::kInt8) scale = S::Mul(scale, S::Load(job.query_scale + q));
-      const typename S::F factor = SoftmaxLanes<S>(job.scores + q, keys, width, scale, job.max + q,
-                                                   job.sums + q, job.probs + q);
-      S::Store(shrink + q, factor);
+      S::Store(shrink + q, SoftmaxLanes<S>(job, q, pass.keys, width));
     }
-    AddValues<S, kV>(job, pass, count, shrink, width);
+    AddValues<S, kV>(job, pass, shrink, width);
   }
 }
 

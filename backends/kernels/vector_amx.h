@@ -109,34 +109,18 @@ struct TileProducts : Vector {
     }
   }
 
-  // Blocks whose scores are held at once, and what becomes of them.
-  struct Pass {
-    int first = 0;  // among the job's blocks
-    int count = 0, keys = 0;
-    int blocks[kKeysPerPass / kKeyGroup];
+  // A pass, and what becomes of it.
+  struct HeldPass : Pass<TileProducts> {
     float* scores;    // [kKeysPerPass][width]
     uint32_t* probs;  // [kKeysPerPass / 2][width]
     alignas(64) float shrink[kMaxWidth];
   };
 
-  // The blocks from `first` on that fit; false where there is none.
-  static bool Take(const TileJob& job, int first, Pass* pass) {
-    pass->first = first;
-    pass->count = pass->keys = 0;
-    for (int next = first; next < job.num_blocks; ++next) {
-      const int block = job.blocks != nullptr ? job.blocks[next] : next;
-      const int padded = Padded<TileProducts>(job.head.block_length[block]);
-      if (pass->keys + padded > kKeysPerPass) break;
-      pass->blocks[pass->count++] = block;
-      pass->keys += padded;
-    }
-    return pass->count > 0;
-  }
-
   // The softmax of a pass, a step at a time: each some 60 cycles on vectors.
   class Softmax {
    public:
-    Softmax(const TileJob& job, Pass* pass, int width) : job_(job), pass_(*pass), width_(width) {
+    Softmax(const TileJob& job, HeldPass* pass, int width)
+        : job_(job), pass_(*pass), width_(width) {
       BeginLanes();
     }
     bool done() const { return lane_ >= width_; }
@@ -144,8 +128,8 @@ struct TileProducts : Vector {
       return int64_t{width_} / kLanes * (pass_.keys / kMostKeys + pass_.keys / kWeightKeys);
     }
     [[gnu::noinline]] void Step() {
-      if (key_ < pass_.keys) return FindMost();
-      Weigh();
+      if (key_ < pass_.keys) return FindMostOfNext();
+      WeighNext();
     }
 
    private:
@@ -157,18 +141,12 @@ struct TileProducts : Vector {
       before_ = top_ = top2_ = Vector::Load(job_.max + lane_);
     }
 
-    // What changes from key to key is kept at hand: the compiler cannot know that no store is to
-    // it.
-    void FindMost() {
-      const int64_t width = width_;
-      const float* scores = pass_.scores + key_ * width + lane_;
-      F top = top_, top2 = top2_;
-      for (int key = 0; key < kMostKeys; key += 2, scores += 2 * width) {
-        top = Vector::Max(top, Vector::Load(scores));
-        top2 = Vector::Max(top2, Vector::Load(scores + width));
-      }
-      top_ = top;
-      top2_ = top2;
+    const float* ScoresFrom(int key) const {
+      return pass_.scores + static_cast<int64_t>(key) * width_ + lane_;
+    }
+
+    void FindMostOfNext() {
+      FindMost<TileProducts>(ScoresFrom(key_), kMostKeys, width_, &top_, &top2_);
       key_ += kMostKeys;
       if (key_ == pass_.keys) FindShrink();
     }
@@ -176,33 +154,17 @@ struct TileProducts : Vector {
     void FindShrink() {
       top_ = Vector::Max(top_, top2_);
       finite_ = FiniteMax<TileProducts>(top_);
-      scale_ = Vector::Set1(job_.scale_log2);
-      if constexpr (Vector::kInt8) {
-        scale_ = Vector::Mul(scale_, Vector::Load(job_.query_scale + lane_));
-      }
+      scale_ = ScaleOf<TileProducts>(job_, lane_);
       const F shrink = Vector::Exp2(Vector::Mul(Vector::Sub(before_, finite_), scale_));
       Vector::Store(pass_.shrink + lane_, shrink);
       total_ = Vector::Mul(Vector::Load(job_.sums + lane_), shrink);
       total2_ = Vector::Zero();
     }
 
-    void Weigh() {
-      const int64_t width = width_;
-      const float* scores = pass_.scores + weighed_ * width + lane_;
-      uint32_t* probs = pass_.probs + weighed_ / 2 * width + lane_;
-      const F finite = finite_, scale = scale_;
-      const auto weight = [&](const float* score) {
-        return Vector::Exp2(Vector::Mul(Vector::Sub(Vector::Load(score), finite), scale));
-      };
-      F total = total_, total2 = total2_;
-      for (int key = 0; key < kWeightKeys; key += 2, scores += 2 * width, probs += width) {
-        const F p0 = weight(scores), p1 = weight(scores + width);
-        total = Vector::Add(total, p0);
-        total2 = Vector::Add(total2, p1);
-        Vector::StorePair(p0, p1, probs, width_);
-      }
-      total_ = total;
-      total2_ = total2;
+    void WeighNext() {
+      uint32_t* const probs = pass_.probs + static_cast<int64_t>(weighed_ / 2) * width_ + lane_;
+      Weigh<TileProducts>(ScoresFrom(weighed_), kWeightKeys, width_, finite_, scale_, &total_,
+                          &total2_, probs);
       weighed_ += kWeightKeys;
       if (weighed_ < pass_.keys) return;
       Vector::Store(job_.max + lane_, top_);
@@ -212,7 +174,7 @@ struct TileProducts : Vector {
     }
 
     const TileJob& job_;
-    Pass& pass_;
+    HeldPass& pass_;
     const int width_;
     int lane_ = 0, key_, weighed_;
     F before_, top_, top2_, finite_, scale_, total_, total2_;
@@ -239,15 +201,15 @@ struct TileProducts : Vector {
   };
 
   // How often Score and AddValues call their `meanwhile`.
-  static int64_t CallsOfScore(const TileJob& job, const Pass& pass, int width) {
+  static int64_t CallsOfScore(const TileJob& job, const HeldPass& pass, int width) {
     return int64_t{pass.keys} / kKeyGroup * (width / ColumnsAtOnce(width)) * (job.units / 16);
   }
-  static int64_t CallsOfValues(const TileJob& job, const Pass& pass, int width) {
+  static int64_t CallsOfValues(const TileJob& job, const HeldPass& pass, int width) {
     return int64_t{job.padded_size} / 32 * (width / ColumnsAtOnce(width)) * (pass.keys / kKeyGroup);
   }
 
   template <class Meanwhile>
-  static void Score(const TileJob& job, const Pass& pass, int width, Meanwhile& meanwhile) {
+  static void Score(const TileJob& job, const HeldPass& pass, int width, Meanwhile& meanwhile) {
     float* scores = pass.scores;
     for (int i = 0; i < pass.count; ++i) {
       ScoreBlock(job, pass.blocks[i], scores, width, meanwhile);
@@ -256,7 +218,7 @@ struct TileProducts : Vector {
   }
 
   // What the tiles gave, ready for the softmax.
-  static void EndScores(const TileJob& job, const Pass& pass, int width) {
+  static void EndScores(const TileJob& job, const HeldPass& pass, int width) {
     TilesAreInMemory();
     float* scores = pass.scores;
     for (int i = 0; i < pass.count; ++i) {
@@ -287,7 +249,7 @@ struct TileProducts : Vector {
 
   // out[padded_size][width] = out * shrink + values^T probs.
   template <class Meanwhile>
-  static void AddValues(const TileJob& job, const Pass& pass, int width, Meanwhile& meanwhile) {
+  static void AddValues(const TileJob& job, const HeldPass& pass, int width, Meanwhile& meanwhile) {
     Shrink(job, pass.shrink, width);
     TilesAreInMemory();
     const bool two = width >= 32;
@@ -316,13 +278,13 @@ struct TileProducts : Vector {
   static void RunJob(const TileJob& job, int width) {
     const Session session;
     if (!job.resume) Begin<TileProducts>(job, width);
-    Pass passes[3];
+    HeldPass passes[3];
     int next = 0;  // of the job's blocks
     const auto take = [&](int64_t i) {
-      Pass& pass = passes[i % 3];
+      HeldPass& pass = passes[i % 3];
       pass.scores = job.scores + i % 2 * kKeysPerPass * width;
       pass.probs = job.probs + i % 2 * (kKeysPerPass / 2) * width;
-      if (!Take(job, next, &pass)) return false;
+      if (!TakePass<TileProducts>(job, next, &pass)) return false;
       next += pass.count;
       return true;
     };
@@ -330,11 +292,11 @@ struct TileProducts : Vector {
     Nothing nothing;
     Score(job, passes[0], width, nothing);
     EndScores(job, passes[0], width);
-    const Pass* last = nullptr;
+    const HeldPass* last = nullptr;
     bool more = true;
     for (int64_t i = 0; more; ++i) {
-      Pass& now = passes[i % 3];
-      const Pass& following = passes[(i + 1) % 3];
+      HeldPass& now = passes[i % 3];
+      const HeldPass& following = passes[(i + 1) % 3];
       more = take(i + 1);
       Softmax softmax(job, &now, width);
       Spread spread(&softmax, (more ? CallsOfScore(job, following, width) : 0) +
