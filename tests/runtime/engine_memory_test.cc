@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
@@ -65,6 +66,21 @@ TEST(EngineMemory, WhatFitsIsTaken) {
   EXPECT_TRUE(Fits(fake, 900 * kMiB));
   EXPECT_FALSE(Fits(fake, 1200 * kMiB));
   EXPECT_TRUE(Fits(fake, 900 * kMiB)) << "as before";
+}
+
+TEST(EngineMemory, AJobRunsAsItsEstimateWasMade) {
+  FakeEngine fake(WithRoom(1024 * kMiB));
+  fake.model.estimate.decode_bands = 5;
+  fake.model.estimate.releases_text_encoder = true;
+  std::atomic<int64_t> bands = 0;
+  std::atomic<bool> releases = false;
+  fake.model.on_begin = [&](const RunRequest& request) {
+    bands = request.decode_bands;
+    releases = request.release_text_encoder;
+  };
+  EXPECT_TRUE(Fits(fake, 100 * kMiB));
+  EXPECT_EQ(bands, 5);
+  EXPECT_TRUE(releases);
 }
 
 TEST(EngineMemory, WhatAModelHasMadeSinceLoadingCounts) {

@@ -1,5 +1,6 @@
 """Whole jobs by a real client: results, reproducibility, watching, cancelling, deadlines."""
 
+import concurrent.futures
 import io
 import time
 
@@ -204,6 +205,38 @@ def test_full_queue_refuses_and_takes_work_again(pb):
         small.generation.CancelJob(pb.CancelJobRequest(job_id=running.id), timeout=30)
         assert small.wait_for_end(queued.id).state == pb.SUCCEEDED
         assert small.wait_for_end(small.submit(num_inference_steps=1).id).state == pb.SUCCEEDED
+
+
+def test_a_burst_over_a_full_queue_is_refused_with_a_time_to_come_back_and_leaves_nothing(pb, tmp_path):
+    """A hundred at once over eight places: with the state on disk, as servers have it."""
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+    with Server("--max_queued_jobs=8", "--max_running_jobs=1", f"--state_dir={tmp_path}") as small:
+        running = small.submit(**LONG)
+        small.wait_until(running.id, lambda j: j.state == pb.RUNNING)
+
+        def submit(_):
+            try:
+                return small.submit(**LONG).id
+            except grpc.RpcError as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(25) as pool:
+            answers = list(pool.map(submit, range(100)))
+        taken = [answer for answer in answers if isinstance(answer, str)]
+        refused = [answer for answer in answers if not isinstance(answer, str)]
+        assert len(taken) == 8
+        for error in refused:
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert field_and_reason(error)[1] == "QUEUE_FULL"
+            hint = error_details_pb2.RetryInfo()
+            assert any(detail.Unpack(hint) for detail in rpc_status.from_call(error).details)
+            seconds = hint.retry_delay.seconds + hint.retry_delay.nanos / 1e9
+            assert 1 <= seconds <= 600
+            pushback = dict(error.trailing_metadata())["grpc-retry-pushback-ms"]
+            assert int(pushback) == pytest.approx(seconds * 1000, abs=1)
+        listed = small.generation.ListJobs(pb.ListJobsRequest(page_size=1000), timeout=30).jobs
+        assert {job.id for job in listed} == {running.id, *taken}
 
 
 @pytest.mark.parametrize("prompt", ["", "🐈 кошка 猫 قطة बिल्ली γάτα", "</s><extra_id_0>", "ｆｕｌｌ　ｗｉｄｔｈ"])

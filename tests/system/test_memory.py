@@ -1,6 +1,7 @@
 """What is garbage fails by name, what cannot fit is refused, and long steps can be left."""
 
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -163,3 +164,32 @@ def test_sigterm_ends_a_running_step_after_the_grace(pb):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=20) == 0
         assert time.monotonic() - started < 1 + 2 + 2  # the last for a busy machine
+
+
+# ---- a limit of memory
+
+
+def peak_mib(server):
+    status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def test_a_video_that_fits_in_bands_alone_is_decoded_in_bands_to_the_same_frames(pb):
+    """What is refused says the least that would do; with that, and a little for what differs from one start
+    to the next, the job is taken, stays within it, and gives what a server without a limit gives.
+    """
+    job = dict(height=384, width=384, num_frames=5, num_inference_steps=1, seed=5, formats=[pb.NPY])
+
+    def frames_and_peak(limit):
+        with Server(f"--max_memory={limit}") as server:
+            done = server.wait_for_end(server.submit(**job).id)
+            assert done.state == pb.SUCCEEDED, done.error.message
+            return server.fetch(done.id, pb.NPY), peak_mib(server)
+
+    with Server("--max_memory=200MiB") as server:
+        refusal = error_of(lambda: server.submit(**job))
+    least = int(re.search(r"needs (\d+) MiB", refusal.details())[1])
+    free, free_peak = frames_and_peak("none")
+    tight, tight_peak = frames_and_peak(f"{least + 16}MiB")
+    assert tight == free
+    assert tight_peak <= least + 16 < free_peak
