@@ -55,7 +55,9 @@ struct AcceptedJob {
   // Since when it waits, on this process's steady clock: time without a server counts.
   std::chrono::steady_clock::time_point queued_at;
   int64_t checkpoint_step = 0;  // of what ReadCheckpoint gives; 0 = there is none
-  // Servers that died while it ran; one that stopped it in order (Interrupt) is not among them.
+  // Servers that died while it ran, and may have died of it: not those that stopped it in order
+  // (Interrupt) or were asked to stop (NoteStop), nor those that died while a job ran that had a
+  // crash already, where it had none.
   int64_t crashes = 0;
 };
 
@@ -101,6 +103,10 @@ class JobStore {
   // the start does not count as a crash. Returns when that is kept. No effect on what does not run.
   // Throws RESOURCE_EXHAUSTED (DISK) where it cannot be; a crash that does not count then either.
   virtual void Interrupt(const std::string& id) = 0;
+  // The process was asked to stop: whatever still runs when it ends, also by a kill, did not crash
+  // it. Nobody can tell a crash from a kill then, so a crash that comes after this counts for no
+  // job. Outlives the process (not a cut of the power) when this returns, and waits for no disk.
+  virtual void NoteStop() = 0;
   // Keeps the state of a run after `step` steps. Never blocks: written by a thread of the store,
   // the newest one of a job alone. What the disk does not take is dropped with one warning.
   virtual void Checkpoint(const std::string& id, int64_t step, std::string bytes) = 0;

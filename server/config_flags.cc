@@ -244,7 +244,8 @@ std::vector<Flag> LimitFlags(Config* config) {
        "After SIGTERM: how long running work and open streams may go on (500ms, 30s, 5m; at most "
        "24h). Then jobs are kept as checkpoints for the next start. With --state_dir=none waiting "
        "jobs run too, results that nobody fetched are kept for 5 s after their job's end, and what "
-       "is left is cancelled. A second signal ends the process at once.",
+       "is left is cancelled. A second signal ends the process at once; the next start goes on "
+       "from the last checkpoints then.",
        SetDrainGrace(config)},
   };
 }

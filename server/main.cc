@@ -82,7 +82,7 @@ int Serve(const Config& config, StopSignals* signals) {
   } catch (const std::exception& error) {
     return Fail(error, logger);
   }
-  signals->BeginServing();
+  signals->BeginServing([&server] { server.NoteStop(); });
   std::printf("%s\n", server.ReadyLine().c_str());
   std::fflush(stdout);
   logger->Info("server.signal", {{"number", std::to_string(signals->Wait())}});

@@ -6,6 +6,7 @@
 
 #include <string>
 #include <thread>
+#include <utility>
 
 namespace denoised {
 namespace {
@@ -38,9 +39,10 @@ void StopSignals::LogTo(Logger* logger) {
   logger_ = logger;
 }
 
-void StopSignals::BeginServing() {
+void StopSignals::BeginServing(std::function<void()> first) {
   std::lock_guard lock(mutex_);  // StopEarly holds it to the end of the process
   serving_ = true;
+  first_ = std::move(first);
 }
 
 int StopSignals::Wait() {
@@ -64,6 +66,7 @@ void StopSignals::Run() {
     std::unique_lock lock(mutex_);
     if (!serving_) StopEarly(number);
     if (number_ != 0) _exit(128 + number);
+    first_();
     number_ = number;
     came_.notify_all();
   }

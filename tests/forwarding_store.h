@@ -30,6 +30,7 @@ class ForwardingStore : public JobStore {
     return inner_->StartAll(ids);
   }
   void Interrupt(const std::string& id) override { inner_->Interrupt(id); }
+  void NoteStop() override { inner_->NoteStop(); }
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override {
     inner_->Checkpoint(id, step, std::move(bytes));
   }

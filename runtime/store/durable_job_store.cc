@@ -76,6 +76,7 @@ class DurableJobStore : public JobStore {
     return feed_.StartAll(ids, Keep("start"));
   }
   void Interrupt(const std::string& id) override;
+  void NoteStop() override { folder_.NoteStop(); }
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override;
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override;
 
@@ -117,6 +118,7 @@ class DurableJobStore : public JobStore {
   LedgerFile Load(Logger* logger);
   void RemoveUnknownFiles(const std::set<std::string>& quarantined);
   void Requeue();
+  std::set<std::string> Crashed() const;
   Feed::Keep Keep(std::string verb);
   bool IsOpen(const std::string& id) const;  // as readers see it
   void Settled(const std::string& id);
@@ -159,7 +161,20 @@ void DurableJobStore::RemoveUnknownFiles(const std::set<std::string>& quarantine
   checkpoints_.KeepOnly(waiting);
 }
 
-// Ended jobs by their ends, then those that go on: a server that died while one ran crashed it.
+// Jobs that may have ended the last server: those that it ran, where nobody asked it to stop, and
+// among them the one that had done so before, where there was one: it ran apart from the others.
+std::set<std::string> DurableJobStore::Crashed() const {
+  std::set<std::string> crashed, again;
+  if (folder_.last().stop) return crashed;
+  for (const StoredJob& stored : loaded_) {
+    const std::string& id = stored.row.job.id;
+    if (stored.row.job.state != JobState::kRunning || folder_.last().ids.contains(id)) continue;
+    (stored.row.crashes > 0 ? again : crashed).insert(id);
+  }
+  return again.empty() ? crashed : again;
+}
+
+// Ended jobs by their ends, then those that go on.
 void DurableJobStore::Requeue() {
   const auto ended =
       std::stable_partition(loaded_.begin(), loaded_.end(),
@@ -169,6 +184,7 @@ void DurableJobStore::Requeue() {
   });
   for (auto job = loaded_.begin(); job != ended; ++job) feed_.Restore(std::move(job->row));
   loaded_.erase(loaded_.begin(), ended);
+  const std::set<std::string> crashed = Crashed();
   std::vector<JobRow> rows;
   for (StoredJob& stored : loaded_) {
     JobSnapshot& job = stored.row.job;
@@ -178,17 +194,17 @@ void DurableJobStore::Requeue() {
     job.eta_seconds.reset();
     job.stage_seconds.clear();
     job.artifacts.clear();
-    if (job.state == JobState::kRunning) {
-      job.state = JobState::kQueued;
-      stored.row.crashes += folder_.noted().contains(job.id) ? 0 : 1;
-    }
+    if (job.state == JobState::kRunning) job.state = JobState::kQueued;
+    if (crashed.contains(job.id)) ++stored.row.crashes;
     if (job.asked == JobState::kSuspended) {
       job.state = JobState::kSuspended;
       job.asked.reset();
     }
     rows.push_back(stored.row);
   }
-  if (!rows.empty()) ledger_.Recovered(rows);
+  if (rows.empty() || ledger_.Recovered(rows, [this] { folder_.ForgetLast(); })) {
+    folder_.ForgetLast();
+  }
   for (JobRow& row : rows) feed_.Restore(std::move(row));
 }
 

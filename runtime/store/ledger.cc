@@ -93,7 +93,7 @@ bool Ledger::Finish(const JobRow& row, std::function<void()> kept) {
                 std::move(kept));
 }
 
-bool Ledger::Recovered(const std::vector<JobRow>& rows) {
+bool Ledger::Recovered(const std::vector<JobRow>& rows, std::function<void()> kept) {
   return Insist({"recover",
                  [rows](LedgerFile& file) {
                    for (const JobRow& row : rows) file.UpdateJob(row);
@@ -101,7 +101,7 @@ bool Ledger::Recovered(const std::vector<JobRow>& rows) {
                  {},
                  /*keep_trying=*/true,
                  NumbersOf(rows)},
-                [] {});
+                std::move(kept));
 }
 
 bool Ledger::Control(std::function<void(LedgerFile&)> write) {

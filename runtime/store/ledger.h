@@ -42,7 +42,7 @@ class Ledger {
   // it is tried again until it does, and then `kept` runs on the ledger's thread.
   bool Finish(const JobRow& row, std::function<void()> kept);
   // Likewise what jobs of an earlier life are now.
-  bool Recovered(const std::vector<JobRow>& rows);
+  bool Recovered(const std::vector<JobRow>& rows, std::function<void()> kept);
   // Likewise what operators changed: `write` makes tables what they are to be by the time it runs.
   bool Control(std::function<void(LedgerFile&)> write);
   // Returns at once; `done` runs on the ledger's thread when the rows are gone.

@@ -32,6 +32,7 @@ class MemoryJobStore : public JobStore {
   std::vector<Started> StartAll(const std::vector<std::string>& ids) override {
     return feed_.StartAll(ids, {});
   }
+  void NoteStop() override {}
   void Interrupt(const std::string& id) override { feed_.Interrupt(id, {}); }
   void Checkpoint(const std::string&, int64_t, std::string) override {}
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string&) override {

@@ -58,9 +58,10 @@ int TakeLock(const fs::path& folder) {
   return fcntl(lock.get(), F_DUPFD_CLOEXEC, 0);  // the lock lasts as long as one of its descriptors
 }
 
-// A page of text: the pid, "life " and its number, then a noted id a line, blanks to its end.
+// A page of text: the pid, "life " and its number, the stop, then a noted id a line, blanks to its
+// end. No id has a blank in it.
 constexpr size_t kLockBytes = 4096;
-constexpr std::string_view kLife = "life ";
+constexpr std::string_view kLife = "life ", kStop = "asked to stop";
 
 // All but the pid.
 std::set<std::string> LinesIn(const OwnedFd& lock) {
@@ -76,13 +77,27 @@ std::set<std::string> LinesIn(const OwnedFd& lock) {
   return lines;
 }
 
-// 0 where there is none.
-uint64_t LifeIn(const std::set<std::string>& lines) {
-  const auto line = lines.lower_bound(std::string(kLife));
-  if (line == lines.end() || !line->starts_with(kLife)) return 0;
-  uint64_t life = 0;
-  std::from_chars(line->data() + kLife.size(), line->data() + line->size(), life);
-  return std::min(life, uint64_t{1} << 32);
+LockNotes NotesIn(const OwnedFd& lock) {
+  LockNotes notes;
+  for (const std::string& line : LinesIn(lock)) {
+    if (line.starts_with(kLife)) {
+      std::from_chars(line.data() + kLife.size(), line.data() + line.size(), notes.life);
+      notes.life = std::min(notes.life, uint64_t{1} << 32);
+    } else if (line == kStop) {
+      notes.stop = true;
+    } else {
+      notes.ids.insert(line);
+    }
+  }
+  return notes;
+}
+
+std::string PageOf(const LockNotes& notes) {
+  std::string page = std::to_string(getpid()) + "\n";
+  page += std::string(kLife) + std::to_string(notes.life) + "\n";
+  if (notes.stop) page += std::string(kStop) + "\n";
+  for (const std::string& id : notes.ids) page += id + "\n";
+  return page;
 }
 
 bool WriteFully(int fd, std::string_view bytes) {
@@ -190,29 +205,49 @@ StateFolder::StateFolder(const fs::path& path, StoreHooks* hooks)
     : path_(MakeFolder(path)),
       hooks_(hooks),
       lock_(TakeLock(path)),
-      noted_(LinesIn(lock_)),
-      life_(LifeIn(noted_) + 1),
+      last_(NotesIn(lock_)),
       artifacts_(path / "artifacts", "artifact", hooks),
-      checkpoints_(path / "checkpoints", "checkpoint", hooks) {
-  std::string page =
-      std::to_string(getpid()) + "\n" + std::string(kLife) + std::to_string(life_) + "\n";
-  notes_end_ = page.size();
-  page.resize(kLockBytes, ' ');
-  // Only words for the next one: the lock holds without them, also on a full disk.
-  (void)!pwrite(lock_.get(), page.data(), page.size(), 0);
-  (void)!fdatasync(lock_.get());
+      checkpoints_(path / "checkpoints", "checkpoint", hooks),
+      carried_(last_) {
+  own_.life = last_.life + 1;
+  const std::lock_guard lock(mutex_);
+  WriteNotes();
+  Sync();
 }
 
 void StateFolder::Note(const std::string& id) {
-  const std::string line = id + "\n";
-  const std::lock_guard lock(mutex_);
-  if (notes_end_ + line.size() > kLockBytes) return;
-  const auto at = static_cast<off_t>(notes_end_);
-  if (pwrite(lock_.get(), line.data(), line.size(), at) == static_cast<ssize_t>(line.size())) {
-    notes_end_ += line.size();
+  {
+    const std::lock_guard lock(mutex_);
+    own_.ids.insert(id);
+    WriteNotes();
   }
-  (void)!fdatasync(lock_.get());
+  Sync();
 }
+
+void StateFolder::NoteStop() {
+  const std::lock_guard lock(mutex_);
+  own_.stop = true;
+  WriteNotes();
+}
+
+void StateFolder::ForgetLast() {
+  const std::lock_guard lock(mutex_);
+  carried_ = {};
+  WriteNotes();
+}
+
+// Only words for the next one: the lock holds without them, also on a full disk. Ids that find no
+// room are left out.
+void StateFolder::WriteNotes() {
+  LockNotes notes = own_;
+  notes.stop |= carried_.stop;
+  notes.ids.insert(carried_.ids.begin(), carried_.ids.end());
+  std::string page = PageOf(notes);
+  page.resize(kLockBytes, ' ');
+  (void)!pwrite(lock_.get(), page.data(), page.size(), 0);
+}
+
+void StateFolder::Sync() const { (void)!fdatasync(lock_.get()); }
 
 StateFolder::Room StateFolder::Look() const {
   struct statvfs system {};

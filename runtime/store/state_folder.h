@@ -1,7 +1,8 @@
 // The folder under which a durable store lives: one process at a time, files that are whole or
 // absent, and how much room is left. Torch-free; any thread.
 //
-//   lock            held while a server runs; its pid, and what it could note nowhere else
+//   lock            held while a server runs; its pid, that it was asked to stop, and what it could
+//                   note nowhere else
 //   jobs.sqlite     the ledger
 //   artifacts/      ID.FORMAT, a result
 //   checkpoints/    ID, the last state of a run
@@ -68,20 +69,31 @@ size_t ReadFrom(const OwnedFd& file, uint64_t offset, char* to, size_t count,
                 const std::string& name);
 uint64_t SizeOf(const OwnedFd& file);
 
+// What a server notes in the lock's file, for the next one.
+struct LockNotes {
+  uint64_t life = 0;          // servers that had the folder until then, it among them
+  bool stop = false;          // it was asked to stop
+  std::set<std::string> ids;  // jobs that it parked, and the ledger did not take it
+};
+
 class StateFolder {
  public:
   // Takes the lock. FAILED_PRECONDITION: STATE_DIR_IN_USE names folder and pid; else what cannot be
   // made or written.
   StateFolder(const std::filesystem::path& path, StoreHooks* hooks);
 
-  // Ids that the last server here noted.
-  const std::set<std::string>& noted() const { return noted_; }
+  // What the last server here noted. It stays noted until ForgetLast: a server that dies at its
+  // start may have written none of it to the ledger.
+  const LockNotes& last() const { return last_; }
+  void ForgetLast();
   // Counts the servers that had the folder, this one among them, also those that found no room on
   // its disk.
-  uint64_t life() const { return life_; }
+  uint64_t life() const { return last_.life + 1; }
   // For the next one, where the ledger takes nothing: in the lock's file, which has its room
   // already, for about a hundred ids.
   void Note(const std::string& id);
+  // Likewise; outlives the process when this returns, and waits for no disk.
+  void NoteStop();
 
   std::filesystem::path ledger() const { return path_ / "jobs.sqlite"; }
   const FileFolder& artifacts() const { return artifacts_; }
@@ -98,15 +110,16 @@ class StateFolder {
     uint64_t free = 0, low = 0;
   };
   Room Look() const;
+  void WriteNotes();  // under mutex_
+  void Sync() const;
 
   const std::filesystem::path path_;
   StoreHooks* const hooks_;
   const OwnedFd lock_;
-  const std::set<std::string> noted_;
-  const uint64_t life_;
-  std::mutex mutex_;
-  size_t notes_end_ = 0;  // in the lock's file; guarded by mutex_
+  const LockNotes last_;
   const FileFolder artifacts_, checkpoints_;
+  std::mutex mutex_;
+  LockNotes own_, carried_;  // guarded by mutex_; `carried_`: of last_, until it is forgotten
 };
 
 }  // namespace denoised

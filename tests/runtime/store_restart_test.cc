@@ -161,6 +161,59 @@ TEST_F(DurableStore, AttemptsAreCountedAndCrashesAmongThem) {
   EXPECT_EQ(Reopen().Recover()[0].crashes, 2) << "a start that runs nothing adds none";
 }
 
+// However the server ended then, and however often.
+TEST_F(DurableStore, WhatRunsWhenAServerWasAskedToStopCrashedNothing) {
+  DieAfter([](JobStore& store) {
+    store.Add(NewJob("a"), NewRequest());
+    store.Start("a");
+    store.NoteStop();
+  });
+  for (int life = 0; life < 3; ++life) {
+    DieAfter([](JobStore& store) {
+      store.Start("a");
+      store.NoteStop();
+    });
+  }
+  DieAfter([](JobStore& store) { store.Start("a"); });
+  const auto jobs = Reopen().Recover();
+  EXPECT_EQ(jobs[0].snapshot.state, JobState::kQueued);
+  EXPECT_EQ(jobs[0].snapshot.attempt, 5);
+  EXPECT_EQ(jobs[0].crashes, 1) << "nobody asked the last one to stop";
+}
+
+TEST_F(DurableStore, AStopIsKnownUntilTheLedgerHasWhatItStopped) {
+  DieAfter([](JobStore& store) {
+    store.Add(NewJob("a"), NewRequest());
+    store.Start("a");
+    store.NoteStop();
+  });
+  class DiesAtItsStart : public StoreHooks {
+   public:
+    void At(std::string_view edge) override {
+      if (edge == "recover.before_commit") _exit(0);
+    }
+  } hooks;
+  options_.hooks = &hooks;
+  DieAfter([](JobStore&) { _exit(1); });
+  options_.hooks = nullptr;
+  EXPECT_EQ(Reopen().Recover()[0].crashes, 0);
+}
+
+TEST_F(DurableStore, OfSeveralThatRanTheOneThatHasACrashAlreadyHasTheNextOne) {
+  DieAfter([](JobStore& store) {
+    store.Add(NewJob("suspect"), NewRequest());
+    store.Start("suspect");
+  });
+  DieAfter([](JobStore& store) {
+    store.Start("suspect");
+    store.Add(NewJob("beside"), NewRequest());
+    store.Start("beside");
+  });
+  const auto jobs = Reopen().Recover();
+  EXPECT_EQ(jobs[0].crashes, 2);
+  EXPECT_EQ(jobs[1].crashes, 0);
+}
+
 TEST_F(DurableStore, ASuspendedJobStaysSuspended) {
   DieAfter([](JobStore& store) {
     store.Add(NewJob("a"), NewRequest());

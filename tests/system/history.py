@@ -48,7 +48,8 @@ class History:
     def __init__(self):
         self.lock = threading.Lock()
         self.events = []
-        self.kills = []  # when a server died, or was sent a signal to
+        self.kills = []  # when a server was killed
+        self.stops = []  # when one was asked to stop
         self.full = []  # when its disk was: (from, to)
 
     def begin(self, verb, **fields):
@@ -59,6 +60,9 @@ class History:
 
     def note_kill(self):
         self.kills.append(time.monotonic())
+
+    def note_stop(self):
+        self.stops.append(time.monotonic())
 
     def jobs(self):
         """Events by job."""
@@ -74,7 +78,8 @@ class History:
             if any(job in sentence for sentence in sentences):
                 yield f"job {job}:"
                 yield from (f"  {event}" for event in sorted(events, key=lambda event: event.began))
-        yield f"deaths: {self.kills}"
+        yield f"kills: {self.kills}"
+        yield f"stops: {self.stops}"
 
 
 def ok(events, *verbs):
@@ -133,12 +138,13 @@ def starts_no_more_often_than_it_must(events, history):
     first = min(event.began for event in events)
     resumed = sum(event.verb == "resume" for event in events)
     for event in shown(events):
-        lives = 1 + sum(first < kill < event.ended for kill in history.kills)
+        lives = 1 + sum(first < end < event.ended for end in history.kills + history.stops)
         if event.view.attempt > lives + resumed:
             yield f"attempt {event.view.attempt} in {lives} lives and {resumed} resumptions"
 
 
 def fails_only_by_name(events, history):
+    """A server that was asked to stop is not one that its jobs ended, however often it was asked."""
     for event in shown(events):
         if event.view.state != "FAILED":
             continue

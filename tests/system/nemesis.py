@@ -58,7 +58,10 @@ class Lives:
     def end(self, number=signal.SIGKILL):
         with self.changed:
             server, self.server = self.server, None
-        self.history.note_kill()
+        if number == signal.SIGKILL:
+            self.history.note_kill()
+        else:
+            self.history.note_stop()
         server.process.send_signal(number)
         server.process.wait(timeout=30)
         server.__exit__()

@@ -21,9 +21,10 @@ def told(verb, at, shows=None, life=1, outcome="ok", **more):
 SUBMIT = told("submit", 0, QUEUED, key="k")
 
 
-def story(*events, kills=(), full=()):
+def story(*events, kills=(), stops=(), full=()):
     history = History()
-    history.events, history.kills, history.full = list(events), list(kills), list(full)
+    history.events, history.kills = list(events), list(kills)
+    history.stops, history.full = list(stops), list(full)
     return history
 
 
@@ -38,6 +39,8 @@ TRUE = [
     # A new life begins where the disk says: fewer steps, another attempt.
     story(SUBMIT, told("get", 1, view(5, "RUNNING", 5)), told("get", 3, view(70, "RUNNING", 2, 2), life=2),
           told("get", 4, view(90, "SUCCEEDED", 6, 2, digests=VIDEO), life=2), kills=[2]),
+    story(SUBMIT, told("get", 1, RUNNING), told("get", 4, view(90, "SUCCEEDED", 6, 2, digests=VIDEO), life=2),
+          stops=[2]),
     story(SUBMIT, told("get", 9, view(9, "FAILED", reason="POISON")), kills=[2, 3]),
     story(SUBMIT, told("get", 9, view(9, "FAILED", reason="DISK")), full=[(2, 3)]),
     story(SUBMIT, told("suspend", 1, RUNNING), told("resume", 2), told("get", 4, view(70, "RUNNING", 0, 2), life=2),
@@ -86,6 +89,11 @@ def test_a_job_that_was_put_aside_does_not_run_in_a_later_life():
     lie = story(SUBMIT, told("suspend", 1, RUNNING), told("get", 3, view(70, "RUNNING", 0, 2), life=2),
                 told("get", 4, view(90, "SUCCEEDED", 6, 2, digests=VIDEO), life=2), kills=[2])
     assert any("suspended in life 1" in found for found in violations(lie))
+
+
+def test_stops_are_no_excuse_for_giving_a_job_up():
+    lie = story(SUBMIT, told("get", 9, view(9, "FAILED", reason="POISON")), stops=[2, 3], kills=[4])
+    assert any("POISON after 1 kills" in found for found in violations(lie))
 
 
 def test_other_bits_than_an_unbroken_run_gives_are_found():
