@@ -180,6 +180,7 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
   job->parameters = accepted.snapshot.parameters;
   job->attempt = accepted.snapshot.attempt;
   job->told_start = job->attempt > 0;
+  job->suspect = accepted.crashes > 0;
   const auto error = Caught([&] {
     if (accepted.snapshot.asked == JobState::kCancelled) throw Cancelled();
     if (job->request.belongs_to_call) throw CallIsGone();

@@ -101,6 +101,7 @@ class EngineImpl : public Engine {
 
   // stopping.cc: likewise.
   void Ask(const std::string& job_id, std::optional<JobState> state);
+  std::optional<Error> SuspendNow(const JobPtr& job);
   std::optional<Error> SuspendLater(const JobPtr& job);
   void ExpireWaiting();
   bool IsKept(const EngineWork& work) const;
@@ -151,6 +152,7 @@ class EngineImpl : public Engine {
   WorkPtr NextLead();
   void AwaitCompany(std::unique_lock<std::mutex>* lock);
   std::vector<WorkPtr> NextTurn();
+  bool MayJoin(const EngineWork& work) const;  // the turn, and begin by it
   void AddCompanions(std::vector<WorkPtr>* turn);
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
   void RunTurn(const std::vector<WorkPtr>& turn);

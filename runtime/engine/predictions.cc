@@ -89,7 +89,7 @@ bool EngineImpl::Known(const EngineWork& work) const {
 }
 
 // Its steps, from now on, or all of what is to come: what it can share is the step that it is at or
-// goes to.
+// goes to. A suspect shares nothing.
 WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   WorkProgress progress;
   progress.seconds_left = SecondsLeft(work);
@@ -99,7 +99,7 @@ WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   const auto steps_left = std::any_of(work.left.begin(), work.left.end(), [](const auto& planned) {
     return planned.unit.kind == UnitKind::kStep && planned.count > 0;
   });
-  if (!steps_left || step.group.empty()) return progress;
+  if (!steps_left || step.group.empty() || work.suspect) return progress;
   progress.batch = work.pipeline->info().name + "\n" + step.group;
   progress.rows = step.rows;
   return progress;

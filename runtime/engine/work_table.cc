@@ -16,6 +16,15 @@ int64_t* WorkTable::WaitingLike(const EngineWork& work) {
   return work.is_job() ? &waiting_jobs_ : &waiting_calls_;
 }
 
+void WorkTable::CountRunning(const EngineWork& work, int64_t by) {
+  running_jobs_ += by;
+  if (work.suspect) running_suspects_ += by;
+}
+
+bool WorkTable::MayRunBeside(const EngineWork& work) const {
+  return !work.is_job() || running_jobs_ == 0 || (!work.suspect && running_suspects_ == 0);
+}
+
 void WorkTable::Hold(const WorkEstimate& estimate) {
   resident_bytes_ += estimate.held_bytes;
   excesses_.insert(ExcessOf(estimate));
@@ -38,7 +47,7 @@ void WorkTable::MarkBegun(EngineWork* work) {
   work->begun = true;
   --*WaitingLike(*work);
   begun_.insert(work->number);
-  if (work->is_job()) ++begun_jobs_, ++running_jobs_;
+  if (work->is_job()) ++begun_jobs_, CountRunning(*work, 1);
   Hold(work->estimate);
 }
 
@@ -46,7 +55,7 @@ void WorkTable::TakeBack(EngineWork* work) {
   work->begun = false;
   ++*WaitingLike(*work);
   begun_.erase(work->number);
-  if (work->is_job()) --begun_jobs_, --running_jobs_;
+  if (work->is_job()) --begun_jobs_, CountRunning(*work, -1);
   Release(work->estimate);
 }
 
@@ -151,13 +160,14 @@ void WorkTable::ToEncoder(JobWork* job) {
 
 void WorkTable::PutAside(JobWork* job) {
   LeaveQueue(job);
-  if (std::exchange(job->begun, false)) --running_jobs_;
+  if (std::exchange(job->encodes, false)) Release(job->estimate);
+  if (std::exchange(job->begun, false)) CountRunning(*job, -1);
 }
 
 void WorkTable::Forget(const JobPtr& job) {
   if (job->deadline) deadlines_.erase({*job->deadline, job->id});
   if (jobs_.erase(job->id) == 0 || !job->begun) return;
-  --running_jobs_;
+  CountRunning(*job, -1);
   if (job->encodes) Release(job->estimate);
 }
 

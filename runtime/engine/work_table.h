@@ -30,6 +30,8 @@ class WorkTable {
   WorkPtr InQueue(WorkId number) const;
   // Null where it has ended.
   JobPtr Job(const std::string& id) const;
+  // Whether it may run beside the jobs that have begun: one of them, or it, may be a suspect.
+  bool MayRunBeside(const EngineWork& work) const;
   // What is in the queue.
   std::vector<WorkPtr> All() const;
   // Jobs that are known and neither wait nor have begun.
@@ -38,7 +40,7 @@ class WorkTable {
   void ChangeEstimate(EngineWork* work, const WorkEstimate& estimate);
   void LeaveQueue(EngineWork* work);  // nothing where it has left
   void ToEncoder(JobWork* job);       // leaves the queue, and keeps what it holds until Forget
-  void PutAside(JobWork* job);        // leaves the queue as if it had not begun
+  void PutAside(JobWork* job);        // leaves the queue, or the encoder, as if it had not begun
   void Forget(const JobPtr& job);     // it has ended
   void KnowById(const JobPtr& job);
   // Jobs that are put aside and whose deadline has come.
@@ -84,6 +86,7 @@ class WorkTable {
 
  private:
   int64_t* WaitingLike(const EngineWork& work);
+  void CountRunning(const EngineWork& work, int64_t by);
   void Hold(const WorkEstimate& estimate);
   void Release(const WorkEstimate& estimate);
 
@@ -95,7 +98,7 @@ class WorkTable {
   WorkId last_number_ = 0;
   int64_t waiting_jobs_ = 0, waiting_calls_ = 0;
   std::set<WorkId> begun_;
-  int64_t begun_jobs_ = 0, running_jobs_ = 0;
+  int64_t begun_jobs_ = 0, running_jobs_ = 0, running_suspects_ = 0;
   int64_t request_bytes_ = 0, resident_bytes_ = 0;
 };
 

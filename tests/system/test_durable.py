@@ -151,19 +151,53 @@ def test_a_stop_keeps_what_waits_and_what_runs(pb, tmp_path, unbroken):
             assert done.receipt.fingerprint == expected[2].receipt.fingerprint
 
 
-def test_a_job_that_takes_the_server_down_twice_is_given_up(pb, tmp_path):
-    """Killed while it runs, as a job would that ends the process each time."""
+def running(server, pb):
+    jobs = server.generation.ListJobs(pb.ListJobsRequest(state=pb.RUNNING, page_size=50), timeout=30).jobs
+    return {job.id for job in jobs}
+
+
+def test_a_job_that_takes_the_server_down_twice_is_given_up_and_no_other(pb, tmp_path, unbroken):
+    """Killed while it runs, as a job would that ends the process each time; the first time all run."""
     with start(tmp_path) as server:
-        job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=1000), timeout=30)
-        server.wait_until(job.id, lambda j: j.step >= 1)
+        poison = server.generation.SubmitJob(request(pb, 3, num_inference_steps=1000, priority=pb.URGENT), timeout=30)
+        beside = [server.generation.SubmitJob(request(pb, seed), timeout=30).id for seed in (1, 2)]
+        harness.eventually(lambda: running(server, pb) == {poison.id, *beside}, what="all of them at once")
         kill(server)
     with start(tmp_path) as server:
-        server.wait_until(job.id, lambda j: j.state == pb.RUNNING and j.attempt == 2)
+        server.wait_until(poison.id, lambda job: job.state == pb.RUNNING and job.attempt == 2)
+        assert running(server, pb) == {poison.id}, "each runs apart from the others now"
         kill(server)
     with start(tmp_path) as server:
-        ended = server.get(job.id)
+        ended = server.get(poison.id)
         assert ended.state == pb.FAILED and ended.error.reason == "POISON"
         assert server.submit(model="shapes").state == pb.QUEUED
+        for job_id, expected in zip(beside, unbroken):
+            assert results(server, pb, job_id)[:2] == expected[:2]
+
+
+def test_stops_that_are_cut_short_crash_no_job(pb, tmp_path):
+    """A second signal at once, a second one later, and a supervisor that does not wait for the end."""
+    long = request(pb, 1, num_inference_steps=400)
+    with start(tmp_path / "whole") as server:
+        expected = results(server, pb, server.generation.SubmitJob(long, timeout=30).id)
+    ways = ((signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGKILL, 1))
+    for life, (second, waits) in enumerate(ways, 1):
+        with start(tmp_path / "cut", "--drain_grace=60s") as server:
+            if life == 1:
+                job = server.generation.SubmitJob(long, timeout=30)
+            server.wait_until(job.id, lambda j: j.state == pb.RUNNING and j.attempt == life and j.step >= 1)
+            server.process.send_signal(signal.SIGTERM)
+            if waits:
+                harness.eventually(lambda: "server.draining" in server.read_log(), what="the drain")
+            began = time.monotonic()
+            server.process.send_signal(second)
+            code = server.process.wait(timeout=20)
+            assert time.monotonic() - began < 5
+            assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGKILL), "it was cut short"
+    with start(tmp_path / "cut") as server:
+        latents, frames, done = results(server, pb, job.id)
+        assert (latents, frames) == expected[:2] and done.attempt == len(ways) + 1
+        assert done.receipt.fingerprint == expected[2].receipt.fingerprint
 
 
 def test_kills_at_any_moment_lose_nothing(pb, tmp_path, unbroken):

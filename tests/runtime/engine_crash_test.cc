@@ -1,0 +1,136 @@
+// Jobs that take their server down: given up after the second time, and nobody else with them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+
+#include "tests/runtime/fake_engine.h"
+#include "tests/runtime/store_harness.h"
+
+namespace denoised {
+namespace {
+
+using testing::SizeIs;
+
+constexpr int kCrashed = 9;
+constexpr int64_t kSteps = 40, kPoisonStep = 30;
+
+// Servers on one state folder. Those that die are children, forked while no thread runs here.
+class EngineCrash : public testing::Test {
+ protected:
+  EngineOptions Options() const {
+    EngineOptions options;
+    options.state_dir = folder_.path();
+    options.checkpoint_every = 1;
+    return options;
+  }
+
+  // A server that lives until its work is done, or a job takes it down; whether one did.
+  bool Crashes(const std::function<void(FakeEngine&)>& work = {}) {
+    const pid_t child = fork();
+    if (child == 0) {
+      bool done = false;
+      {
+        FakeEngine fake(Options(), /*steps_open=*/!work, 2, [](FakeModel* model) {
+          model->on_step = [](const RunRequest& run, int64_t step) {
+            if (run.prompt.starts_with("poison") && step == kPoisonStep) _exit(kCrashed);
+          };
+        });
+        if (work) work(fake);
+        done = fake.WaitIdle();
+      }
+      _exit(done ? 0 : 1);
+    }
+    const int status = AwaitChild(child);
+    EXPECT_TRUE(status == 0 || status == kCrashed) << status;
+    return status == kCrashed;
+  }
+
+  // All of them in one forward, then they run.
+  static void RunTogether(FakeEngine& fake, const std::vector<std::string>& prompts) {
+    for (const std::string& prompt : prompts) {
+      fake.Submit(prompt, [](auto& request) { request.num_inference_steps = kSteps; });
+    }
+    for (int64_t forward = 1;; ++forward) {
+      if (!fake.model.steps.AwaitArrival(forward)) _exit(1);
+      if (fake.model.forwards().back().size() == prompts.size()) break;
+      fake.model.steps.Allow(1);
+    }
+    fake.model.steps.Open();
+  }
+  bool CrashesTogether(const std::vector<std::string>& prompts) {
+    return Crashes([&](FakeEngine& fake) { RunTogether(fake, prompts); });
+  }
+
+  // Prompt -> state or reason, once all has ended.
+  std::map<std::string, std::string> Ends() {
+    FakeEngine fake(Options());
+    EXPECT_TRUE(fake.WaitIdle());
+    std::map<std::string, std::string> ends;
+    for (const JobSnapshot& job : fake.engine->jobs().List(std::nullopt, 100, "").jobs) {
+      ends[job.prompt] = job.error ? job.error->reason : std::string(JobStateName(job.state));
+    }
+    return ends;
+  }
+
+  const TemporaryFolder folder_;
+};
+
+TEST_F(EngineCrash, APoisonJobIsGivenUpAndThoseThatRanBesideItSucceed) {
+  ASSERT_TRUE(CrashesTogether({"first", "poison", "last"}));
+  int crashes = 1;
+  while (crashes < 10 && Crashes()) ++crashes;
+  EXPECT_EQ(crashes, 2);
+  const std::map<std::string, std::string> expected = {
+      {"first", "SUCCEEDED"}, {"poison", "POISON"}, {"last", "SUCCEEDED"}};
+  EXPECT_EQ(Ends(), expected);
+}
+
+TEST_F(EngineCrash, EachOfSeveralPoisonJobsIsFoundByItself) {
+  ASSERT_TRUE(CrashesTogether({"first", "poison", "poison too", "last"}));
+  int crashes = 1;
+  while (crashes < 10 && Crashes()) ++crashes;
+  EXPECT_EQ(crashes, 3);
+  const std::map<std::string, std::string> expected = {{"first", "SUCCEEDED"},
+                                                       {"poison", "POISON"},
+                                                       {"poison too", "POISON"},
+                                                       {"last", "SUCCEEDED"}};
+  EXPECT_EQ(Ends(), expected);
+}
+
+// A call may begin beside it, in forwards of its own; jobs begin when it has ended, and share
+// forwards again.
+TEST_F(EngineCrash, AJobThatRanAtACrashRunsApartFromOtherJobs) {
+  ASSERT_TRUE(CrashesTogether({"suspect", "poison"}));
+  FakeEngine fake(Options(), /*steps_open=*/false);
+  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  for (const char* prompt : {"new", "newer"}) {
+    fake.Submit(prompt, [](auto& request) { request.num_inference_steps = kSteps; });
+  }
+  Promised<bool> answered;
+  DenoiseRequest call;
+  call.latents = {DType::kFloat32, {1}, std::string(4, '\0')};
+  fake.engine->Denoise(call, std::make_shared<CancelToken>(),
+                       [&](auto outcome) { answered.Set(outcome.index() == 0); });
+  fake.model.steps.Allow(2);
+  ASSERT_TRUE(answered.Await());
+  EXPECT_TRUE(answered.value());
+  EXPECT_EQ(fake.engine->running_jobs(), 1);
+  EXPECT_THAT(fake.model.began(), SizeIs(1));
+  fake.model.steps.Open();
+  ASSERT_TRUE(fake.WaitIdle());
+  EXPECT_EQ(fake.observer.finished[JobState::kSucceeded], 4) << "nothing is poison here";
+  size_t most = 0;
+  for (const std::vector<std::string>& prompts : fake.model.forwards()) {
+    most = std::max(most, prompts.size());
+    const bool suspect = std::ranges::any_of(
+        prompts, [](const std::string& prompt) { return !prompt.starts_with("new"); });
+    EXPECT_TRUE(!suspect || prompts.size() == 1) << prompts.size();
+  }
+  EXPECT_EQ(most, 2u);
+}
+
+}  // namespace
+}  // namespace denoised
