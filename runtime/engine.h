@@ -140,7 +140,8 @@ class Engine {
   virtual CancelResult Cancel(const std::string& job_id) = 0;
   // Puts a job aside at its next boundary of units, and lets it go on from there, with the same
   // bits. No value: done, or it was so. NOT_FOUND; FAILED_PRECONDITION where it has ended, or its
-  // files are being written; RESOURCE_EXHAUSTED (reason DISK).
+  // files are being written; RESOURCE_EXHAUSTED (reason DISK); UNAVAILABLE (reason DRAINING) for a
+  // Resume while the engine drains, and for a Suspend of what just ends with it.
   virtual std::optional<Error> Suspend(const std::string& job_id) = 0;
   virtual std::optional<Error> Resume(const std::string& job_id) = 0;
   // Forgets an ended job with its files. NOT_FOUND, FAILED_PRECONDITION.

@@ -5,6 +5,7 @@
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/receipt.h"
+#include "runtime/engine/refusals.h"
 
 namespace denoised {
 namespace {
@@ -238,7 +239,8 @@ void EngineImpl::TellSuspended(const std::string& id) {
   });
 }
 
-// The server ends: the next one goes on from here.
+// The server ends: the next one goes on from here. Until then it can still be cancelled, and put
+// aside.
 void EngineImpl::Park(const JobPtr& job) {
   const auto error = Caught([&] {
     if (job->generation) {
@@ -250,8 +252,13 @@ void EngineImpl::Park(const JobPtr& job) {
   });
   if (error) logger_->Warning("job_not_parked", {{"job", job->id}, {"message", error->what()}});
   job->generation.reset();
-  const std::lock_guard lock(mutex_);
-  table_.Forget(job);
+  bool cancelled = false;
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled = job->closing = job->cancel->cancelled;
+    if (!cancelled) table_.PutAside(job.get());
+  }
+  if (cancelled) return EndJob(job, Cancelled(), {});
   idle_.notify_all();
 }
 

@@ -44,13 +44,14 @@ void EngineImpl::Ask(const std::string& job_id, std::optional<JobState> state) {
 std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
   if (!store_->Get(job_id)) return UnknownJob(job_id);
   const std::lock_guard one_at_a_time(suspend_mutex_);
-  JobPtr waited, runs;
+  JobPtr waits, runs;
   {
     const std::lock_guard lock(mutex_);
     const JobPtr job = table_.Job(job_id);
     if (job == nullptr || job->closing) return WrongState("the job has ended", "JOB_FINISHED");
     const bool queued = table_.InQueue(job->number) != nullptr;
     if (!queued && job->begun) {
+      if (ending_) return Draining();
       return WrongState("the job is done with the device, its files are being written",
                         "JOB_ENCODING");
     }
@@ -58,20 +59,24 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
     if (job->begun) {
       asked_.push_back(job->number);
       wake_.notify_one();
-    }
-    if (!queued) return std::nullopt;
-    if (!job->begun) {
+    } else if (queued) {
       table_.LeaveQueue(job.get());
       job->started = false;
       positions_moved_ = true;
     }
-    (job->begun ? runs : waited) = job;
+    (job->begun ? runs : waits) = job;
   }
-  if (runs) return SuspendLater(runs);
-  if (const auto error = Caught([&] { TellSuspended(job_id); })) {
+  return runs ? SuspendLater(runs) : SuspendNow(waits);
+}
+
+// What waits for its turn, or for the next server; or it is put aside already.
+std::optional<Error> EngineImpl::SuspendNow(const JobPtr& job) {
+  const auto before = store_->Get(job->id);
+  if (before && before->state == JobState::kSuspended) return std::nullopt;
+  if (const auto error = Caught([&] { TellSuspended(job->id); })) {
     const std::lock_guard lock(mutex_);
-    waited->suspend = false;
-    if (!waited->closing && !begins_no_more_ && !ending_) Enter(waited);
+    job->suspend = false;
+    if (!job->closing && !begins_no_more_ && !ending_) Enter(job);
     wake_.notify_one();
     return error;
   }

@@ -312,6 +312,48 @@ TEST_F(EngineKeeping, AfterBeginNoMoreWhatWaitsStaysForTheNextStart) {
   EXPECT_EQ(next.AwaitEnd(waiting).state, JobState::kSucceeded);
 }
 
+// Jobs that wait while the engine drains, and jobs that it has parked at its end.
+TEST_F(EngineKeeping, WhatIsAskedWhileTheEngineEndsIsKeptOrRefused) {
+  for (const bool parked : {false, true}) {
+    SCOPED_TRACE(parked ? "parked" : "waiting");
+    std::string cancelled, aside, resumed, left;
+    {
+      FakeEngine fake(Options(), /*steps_open=*/false);
+      if (!parked) {  // another one has the device, in steps that they cannot share
+        fake.Submit("runs", [](auto& r) { r.width = 128; });
+        ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+      }
+      for (std::string* id : {&cancelled, &aside, &resumed, &left}) *id = fake.Submit("job");
+      if (parked) {
+        ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+        fake.engine->Stop();
+        fake.model.steps.Open();
+        ASSERT_TRUE(fake.WaitIdle());
+      } else {
+        fake.engine->BeginNoMore();
+      }
+      EXPECT_EQ(fake.engine->Cancel(cancelled), Engine::CancelResult::kCancelling);
+      EXPECT_EQ(fake.Get(cancelled).state, JobState::kCancelled);
+      EXPECT_FALSE(fake.engine->Suspend(aside));
+      EXPECT_FALSE(fake.engine->Suspend(aside)) << "it is so";
+      EXPECT_EQ(fake.Get(aside).state, JobState::kSuspended);
+      EXPECT_FALSE(fake.engine->Suspend(resumed));
+      EXPECT_EQ(fake.engine->Resume(resumed)->reason(), "DRAINING");
+      EXPECT_EQ(fake.engine->Delete(left)->reason(), "JOB_NOT_FINISHED");
+      EXPECT_FALSE(fake.engine->Delete(cancelled));
+    }
+    FakeEngine next(Options());
+    EXPECT_FALSE(next.engine->jobs().Get(cancelled));
+    EXPECT_EQ(next.Get(aside).state, JobState::kSuspended);
+    EXPECT_EQ(next.Get(resumed).state, JobState::kSuspended);
+    EXPECT_EQ(next.AwaitEnd(left).state, JobState::kSucceeded);
+    for (const std::string& id : {aside, resumed}) {
+      EXPECT_FALSE(next.engine->Resume(id));
+      EXPECT_EQ(next.AwaitEnd(id).state, JobState::kSucceeded);
+    }
+  }
+}
+
 TEST(Checkpoints, AreReadBackOrRefusedAndNeverHalfRead) {
   Checkpoint checkpoint{
       7, "kernels=a\nbackend of self=FLASH_ATTN{}\n", {}, {"a note"}, "run\0bytes"};

@@ -14,17 +14,18 @@ namespace denoised {
 namespace {
 
 enum class Stage { kQueued, kBeginning, kFirstStep, kLastStep, kDecoding, kPublishing, kEnded };
-enum class Verb { kCancel, kSuspend, kResume, kDelete, kDeadline, kEnd };
+enum class Verb { kCancel, kSuspend, kResume, kDelete, kDeadline, kDrain, kEnd };
 
 constexpr Stage kStages[] = {Stage::kQueued,   Stage::kBeginning, Stage::kFirstStep,
                              Stage::kLastStep, Stage::kDecoding,  Stage::kPublishing,
                              Stage::kEnded};
-constexpr Verb kVerbs[] = {Verb::kCancel, Verb::kSuspend,  Verb::kResume,
-                           Verb::kDelete, Verb::kDeadline, Verb::kEnd};
+constexpr Verb kVerbs[] = {Verb::kCancel,   Verb::kSuspend, Verb::kResume, Verb::kDelete,
+                           Verb::kDeadline, Verb::kDrain,   Verb::kEnd};
 constexpr const char* kStageNames[] = {
     "queued",     "beginning", "in its first step", "in its last step", "decoding",
     "publishing", "ended"};
-constexpr const char* kVerbNames[] = {"cancel", "suspend", "resume", "delete", "deadline", "end"};
+constexpr const char* kVerbNames[] = {"cancel",   "suspend", "resume", "delete",
+                                      "deadline", "drain",   "end"};
 
 EngineOptions OneAtATime(const std::string& state_dir) {
   EngineOptions options;
@@ -73,7 +74,7 @@ class Race {
   // Where it waits for somebody, it goes on as if nothing had been.
   void GoOn() {
     const auto job = fake_.engine->jobs().Get(id_);
-    if (!job || job->state != JobState::kSuspended || used(Verb::kEnd)) return;
+    if (!job || job->state != JobState::kSuspended || leaves()) return;
     EXPECT_FALSE(fake_.engine->Resume(id_));
     const JobSnapshot end = fake_.AwaitEnd(id_);
     EXPECT_EQ(end.state, used(Verb::kDeadline) ? JobState::kFailed : JobState::kSucceeded);
@@ -83,6 +84,8 @@ class Race {
   JobSnapshot Last() { return fake_.store->History(id_).back(); }
   const std::string& id() const { return id_; }
   bool used(Verb verb) const { return used_.contains(verb); }
+  // What does not run stays as it is.
+  bool leaves() const { return used(Verb::kDrain) || used(Verb::kEnd); }
 
  private:
   void Hold() {
@@ -143,6 +146,9 @@ class Race {
       case Verb::kDeadline:
         fake_.clock.Advance(std::chrono::hours(2));
         return true;
+      case Verb::kDrain:
+        fake_.engine->BeginNoMore();
+        return true;
       case Verb::kEnd:
         fake_.engine->Stop();
         return true;
@@ -169,7 +175,9 @@ class Race {
     }
     switch (job.state) {
       case JobState::kQueued:
-        EXPECT_TRUE(ended && kept);
+        EXPECT_TRUE(leaves() && kept);
+        EXPECT_TRUE(!accepted(Verb::kSuspend) || accepted(Verb::kResume))
+            << "an accepted suspension is kept";
         break;
       case JobState::kRunning:
         ADD_FAILURE() << "nothing runs any more";
@@ -233,7 +241,7 @@ TEST_P(EngineRace, InMemoryOneOfThemWins) {
   });
 }
 
-// And what the engine's end leaves goes on in the next one.
+// And what the engine's end, or a drain before it, leaves goes on in the next one.
 TEST_P(EngineRace, OnDiskOneOfThemWinsAndTheNextEngineKnows) {
   ForEachPair([](Verb one, Verb other) {
     const TemporaryFolder folder;
@@ -245,7 +253,7 @@ TEST_P(EngineRace, OnDiskOneOfThemWinsAndTheNextEngineKnows) {
       race.Settle();
       race.Check();
       race.GoOn();
-      if (!race.used(Verb::kEnd) || race.used(Verb::kDeadline)) return;
+      if (!race.leaves() || race.used(Verb::kDeadline)) return;
       id = race.id();
       last = race.Last();
     }
