@@ -4,6 +4,8 @@
 #include <string>
 #include <thread>
 
+#include "runtime/caught.h"
+
 namespace denoised {
 namespace {
 
@@ -21,19 +23,21 @@ milliseconds Left(Clock::time_point deadline) {
   return std::chrono::ceil<milliseconds>(std::max(deadline - Clock::now(), Clock::duration(0)));
 }
 
-// Jobs that did not reach a stop point in time: cancelled, or begun again by the next server.
+void DeclareCancelled(JobSnapshot& job) {
+  job.state = JobState::kCancelled;
+  job.finished_at = std::chrono::system_clock::now();
+  job.error = JobError{StatusCode::kCancelled, "the server stopped", "", "CANCELLED"};
+}
+
+// Jobs that did not reach a stop point in time: cancelled, or begun again by the next server, also
+// where the disk does not take that.
 void Abandon(JobStore* jobs, Logger* logger) {
   for (const JobSnapshot& job : jobs->List(JobState::kRunning, 1000, "").jobs) {
     logger->Warning("job_abandoned", {{"job", job.id}});
-    if (jobs->durable()) {
-      jobs->Interrupt(job.id);
-      continue;
-    }
-    jobs->Update(job.id, [](JobSnapshot& snapshot) {
-      snapshot.state = JobState::kCancelled;
-      snapshot.finished_at = std::chrono::system_clock::now();
-      snapshot.error = JobError{StatusCode::kCancelled, "the server stopped", "", "CANCELLED"};
+    const auto error = Caught([&] {
+      jobs->durable() ? jobs->Interrupt(job.id) : void(jobs->Update(job.id, DeclareCancelled));
     });
+    if (error) logger->Warning("job_not_parked", {{"job", job.id}, {"message", error->what()}});
   }
 }
 

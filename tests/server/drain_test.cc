@@ -76,5 +76,15 @@ TEST_F(DrainTest, AJobThatIsStuckInAStepIsDeclaredCancelled) {
   EXPECT_EQ(job.error->reason, "CANCELLED");
 }
 
+TEST_F(DrainTest, AFullDiskKeepsNoStuckJobFromBeingLeftToTheNextStart) {
+  engine_.jobs().on_full_disk = true;
+  for (int job = 0; job < 3; ++job) {
+    engine_.Change(Submit(), [](JobSnapshot& job) { job.state = JobState::kRunning; });
+  }
+  engine_.idle = false;  // and never gets idle
+  EndWork(&engine_, calls_, &logger_);
+  EXPECT_EQ(engine_.jobs().interrupts, 3) << "each was tried";
+}
+
 }  // namespace
 }  // namespace denoised

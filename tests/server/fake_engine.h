@@ -25,10 +25,18 @@
 
 namespace denoised {
 
-// The memory store, ready or not as a test says.
+// The memory store, ready or not as a test says, or durable on a disk that takes nothing.
 class FakeStore : public ForwardingStore {
  public:
   FakeStore() : ForwardingStore(MakeMemoryJobStore(1000, 1 << 30)) {}
+  bool durable() const override { return on_full_disk; }
+  void Interrupt(const std::string& id) override {
+    if (!on_full_disk) return ForwardingStore::Interrupt(id);
+    ++interrupts;
+    throw Error(StatusCode::kResourceExhausted, "the disk is full", "", "DISK");
+  }
+  std::atomic<bool> on_full_disk{false};
+  std::atomic<int> interrupts{0};  // that it did not keep
   void SayNotReady(const std::string& why) {
     const std::lock_guard lock(mutex_);
     why_not_ = why;
@@ -103,7 +111,7 @@ class FakeEngine : public Engine {
     }
   }
 
-  JobStore& jobs() override { return *store_; }
+  FakeStore& jobs() override { return *store_; }
   // What keeps new jobs out by the store's word; "" = nothing.
   void SayNotReady(const std::string& why) { store_->SayNotReady(why); }
 
