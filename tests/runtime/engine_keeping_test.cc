@@ -323,9 +323,15 @@ TEST_F(EngineKeeping, WhatIsAskedWhileTheEngineEndsIsKeptOrRefused) {
         fake.Submit("runs", [](auto& r) { r.width = 128; });
         ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
       }
-      for (std::string* id : {&cancelled, &aside, &resumed, &left}) *id = fake.Submit("job");
-      if (parked) {
-        ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+      for (std::string* id : {&cancelled, &aside, &resumed, &left}) {
+        *id = fake.Submit("job", [](auto& r) { Steps(r, 40); });
+      }
+      if (parked) {  // all four run
+        for (int64_t forward = 1, all = 0; all < 4; ++forward) {
+          ASSERT_TRUE(fake.model.steps.AwaitArrival(forward));
+          all = std::ssize(fake.model.forwards().back());
+          if (all < 4) fake.model.steps.Allow(1);
+        }
         fake.engine->Stop();
         fake.model.steps.Open();
         ASSERT_TRUE(fake.WaitIdle());

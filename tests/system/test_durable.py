@@ -177,7 +177,7 @@ def test_a_job_that_takes_the_server_down_twice_is_given_up_and_no_other(pb, tmp
 
 def test_stops_that_are_cut_short_crash_no_job(pb, tmp_path):
     """A second signal at once, a second one later, and a supervisor that does not wait for the end."""
-    long = request(pb, 1, num_inference_steps=400)
+    long = request(pb, 1, num_inference_steps=200)
     with start(tmp_path / "whole") as server:
         expected = results(server, pb, server.generation.SubmitJob(long, timeout=30).id)
     ways = ((signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGKILL, 1))
