@@ -53,6 +53,10 @@ class Race {
     Do(other);
     thread.join();
   }
+  void ActInTurn(Verb one, Verb other) {
+    Do(one);
+    Do(other);
+  }
 
   void Settle() {
     LetGo();
@@ -219,9 +223,10 @@ class Race {
 
 class EngineRace : public testing::TestWithParam<Stage> {
  protected:
-  static void ForEachPair(const std::function<void(Verb, Verb)>& race) {
+  enum class Pairs : uint8_t { kUnordered, kOrdered };
+  static void ForEachPair(Pairs pairs, const std::function<void(Verb, Verb)>& race) {
     for (size_t one = 0; one < std::size(kVerbs); ++one) {
-      for (size_t other = one; other < std::size(kVerbs); ++other) {
+      for (size_t other = pairs == Pairs::kOrdered ? 0 : one; other < std::size(kVerbs); ++other) {
         SCOPED_TRACE(std::string(kVerbNames[one]) + " and " + kVerbNames[other] + " while " +
                      kStageNames[static_cast<int>(GetParam())]);
         race(kVerbs[one], kVerbs[other]);
@@ -232,7 +237,7 @@ class EngineRace : public testing::TestWithParam<Stage> {
 };
 
 TEST_P(EngineRace, InMemoryOneOfThemWins) {
-  ForEachPair([](Verb one, Verb other) {
+  ForEachPair(Pairs::kUnordered, [](Verb one, Verb other) {
     Race race(GetParam(), "");
     race.Act(one, other);
     race.Settle();
@@ -242,29 +247,39 @@ TEST_P(EngineRace, InMemoryOneOfThemWins) {
 }
 
 // And what the engine's end, or a drain before it, leaves goes on in the next one.
+void RaceOnDisk(Stage stage, const std::function<void(Race&)>& act) {
+  const TemporaryFolder folder;
+  std::string id;
+  JobSnapshot last;
+  {
+    Race race(stage, folder.path());
+    act(race);
+    race.Settle();
+    race.Check();
+    race.GoOn();
+    if (!race.leaves() || race.used(Verb::kDeadline)) return;
+    id = race.id();
+    last = race.Last();
+  }
+  FakeEngine next(OneAtATime(folder.path()));
+  const auto job = next.engine->jobs().Get(id);
+  if (!job) return;  // deleted
+  if (last.state == JobState::kQueued) {
+    EXPECT_EQ(next.AwaitEnd(id).state, JobState::kSucceeded);
+  } else {
+    EXPECT_EQ(job->state, last.state);
+  }
+}
+
 TEST_P(EngineRace, OnDiskOneOfThemWinsAndTheNextEngineKnows) {
-  ForEachPair([](Verb one, Verb other) {
-    const TemporaryFolder folder;
-    std::string id;
-    JobSnapshot last;
-    {
-      Race race(GetParam(), folder.path());
-      race.Act(one, other);
-      race.Settle();
-      race.Check();
-      race.GoOn();
-      if (!race.leaves() || race.used(Verb::kDeadline)) return;
-      id = race.id();
-      last = race.Last();
-    }
-    FakeEngine next(OneAtATime(folder.path()));
-    const auto job = next.engine->jobs().Get(id);
-    if (!job) return;  // deleted
-    if (last.state == JobState::kQueued) {
-      EXPECT_EQ(next.AwaitEnd(id).state, JobState::kSucceeded);
-    } else {
-      EXPECT_EQ(job->state, last.state);
-    }
+  ForEachPair(Pairs::kUnordered, [](Verb one, Verb other) {
+    RaceOnDisk(GetParam(), [&](Race& race) { race.Act(one, other); });
+  });
+}
+
+TEST_P(EngineRace, OnDiskOneAfterTheOtherAndTheNextEngineKnows) {
+  ForEachPair(Pairs::kOrdered, [](Verb one, Verb other) {
+    RaceOnDisk(GetParam(), [&](Race& race) { race.ActInTurn(one, other); });
   });
 }
 
