@@ -63,8 +63,8 @@ struct EngineWork {
   AttnBackend backend = AttnBackend::kReference;  // of self-attention, as it was last seen
   bool begun = false;                             // its first unit runs or has run
   bool encodes = false;                           // its files are being written
-  // A job that was running when a server died. Until it has ended no other job runs beside it, so
-  // that the next crash is its own, or not a job's.
+  // A job that was running when a server died. Until it has ended no other suspect runs, so that
+  // the next crash is laid to it alone; jobs that are none run beside it, and are not blamed.
   bool suspect = false;
   // Since when it waits, for its place in the order.
   std::chrono::steady_clock::time_point arrived;

@@ -22,7 +22,7 @@ void WorkTable::CountRunning(const EngineWork& work, int64_t by) {
 }
 
 bool WorkTable::MayRunBeside(const EngineWork& work) const {
-  return !work.is_job() || running_jobs_ == 0 || (!work.suspect && running_suspects_ == 0);
+  return !work.suspect || running_suspects_ == 0;
 }
 
 void WorkTable::Hold(const WorkEstimate& estimate) {

@@ -30,7 +30,7 @@ class WorkTable {
   WorkPtr InQueue(WorkId number) const;
   // Null where it has ended.
   JobPtr Job(const std::string& id) const;
-  // Whether it may run beside the jobs that have begun: one of them, or it, may be a suspect.
+  // Whether it may run beside the jobs that have begun: not a suspect beside another one.
   bool MayRunBeside(const EngineWork& work) const;
   // What is in the queue.
   std::vector<WorkPtr> All() const;

@@ -12,7 +12,7 @@
 namespace denoised {
 namespace {
 
-using testing::SizeIs;
+using testing::ElementsAre;
 
 constexpr int kCrashed = 9;
 constexpr int64_t kSteps = 40, kPoisonStep = 30;
@@ -100,29 +100,29 @@ TEST_F(EngineCrash, EachOfSeveralPoisonJobsIsFoundByItself) {
   EXPECT_EQ(Ends(), expected);
 }
 
-// They begin when it has ended, and share forwards again.
-TEST_F(EngineCrash, AJobThatRanAtACrashRunsApartFromOtherJobs) {
+// New ones run beside it, also before it has ended; the other suspects wait for that.
+TEST_F(EngineCrash, AJobThatRanAtACrashRunsInForwardsOfItsOwnAndApartFromOtherSuspects) {
   ASSERT_TRUE(CrashesTogether({"suspect", "poison"}));
   FakeEngine fake(Options(), /*steps_open=*/false);
   ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
   for (const char* prompt : {"new", "newer"}) {
-    fake.Submit(prompt, [](auto& request) { request.num_inference_steps = kSteps; });
+    fake.Submit(prompt, [](auto& request) {
+      request.num_inference_steps = 3;
+      request.priority = Priority::kUrgent;
+    });
   }
-  fake.model.steps.Allow(2);
-  ASSERT_TRUE(fake.model.steps.AwaitArrival(3));
-  EXPECT_EQ(fake.engine->running_jobs(), 1);
-  EXPECT_THAT(fake.model.began(), SizeIs(1));
   fake.model.steps.Open();
   ASSERT_TRUE(fake.WaitIdle());
   EXPECT_EQ(fake.observer.finished[JobState::kSucceeded], 4) << "nothing is poison here";
-  size_t most = 0;
+  std::vector<std::string> order;  // of who was alone in a forward, or "new" of those together
   for (const std::vector<std::string>& prompts : fake.model.forwards()) {
-    most = std::max(most, prompts.size());
-    const bool suspect = std::ranges::any_of(
-        prompts, [](const std::string& prompt) { return !prompt.starts_with("new"); });
-    EXPECT_TRUE(!suspect || prompts.size() == 1) << prompts.size();
+    const bool fresh = std::ranges::all_of(
+        prompts, [](const std::string& prompt) { return prompt.starts_with("new"); });
+    ASSERT_TRUE(fresh || prompts.size() == 1) << prompts.size();
+    const std::string who = fresh ? "new" : prompts.front();
+    if (order.empty() || order.back() != who) order.push_back(who);
   }
-  EXPECT_EQ(most, 2u);
+  EXPECT_THAT(order, ElementsAre("suspect", "new", "suspect", "poison"));
 }
 
 }  // namespace
