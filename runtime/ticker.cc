@@ -12,7 +12,7 @@ Ticker::~Ticker() {
     const std::lock_guard lock(mutex_);
     ending_ = true;
   }
-  end_.notify_one();
+  wake_.notify_one();
   thread_.join();
 }
 
@@ -21,9 +21,20 @@ void Ticker::Now() {
   tick_();
 }
 
+void Ticker::Soon() {
+  {
+    const std::lock_guard lock(mutex_);
+    soon_ = true;
+  }
+  wake_.notify_one();
+}
+
 void Ticker::Run(std::chrono::milliseconds period) {
   std::unique_lock lock(mutex_);
-  while (!end_.wait_for(lock, period, [this] { return ending_; })) {
+  for (;;) {
+    wake_.wait_for(lock, period, [this] { return ending_ || soon_; });
+    if (ending_) return;
+    soon_ = false;
     lock.unlock();
     Now();
     lock.lock();

@@ -21,6 +21,8 @@ class Ticker {
 
   // One on the caller's thread, beside those of the period. Any thread.
   void Now();
+  // One on the ticker's own thread, without waiting for the end of the period. Any thread.
+  void Soon();
 
  private:
   void Run(std::chrono::milliseconds period);
@@ -28,9 +30,9 @@ class Ticker {
   const std::function<void()> tick_;
   std::mutex tick_mutex_;  // held by a tick
   std::mutex mutex_;
-  std::condition_variable end_;
-  bool ending_ = false;  // guarded by mutex_
-  std::thread thread_;   // last: it uses the others
+  std::condition_variable wake_;
+  bool ending_ = false, soon_ = false;  // guarded by mutex_
+  std::thread thread_;                  // last: it uses the others
 };
 
 }  // namespace denoised

@@ -2,35 +2,91 @@
 
 #include <fstream>
 #include <sstream>
+#include <string>
 
-#include "backends/error.h"
+#include "runtime/caught.h"
 #include "runtime/loaders/file.h"
 
 namespace denoised {
 namespace {
 
-std::string PathIn(const std::string& state_dir) { return state_dir + "/unit_times.json"; }
+namespace fs = std::filesystem;
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr char kName[] = "unit_times.json";
 
 }  // namespace
 
-void LoadCosts(const std::string& state_dir, CostModel* costs, Logger* logger) {
-  if (state_dir.empty()) return;
-  std::ifstream file(PathIn(state_dir), std::ios::binary);
+CostFile::CostFile(const fs::path& state_dir, CostModel* costs, Logger* logger, Pace pace)
+    : path_(state_dir.empty() ? fs::path() : state_dir / kName),
+      costs_(costs),
+      logger_(logger),
+      pace_(pace) {
+  if (path_.empty()) return;
+  RemoveParts();
+  Load();
+  kept_ = costs_->learnt();
+  tried_at_ = SteadyClock::now();
+  ticker_.emplace(pace_.look, [this] { Tick(); });
+}
+
+void CostFile::Load() {
+  std::ifstream file(path_, std::ios::binary);
   if (!file) return;  // a first start
   std::ostringstream text;
   text << file.rdbuf();
-  const auto ignored = costs->Load(text.str());
+  const auto ignored = costs_->Load(text.str());
   if (!ignored) return;
-  logger->Warning("unit_times_ignored", {{"file", PathIn(state_dir)}, {"reason", *ignored}});
+  logger_->Warning("unit_times_ignored", {{"file", path_.string()}, {"reason", *ignored}});
 }
 
-void SaveCosts(const std::string& state_dir, const CostModel& costs, Logger* logger) {
-  if (state_dir.empty() || costs.size() == 0) return;
-  try {
-    WriteWholeFile(PathIn(state_dir), costs.Save());
-  } catch (const Error& error) {
-    logger->Warning("unit_times_not_kept", {{"file", PathIn(state_dir)}, {"reason", error.what()}});
+// Of servers that were killed while they wrote.
+void CostFile::RemoveParts() const {
+  Caught([this] {
+    const std::string part = std::string(kName) + ".part.";
+    for (const auto& entry : fs::directory_iterator(path_.parent_path())) {
+      if (entry.path().filename().string().starts_with(part)) fs::remove(entry.path());
+    }
+  });
+}
+
+// New units at once, since nothing else predicts them; times of known ones change little.
+bool CostFile::IsDue() const {
+  const CostModel::Learnt learnt = costs_->learnt();
+  const std::lock_guard lock(mutex_);
+  if (learnt == kept_) return false;
+  const bool rested = SteadyClock::now() - tried_at_ >= pace_.rest;
+  return rested || (learnt.firsts != kept_.firsts && !failed_);
+}
+
+void CostFile::JobEnded() {
+  if (ticker_ && IsDue()) ticker_->Soon();
+}
+
+void CostFile::Tick() {
+  if (IsDue()) Save();
+}
+
+void CostFile::Save() {
+  if (path_.empty()) return;
+  const std::lock_guard one_at_a_time(file_mutex_);
+  const CostModel::Learnt learnt = costs_->learnt();
+  if (learnt.times == 0) return;
+  const auto error = Caught([&] { WriteWholeFile(path_, costs_->Save()); });
+  Tell(error);
+  const std::lock_guard lock(mutex_);
+  if (!error) kept_ = learnt;
+  failed_ = error.has_value();
+  tried_at_ = SteadyClock::now();
+}
+
+// Says each trouble once, not at every try.
+void CostFile::Tell(const std::optional<Error>& error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!error || failed_) return;
   }
+  logger_->Warning("unit_times_not_kept", {{"file", path_.string()}, {"reason", error->what()}});
 }
 
 }  // namespace denoised

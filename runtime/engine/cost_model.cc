@@ -46,8 +46,14 @@ CostModel::Entry& CostModel::EntryOf(const UnitKey& key) {
 void CostModel::Observe(const UnitKey& key, int64_t rows, double seconds) {
   if (rows < 1 || !(seconds > 0) || !std::isfinite(seconds)) return;
   const std::lock_guard lock(mutex_);
-  EntryOf(key).times.Add(rows, seconds);
+  Add(&EntryOf(key), rows, seconds);
   ForgetOldest();
+}
+
+void CostModel::Add(Entry* entry, int64_t rows, double seconds) {
+  ++learnt_.times;
+  learnt_.firsts += entry->times.by_rows().contains(rows) ? 0 : 1;
+  entry->times.Add(rows, seconds);
 }
 
 void CostModel::ForgetOldest() {
@@ -105,6 +111,11 @@ int64_t CostModel::WorthRows(const UnitKey& key, int64_t most) const {
 size_t CostModel::size() const {
   const std::lock_guard lock(mutex_);
   return entries_.size();
+}
+
+CostModel::Learnt CostModel::learnt() const {
+  const std::lock_guard lock(mutex_);
+  return learnt_;
 }
 
 }  // namespace denoised

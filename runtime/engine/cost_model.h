@@ -52,6 +52,14 @@ class CostModel {
 
   size_t size() const;
 
+  // What has come since the beginning, Load() included: times, and those among them that were the
+  // first of their key and number of rows.
+  struct Learnt {
+    uint64_t times = 0, firsts = 0;
+    bool operator==(const Learnt&) const = default;
+  };
+  Learnt learnt() const;
+
  private:
   struct Entry {
     UnitKey key;
@@ -60,6 +68,7 @@ class CostModel {
   };
   static std::string NameOf(const UnitKey& key);
   Entry& EntryOf(const UnitKey& key);
+  void Add(Entry* entry, int64_t rows, double seconds);
   void ForgetOldest();
   const CostLaw* LawFor(const UnitKey& key) const;
   void MakeLaws() const;
@@ -68,6 +77,7 @@ class CostModel {
   mutable std::mutex mutex_;
   std::map<std::string, Entry> entries_;
   uint64_t observations_ = 0;
+  Learnt learnt_;
   // By kind, and kind, model and backend; made when they are asked for.
   mutable std::map<std::string, CostLaw> laws_;
   mutable uint64_t laws_made_ = 0;  // when; 0: a key came since

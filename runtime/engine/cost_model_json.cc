@@ -114,10 +114,10 @@ std::optional<std::string> CostModel::Load(const std::string& text) {
     const std::vector<Timed> times = key ? TimesFrom(unit) : std::vector<Timed>();
     ignored += times.empty() ? 1 : 0;
     if (times.empty()) continue;
-    UnitTimes& kept = EntryOf(*key).times;
+    Entry& entry = EntryOf(*key);
     for (const Timed& timed : times) {
       for (int64_t i = 0; i < std::min(timed.count, kRemembered); ++i) {
-        kept.Add(timed.rows, timed.seconds);
+        Add(&entry, timed.rows, timed.seconds);
       }
     }
     ForgetOldest();

@@ -6,7 +6,6 @@
 
 #include "backends/intra_op.h"
 #include "runtime/caught.h"
-#include "runtime/engine/cost_file.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/receipt.h"
 #include "runtime/engine/refusals.h"
@@ -86,6 +85,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       drills_(clock_),
       shadows_(options.shadow_budget, MostShadowBytes(options.max_memory), clock_, observer),
       memory_(options.max_memory),
+      cost_file_(options.state_dir, &cost_, logger),
       table_(QueueOptionsOf(options)),
       tuning_(models_, {options.auto_error, options.tune_when_idle},
               {&store_->control(), &audit_, logger_, [this] { Wake(); },
@@ -93,7 +93,6 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   models_.SetGuards(options_.enable_drills ? &drills_ : nullptr,
                     shadows_.on() ? &shadows_ : nullptr);
   EndUnjudged();
-  LoadCosts(options_.state_dir, &cost_, logger_);
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   encoder_.Post(ComputeInBackground);
   thread_ = std::thread([this] { Loop(); });
@@ -360,7 +359,7 @@ void EngineImpl::Shutdown() {
   if (!thread_.joinable()) return;
   thread_.join();
   encoder_.Join();
-  SaveCosts(options_.state_dir, cost_, logger_);
+  cost_file_.Save();
 }
 
 std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* observer,

@@ -18,6 +18,7 @@
 #include "runtime/audit.h"
 #include "runtime/engine.h"
 #include "runtime/engine/company.h"
+#include "runtime/engine/cost_file.h"
 #include "runtime/engine/cost_model.h"
 #include "runtime/engine/lease_keeping.h"
 #include "runtime/engine/memory_admission.h"
@@ -284,6 +285,7 @@ class EngineImpl : public Engine {
   Shadows shadows_;
   const MemoryAdmission memory_;
   CostModel cost_;                        // by itself thread-safe
+  CostFile cost_file_;                    // likewise; before any work is predicted
   std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start
   std::map<Pipeline*, Palette> colours_;  // of those that had to make previews; engine thread
 

@@ -236,6 +236,7 @@ void EngineImpl::EndJob(const JobPtr& job, const std::optional<Error>& error, Re
   }
   wake_.notify_one();  // there may be room for another one
   idle_.notify_all();
+  cost_file_.JobEnded();
 }
 
 void EngineImpl::LogEnd(const JobWork& job, JobState outcome, const std::optional<Error>& error) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "runtime/engine/checkpoint.h"
 #include "tests/runtime/fake_engine.h"
@@ -172,6 +173,43 @@ TEST_F(EngineKeeping, AWishThatWasAcceptedOutlivesACrash) {
   EXPECT_THAT(next.model.began(), ElementsAre("resumed"));
   EXPECT_FALSE(next.engine->Resume(aside));
   EXPECT_EQ(next.AwaitEnd(aside).state, JobState::kSucceeded);
+}
+
+// The folder as a kill would leave it, once it has this file: the engine that writes there lives.
+void CopyOnceItHas(const char* name, const std::filesystem::path& from,
+                   const std::filesystem::path& to) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!std::filesystem::exists(from / name)) {
+    ASSERT_LT(std::chrono::steady_clock::now(), end) << name;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  std::filesystem::copy(
+      from, to,
+      std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+}
+
+TEST_F(EngineKeeping, AServerThatWasKilledLeavesWhatItLearntForDeadlines) {
+  const TemporaryFolder killed;
+  const auto hopeless = [](const FakeEngine& fake) {
+    GenerationRequest request = SmallRequest("too long");
+    request.num_inference_steps = 1000;
+    request.deadline = fake.clock.now() + std::chrono::seconds(1);
+    return request;
+  };
+  {
+    FakeEngine fake(Options());
+    fake.model.on_unit = [](const Unit&, int64_t) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    };
+    fake.AwaitEnd(fake.Submit("teaches how long a step takes"));
+    CopyOnceItHas("unit_times.json", folder_.path(), killed.path());
+  }
+  EngineOptions options = Options();
+  options.state_dir = killed.path();
+  FakeEngine next(options);
+  const auto refused = next.engine->Submit(hopeless(next));
+  ASSERT_TRUE(std::holds_alternative<Error>(refused));
+  EXPECT_EQ(std::get<Error>(refused).reason(), "DEADLINE_UNREACHABLE");
 }
 
 TEST_F(EngineKeeping, AnotherBackendBeginsTheJobAnewAndItsReceiptSaysSo) {

@@ -29,6 +29,20 @@ TEST(Ticker, NowIsOnTheCallersThreadAndNoTwoAreAtATime) {
   EXPECT_EQ(most, 1);
 }
 
+TEST(Ticker, SoonIsOnItsOwnThreadBeforeThePeriodIsOver) {
+  std::atomic<int> ticks{0};
+  std::atomic<std::thread::id> ticked{};
+  Ticker ticker(hours(24), [&] {
+    ticked = std::this_thread::get_id();
+    ++ticks;
+  });
+  for (int i = 1; i <= 3; ++i) {
+    ticker.Soon();
+    while (ticks < i) std::this_thread::yield();
+  }
+  EXPECT_NE(ticked.load(), std::this_thread::get_id());
+}
+
 TEST(Ticker, EndsWithoutWaitingForItsPeriod) {
   std::atomic<int> ticks{0};
   {

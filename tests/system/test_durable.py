@@ -68,6 +68,24 @@ def test_a_job_goes_on_from_its_checkpoint_and_not_from_the_beginning(pb, tmp_pa
         assert server.wait_for_end(job.id).state == pb.CANCELLED
 
 
+def test_a_killed_server_leaves_the_times_that_it_learnt(pb, tmp_path):
+    from google.protobuf import duration_pb2
+    times = tmp_path / "unit_times.json"
+    hopeless = request(pb, 1, num_inference_steps=1000, time_limit=duration_pb2.Duration(seconds=1))
+    with start(tmp_path) as server:
+        server.wait_for_end(server.generation.SubmitJob(request(pb, 1, num_inference_steps=4), timeout=30).id)
+        harness.eventually(times.exists, what="the file of unit times")
+        kill(server)
+    with start(tmp_path) as server:
+        error = harness.error_of(lambda: server.generation.SubmitJob(hopeless, timeout=30))
+        assert harness.field_and_reason(error)[1] == "DEADLINE_UNREACHABLE"
+        kill(server)
+    times.write_bytes(times.read_bytes()[:100])
+    with start(tmp_path) as server:
+        done = server.wait_for_end(server.generation.SubmitJob(request(pb, 1, num_inference_steps=4), timeout=30).id)
+        assert done.state == pb.SUCCEEDED
+
+
 def test_jobs_beyond_what_may_stay_in_memory_go_on_from_their_checkpoints(pb, tmp_path, unbroken):
     """With room for one job's latents a long one makes way for an urgent one, by way of the disk."""
     small = dict(height=32, width=32, prompt="a blue square", num_inference_steps=10)
