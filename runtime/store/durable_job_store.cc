@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "runtime/job_store.h"
@@ -34,6 +36,20 @@ uint64_t BytesOf(const GenerationRequest& request) {
   return request.prompt.size() + (request.latents ? request.latents->data.size() : 0);
 }
 
+// By the numbers of their ends. Those that have none ended before all others; among them there is
+// but the time of day.
+auto PlaceAmongEnded(const JobRow& row) {
+  return std::tuple(row.end_number, row.end_number == 0 ? row.job.finished_at : std::nullopt,
+                    row.number);
+}
+
+// `wall`: what a row that does not know better says of the moment.
+std::chrono::microseconds AgeOf(const std::optional<PastMoment>& moment,
+                                std::optional<SystemClock::time_point> wall,
+                                const ClockReading& now) {
+  return denoised::AgeOf(moment.value_or(PastMoment{"", {}, wall.value_or(now.wall)}), now);
+}
+
 class FileArtifact : public Artifact {
  public:
   FileArtifact(const ArtifactInfo& info, OwnedFd file) : Artifact(info), file_(std::move(file)) {}
@@ -53,8 +69,9 @@ class DurableJobStore : public JobStore {
  public:
   DurableJobStore(const StoreOptions& options, Logger* logger)
       : keep_results_(options.keep_results),
+        hooks_(options.hooks),
         folder_(options.state_dir, options.hooks),
-        feed_(options.max_finished, options.max_artifact_bytes),
+        feed_(options.max_finished, options.max_artifact_bytes, [this] { return Now().steady; }),
         control_(&ledger_, options.hooks),
         checkpoints_(&folder_, logger),
         ledger_(Load(logger), options.hooks, logger) {
@@ -120,15 +137,18 @@ class DurableJobStore : public JobStore {
   void Requeue();
   std::set<std::string> Crashed() const;
   Feed::Keep Keep(std::string verb);
+  ClockReading Now() const { return ReadClocks(hooks_); }
   bool IsOpen(const std::string& id) const;  // as readers see it
   void Settled(const std::string& id);
   void Sweep();
   void RemoveFiles(const std::string& id) const;
 
   const std::chrono::seconds keep_results_;
+  StoreHooks* const hooks_;
   StateFolder folder_;
   std::vector<StoredJob> loaded_;  // until the constructor ends, then those that had not ended
   Feed feed_;
+  std::atomic<uint64_t> last_end_{0};
   ControlBook control_;
   Checkpoints checkpoints_;
   Ledger ledger_;                  // after those that its thread calls back until it ends
@@ -139,7 +159,7 @@ class DurableJobStore : public JobStore {
 
 LedgerFile DurableJobStore::Load(Logger* logger) {
   LedgerFile file(folder_.ledger(), logger);
-  loaded_ = file.ReadJobs();
+  loaded_ = file.ReadJobs(Now());
   RemoveUnknownFiles(file.QuarantinedIds());
   control_.Load(file);
   return file;
@@ -179,10 +199,15 @@ void DurableJobStore::Requeue() {
   const auto ended =
       std::stable_partition(loaded_.begin(), loaded_.end(),
                             [](const StoredJob& job) { return IsTerminal(job.row.job.state); });
-  std::stable_sort(loaded_.begin(), ended, [](const StoredJob& a, const StoredJob& b) {
-    return a.row.job.finished_at < b.row.job.finished_at;
+  std::sort(loaded_.begin(), ended, [](const StoredJob& a, const StoredJob& b) {
+    return PlaceAmongEnded(a.row) < PlaceAmongEnded(b.row);
   });
-  for (auto job = loaded_.begin(); job != ended; ++job) feed_.Restore(std::move(job->row));
+  const ClockReading now = Now();
+  for (auto job = loaded_.begin(); job != ended; ++job) {
+    last_end_ = std::max<uint64_t>(last_end_, job->row.end_number);
+    const auto age = AgeOf(job->row.ended, job->row.job.finished_at, now);
+    feed_.Restore(std::move(job->row), age);
+  }
   loaded_.erase(loaded_.begin(), ended);
   const std::set<std::string> crashed = Crashed();
   std::vector<JobRow> rows;
@@ -208,16 +233,20 @@ void DurableJobStore::Requeue() {
   for (JobRow& row : rows) feed_.Restore(std::move(row));
 }
 
+// In order of arrival, whatever the clocks say: nobody has waited longer than who came before.
 std::vector<AcceptedJob> DurableJobStore::Recover() {
   std::vector<AcceptedJob> jobs;
+  const ClockReading now = Now();
+  auto earliest = SteadyClock::time_point::min();
   for (StoredJob& stored : std::exchange(loaded_, {})) {
     AcceptedJob job;
     job.snapshot = stored.row.job;
     job.request = *std::move(stored.request);
     job.request.idempotency_key = stored.row.key;
     job.crashes = stored.row.crashes;
-    const auto waited = SystemClock::now() - job.snapshot.created_at;
-    job.queued_at = SteadyClock::now() - std::max(waited, SystemClock::duration(0));
+    earliest =
+        std::max(earliest, now.steady - AgeOf(stored.row.accepted, job.snapshot.created_at, now));
+    job.queued_at = earliest;
     if (const auto checkpoint = checkpoints_.Read(job.snapshot.id)) {
       job.checkpoint_step = checkpoint->step;
     }
@@ -235,6 +264,7 @@ std::pair<JobSnapshot, bool> DurableJobStore::Add(const JobSnapshot& job,
   row.job = job;
   row.key = request.idempotency_key;
   if (!row.key.empty()) row.request_digest = RequestDigest(request);
+  row.accepted = MomentOf(Now());
   // A retry of what is kept already needs no room, so this comes first.
   if (auto known = feed_.Reserve(&row)) return {*std::move(known), false};
   try {
@@ -251,9 +281,11 @@ std::pair<JobSnapshot, bool> DurableJobStore::Add(const JobSnapshot& job,
 
 Feed::Keep DurableJobStore::Keep(std::string verb) {
   return [this, verb = std::move(verb)](const std::vector<JobRow>& rows) {
-    const JobSnapshot& first = rows.front().job;
-    if (IsTerminal(first.state)) {  // it is one then
-      return ledger_.Finish(rows.front(), [this, id = first.id] {
+    if (IsTerminal(rows.front().job.state)) {  // it is one then
+      JobRow ended = rows.front();
+      ended.ended = MomentOf(Now());
+      ended.end_number = ++last_end_;
+      return ledger_.Finish(ended, [this, id = ended.job.id] {
         feed_.Settle(id);
         Settled(id);
       });
@@ -291,7 +323,7 @@ void DurableJobStore::Settled(const std::string& id) {
 }
 
 void DurableJobStore::Sweep() {
-  feed_.ForgetEndedBefore(SystemClock::now() - keep_results_);
+  feed_.ForgetEndedBefore(Now().steady - keep_results_);
   const std::vector<Feed::Forgotten> forgotten = feed_.TakeForgotten();
   if (forgotten.empty()) return;
   std::vector<uint64_t> numbers;

@@ -116,7 +116,7 @@ void Feed::Abandon(const std::string& id) {
   settled_.notify_all();
 }
 
-void Feed::Restore(JobRow row) {
+void Feed::Restore(JobRow row, std::chrono::microseconds age) {
   const std::lock_guard lock(mutex_);
   const std::string id = row.job.id;
   Record& record = records_[id];
@@ -131,7 +131,7 @@ void Feed::Restore(JobRow row) {
     record.results[info.format] = {info, nullptr, nullptr};
     result_bytes_ += info.size_bytes;
   }
-  End(id, &record);
+  End(id, &record, age);
 }
 
 // ---- reading

@@ -19,6 +19,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "runtime/job_store.h"
@@ -33,11 +34,14 @@ class Feed {
   // False: they will be, and Settle() of each follows then. What it throws undoes them.
   using Keep = std::function<bool(const std::vector<JobRow>& after)>;
   using Change = std::function<void(JobSnapshot&)>;
-  using SystemTime = std::chrono::system_clock::time_point;
+  using Time = std::chrono::steady_clock::time_point;
+  using Clock = std::function<Time()>;
 
-  // As MakeMemoryJobStore says.
-  Feed(size_t max_finished, uint64_t max_result_bytes)
-      : max_finished_(max_finished), max_result_bytes_(max_result_bytes) {}
+  // As MakeMemoryJobStore says. By this clock jobs age, whatever the time of day is set to.
+  Feed(size_t max_finished, uint64_t max_result_bytes, Clock clock = std::chrono::steady_clock::now)
+      : max_finished_(max_finished),
+        max_result_bytes_(max_result_bytes),
+        clock_(std::move(clock)) {}
 
   // A place for a new job that nobody sees before Publish; gives it its number and sequence. Where
   // its key made one before, that job's snapshot (once it is published itself), or ALREADY_EXISTS.
@@ -45,8 +49,9 @@ class Feed {
   std::optional<JobSnapshot> MadeBefore(const std::string& key, const std::string& digest) const;
   JobSnapshot Publish(const std::string& id);
   void Abandon(const std::string& id);
-  // A job of an earlier life. Ended ones come in the order in which they ended.
-  void Restore(JobRow row);
+  // A job of an earlier life. Ended ones come in the order in which they ended, and with the age of
+  // their end.
+  void Restore(JobRow row, std::chrono::microseconds age = {});
 
   std::optional<JobSnapshot> Get(const std::string& id) const;
   JobPage List(std::optional<JobState> state, size_t page_size,
@@ -78,7 +83,7 @@ class Feed {
   uint64_t forgettable_bytes() const;
   void MakeRoom(uint64_t bytes);
   // Forgets what ended before `moment` and is not in use.
-  void ForgetEndedBefore(SystemTime moment);
+  void ForgetEndedBefore(Time moment);
   // Number of an ended job; throws as JobStore::Delete.
   uint64_t RequireEnded(const std::string& id) const;
   void Forget(const std::string& id);
@@ -103,7 +108,7 @@ class Feed {
     std::vector<std::weak_ptr<Watcher>> watchers;
     std::map<ArtifactFormat, Result> results;  // their `reading` unset
     std::shared_ptr<const void> reading = std::make_shared<int>();
-    std::chrono::steady_clock::time_point ended_at;
+    Time ended_at;
     bool fetched = false;
     bool listed = false;  // in with_results_
 
@@ -127,7 +132,7 @@ class Feed {
                                                    const Change& change, const Keep& keep, Way way);
   Record* AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock);
   Woken Show(Record* record, JobSnapshot next);
-  void End(const std::string& id, Record* record);
+  void End(const std::string& id, Record* record, std::chrono::microseconds age = {});
   void ForgetOld();
   static bool Takes(const Record& record, Which which);
   // Forgets the oldest such job of `ended` but its newest. False where there is none.
@@ -136,6 +141,7 @@ class Feed {
 
   const size_t max_finished_;
   const uint64_t max_result_bytes_;
+  const Clock clock_;
   mutable std::mutex mutex_;
   std::condition_variable settled_;  // a record was published, abandoned, changed or held
   std::unordered_map<std::string, Record> records_;

@@ -43,7 +43,7 @@ void Feed::MarkFetched(const std::string& id) {
 }
 
 int64_t Feed::CountUnfetched(std::chrono::steady_clock::duration age) const {
-  const auto since = std::chrono::steady_clock::now() - age;
+  const auto since = clock_() - age;
   const std::lock_guard lock(mutex_);
   int64_t count = 0;
   for (auto id = with_results_.rbegin(); id != with_results_.rend(); ++id) {
@@ -56,12 +56,8 @@ int64_t Feed::CountUnfetched(std::chrono::steady_clock::duration age) const {
 
 // ---- forgetting
 
-void Feed::End(const std::string& id, Record* record) {
-  using std::chrono::system_clock;
-  const auto now = system_clock::now();
-  record->ended_at =
-      std::chrono::steady_clock::now() -
-      std::max(system_clock::duration(0), now - record->row.job.finished_at.value_or(now));
+void Feed::End(const std::string& id, Record* record, std::chrono::microseconds age) {
+  record->ended_at = clock_() - age;
   if (record->row.job.state != JobState::kSucceeded) {
     result_bytes_ -= record->bytes();
     record->results.clear();
@@ -138,13 +134,12 @@ bool Feed::ForgetOldest(std::deque<std::string>* ended, Which which) {
   return true;
 }
 
-void Feed::ForgetEndedBefore(SystemTime moment) {
+void Feed::ForgetEndedBefore(Time moment) {
   const std::lock_guard lock(mutex_);
   for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
     std::erase_if(*ended, [&](const std::string& id) {
       const Record& record = records_.at(id);
-      const auto& end = record.row.job.finished_at;
-      const bool old = end && *end < moment && Takes(record, Which::kNotInUse);
+      const bool old = record.ended_at < moment && Takes(record, Which::kNotInUse);
       if (!old) return false;
       forgotten_.push_back({id, record.row.number});
       Erase(id);

@@ -22,9 +22,15 @@ class StoreHooks {
   virtual void At(std::string_view edge) {}
   // Bytes that are free, where the file system says `said`.
   virtual uint64_t FreeBytes(uint64_t said) { return said; }
-  // What the clocks show, where the system says `said`.
+  // What the clocks show, where the system says `said`. Also called with locks held.
   virtual ClockReading Clocks(const ClockReading& said) { return said; }
 };
+
+// The clocks as they are, or as a test has them.
+inline ClockReading ReadClocks(StoreHooks* hooks) {
+  const ClockReading said = ReadClocks();
+  return hooks == nullptr ? said : hooks->Clocks(said);
+}
 
 }  // namespace denoised
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/store/json_fields.h"
+#include "runtime/store/moment_row.h"
 #include "runtime/store/receipt_row.h"
 
 namespace denoised {
@@ -109,6 +110,10 @@ void TakeMoment(const Json& json, const char* name, Moment* moment) {
   }
 }
 
+void TakePast(const Json& json, const char* name, std::optional<PastMoment>* moment) {
+  if (const auto found = json.find(name); found != json.end()) *moment = stored::ReadPast(*found);
+}
+
 Json WriteStages(const JobSnapshot& job) {
   Json json = Json::array();
   for (const auto& [stage, seconds] : job.stage_seconds) {
@@ -182,10 +187,14 @@ JobSnapshot ReadJob(const Json& json) {
 }  // namespace
 
 std::string WriteRow(const JobRow& row) {
-  return Dump({{"job", WriteJob(row.job)},
+  Json json = {{"job", WriteJob(row.job)},
                {"key", row.key},
                {"request_digest", row.request_digest},
-               {"crashes", row.crashes}});
+               {"crashes", row.crashes}};
+  if (row.accepted) json["accepted"] = stored::WritePast(*row.accepted);
+  if (row.ended) json["ended"] = stored::WritePast(*row.ended);
+  if (row.end_number > 0) json["end_number"] = row.end_number;
+  return Dump(json);
 }
 
 JobRow ReadRow(uint64_t number, const std::string& text) {
@@ -196,6 +205,9 @@ JobRow ReadRow(uint64_t number, const std::string& text) {
     json.at("key").get_to(row.key);
     json.at("request_digest").get_to(row.request_digest);
     ReadWhole(json, "crashes", &row.crashes);
+    TakePast(json, "accepted", &row.accepted);
+    TakePast(json, "ended", &row.ended);
+    if (json.contains("end_number")) ReadWhole(json, "end_number", &row.end_number);
     return row;
   });
 }

@@ -4,9 +4,11 @@
 #define DENOISED_RUNTIME_STORE_JOB_ROW_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "runtime/job.h"
+#include "runtime/store/clocks.h"
 
 namespace denoised {
 
@@ -16,6 +18,9 @@ struct JobRow {
   std::string key;             // of idempotency; "" = none
   std::string request_digest;  // of the request that made the job (request_row.h)
   int64_t crashes = 0;         // servers that died while it ran
+  // Since when it is, and has ended; unset in rows of servers that did not keep them.
+  std::optional<PastMoment> accepted, ended;
+  uint64_t end_number = 0;  // order of ends, from 1; 0 where it is not known
 };
 
 // Everything but `number`, and back. Reading throws DATA_LOSS for what WriteRow cannot have

@@ -1,35 +1,16 @@
 #include "runtime/store/lease_row.h"
 
-#include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "runtime/store/json_fields.h"
+#include "runtime/store/moment_row.h"
 
 namespace denoised {
 namespace {
 
-using std::chrono::duration_cast;
 using std::chrono::microseconds;
 using stored::Json;
-
-// A moment on every clock, and how far away it was.
-Json WriteEnd(std::chrono::steady_clock::time_point end, const ClockReading& now) {
-  const auto left = duration_cast<microseconds>(end - now.steady);
-  return {{"boot", now.boot_id},
-          {"since_boot", (now.since_boot + left).count()},
-          {"wall", stored::ToMicros(now.wall) + left.count()},
-          {"left", left.count()}};
-}
-
-// What is left of it: not above 0 where it has passed.
-microseconds ReadLeft(const Json& end, const ClockReading& now) {
-  const bool same_boot = !now.boot_id.empty() && end.at("boot").get<std::string>() == now.boot_id;
-  const microseconds left =
-      same_boot ? stored::ReadMicros(end.at("since_boot")) - now.since_boot
-                : stored::ReadMicros(end.at("wall")) - microseconds(stored::ToMicros(now.wall));
-  return std::min(left, stored::ReadMicros(end.at("left")));
-}
 
 }  // namespace
 
@@ -121,7 +102,7 @@ Lease ReadLease(const Json& json) {
 
 std::string WriteLeaseRow(const Lease& lease, const ClockReading& now) {
   Json json = stored::WriteLease(lease);
-  if (lease.ends_at) json["end"] = WriteEnd(*lease.ends_at, now);
+  if (lease.ends_at) json["end"] = stored::WriteEnd(*lease.ends_at, now);
   return stored::Dump(json);
 }
 
@@ -130,7 +111,7 @@ LeaseRow ReadLeaseRow(const std::string& text, const ClockReading& now) {
     LeaseRow row{stored::ReadLease(json)};
     const auto end = json.find("end");
     if (end == json.end()) return row;
-    const microseconds left = ReadLeft(*end, now);
+    const microseconds left = stored::ReadLeft(*end, now);
     row.over = left <= microseconds::zero();
     if (!row.over) row.lease.ends_at = now.steady + left;
     return row;

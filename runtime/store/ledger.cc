@@ -54,7 +54,7 @@ void Ledger::Await(Verb verb) {
 }
 
 void Ledger::Accept(const JobRow& row, const GenerationRequest& request) {
-  const RequestRow written = WriteRequest(request);
+  const RequestRow written = WriteRequest(request, ReadClocks(hooks_));
   Await({"accept",
          [&](LedgerFile& file) {
            file.InsertJob(row);

@@ -219,7 +219,7 @@ void LedgerFile::Salvage() {
                  {{"damaged", aside.string()}, {"rows_read", std::to_string(rows)}});
 }
 
-std::vector<StoredJob> LedgerFile::ReadJobs() {
+std::vector<StoredJob> LedgerFile::ReadJobs(const ClockReading& now) {
   struct Raw {
     uint64_t number;
     std::string id, text, digest;
@@ -242,7 +242,7 @@ std::vector<StoredJob> LedgerFile::ReadJobs() {
           !ids.insert(row.id).second) {
         throw Error(StatusCode::kDataLoss, "it is not in its place");
       }
-      if (!IsTerminal(job.row.job.state)) job.request = ReadRequestOf(row.number);
+      if (!IsTerminal(job.row.job.state)) job.request = ReadRequestOf(row.number, now);
       jobs.push_back(std::move(job));
     } catch (const Error& error) {
       if (!IsDamage(error)) throw;
@@ -252,7 +252,8 @@ std::vector<StoredJob> LedgerFile::ReadJobs() {
   return jobs;
 }
 
-std::optional<GenerationRequest> LedgerFile::ReadRequestOf(uint64_t number) {
+std::optional<GenerationRequest> LedgerFile::ReadRequestOf(uint64_t number,
+                                                           const ClockReading& now) {
   Statement find(database_.get(), "SELECT request, latents, digest FROM requests WHERE number = ?");
   find.Bind(static_cast<int64_t>(number));
   if (!find.Step()) throw Error(StatusCode::kDataLoss, "its request is missing");
@@ -260,7 +261,7 @@ std::optional<GenerationRequest> LedgerFile::ReadRequestOf(uint64_t number) {
   if (DigestOf(request) != find.Bytes(2)) {
     throw Error(StatusCode::kDataLoss, "its request's digest is another one");
   }
-  return ReadRequest(request);
+  return ReadRequest(request, now);
 }
 
 void LedgerFile::Quarantine(uint64_t number, const std::string& id, const std::string& why) {

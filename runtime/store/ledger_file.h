@@ -36,8 +36,8 @@ class LedgerFile {
   LedgerFile(const std::filesystem::path& file, Logger* logger);
 
   Database& database() { return *database_; }
-  // Every job, by order of arrival.
-  std::vector<StoredJob> ReadJobs();
+  // Every job, by order of arrival, as of now.
+  std::vector<StoredJob> ReadJobs(const ClockReading& now);
   // Ids of jobs that were put aside.
   std::set<std::string> QuarantinedIds();
   // As control_tables.h.
@@ -58,7 +58,7 @@ class LedgerFile {
   void Open();
   void Prepare();
   void Salvage();
-  std::optional<GenerationRequest> ReadRequestOf(uint64_t number);
+  std::optional<GenerationRequest> ReadRequestOf(uint64_t number, const ClockReading& now);
   void Quarantine(uint64_t number, const std::string& id, const std::string& why);
 
   const std::filesystem::path file_;

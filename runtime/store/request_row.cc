@@ -5,6 +5,7 @@
 #include "runtime/loaders/attention_schedule.h"
 #include "runtime/loaders/sha256.h"
 #include "runtime/store/json_fields.h"
+#include "runtime/store/moment_row.h"
 
 namespace denoised {
 namespace {
@@ -14,18 +15,13 @@ using stored::FromName;
 using stored::Json;
 using stored::Put;
 using stored::Take;
-using SteadyClock = std::chrono::steady_clock;
-using SystemClock = std::chrono::system_clock;
 
-int64_t TimeOfDay(SteadyClock::time_point moment) {
-  const auto left = moment - SteadyClock::now();
-  return stored::ToMicros(SystemClock::now() +
-                          std::chrono::duration_cast<SystemClock::duration>(left));
-}
-
-SteadyClock::time_point SteadyMoment(const Json& json) {
-  const auto left = stored::ReadMoment(json) - SystemClock::now();
-  return SteadyClock::now() + std::chrono::duration_cast<SteadyClock::duration>(left);
+// Servers before this one kept a time of day.
+std::chrono::steady_clock::time_point ReadDeadline(const Json& json, const ClockReading& now) {
+  const auto left = json.is_object() ? stored::ReadLeft(json, now)
+                                     : stored::ReadMicros(json) -
+                                           std::chrono::microseconds(stored::ToMicros(now.wall));
+  return now.steady + left;
 }
 
 Json WriteAttention(const AttentionOptions& options) {
@@ -137,14 +133,14 @@ void ReadChoices(const Json& json, GenerationRequest* request) {
 
 }  // namespace
 
-RequestRow WriteRequest(const GenerationRequest& request) {
+RequestRow WriteRequest(const GenerationRequest& request, const ClockReading& now) {
   Json json = WriteContent(request);
-  if (request.deadline) json["deadline"] = TimeOfDay(*request.deadline);
+  if (request.deadline) json["deadline"] = stored::WriteEnd(*request.deadline, now);
   if (request.belongs_to_call) json["belongs_to_call"] = true;
   return {Dump(json), request.latents ? request.latents->data : ""};
 }
 
-GenerationRequest ReadRequest(const RequestRow& row) {
+GenerationRequest ReadRequest(const RequestRow& row, const ClockReading& now) {
   return stored::Parse(row.text, [&](const Json& json) {
     GenerationRequest request;
     request.model = json.at("model").get<std::string>();
@@ -161,7 +157,7 @@ GenerationRequest ReadRequest(const RequestRow& row) {
       request.latents = ReadLatents(*latents, row.latents);
     }
     if (const auto deadline = json.find("deadline"); deadline != json.end()) {
-      request.deadline = SteadyMoment(*deadline);
+      request.deadline = ReadDeadline(*deadline, now);
     }
     request.belongs_to_call = json.value("belongs_to_call", false);
     return request;

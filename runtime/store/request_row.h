@@ -5,6 +5,7 @@
 #include <string>
 
 #include "runtime/job.h"
+#include "runtime/store/clocks.h"
 
 namespace denoised {
 
@@ -13,10 +14,11 @@ struct RequestRow {
   std::string latents;  // the bytes of `latents`; "" where there are none
 };
 
-// The deadline becomes a time of day, and on reading a moment of this process's steady clock again.
-// Reading throws DATA_LOSS for what WriteRequest cannot have written.
-RequestRow WriteRequest(const GenerationRequest& request);
-GenerationRequest ReadRequest(const RequestRow& row);
+// The deadline is kept as a lease's end is (moment_row.h), and on reading a moment of this
+// process's steady clock again: what is left of it neither grows nor goes where the time of day is
+// set. Reading throws DATA_LOSS for what WriteRequest cannot have written.
+RequestRow WriteRequest(const GenerationRequest& request, const ClockReading& now);
+GenerationRequest ReadRequest(const RequestRow& row, const ClockReading& now);
 
 // SHA-256, hex, over all that the request asks for: not the key, and of the deadline only whether
 // there is one, since a client that asks again counts its time anew.

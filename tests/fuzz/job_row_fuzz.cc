@@ -12,6 +12,9 @@ std::vector<std::string> FuzzSeeds() {
   whole.key = "order 7";
   whole.request_digest = std::string(64, 'a');
   whole.crashes = 1;
+  whole.accepted = PastMoment{"a boot", std::chrono::hours(1), {}};
+  whole.ended = PastMoment{"a boot", std::chrono::hours(2), {}};
+  whole.end_number = 3;
   return {WriteRow(bare), WriteRow(whole)};
 }
 

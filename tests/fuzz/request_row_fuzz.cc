@@ -29,7 +29,8 @@ RequestRow FromBytes(const std::string& bytes) {
 std::vector<std::string> FuzzSeeds() {
   GenerationRequest bare;
   bare.prompt = "a";
-  return {AsBytes(WriteRequest(bare)), AsBytes(WriteRequest(SampleRequest()))};
+  return {AsBytes(WriteRequest(bare, ReadClocks())),
+          AsBytes(WriteRequest(SampleRequest(), ReadClocks()))};
 }
 
 }  // namespace denoised
@@ -39,12 +40,13 @@ std::vector<std::string> FuzzSeeds() {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using denoised::GenerationRequest;
   const std::string bytes(reinterpret_cast<const char*>(data), size);
+  const denoised::ClockReading now = denoised::ReadClocks();
   GenerationRequest request;
   const bool taken = denoised::TakesOrRefuses(denoised::StatusCode::kDataLoss, [&] {
-    request = denoised::ReadRequest(denoised::FromBytes(bytes));
+    request = denoised::ReadRequest(denoised::FromBytes(bytes), now);
   });
   if (!taken) return 0;
-  const GenerationRequest again = denoised::ReadRequest(denoised::WriteRequest(request));
+  const GenerationRequest again = denoised::ReadRequest(denoised::WriteRequest(request, now), now);
   denoised::FuzzRequire(denoised::RequestDigest(again) == denoised::RequestDigest(request),
                         "what was written is read as it was");
   return 0;

@@ -75,6 +75,9 @@ JobRow FullRow() {
   job.receipt.notes = {"one", ""};
   job.artifacts = {{ArtifactFormat::kNpy, "video.npy", UINT64_MAX, "sha"}};
   job.error = JobError{StatusCode::kDataLoss, "message", "field", "REASON", std::nullopt, "a\nb"};
+  row.accepted = PastMoment{"boot", std::chrono::microseconds(7), Moment(1'800'000'000'123'456)};
+  row.ended = PastMoment{"boot", std::chrono::microseconds(8), Moment(1'800'000'001'000'000)};
+  row.end_number = UINT64_MAX;
   return row;
 }
 
@@ -87,6 +90,10 @@ TEST(StoreRows, AJobComesBackWhole) {
   EXPECT_EQ(back.number, 12u);
   EXPECT_EQ(back.key, row.key);
   EXPECT_EQ(back.crashes, 1);
+  EXPECT_EQ(back.accepted->boot_id, "boot");
+  EXPECT_EQ(back.ended->since_boot, std::chrono::microseconds(8));
+  EXPECT_EQ(back.ended->wall, row.ended->wall);
+  EXPECT_EQ(back.end_number, UINT64_MAX);
   EXPECT_EQ(job.prompt, row.job.prompt);
   EXPECT_EQ(job.state, JobState::kFailed);
   EXPECT_EQ(job.stage, JobStage::kDecode);
@@ -109,12 +116,19 @@ TEST(StoreRows, AJobComesBackWhole) {
   EXPECT_EQ(job.error->details, "a\nb");
 }
 
+GenerationRequest Reread(const GenerationRequest& request) {
+  const ClockReading now = ReadClocks();
+  return ReadRequest(WriteRequest(request, now), now);
+}
+
 TEST(StoreRows, WhatIsUnsetStaysUnset) {
   JobRow row;
   row.job.id = "a";
-  const JobSnapshot job = ReadRow(1, WriteRow(row)).job;
+  const JobRow back = ReadRow(1, WriteRow(row));
+  EXPECT_FALSE(back.accepted || back.ended || back.end_number);
+  const JobSnapshot& job = back.job;
   EXPECT_FALSE(job.eta_seconds || job.started_at || job.finished_at || job.error);
-  const GenerationRequest request = ReadRequest(WriteRequest(GenerationRequest{}));
+  const GenerationRequest request = Reread(GenerationRequest{});
   EXPECT_FALSE(request.negative_prompt || request.seed || request.height || request.latents ||
                request.deadline || request.preview || request.numerics.linear);
 }
@@ -154,7 +168,7 @@ GenerationRequest FullRequest() {
 
 TEST(StoreRows, ARequestComesBackWhole) {
   const GenerationRequest request = FullRequest();
-  const GenerationRequest back = ReadRequest(WriteRequest(request));
+  const GenerationRequest back = Reread(request);
   EXPECT_EQ(RequestDigest(back), RequestDigest(request));
   EXPECT_EQ(back.negative_prompt, "");
   EXPECT_EQ(back.seed, -1);
@@ -229,7 +243,7 @@ TEST(StoreRows, TheDigestKnowsEveryFieldButTheKeyAndTheMomentOfTheDeadline) {
 TEST(StoreRows, DamagedTextIsRefusedAndEndsNothing) {
   std::mt19937 random(7);
   const std::string job = WriteRow(FullRow());
-  const RequestRow request = WriteRequest(FullRequest());
+  const RequestRow request = WriteRequest(FullRequest(), ReadClocks());
   const auto mutated = [&](std::string text) {
     for (int edits = 1 + static_cast<int>(random() % 3); edits > 0; --edits) {
       const size_t at = random() % text.size();
@@ -260,7 +274,7 @@ TEST(StoreRows, DamagedTextIsRefusedAndEndsNothing) {
   };
   for (int i = 0; i < 4000; ++i) {
     attempt([&] { ReadRow(1, mutated(job)); });
-    attempt([&] { ReadRequest({mutated(request.text), request.latents}); });
+    attempt([&] { ReadRequest({mutated(request.text), request.latents}, ReadClocks()); });
   }
   EXPECT_GT(refused, 4000);
   const int before = refused;
@@ -274,7 +288,7 @@ TEST(StoreRows, DamagedTextIsRefusedAndEndsNothing) {
   EXPECT_EQ(refused - before, 5) << "numbers that no row has";
   attempt([&] { ReadRow(1, ""); });
   attempt([&] { ReadRow(1, std::string(100000, '[')); });
-  attempt([&] { ReadRequest({request.text, "short"}); });
+  attempt([&] { ReadRequest({request.text, "short"}, ReadClocks()); });
 }
 
 TEST(StoreRows, AnIdThatCouldNameAnotherFileIsNone) {
