@@ -2,10 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <thread>
 
 #include "runtime/engine/checkpoint.h"
+#include "runtime/store/hooks.h"
 #include "tests/runtime/fake_engine.h"
 #include "tests/runtime/leases.h"
 #include "tests/temporary_folder.h"
@@ -173,6 +175,36 @@ TEST_F(EngineKeeping, AWishThatWasAcceptedOutlivesACrash) {
   EXPECT_THAT(next.model.began(), ElementsAre("resumed"));
   EXPECT_FALSE(next.engine->Resume(aside));
   EXPECT_EQ(next.AwaitEnd(aside).state, JobState::kSucceeded);
+}
+
+// Holds the commit of a submit until it is let go.
+class HeldCommit : public StoreHooks {
+ public:
+  void At(std::string_view edge) override {
+    if (edge == "accept.before_commit") before.Pass();
+    if (edge == "accept.after_commit") answered_by_commit = answered_by_commit || answered;
+  }
+  Gate before{false};
+  std::atomic<bool> answered{false}, answered_by_commit{false};
+};
+
+TEST_F(EngineKeeping, ASubmitIsAnsweredOnceItIsCommittedAndSeenByNobodyBefore) {
+  HeldCommit held;
+  FakeEngine fake(Options(), true, 2, [&](FakeModel* model) { model->store_hooks = &held; });
+  std::string id;
+  std::thread client([&] {
+    id = fake.Submit("a client");
+    held.answered = true;
+  });
+  ASSERT_TRUE(held.before.AwaitArrival(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // an answer would have come
+  EXPECT_FALSE(held.answered);
+  EXPECT_TRUE(fake.engine->jobs().List(std::nullopt, 10, "").jobs.empty());
+  EXPECT_TRUE(fake.model.began().empty());
+  held.before.Open();
+  client.join();
+  EXPECT_FALSE(held.answered_by_commit);
+  EXPECT_EQ(fake.AwaitEnd(id).state, JobState::kSucceeded);
 }
 
 // The folder as a kill would leave it, once it has this file: the engine that writes there lives.

@@ -81,7 +81,10 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
   auto inner = options.state_dir.empty()
                    ? MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                         static_cast<size_t>(options.max_artifact_bytes))
-                   : OpenJobStore({.state_dir = options.state_dir, .hooks = nullptr}, &logger);
+                   : OpenJobStore({.state_dir = options.state_dir,
+                                   .max_finished = static_cast<size_t>(options.max_finished_jobs),
+                                   .hooks = model.store_hooks},
+                                  &logger);
   auto recording = std::make_unique<RecordingStore>(std::move(inner));
   store = recording.get();
   engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),

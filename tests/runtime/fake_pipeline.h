@@ -17,6 +17,8 @@
 
 namespace denoised {
 
+class StoreHooks;
+
 // How long a test waits for what must happen before it calls it lost.
 inline constexpr std::chrono::seconds kPatience(60);
 
@@ -103,6 +105,7 @@ struct FakeModel {
   LatentColours colours;                 // of latents with one channel; none: no previews
   std::function<void()> on_colours;      // engine thread, when they are asked for; may throw
   std::function<std::string()> on_save;  // what a run keeps beside its step and prompt
+  StoreHooks* store_hooks = nullptr;     // of the engine's durable store, when that is opened
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order
