@@ -2,7 +2,7 @@
 
 #include <fstream>
 #include <sstream>
-#include <string>
+#include <string_view>
 
 #include "runtime/caught.h"
 #include "runtime/loaders/file.h"
@@ -14,6 +14,7 @@ namespace fs = std::filesystem;
 using SteadyClock = std::chrono::steady_clock;
 
 constexpr char kName[] = "unit_times.json";
+constexpr std::string_view kPart = "unit_times.json.part.";  // what WriteWholeFile begins with
 
 }  // namespace
 
@@ -43,9 +44,8 @@ void CostFile::Load() {
 // Of servers that were killed while they wrote.
 void CostFile::RemoveParts() const {
   Caught([this] {
-    const std::string part = std::string(kName) + ".part.";
     for (const auto& entry : fs::directory_iterator(path_.parent_path())) {
-      if (entry.path().filename().string().starts_with(part)) fs::remove(entry.path());
+      if (entry.path().filename().string().starts_with(kPart)) fs::remove(entry.path());
     }
   });
 }
