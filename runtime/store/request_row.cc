@@ -1,5 +1,6 @@
 #include "runtime/store/request_row.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "runtime/loaders/attention_schedule.h"
@@ -16,12 +17,17 @@ using stored::Json;
 using stored::Put;
 using stored::Take;
 
+// Of what has passed long ago, or comes in a lifetime, no more is known: what is read can be
+// written.
+constexpr std::chrono::hours kLongAgo(-24), kInALifetime(24 * 365 * 50);
+
 // Servers before this one kept a time of day.
 std::chrono::steady_clock::time_point ReadDeadline(const Json& json, const ClockReading& now) {
-  const auto left = json.is_object() ? stored::ReadLeft(json, now)
-                                     : stored::ReadMicros(json) -
-                                           std::chrono::microseconds(stored::ToMicros(now.wall));
-  return now.steady + left;
+  const std::chrono::microseconds left =
+      json.is_object()
+          ? stored::ReadLeft(json, now)
+          : stored::ReadMicros(json) - std::chrono::microseconds(stored::ToMicros(now.wall));
+  return now.steady + std::clamp<std::chrono::microseconds>(left, kLongAgo, kInALifetime);
 }
 
 Json WriteAttention(const AttentionOptions& options) {
