@@ -2,8 +2,8 @@
 // a file encoded and not written, with an end committed that nobody was told of, and those between.
 // store_kill_test kills at all edges of the store's verbs.
 //
-// At each edge ROUNDS servers die (20, about 10 s in all; more by the environment). The next one
-// ends what they left, and a client that outlives them all checks what it was told.
+// At each edge KILL_ROUNDS servers die (20, about 10 s in all; more by the environment). The next
+// one ends what they left, and a client that outlives them all checks what it was told.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -30,7 +30,7 @@ constexpr int kMostRounds = 500;    // of an edge
 constexpr unsigned kTooLong = 120;  // seconds, of one server
 
 int Rounds() {
-  const char* const asked = std::getenv("ROUNDS");
+  const char* const asked = std::getenv("KILL_ROUNDS");
   return asked == nullptr ? 20 : std::clamp(std::atoi(asked), 1, kMostRounds);
 }
 

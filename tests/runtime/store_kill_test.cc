@@ -2,7 +2,7 @@
 // acknowledged is there, states only move forward, attempts grow by one a start, results are whole
 // or absent.
 //
-// At each edge ROUNDS servers die (20, some seconds in all; more by the environment).
+// At each edge KILL_ROUNDS servers die (20, some seconds in all; more by the environment).
 // engine_kill_test kills at the edges that only an engine has.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -53,7 +53,7 @@ struct Log {
 };
 
 int Rounds() {
-  const char* const asked = std::getenv("ROUNDS");
+  const char* const asked = std::getenv("KILL_ROUNDS");
   return asked == nullptr ? 20 : std::max(std::atoi(asked), 1);
 }
 
