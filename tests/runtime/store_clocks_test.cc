@@ -40,9 +40,21 @@ class StoreClocks : public testing::Test {
     clocks_.SetWallBy(wall_meanwhile);
     Open();
   }
+  void Add(const std::string& id, const GenerationRequest& request = NewRequest()) {
+    JobSnapshot job = NewJob(id);
+    job.created_at = clocks_.now().wall;
+    store_->Add(job, request);
+  }
   void Ended(const std::string& id) {
-    store_->Add(NewJob(id), NewRequest());
-    Complete(*store_, id, "bytes");
+    Add(id);
+    store_->Start(id);
+    store_->PutArtifact(id, {ArtifactFormat::kMp4, "video.mp4", 0, ""}, "bytes");
+    const ArtifactInfo info = store_->GetArtifact(id, ArtifactFormat::kMp4)->info();
+    store_->Update(id, [&](JobSnapshot& job) {
+      job.state = JobState::kSucceeded;
+      job.artifacts = {info};
+      job.finished_at = clocks_.now().wall;
+    });
   }
   // Whether a job is there after the store has looked for old ones.
   bool IsKept(const std::string& id) {
@@ -52,7 +64,7 @@ class StoreClocks : public testing::Test {
   void AddWithLimit(const std::string& id, milliseconds limit) {
     GenerationRequest request = NewRequest();
     request.deadline = clocks_.now().steady + limit;
-    store_->Add(NewJob(id), request);
+    Add(id, request);
   }
   // What is left of the only job's time.
   milliseconds Left() {
@@ -167,13 +179,13 @@ TEST_F(StoreClocks, AfterAnotherBootATimeLimitIsATimeOfDayAndNeverLonger) {
 }
 
 TEST_F(StoreClocks, JobsWaitInTheOrderOfTheirNumbers) {
-  store_->Add(NewJob("first"), NewRequest());
+  Add("first");
   clocks_.SetWallBy(10 * kDay);
   clocks_.Pass(minutes(1));
-  store_->Add(NewJob("second"), NewRequest());
+  Add("second");
   clocks_.SetWallBy(-20 * kDay);
   clocks_.Pass(minutes(1));
-  store_->Add(NewJob("third"), NewRequest());
+  Add("third");
   Restart();
   auto jobs = store_->Recover();
   EXPECT_THAT(ByAge(jobs), ElementsAre("first", "second", "third"));
