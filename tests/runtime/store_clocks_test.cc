@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "runtime/store/request_row.h"
 #include "tests/runtime/manual_clocks.h"
 #include "tests/runtime/store_harness.h"
