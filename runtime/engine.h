@@ -67,7 +67,9 @@ struct EngineOptions {
   int64_t max_sessions = 256;
   // After which time without a request the sessions of an owner end; 0 = never.
   std::chrono::milliseconds session_idle = std::chrono::minutes(10);
-  int64_t max_finished_jobs = 256;
+  // Ended jobs to remember, with results and without each. 0 = 256, or with state_dir all that
+  // ended within keep_results, as far as some of the memory holds them.
+  int64_t max_finished_jobs = 0;
   int64_t max_artifact_bytes = int64_t{1} << 30;
   std::chrono::seconds keep_results = std::chrono::hours(7 * 24);  // in state_dir
   // What the process may take: "auto", "none" or a size such as "8GiB" (memory_budget.h). Work that

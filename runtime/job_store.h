@@ -147,9 +147,9 @@ class JobStore {
   // Jobs that succeeded within the last `age` and whose results nobody has fetched.
   virtual int64_t CountUnfetched(std::chrono::steady_clock::duration age) const = 0;
 
-  // Bytes in memory of all results that are kept, and of those among them that MakeRoom could
-  // forget. Results on disk are in neither.
-  virtual size_t artifact_bytes() const = 0;
+  // Bytes in memory of all that is kept of ended jobs, and of the results among it that MakeRoom
+  // could forget. Results on disk are in neither.
+  virtual size_t kept_bytes() const = 0;
   virtual size_t forgettable_bytes() const = 0;
   // Forgets ended jobs with their results until `bytes` are free or nothing is left to forget:
   // first those whose results were fetched, then the oldest; never the newest one, nor one that is
@@ -172,18 +172,21 @@ class JobStore {
   virtual std::optional<std::string> WhyNotReady() const = 0;
 };
 
-// Keeps the newest `max_finished` ended jobs that have results, as many that have none, and at most
-// `max_artifact_bytes` of results; older ones are forgotten, oldest first. Two lists, so that a
-// flood of jobs that come to nothing pushes out nobody's results. Jobs that are watched, or whose
-// results are being read, stay; where the bytes alone demand it they go after all others. The
-// newest ended job is kept whatever its size, and jobs that have not ended are never dropped.
+// Keeps the newest `max_finished` ended jobs that have results (0: 256), as many that have none,
+// and at most `max_artifact_bytes` of results; older ones are forgotten, oldest first. Two lists,
+// so that a flood of jobs that come to nothing pushes out nobody's results. Jobs that are watched,
+// or whose results are being read, stay; where the bytes alone demand it they go after all others.
+// The newest ended job is kept whatever its size, and jobs that have not ended are never dropped.
 // Nothing outlives the store: checkpoints are not kept, Recover gives nothing.
 std::unique_ptr<JobStore> MakeMemoryJobStore(size_t max_finished, size_t max_artifact_bytes);
 
+// An ended job is remembered, with its key, for `keep_results`; its results likewise, within
+// `max_artifact_bytes` on disk: the oldest go before their jobs, which then list none.
 struct StoreOptions {
   std::string state_dir;
-  // As of the memory store, but of results on disk.
-  size_t max_finished = 256;
+  // As of the memory store; 0: as many of either kind as `max_row_bytes` of memory hold.
+  size_t max_finished = 0;
+  uint64_t max_row_bytes = uint64_t{64} << 20;
   uint64_t max_artifact_bytes = uint64_t{1} << 30;
   // Ended jobs are forgotten this long after their end.
   std::chrono::seconds keep_results = std::chrono::hours(7 * 24);

@@ -162,7 +162,7 @@ std::vector<Flag> OrderFlags(Config* config) {
       {"batching", "ON", "on",
        "on or off: whether jobs and calls of one model and shape share the forwards of their "
        "steps. "
-       "No result depends on it.",
+       "On a CPU no result depends on it.",
        [engine](const std::string& text) {
          std::string name;
          SetChoice("batching", {"on", "off"}, &name)(text);
@@ -200,7 +200,9 @@ std::vector<Flag> LimitFlags(Config* config) {
   EngineOptions* engine = &config->engine;
   return {
       {"max_queued_jobs", "N", "64",
-       "Jobs that may wait, 1 to 100000; further ones get RESOURCE_EXHAUSTED.",
+       "Jobs that may wait, 1 to 100000; further ones get RESOURCE_EXHAUSTED. Suspended ones are "
+       "not "
+       "among them; of those there may be as many.",
        SetInt("max_queued_jobs", 1, 100000, [engine](int64_t n) { engine->max_queued_jobs = n; })},
       {"max_queued_denoise_calls", "N", "256",
        "Denoise calls that may wait, 1 to 100000; further ones get RESOURCE_EXHAUSTED.",
@@ -215,19 +217,25 @@ std::vector<Flag> LimitFlags(Config* config) {
        [engine](const std::string& text) {
          engine->session_idle = ParseDuration("session_idle", text);
        }},
-      {"max_finished_jobs", "N", "256",
-       "Ended jobs to remember, 1 to 1000000: so many with results and so many without. The oldest "
-       "are forgotten first, except while somebody watches or reads them.",
-       SetInt("max_finished_jobs", 1, 1000000,
-              [engine](int64_t n) { engine->max_finished_jobs = n; })},
+      {"max_finished_jobs", "N", "auto",
+       "Ended jobs to remember, with their idempotency keys, 1 to 1000000: so many that made "
+       "results "
+       "and so many that made none. The oldest are forgotten first, except while somebody watches "
+       "or "
+       "reads them. auto (or 0) = 256 with --state_dir=none; with a state folder all that "
+       "--keep_results says, as far as 64 MiB of memory (or a 64th of --max_memory) hold either "
+       "kind: FINISHED",
+       SetIntOrAuto("max_finished_jobs", 1000000,
+                    [engine](int64_t n) { engine->max_finished_jobs = n; })},
       {"max_artifact_mib", "N", "1024",
-       "MiB of results to keep, 1 to 1048576: on disk, or in memory with --state_dir=none.",
+       "MiB of results to keep, 1 to 1048576: on disk, or in memory with --state_dir=none. Beyond "
+       "it "
+       "the oldest results go; on disk their jobs and keys stay, in memory they go too.",
        SetInt("max_artifact_mib", 1, 1 << 20,
               [engine](int64_t n) { engine->max_artifact_bytes = n * kMiB; })},
       {"keep_results", "TIME", "7d",
-       "How long after its end a job in the state folder is remembered, with its results (1s to "
-       "ten "
-       "years).",
+       "How long after its end a job in the state folder is remembered, with its idempotency key "
+       "and, within --max_artifact_mib, its results (1s to ten years).",
        [engine](const std::string& text) {
          const auto time = ParseDuration("keep_results", text);
          if (time < std::chrono::seconds(1)) {

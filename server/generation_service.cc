@@ -63,13 +63,15 @@ std::shared_ptr<const Artifact> FindArtifact(JobStore& jobs, const JobSnapshot& 
                     "; results come with SUCCEEDED",
                 "job_id", IsTerminal(job.state) ? "JOB_HAS_NO_RESULT" : "JOB_NOT_FINISHED");
   }
+  if (job.artifacts.empty()) throw ResultsAreGone(job.id);
   auto format = FromProto(request.format());
-  if (!format && !job.artifacts.empty()) format = job.artifacts.front().format;
-  auto artifact = format ? jobs.GetArtifact(job.id, *format) : nullptr;
+  if (!format) format = job.artifacts.front().format;
+  auto artifact = jobs.GetArtifact(job.id, *format);
   if (!artifact) {
-    const std::string name = format ? std::string(ArtifactFormatName(*format)) : "any";
-    throw Error(StatusCode::kNotFound, "job '" + job.id + "' has no result of format " + name,
-                "format", "ARTIFACT_NOT_FOUND");
+    throw Error(
+        StatusCode::kNotFound,
+        "job '" + job.id + "' has no result of format " + std::string(ArtifactFormatName(*format)),
+        "format", "ARTIFACT_NOT_FOUND");
   }
   if (request.offset() > artifact->size()) {
     throw Error(StatusCode::kOutOfRange,
@@ -107,6 +109,15 @@ v1::Job Cancel(Engine& engine, const std::string& id) {
       break;
   }
   return ToProto(FindJob(engine, id));
+}
+
+// A job that is the call's own ends with it, at its deadline too. Under a key the job may be an
+// earlier call's: it belongs to nobody alone, and the call's end is not its end.
+void BelongTo(const std::optional<std::chrono::steady_clock::time_point>& call_deadline,
+              GenerationRequest* request) {
+  request->belongs_to_call = request->idempotency_key.empty();
+  if (!request->belongs_to_call || !call_deadline) return;
+  request->deadline = std::min(request->deadline.value_or(*call_deadline), *call_deadline);
 }
 
 // After a verb that may refuse.
@@ -241,14 +252,10 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
         v1::GenerationRequest message;
         ParseMessage(bytes, &message);
         GenerationRequest request = FromProto(std::move(message));
-        if (deadline) {
-          request.deadline = std::min(request.deadline.value_or(*deadline), *deadline);
-        }
-        // Under a key the job may be an earlier call's: it belongs to nobody alone.
-        const bool keyed = !request.idempotency_key.empty();
-        request.belongs_to_call = !keyed;
+        BelongTo(deadline, &request);
+        const bool own = request.belongs_to_call;
         const std::string id = SubmitTo(engine, std::move(request)).id;
-        keyed ? stream->Follow(id, 0) : stream->Own(id);
+        own ? stream->Own(id) : stream->Follow(id, 0);
       });
     });
     if (!posted) stream->Open([] { throw TooBusy(); });

@@ -177,6 +177,13 @@ PulledStream::Action WatchStream::AfterEnd(const JobSnapshot&) {
 
 // ---- GenerateStream
 
+Error ResultsAreGone(const std::string& job_id) {
+  return Error(StatusCode::kNotFound,
+               "the results of job '" + job_id +
+                   "' are no longer kept: newer ones needed the room (--max_artifact_mib)",
+               "job_id", "ARTIFACT_NOT_FOUND");
+}
+
 void GenerateStream::Own(const std::string& job_id) {
   Follow(job_id, /*after_sequence=*/0);
   std::lock_guard lock(owner_mutex_);
@@ -211,6 +218,7 @@ PulledStream::Action GenerateStream::AfterEnd(const JobSnapshot& job) {
                 JobError{StatusCode::kCancelled, "the job was cancelled", "", "JOB_CANCELLED"}))};
   }
   if (job.error) return {.message = std::nullopt, .end = ToStatus(*job.error)};
+  if (job.artifacts.empty()) throw ResultsAreGone(job.id);
   auto chunk = chunks_.Next();
   if (!chunk) {
     engine_->jobs().MarkFetched(job.id);

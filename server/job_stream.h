@@ -117,6 +117,9 @@ class WatchStream : public PulledStream {
   std::shared_ptr<void> watch_;
 };
 
+// Of a job that succeeded and lists no results: they had to make room for others'.
+Error ResultsAreGone(const std::string& job_id);
+
 // The same, with the results' bytes; the job ends with the stream.
 class GenerateStream : public WatchStream {
  public:

@@ -58,7 +58,7 @@ class ForwardingStore : public JobStore {
   int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override {
     return inner_->CountUnfetched(age);
   }
-  size_t artifact_bytes() const override { return inner_->artifact_bytes(); }
+  size_t kept_bytes() const override { return inner_->kept_bytes(); }
   size_t forgettable_bytes() const override { return inner_->forgettable_bytes(); }
   void MakeRoom(size_t bytes) override { inner_->MakeRoom(bytes); }
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {

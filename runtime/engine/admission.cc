@@ -179,7 +179,7 @@ void EngineImpl::RequireMemoryLater(const JobWork& job) const {
 }
 
 int64_t EngineImpl::HeldLater() const {
-  const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
+  const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
   const std::lock_guard lock(mutex_);
   return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults();
 }
@@ -221,7 +221,7 @@ int64_t EngineImpl::HeldByAll() const {
 // Work goes before old results: as many as it takes are forgotten.
 void EngineImpl::RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                                       int64_t held) const {
-  const auto kept = [this] { return static_cast<int64_t>(store_->artifact_bytes()); };
+  const auto kept = [this] { return static_cast<int64_t>(store_->kept_bytes()); };
   const int64_t lacking = memory_.Lacking(estimate, held + kept());
   if (lacking > 0 && lacking <= static_cast<int64_t>(store_->forgettable_bytes())) {
     store_->MakeRoom(static_cast<size_t>(lacking));
@@ -237,7 +237,7 @@ int64_t EngineImpl::HeldBesideResults() const {
 
 // Beside the largest unit of what has begun.
 int64_t EngineImpl::BytesAtHand() const {
-  int64_t held = static_cast<int64_t>(store_->artifact_bytes());
+  int64_t held = static_cast<int64_t>(store_->kept_bytes());
   {
     const std::lock_guard lock(mutex_);
     held += HeldBesideResults() + table_.resident_bytes() + table_.largest_excess();
@@ -247,7 +247,7 @@ int64_t EngineImpl::BytesAtHand() const {
 
 // Whether it fits beside those that have begun, in its own largest unit and in theirs.
 bool EngineImpl::FitsBesideResidents(const EngineWork& work) const {
-  const size_t kept = store_->artifact_bytes(), movable = store_->forgettable_bytes();
+  const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
   const int64_t results = static_cast<int64_t>(kept - std::min(kept, movable));
   return memory_.Lacking(Beside(work.estimate, table_.largest_excess()),
                          HeldBesideResults() + results + table_.resident_bytes()) == 0;
@@ -257,7 +257,7 @@ bool EngineImpl::FitsBesideResidents(const EngineWork& work) const {
 int64_t EngineImpl::RowsThatFit(const EngineWork& lead) const {
   const int64_t own = StepUnitOf(lead).rows, row = lead.estimate.row_bytes;
   if (row <= 0) return options_.max_batch_rows;
-  const int64_t held = HeldBesideResults() + static_cast<int64_t>(store_->artifact_bytes()) +
+  const int64_t held = HeldBesideResults() + static_cast<int64_t>(store_->kept_bytes()) +
                        table_.resident_bytes() - lead.estimate.held_bytes +
                        lead.estimate.peak_bytes;
   return own + std::max<int64_t>(0, memory_.Available(held)) / row;

@@ -55,6 +55,7 @@ std::unique_ptr<JobStore> OpenStore(const EngineOptions& options, Logger* logger
   StoreOptions store;
   store.state_dir = options.state_dir;
   store.max_finished = finished;
+  store.max_row_bytes = MostRowBytes(options.max_memory);
   store.max_artifact_bytes = bytes;
   store.keep_results = options.keep_results;
   return OpenJobStore(store, logger);
@@ -96,6 +97,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   encoder_.Post(ComputeInBackground);
   thread_ = std::thread([this] { Loop(); });
+  deadlines_thread_ = std::thread([this] { WatchDeadlines(); });
 }
 
 EngineImpl::~EngineImpl() { Shutdown(); }
@@ -152,10 +154,8 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
   return snapshot;
 }
 
-// Jobs that hold a place of the queue.
-int64_t EngineImpl::Waiting() const {
-  return table_.waiting_jobs() + table_.jobs_aside() + entering_;
-}
+// Jobs that hold a place of the queue: not those that are put aside.
+int64_t EngineImpl::Waiting() const { return table_.waiting_jobs() + entering_; }
 
 bool EngineImpl::Full() const { return Waiting() >= options_.max_queued_jobs; }
 
@@ -169,6 +169,7 @@ void EngineImpl::Enter(const JobPtr& job) {
   table_.KnowById(job);
   table_.Enter(job, Queued(*job));
   positions_moved_ = true;
+  if (job->deadline) deadlines_.notify_one();
 }
 
 // What an earlier server accepted and did not end.
@@ -223,6 +224,7 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
     const std::lock_guard lock(mutex_);
     RequireCallPlace();
     table_.Enter(call, Queued(*call));
+    if (call->deadline) deadlines_.notify_one();
   });
   if (refusal) return call->done(*refusal);
   wake_.notify_one();
@@ -355,8 +357,10 @@ void EngineImpl::Shutdown() {
     stopping_ = true;
   }
   wake_.notify_all();
+  deadlines_.notify_all();
   const std::lock_guard join(join_mutex_);
   if (!thread_.joinable()) return;
+  deadlines_thread_.join();
   thread_.join();
   encoder_.Join();
   cost_file_.Save();

@@ -104,7 +104,9 @@ class EngineImpl : public Engine {
   void Ask(const std::string& job_id, std::optional<JobState> state);
   std::optional<Error> SuspendNow(const JobPtr& job);
   std::optional<Error> SuspendLater(const JobPtr& job);
+  void RequirePlaceAside() const;  // under mutex_; throws where there is none
   void ExpireWaiting();
+  void WatchDeadlines();  // a thread of its own
   bool IsKept(const EngineWork& work) const;
   void Close(const WorkPtr& work);  // under mutex_
   void EndWaiting(const WorkPtr& work, const Error& error);
@@ -293,6 +295,7 @@ class EngineImpl : public Engine {
   std::mutex suspend_mutex_;    // one suspension or resumption at a time; before mutex_
   mutable std::mutex mutex_;    // guards all below
   std::condition_variable wake_, idle_;
+  std::condition_variable deadlines_;  // of WatchDeadlines: there is one more
   WorkTable table_;
   std::vector<WorkId> asked_;                            // begun, and somebody wants them to stop
   mutable uint64_t budgets_seen_ = UINT64_MAX;           // the policy's version at which
@@ -314,7 +317,7 @@ class EngineImpl : public Engine {
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
   Tuning tuning_;
-  std::thread thread_;  // last: starts when everything else is there
+  std::thread thread_, deadlines_thread_;  // last: start when everything else is there
 };
 
 }  // namespace denoised

@@ -361,7 +361,7 @@ void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
 
 // When a job has given back what it held, so that the gaps of one do not add to the next one's.
 void EngineImpl::ReturnUnusedMemory() const {
-  const auto artifacts = static_cast<int64_t>(store_->artifact_bytes());
+  const auto artifacts = static_cast<int64_t>(store_->kept_bytes());
   memory_.ReturnUnused(HeldByAll() + artifacts);
 }
 

@@ -14,12 +14,20 @@ int64_t BytesOf(const HostTensor& tensor) { return static_cast<int64_t>(tensor.d
 
 int64_t BytesOf(const std::optional<HostTensor>& tensor) { return tensor ? BytesOf(*tensor) : 0; }
 
+// So many bytes, or a part of what there is where that is less.
+int64_t PartOf(const std::string& max_memory, int64_t part, int64_t most) {
+  const auto limit = MemoryBudget(max_memory).Now();
+  return limit ? std::min(most, limit->bytes / part) : most;
+}
+
 }  // namespace
 
 int64_t MostShadowBytes(const std::string& max_memory) {
-  constexpr int64_t kMost = int64_t{512} << 20, kPart = 32;
-  const auto limit = MemoryBudget(max_memory).Now();
-  return limit ? std::min(kMost, limit->bytes / kPart) : kMost;
+  return PartOf(max_memory, 32, int64_t{512} << 20);
+}
+
+uint64_t MostRowBytes(const std::string& max_memory) {
+  return static_cast<uint64_t>(PartOf(max_memory, 64, int64_t{64} << 20));
 }
 
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,

@@ -17,6 +17,8 @@ namespace denoised {
 
 // What calls that are kept for a comparison may take: little beside what work may.
 int64_t MostShadowBytes(const std::string& max_memory);
+// Likewise what is remembered of ended jobs, of those that made results and of those that did not.
+uint64_t MostRowBytes(const std::string& max_memory);
 
 class MemoryAdmission {
  public:

@@ -1,5 +1,6 @@
 // The callers' side of the engine: what is cancelled, put aside, resumed, deleted, or too late. Any
 // thread.
+#include <algorithm>
 #include <utility>
 
 #include "runtime/caught.h"
@@ -55,6 +56,9 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
       return WrongState("the job is done with the device, its files are being written",
                         "JOB_ENCODING");
     }
+    if (queued && !job->suspend) {
+      if (const auto full = Caught([&] { RequirePlaceAside(); })) return full;
+    }
     job->suspend = true;
     if (job->begun) {
       asked_.push_back(job->number);
@@ -83,6 +87,20 @@ std::optional<Error> EngineImpl::SuspendNow(const JobPtr& job) {
   idle_.notify_all();
   TellPositions();
   return std::nullopt;
+}
+
+// What is put aside, or will be at its next boundary, holds no place of the queue, but its request.
+void EngineImpl::RequirePlaceAside() const {
+  int64_t aside = table_.jobs_aside();
+  for (const WorkId number : table_.begun_works()) {
+    const JobPtr job = JobOf(table_.InQueue(number));
+    aside += job && job->suspend ? 1 : 0;
+  }
+  if (aside < options_.max_queued_jobs) return;
+  throw Error(StatusCode::kResourceExhausted,
+              "as many jobs are suspended as may be (" + std::to_string(aside) +
+                  "): --max_queued_jobs bounds them too",
+              "", "TOO_MANY_SUSPENDED");
 }
 
 // Under suspend_mutex_, which the engine's thread takes before it puts the job aside.
@@ -143,6 +161,25 @@ void EngineImpl::ExpireWaiting() {
     }
   }
   for (const WorkPtr& work : late) EndWaiting(work, DeadlinePassed());
+  if (!late.empty()) TellPositions();
+}
+
+// The engine's thread may be in a unit for long; who waits is told in time all the same.
+void EngineImpl::WatchDeadlines() {
+  // Where the next one is no nearer, or has passed and its work runs: the engine's clock may jump.
+  constexpr std::chrono::nanoseconds kLook = std::chrono::milliseconds(100);
+  constexpr std::chrono::nanoseconds kPace = std::chrono::milliseconds(10);
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      deadlines_.wait(lock, [this] { return stopping_ || table_.NextDeadline(); });
+      if (stopping_) return;
+      const std::chrono::nanoseconds left = *table_.NextDeadline() - clock_();
+      deadlines_.wait_for(lock, std::clamp(left, kPace, kLook));
+      if (stopping_) return;
+    }
+    ExpireWaiting();
+  }
 }
 
 // Whether a next server takes it up where this one ends.

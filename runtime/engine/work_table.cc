@@ -123,6 +123,13 @@ void WorkTable::KnowById(const JobPtr& job) {
   if (job->deadline) deadlines_.insert({*job->deadline, job->id});
 }
 
+std::optional<TimePoint> WorkTable::NextDeadline() const {
+  auto next = queue.NextDeadline();
+  if (deadlines_.empty()) return next;
+  const TimePoint of_jobs = deadlines_.begin()->first;
+  return next ? std::min(*next, of_jobs) : of_jobs;
+}
+
 std::vector<JobPtr> WorkTable::LateAside(TimePoint now) const {
   std::vector<JobPtr> late;
   for (const auto& [deadline, id] : deadlines_) {

@@ -46,6 +46,8 @@ class WorkTable {
   // Jobs that are put aside and whose deadline has come.
   std::vector<JobPtr> LateAside(TimePoint now) const;
   bool has_deadlines() const { return !deadlines_.empty(); }  // of any job
+  // The first of anything that is known.
+  std::optional<TimePoint> NextDeadline() const;
 
   // A session holds its memory from here to there, whether it is in the queue or not.
   void OpenSession(const SessionPtr& session);

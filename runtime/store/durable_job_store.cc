@@ -50,6 +50,17 @@ std::chrono::microseconds AgeOf(const std::optional<PastMoment>& moment,
   return denoised::AgeOf(moment.value_or(PastMoment{"", {}, wall.value_or(now.wall)}), now);
 }
 
+// Results go by age and size alone, and what is known of their jobs, keys among it, by age; but for
+// the bounds that keep this process small.
+Feed::Limits LimitsOf(const StoreOptions& options) {
+  Feed::Limits limits{options.max_finished, options.max_artifact_bytes};
+  limits.jobs_outlive_results = true;
+  if (limits.max_finished > 0) return limits;
+  limits.max_finished = SIZE_MAX;
+  limits.max_row_bytes = options.max_row_bytes;
+  return limits;
+}
+
 class FileArtifact : public Artifact {
  public:
   FileArtifact(const ArtifactInfo& info, OwnedFd file) : Artifact(info), file_(std::move(file)) {}
@@ -71,13 +82,13 @@ class DurableJobStore : public JobStore {
       : keep_results_(options.keep_results),
         hooks_(options.hooks),
         folder_(options.state_dir, options.hooks),
-        feed_(options.max_finished, options.max_artifact_bytes, [this] { return Now().steady; }),
+        feed_(LimitsOf(options), [this] { return Now().steady; }),
         control_(&ledger_, options.hooks),
         checkpoints_(&folder_, logger),
         ledger_(Load(logger), options.hooks, logger) {
     Requeue();
-    Sweep();
-    sweeper_.emplace(options.sweep_every, [this] { Sweep(); });
+    Sweep(Feed::Look::kAll);
+    sweeper_.emplace(options.sweep_every, [this] { Sweep(Feed::Look::kAll); });
   }
 
   bool durable() const override { return true; }
@@ -115,7 +126,7 @@ class DurableJobStore : public JobStore {
     return feed_.CountUnfetched(age);
   }
   // Results take no memory here.
-  size_t artifact_bytes() const override { return 0; }
+  size_t kept_bytes() const override { return feed_.row_bytes(); }
   size_t forgettable_bytes() const override { return 0; }
   void MakeRoom(size_t) override {}
 
@@ -140,7 +151,7 @@ class DurableJobStore : public JobStore {
   ClockReading Now() const { return ReadClocks(hooks_); }
   bool IsOpen(const std::string& id) const;  // as readers see it
   void Settled(const std::string& id);
-  void Sweep();
+  void Sweep(Feed::Look look);
   void RemoveFiles(const std::string& id) const;
 
   const std::chrono::seconds keep_results_;
@@ -165,17 +176,23 @@ LedgerFile DurableJobStore::Load(Logger* logger) {
   return file;
 }
 
-// Only what an ended job lists is whole; a job that begins again writes its results anew.
+// Only what an ended job lists is whole; a job that begins again writes its results anew. What is
+// listed and not there was let go of.
 void DurableJobStore::RemoveUnknownFiles(const std::set<std::string>& quarantined) {
-  std::set<std::string> files, waiting;
-  for (const StoredJob& stored : loaded_) {
-    const JobSnapshot& job = stored.row.job;
+  const std::vector<std::string> names = folder_.artifacts().Names();
+  const std::set<std::string> there(names.begin(), names.end());
+  std::set<std::string> listed, waiting;
+  for (StoredJob& stored : loaded_) {
+    JobSnapshot& job = stored.row.job;
     if (!IsTerminal(job.state)) waiting.insert(job.id);
     if (!IsTerminal(job.state)) continue;
-    for (const ArtifactInfo& info : job.artifacts) files.insert(FileName(job.id, info.format));
+    std::erase_if(job.artifacts, [&](const ArtifactInfo& info) {
+      return !there.contains(FileName(job.id, info.format));
+    });
+    for (const ArtifactInfo& info : job.artifacts) listed.insert(FileName(job.id, info.format));
   }
-  for (const std::string& name : folder_.artifacts().Names()) {
-    const bool kept = files.contains(name) || quarantined.contains(name.substr(0, name.find('.')));
+  for (const std::string& name : names) {
+    const bool kept = listed.contains(name) || quarantined.contains(name.substr(0, name.find('.')));
     if (!kept || name.ends_with(".part")) folder_.artifacts().Remove(name);
   }
   checkpoints_.KeepOnly(waiting);
@@ -319,15 +336,19 @@ bool DurableJobStore::IsOpen(const std::string& id) const {
 void DurableJobStore::Settled(const std::string& id) {
   checkpoints_.Drop(id);
   if (const auto job = feed_.Get(id); job && job->state != JobState::kSucceeded) RemoveFiles(id);
-  Sweep();
+  Sweep(Feed::Look::kOldest);
 }
 
-void DurableJobStore::Sweep() {
-  feed_.ForgetEndedBefore(Now().steady - keep_results_);
+void DurableJobStore::Sweep(Feed::Look look) {
+  feed_.ForgetEndedBefore(Now().steady - keep_results_, look);
   const std::vector<Feed::Forgotten> forgotten = feed_.TakeForgotten();
   if (forgotten.empty()) return;
   std::vector<uint64_t> numbers;
-  for (const Feed::Forgotten& job : forgotten) numbers.push_back(job.number);
+  for (const Feed::Forgotten& job : forgotten) {
+    // The next start sees by the file that is not there what became of it.
+    job.results_alone ? RemoveFiles(job.id) : numbers.push_back(job.number);
+  }
+  if (numbers.empty()) return;
   ledger_.ForgetLater(std::move(numbers), [this, forgotten] {
     for (const Feed::Forgotten& job : forgotten) RemoveFiles(job.id);
   });

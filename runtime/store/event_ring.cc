@@ -5,7 +5,7 @@
 namespace denoised {
 
 void EventRing::Add(const JobSnapshot& job) {
-  if (events_.size() == kEvents) events_.pop_front();
+  if (events_.size() == kEvents) events_.erase(events_.begin());
   events_.push_back({job.sequence, job.state, job.stage, job.step, job.queue_position, job.attempt,
                      job.eta_seconds, job.starts_in_seconds, job.stage_seconds.size(),
                      job.artifacts.size(), job.started_at.has_value()});

@@ -3,7 +3,6 @@
 #define DENOISED_RUNTIME_STORE_EVENT_RING_H_
 
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <vector>
 
@@ -33,7 +32,7 @@ class EventRing {
   };
   static JobSnapshot At(const Event& event, const JobSnapshot& last);
 
-  std::deque<Event> events_;
+  std::vector<Event> events_;  // an empty deque is not small
 };
 
 }  // namespace denoised

@@ -131,6 +131,7 @@ void Feed::Restore(JobRow row, std::chrono::microseconds age) {
     record.results[info.format] = {info, nullptr, nullptr};
     result_bytes_ += info.size_bytes;
   }
+  record.made_results = record.row.job.state == JobState::kSucceeded;
   End(id, &record, age);
 }
 

@@ -37,11 +37,18 @@ class Feed {
   using Time = std::chrono::steady_clock::time_point;
   using Clock = std::function<Time()>;
 
-  // As MakeMemoryJobStore says. By this clock jobs age, whatever the time of day is set to.
-  Feed(size_t max_finished, uint64_t max_result_bytes, Clock clock = std::chrono::steady_clock::now)
-      : max_finished_(max_finished),
-        max_result_bytes_(max_result_bytes),
-        clock_(std::move(clock)) {}
+  // What is kept of ended jobs: of those that made results and of those that made none each so many
+  // and, of memory without results, so many bytes; and so many bytes of results. Where they are too
+  // many the oldest jobs go, or, with `jobs_outlive_results`, their results alone.
+  struct Limits {
+    size_t max_finished;
+    uint64_t max_result_bytes;
+    uint64_t max_row_bytes = UINT64_MAX;
+    bool jobs_outlive_results = false;
+  };
+  // By `clock` jobs age, whatever the time of day is set to.
+  explicit Feed(const Limits& limits, Clock clock = std::chrono::steady_clock::now)
+      : limits_(limits), clock_(std::move(clock)) {}
 
   // A place for a new job that nobody sees before Publish; gives it its number and sequence. Where
   // its key made one before, that job's snapshot (once it is published itself), or ALREADY_EXISTS.
@@ -80,18 +87,22 @@ class Feed {
   int64_t CountUnfetched(std::chrono::steady_clock::duration age) const;
 
   uint64_t result_bytes() const;
+  uint64_t row_bytes() const;  // of memory, that ended jobs take without their results, about
   uint64_t forgettable_bytes() const;
   void MakeRoom(uint64_t bytes);
-  // Forgets what ended before `moment` and is not in use.
-  void ForgetEndedBefore(Time moment);
+  // Forgets what ended before `moment` and is not in use. Jobs end in the order of time: kOldest
+  // looks no further than the first that is young.
+  enum class Look : uint8_t { kOldest, kAll };
+  void ForgetEndedBefore(Time moment, Look look);
   // Number of an ended job; throws as JobStore::Delete.
   uint64_t RequireEnded(const std::string& id) const;
   void Forget(const std::string& id);
 
-  // Jobs that were forgotten for their age or number since the last call.
+  // Jobs that were forgotten for their age or number since the last call, or whose results were.
   struct Forgotten {
     std::string id;
     uint64_t number = 0;
+    bool results_alone = false;
   };
   std::vector<Forgotten> TakeForgotten();
 
@@ -111,6 +122,8 @@ class Feed {
     Time ended_at;
     bool fetched = false;
     bool listed = false;  // in with_results_
+    bool made_results = false;
+    uint64_t row_bytes = 0;  // of memory, once it has ended
 
     bool watched() const;
     bool read() const { return reading.use_count() > 1; }
@@ -135,22 +148,29 @@ class Feed {
   void End(const std::string& id, Record* record, std::chrono::microseconds age = {});
   void ForgetOld();
   static bool Takes(const Record& record, Which which);
-  // Forgets the oldest such job of `ended` but its newest. False where there is none.
-  bool ForgetOldest(std::deque<std::string>* ended, Which which);
+  bool TooMany(size_t jobs, uint64_t row_bytes) const;
+  using Ended = std::deque<std::string>;
+  // The oldest such job of `ended`; the newest of all that have results is none.
+  Ended::iterator Oldest(Ended* ended, Which which);
+  // Forgets it, or its results. False where there is none.
+  bool ForgetOldest(Ended* ended, Which which);
+  bool LetGoOfOldestResults(Which which);
   void Erase(const std::string& id);
 
-  const size_t max_finished_;
-  const uint64_t max_result_bytes_;
+  const Limits limits_;
   const Clock clock_;
   mutable std::mutex mutex_;
   std::condition_variable settled_;  // a record was published, abandoned, changed or held
   std::unordered_map<std::string, Record> records_;
-  std::map<uint64_t, std::string> order_;                   // number -> id
-  std::unordered_map<std::string, std::string> keys_;       // of idempotency -> id
-  std::deque<std::string> with_results_, without_results_;  // ended jobs, oldest first
-  uint64_t listed_bytes_ = 0;                               // of with_results_
+  std::map<uint64_t, std::string> order_;              // number -> id
+  std::unordered_map<std::string, std::string> keys_;  // of idempotency -> id
+  // Ended jobs, oldest first: those that have results, had some, never had any.
+  Ended with_results_, emptied_, without_results_;
+  uint64_t listed_bytes_ = 0;                          // of the results of with_results_
+  uint64_t made_row_bytes_ = 0, other_row_bytes_ = 0;  // of jobs that made results, and of others
   mutable std::set<std::string> used_;  // of with_results_, all that may be watched or read
-  std::deque<std::string> pictured_;    // ended jobs that still have a preview, oldest first
+  Ended pictured_;                      // ended jobs that still have a preview, oldest first
+  Ended replayed_;                      // and those that still have their states of before
   std::vector<Forgotten> forgotten_;
   uint64_t result_bytes_ = 0;
   uint64_t last_number_ = 0;

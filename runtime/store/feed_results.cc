@@ -11,6 +11,14 @@ namespace {
 // Previews are there for those who watch; of ended jobs so many stay, for those who come a little
 // late.
 constexpr size_t kEndedPreviews = 16;
+// Likewise of the states of before.
+constexpr size_t kEndedReplays = 512;
+
+// Of memory: its text is about what its parts are.
+uint64_t MemoryOf(const JobRow& row) {
+  constexpr uint64_t kRecord = 2048;  // what is the same for all, with its places in the lists
+  return kRecord + WriteRow(row).size();
+}
 
 }  // namespace
 
@@ -63,26 +71,44 @@ void Feed::End(const std::string& id, Record* record, std::chrono::microseconds 
     record->results.clear();
   }
   record->listed = !record->results.empty();
-  (record->listed ? with_results_ : without_results_).push_back(id);
+  record->made_results = record->made_results || record->listed;
+  (record->listed         ? with_results_
+   : record->made_results ? emptied_
+                          : without_results_)
+      .push_back(id);
   if (record->listed) {
     listed_bytes_ += record->bytes();
     used_.insert(id);  // until somebody has looked
   }
+  record->row_bytes = MemoryOf(record->row);
+  (record->made_results ? made_row_bytes_ : other_row_bytes_) += record->row_bytes;
   if (record->row.job.preview) pictured_.push_back(id);
   if (pictured_.size() > kEndedPreviews) {
     if (Record* oldest = Find(pictured_.front())) oldest->row.job.preview.reset();
     pictured_.pop_front();
   }
+  replayed_.push_back(id);
+  if (replayed_.size() > kEndedReplays) {
+    if (Record* oldest = Find(replayed_.front())) oldest->events = {};
+    replayed_.pop_front();
+  }
   ForgetOld();
 }
 
+bool Feed::TooMany(size_t jobs, uint64_t row_bytes) const {
+  return jobs > limits_.max_finished || row_bytes > limits_.max_row_bytes;
+}
+
 void Feed::ForgetOld() {
-  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
-    while (ended->size() > max_finished_ && ForgetOldest(ended, Which::kNotInUse)) {
-    }
+  while (TooMany(emptied_.size() + with_results_.size(), made_row_bytes_) &&
+         (ForgetOldest(&emptied_, Which::kNotInUse) ||
+          ForgetOldest(&with_results_, Which::kNotInUse))) {
+  }
+  while (TooMany(without_results_.size(), other_row_bytes_) &&
+         ForgetOldest(&without_results_, Which::kNotInUse)) {
   }
   for (const Which which : {Which::kNotInUse, Which::kAny}) {
-    while (result_bytes_ > max_result_bytes_ && ForgetOldest(&with_results_, which)) {
+    while (result_bytes_ > limits_.max_result_bytes && LetGoOfOldestResults(which)) {
     }
   }
 }
@@ -96,6 +122,11 @@ bool Feed::Takes(const Record& record, Which which) {
 uint64_t Feed::result_bytes() const {
   const std::lock_guard lock(mutex_);
   return result_bytes_;
+}
+
+uint64_t Feed::row_bytes() const {
+  const std::lock_guard lock(mutex_);
+  return made_row_bytes_ + other_row_bytes_;
 }
 
 // Asked at every submit: only those are looked at that somebody may use.
@@ -122,37 +153,61 @@ void Feed::MakeRoom(uint64_t bytes) {
   }
 }
 
-bool Feed::ForgetOldest(std::deque<std::string>* ended, Which which) {
-  if (ended->empty()) return false;
-  const auto newest = std::prev(ended->end());
+Feed::Ended::iterator Feed::Oldest(Ended* ended, Which which) {
+  const auto last = ended->empty() || ended == &emptied_ ? ended->end() : std::prev(ended->end());
   const auto oldest = std::find_if(
-      ended->begin(), newest, [&](const std::string& id) { return Takes(records_.at(id), which); });
-  if (oldest == newest) return false;
+      ended->begin(), last, [&](const std::string& id) { return Takes(records_.at(id), which); });
+  return oldest == last ? ended->end() : oldest;
+}
+
+bool Feed::ForgetOldest(Ended* ended, Which which) {
+  const auto oldest = Oldest(ended, which);
+  if (oldest == ended->end()) return false;
   forgotten_.push_back({*oldest, records_.at(*oldest).row.number});
   Erase(*oldest);
   ended->erase(oldest);
   return true;
 }
 
-void Feed::ForgetEndedBefore(Time moment) {
+bool Feed::LetGoOfOldestResults(Which which) {
+  if (!limits_.jobs_outlive_results) return ForgetOldest(&with_results_, which);
+  const auto oldest = Oldest(&with_results_, which);
+  if (oldest == with_results_.end()) return false;
+  Record& record = records_.at(*oldest);
+  result_bytes_ -= record.bytes();
+  listed_bytes_ -= record.bytes();
+  record.listed = false;
+  record.results.clear();
+  record.row.job.artifacts.clear();
+  used_.erase(*oldest);
+  forgotten_.push_back({*oldest, record.row.number, /*results_alone=*/true});
+  emptied_.push_back(std::move(*oldest));
+  with_results_.erase(oldest);
+  return true;
+}
+
+void Feed::ForgetEndedBefore(Time moment, Look look) {
   const std::lock_guard lock(mutex_);
-  for (std::deque<std::string>* ended : {&with_results_, &without_results_}) {
-    std::erase_if(*ended, [&](const std::string& id) {
-      const Record& record = records_.at(id);
-      const bool old = record.ended_at < moment && Takes(record, Which::kNotInUse);
-      if (!old) return false;
-      forgotten_.push_back({id, record.row.number});
-      Erase(id);
-      return true;
-    });
+  for (Ended* ended : {&with_results_, &emptied_, &without_results_}) {
+    for (auto id = ended->begin(); id != ended->end();) {
+      const Record& record = records_.at(*id);
+      const bool old = record.ended_at < moment;
+      if (!old && look == Look::kOldest) break;
+      if (!old || !Takes(record, Which::kNotInUse)) {
+        ++id;
+        continue;
+      }
+      forgotten_.push_back({*id, record.row.number});
+      Erase(*id);
+      id = ended->erase(id);
+    }
   }
 }
 
 void Feed::Forget(const std::string& id) {
   const std::lock_guard lock(mutex_);
   if (!Find(id)) return;
-  std::erase(with_results_, id);
-  std::erase(without_results_, id);
+  for (Ended* ended : {&with_results_, &emptied_, &without_results_}) std::erase(*ended, id);
   Erase(id);
 }
 
@@ -162,6 +217,7 @@ void Feed::Erase(const std::string& id) {
   const uint64_t bytes = found->second.bytes();
   result_bytes_ -= bytes;
   if (found->second.listed) listed_bytes_ -= bytes;
+  (found->second.made_results ? made_row_bytes_ : other_row_bytes_) -= found->second.row_bytes;
   used_.erase(id);
   order_.erase(row.number);
   if (const auto key = keys_.find(row.key); key != keys_.end() && key->second == id) {

@@ -9,10 +9,12 @@
 namespace denoised {
 namespace {
 
+constexpr size_t kFinishedInMemory = 256;
+
 class MemoryJobStore : public JobStore {
  public:
   MemoryJobStore(size_t max_finished, size_t max_artifact_bytes)
-      : feed_(max_finished, max_artifact_bytes) {}
+      : feed_({max_finished == 0 ? kFinishedInMemory : max_finished, max_artifact_bytes}) {}
 
   bool durable() const override { return false; }
   std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
@@ -70,7 +72,7 @@ class MemoryJobStore : public JobStore {
   int64_t CountUnfetched(std::chrono::steady_clock::duration age) const override {
     return feed_.CountUnfetched(age);
   }
-  size_t artifact_bytes() const override { return feed_.result_bytes(); }
+  size_t kept_bytes() const override { return feed_.result_bytes(); }
   size_t forgettable_bytes() const override { return feed_.forgettable_bytes(); }
   void MakeRoom(size_t bytes) override {
     feed_.MakeRoom(bytes);

@@ -131,7 +131,7 @@ std::vector<Command> AdminCommands() {
        Health, "  denoisectl health --server=127.0.0.1:50051\n"},
       {"backends", "", "Lists the attention backends and why some are not usable.", Uses::kAdmin,
        Backends, "  denoisectl backends --admin=127.0.0.1:50052\n"},
-      {"drain", "", "Makes the server refuse new work; running work goes on.", Uses::kAdmin, Drain,
+      {"drain", "", "Makes the server refuse new work; what it has goes on.", Uses::kAdmin, Drain,
        "  denoisectl drain\n"},
       {"log_level", "LEVEL", "Sets what the server logs: debug, info, warning or error.",
        Uses::kAdmin, LogLevel, "  denoisectl log_level debug\n"},

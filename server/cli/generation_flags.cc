@@ -112,7 +112,8 @@ std::vector<Flag> GenerationFlags(v1::GenerationRequest* request) {
       {"tenant", "NAME", "", "Who asks: tenants share the device fairly.",
        [request](const std::string& name) { request->set_tenant(name); }},
       {"idempotency_key", "KEY", "",
-       "Makes a repeated command safe: the job that was made under KEY before is taken.",
+       "Makes a repeated command safe: the job that was made under KEY before is taken, as long as "
+       "the server remembers it. With it a job of generate goes on when the client leaves.",
        [request](const std::string& key) { request->set_idempotency_key(key); }},
       {"best_effort_deadline", "", "false",
        "Try a --time_limit that by the server's prediction cannot be met.",

@@ -178,7 +178,7 @@ std::vector<Command> GuardCommands() {
        "most.\nNo result depends on it.\n"},
       {"drill", "NAME", "Has a backend throw, stall or give NaN for a while, as a rehearsal.",
        Uses::kAdmin, Drill, "  denoisectl drill SAGE_ATTN --fault=nan --ttl=30s\n",
-       "The server wants --enable_drills."},
+       "The server wants --enable_drills.\n"},
   };
 }
 

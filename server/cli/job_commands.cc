@@ -29,6 +29,7 @@ std::string FullId(const std::unique_ptr<Stub>& stub, const CommonOptions& optio
                    const std::string& text) {
   return ResolveJobId(text, [&](const std::string& page_token) {
     v1::ListJobsRequest request;
+    request.set_page_size(1000);
     request.set_page_token(page_token);
     return Call(stub, &Stub::ListJobs, request, options.server);
   });
@@ -77,6 +78,14 @@ v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json,
   return last;
 }
 
+// For Ctrl-C: what becomes of the job.
+const char* InterruptedWords(const v1::GenerationRequest& request) {
+  return request.idempotency_key().empty()
+             ? "\ndenoisectl: interrupted; the server cancels the job\n"
+             : "\ndenoisectl: interrupted; the job goes on, and the same command again, with its "
+               "--idempotency_key, takes its result\n";
+}
+
 int Generate(const Invocation& call) {
   CommonOptions options;
   v1::GenerationRequest request;
@@ -97,8 +106,8 @@ int Generate(const Invocation& call) {
   OutputFile file(output.path, call.interrupts);
   RefuseJsonAmongBytes(options, file);
   const PreviewFile preview(preview_path, call.interrupts);
-  auto said = call.interrupts->AtEnd(
-      [] { std::fputs("\ndenoisectl: interrupted; the server cancels the job\n", stderr); });
+  auto said =
+      call.interrupts->AtEnd([words = InterruptedWords(request)] { std::fputs(words, stderr); });
   grpc::ClientContext context;
   const auto stub = MakeStub(options);
   const auto reader = stub->Generate(&context, request);
@@ -302,13 +311,17 @@ void RequireResult(const v1::Job& job, v1::ArtifactFormat format) {
     throw CommandError("FAILED_PRECONDITION: " + name + "has no result, it ended as " +
                        v1::JobState_Name(job.state()) + ": " + job.error().message());
   }
+  if (job.artifacts().empty()) {
+    throw CommandError("NOT_FOUND: the results of " + name +
+                       "are no longer kept: newer ones needed the room (--max_artifact_mib)");
+  }
   std::string made;
   for (const v1::ArtifactInfo& info : job.artifacts()) {
     if (info.format() == format || format == v1::ARTIFACT_FORMAT_UNSPECIFIED) return;
     made += (made.empty() ? "" : ", ") + FormatName(info.format());
   }
   throw CommandError("NOT_FOUND: " + name + "has no result of format " + FormatName(format) +
-                     (made.empty() ? "" : "; it made " + made + " (submit --formats chooses)"));
+                     "; it made " + made + " (submit --formats chooses)");
 }
 
 int Fetch(const Invocation& call) {
@@ -367,10 +380,12 @@ std::vector<Command> JobCommands() {
       {"cancel", "ID", "Asks a job to stop; it does within one step.", Uses::kServer, Cancel,
        "  denoisectl cancel 63b4\n", kShortIds},
       {"suspend", "ID", "Puts a job aside; it keeps what it has reached.", Uses::kServer, Suspend,
-       "  denoisectl suspend 63b4\n", kShortIds},
+       "  denoisectl suspend 63b4\n",
+       std::string(kShortIds) +
+           "It holds no place in the queue meanwhile; its --time_limit goes on.\n"},
       {"resume", "ID", "Lets a suspended job go on from there.", Uses::kServer, Resume,
        "  denoisectl resume 63b4\n", kShortIds},
-      {"delete", "ID", "Forgets an ended job and its results.", Uses::kServer, Delete,
+      {"delete", "ID", "Forgets an ended job, its results and its idempotency key.", Uses::kServer, Delete,
        "  denoisectl delete 63b4\n", kShortIds},
       {"fetch", "ID -o FILE", "Writes a result of a job that succeeded.", Uses::kServer, Fetch,
        "  denoisectl fetch 63b4 -o circle.mp4\n"

@@ -77,6 +77,37 @@ TEST(EngineSuspend, AWaitingJobNeverBeginsUntilItIsResumed) {
   EXPECT_EQ(fake.AwaitEnd(second).state, JobState::kSucceeded);
 }
 
+TEST(EngineSuspend, WhatIsPutAsideHoldsNoPlaceInTheQueueAndHasALimitOfItsOwn) {
+  EngineOptions options;
+  options.max_queued_jobs = 2;
+  FakeEngine fake(options);
+  fake.model.steps.Close();
+  const std::string running = fake.Submit("running");
+  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  std::vector<std::string> ids;
+  for (int i = 0; i < 2; ++i) ids.push_back(fake.Submit("aside"));
+  for (const std::string& id : ids) EXPECT_FALSE(fake.engine->Suspend(id));
+  for (int i = 0; i < 2; ++i) ids.push_back(fake.Submit("waiting"));
+  EXPECT_EQ(std::get<Error>(fake.engine->Submit(SmallRequest("more"))).reason(), "QUEUE_FULL");
+  for (const std::string& id : {ids[2], running}) {
+    const auto refusal = fake.engine->Suspend(id);
+    ASSERT_TRUE(refusal);
+    EXPECT_EQ(refusal->code(), StatusCode::kResourceExhausted);
+    EXPECT_EQ(refusal->reason(), "TOO_MANY_SUSPENDED");
+  }
+  EXPECT_FALSE(fake.engine->Suspend(ids[0])) << "it is so already";
+  EXPECT_FALSE(fake.engine->Resume(ids[0])) << "what was accepted always may go on";
+  EXPECT_EQ(fake.engine->queue_depth(), 3);
+  EXPECT_EQ(std::get<Error>(fake.engine->Submit(SmallRequest("more"))).reason(), "QUEUE_FULL");
+  EXPECT_FALSE(fake.engine->Suspend(running));
+  EXPECT_EQ(fake.engine->Suspend(ids[2])->reason(), "TOO_MANY_SUSPENDED") << "it will be aside";
+  fake.model.steps.Open();
+  for (const std::string& id : {ids[0], ids[2], ids[3]}) {
+    EXPECT_EQ(fake.AwaitEnd(id).state, JobState::kSucceeded);
+  }
+  EXPECT_EQ(fake.Get(running).state, JobState::kSuspended);
+}
+
 TEST(EngineSuspend, ASuspendedJobCanBeCancelledAndAnEndedOneNotSuspended) {
   FakeEngine fake;
   fake.model.steps.Close();

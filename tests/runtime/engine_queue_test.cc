@@ -108,6 +108,27 @@ TEST(EngineQueue, ALateJobGivesItsPlaceToANewOne) {
   EXPECT_EQ(fake.Get(late).error->code, StatusCode::kDeadlineExceeded);
 }
 
+TEST(EngineDeadline, WhatWaitsIsEndedInTimeAlsoWithinALongStep) {
+  FakeEngine fake(QueueOf(2));
+  const std::string running = StartBlocked(fake, "running");
+  const auto late = [&](GenerationRequest& r) {
+    r.deadline = fake.clock.now() + std::chrono::seconds(5);
+  };
+  const std::string waiting = fake.Submit("waiting", late);
+  const std::string aside = fake.Submit("aside", late);
+  EXPECT_FALSE(fake.engine->Suspend(aside));
+  fake.clock.Advance(std::chrono::seconds(5));
+  for (const std::string& id : {waiting, aside}) {
+    const JobSnapshot job = fake.AwaitEnd(id);
+    EXPECT_EQ(job.error->code, StatusCode::kDeadlineExceeded);
+    EXPECT_FALSE(job.started_at);
+  }
+  EXPECT_EQ(fake.engine->queue_depth(), 0) << "its place is free";
+  EXPECT_EQ(fake.model.steps_run, 0) << "the step goes on";
+  fake.model.steps.Open();
+  EXPECT_EQ(fake.AwaitEnd(running).state, JobState::kSucceeded);
+}
+
 TEST(EngineQueue, WhatIsAcceptedIsInTheStoreAtOnceWithEveryDefaultFilledIn) {
   FakeEngine fake;
   GenerationRequest request = SmallRequest("a prompt");

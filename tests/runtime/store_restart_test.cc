@@ -394,15 +394,90 @@ TEST_F(DurableStore, ResultsOnDiskStayWithinTheirBudgetAndTakeNoMemory) {
     store().Add(NewJob(id), NewRequest());
     Complete(store(), id, std::string(45, 'x'));
   }
-  EXPECT_EQ(store().artifact_bytes(), 0u);
   EXPECT_EQ(store().forgettable_bytes(), 0u);
-  EXPECT_FALSE(store().Get("a"));
+  EXPECT_THAT(store().Get("a")->artifacts, IsEmpty());
+  EXPECT_THAT(store().Get("b")->artifacts, SizeIs(1));
   store_.reset();
   EXPECT_THAT(FilesIn(InState("artifacts")), UnorderedElementsAre("b.mp4", "c.mp4"));
   options_.max_artifact_bytes = 50;
   Reopen();
-  EXPECT_FALSE(store().Get("b")) << "a smaller budget counts at start";
-  EXPECT_TRUE(store().Get("c"));
+  EXPECT_THAT(store().Get("b")->artifacts, IsEmpty()) << "a smaller budget counts at start";
+  EXPECT_THAT(store().Get("c")->artifacts, SizeIs(1));
+  store_.reset();
+  EXPECT_THAT(FilesIn(InState("artifacts")), ElementsAre("c.mp4"));
+}
+
+TEST_F(DurableStore, AJobAndItsKeyOutliveTheResultsThatHadToGo) {
+  options_.max_artifact_bytes = 50;
+  Reopen();
+  auto request = NewRequest();
+  request.idempotency_key = "key";
+  store().Add(NewJob("keyed"), request);
+  Complete(store(), "keyed", std::string(45, 'x'));
+  store().Add(NewJob("later"), NewRequest());
+  Complete(store(), "later", std::string(45, 'x'));
+  for (int life = 0; life < 2; ++life, Reopen()) {
+    EXPECT_FALSE(store().GetArtifact("keyed", ArtifactFormat::kMp4));
+    const auto [job, made] = store().Add(NewJob("again"), request);
+    EXPECT_FALSE(made);
+    EXPECT_EQ(job.id, "keyed");
+    EXPECT_EQ(job.state, JobState::kSucceeded);
+    EXPECT_THAT(job.artifacts, IsEmpty());
+  }
+  store().Delete("keyed");
+  EXPECT_TRUE(store().Add(NewJob("again"), request).second);
+}
+
+TEST_F(DurableStore, NoNumberOfJobsCutsTheTimeForWhichTheyAreRemembered) {
+  Reopen();
+  auto request = NewRequest();
+  request.idempotency_key = "first";
+  constexpr int kJobs = 600;
+  for (int i = 0; i < kJobs; ++i) {
+    store().Add(NewJob("job" + std::to_string(i)), request);
+    Complete(store(), "job" + std::to_string(i), "bytes");
+    request.idempotency_key.clear();
+  }
+  request.idempotency_key = "first";
+  for (int life = 0; life < 2; ++life, Reopen()) {
+    EXPECT_EQ(store().Add(NewJob("again"), request).first.id, "job0");
+    EXPECT_TRUE(store().GetArtifact("job0", ArtifactFormat::kMp4));
+    EXPECT_THAT(store().List(std::nullopt, 1000, "").jobs, SizeIs(kJobs));
+  }
+}
+
+TEST_F(DurableStore, WhatIsRememberedOfEndedJobsStaysWithinItsMemory) {
+  options_.max_row_bytes = 200 << 10;
+  Reopen();
+  const auto add = [&](const std::string& id) {
+    JobSnapshot job = NewJob(id);
+    job.prompt = std::string(10 << 10, 'p');
+    store().Add(job, NewRequest());
+  };
+  const auto count = [&] { return store().List(std::nullopt, 1000, "").jobs.size(); };
+  add("made");
+  Complete(store(), "made", "bytes");
+  for (int i = 0; i < 40; ++i) {
+    add("none" + std::to_string(i));
+    EndJob(store(), "none" + std::to_string(i), JobState::kCancelled);
+  }
+  EXPECT_GE(count(), 10u);
+  EXPECT_LE(count(), 21u);
+  EXPECT_LE(store().kept_bytes(), 2 * options_.max_row_bytes);
+  EXPECT_FALSE(store().Get("none0"));
+  EXPECT_TRUE(store().Get("none39"));
+  EXPECT_TRUE(store().GetArtifact("made", ArtifactFormat::kMp4)) << "a flood of nothing";
+  for (int i = 0; i < 40; ++i) {
+    add("made" + std::to_string(i));
+    Complete(store(), "made" + std::to_string(i), "bytes");
+  }
+  EXPECT_FALSE(store().Get("made"));
+  EXPECT_TRUE(store().Get("made39"));
+  EXPECT_LE(store().kept_bytes(), 2 * options_.max_row_bytes);
+  store().Delete("made39");
+  const auto before = count();
+  Reopen();
+  EXPECT_EQ(count(), before);
 }
 
 TEST_F(DurableStore, AResultWhoseFileIsGoneOrCutIsNone) {

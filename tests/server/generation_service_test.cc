@@ -612,6 +612,52 @@ TEST_F(GenerationServiceTest, AJobBelongsToItsGenerateUnlessItHasAKey) {
   EXPECT_FALSE(engine_->last_request().belongs_to_call);
 }
 
+TEST_F(GenerationServiceTest, UnderAKeyTheCallsDeadlineEndsTheCallAndNotTheJob) {
+  v1::GenerationRequest request;
+  request.set_prompt("p");
+  request.set_idempotency_key("key");
+  {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(400));
+    const auto reader = generation_->Generate(&context, request);
+    ASSERT_TRUE(engine_->WaitForRequests(1));
+    EXPECT_FALSE(engine_->last_request().deadline);
+    for (v1::GenerateEvent event; reader->Read(&event);) {
+    }
+    EXPECT_EQ(reader->Finish().error_code(), Code::DEADLINE_EXCEEDED);
+  }
+  EXPECT_EQ(Get("job1").state(), v1::QUEUED);
+  engine_->Succeed("job1", "bytes");
+  for (const bool with_deadline : {false, true}) {
+    grpc::ClientContext context;
+    if (with_deadline) {
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(5));
+    }
+    const auto reader = generation_->Generate(&context, request);
+    v1::GenerateEvent event;
+    ASSERT_TRUE(reader->Read(&event));
+    EXPECT_EQ(event.job().id(), "job1");
+    ASSERT_TRUE(reader->Read(&event));
+    EXPECT_EQ(event.chunk().data(), "bytes");
+    EXPECT_FALSE(reader->Read(&event));
+    EXPECT_TRUE(reader->Finish().ok());
+  }
+}
+
+TEST_F(GenerationServiceTest, UnderAKeyTheTimeLimitAloneIsTheJobsDeadline) {
+  v1::GenerationRequest request;
+  request.set_idempotency_key("key");
+  request.mutable_time_limit()->set_seconds(3600);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+  const auto reader = generation_->Generate(&context, request);
+  ASSERT_TRUE(engine_->WaitForRequests(1));
+  EXPECT_GT(*engine_->last_request().deadline,
+            std::chrono::steady_clock::now() + std::chrono::minutes(30));
+  context.TryCancel();
+  reader->Finish();
+}
+
 TEST_F(GenerationServiceTest, ClientThatLeavesGenerateCancelsTheJob) {
   grpc::ClientContext context;
   const auto reader = generation_->Generate(&context, v1::GenerationRequest());
@@ -692,6 +738,29 @@ TEST_F(GenerationServiceTest, FetchGivesTheBytesFromAnOffset) {
   ASSERT_EQ(chunks.size(), 1u);
   EXPECT_EQ(chunks[0].offset(), bytes.size() - 2);
   EXPECT_EQ(chunks[0].data(), "il");
+}
+
+TEST_F(GenerationServiceTest, ResultsThatHadToGoAreMissedByName) {
+  v1::GenerationRequest request;
+  request.set_prompt("p");
+  request.set_idempotency_key("key");
+  v1::Job job;
+  ASSERT_TRUE(Submit(request, &job).ok());
+  engine_->Change(job.id(), [](JobSnapshot& j) { j.state = JobState::kSucceeded; });
+  v1::FetchArtifactRequest fetch;
+  fetch.set_job_id(job.id());
+  std::vector<v1::ArtifactChunk> chunks;
+  const grpc::Status fetched = Fetch(fetch, &chunks);
+  EXPECT_EQ(fetched.error_code(), Code::NOT_FOUND);
+  EXPECT_EQ(Reason(fetched), "ARTIFACT_NOT_FOUND");
+  EXPECT_THAT(fetched.error_message(), HasSubstr("no longer kept"));
+  grpc::ClientContext context;
+  const auto reader = generation_->Generate(&context, request);
+  v1::GenerateEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  EXPECT_EQ(event.job().state(), v1::SUCCEEDED);
+  EXPECT_FALSE(reader->Read(&event));
+  EXPECT_EQ(Reason(reader->Finish()), "ARTIFACT_NOT_FOUND");
 }
 
 TEST_F(GenerationServiceTest, FetchRefusesWhatIsNotThere) {

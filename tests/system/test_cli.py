@@ -172,6 +172,28 @@ def test_interrupting_generate_cancels_its_job(server, pb, tmp_path):
     assert server.wait_for_end(found.id, timeout=20).state == pb.CANCELLED
 
 
+def test_interrupting_generate_under_a_key_leaves_its_job_to_the_same_command(server, pb, tmp_path):
+    command = ["generate", "interrupted under a key", "-o", tmp_path / "a.gif", *SIZE, "--steps=60",
+               "--idempotency_key=interrupted", f"--server={server.public}"]
+    process = subprocess.Popen([str(BIN / "denoisectl"), *map(str, command)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, env=clean_environment())
+
+    def job():
+        listed = server.generation.ListJobs(pb.ListJobsRequest(page_size=1), timeout=30).jobs
+        return listed and listed[0].prompt == "interrupted under a key" and listed[0]
+
+    found = eventually(job, what="the job")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert "the job goes on" in said and "--idempotency_key" in said and "cancels" not in said
+    again = ctl(*command)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF89a")
+    assert server.get(found.id).state == pb.SUCCEEDED and server.get(found.id).attempt == 1
+    newest = server.generation.ListJobs(pb.ListJobsRequest(page_size=1), timeout=30).jobs[0]
+    assert newest.id == found.id
+
+
 def test_json_is_the_messages_one_a_line(server, tmp_path):
     public, admin = f"--server={server.public}", f"--admin={server.admin}"
     events = lines_of_json(generate(server, tmp_path / "a.gif", "--json"))

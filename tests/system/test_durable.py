@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import grpc
 import harness
 import pytest
 
@@ -141,6 +142,21 @@ def test_a_key_makes_one_job_however_often_it_is_sent(pb, tmp_path):
         error = harness.error_of(
             lambda: server.generation.SubmitJob(request(pb, 2, idempotency_key="order-7"), timeout=30))
         assert harness.field_and_reason(error)[1] == "IDEMPOTENCY_KEY"
+
+
+def test_a_keyed_generate_outlives_its_calls_deadline(pb, tmp_path):
+    fields = request(pb, 1, idempotency_key="order-8", num_inference_steps=200)
+    with start(tmp_path) as server:
+        error = harness.error_of(lambda: server.generation.Generate(fields, timeout=0.4))
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        job = server.generation.SubmitJob(fields, timeout=30)
+        for options in ({}, {"timeout": 300}, {}):
+            events = list(server.generation.Generate(fields, **options))
+            last = [event.job for event in events if event.HasField("job")][-1]
+            assert (last.id, last.state, last.attempt) == (job.id, pb.SUCCEEDED, 1)
+            data = b"".join(event.chunk.data for event in events if event.HasField("chunk"))
+            assert data == b"".join(server.fetch(job.id, form) for form in (pb.SAFETENSORS, pb.NPY))
+        assert len(server.generation.ListJobs(pb.ListJobsRequest(), timeout=30).jobs) == 1
 
 
 def test_a_second_server_on_the_folder_names_the_first(pb, tmp_path):
