@@ -186,7 +186,7 @@ struct StoreOptions {
   std::string state_dir;
   // As of the memory store; 0: as many of either kind as `max_row_bytes` of memory hold.
   size_t max_finished = 0;
-  uint64_t max_row_bytes = uint64_t{64} << 20;
+  uint64_t max_row_bytes = uint64_t{128} << 20;
   uint64_t max_artifact_bytes = uint64_t{1} << 30;
   // Ended jobs are forgotten this long after their end.
   std::chrono::seconds keep_results = std::chrono::hours(7 * 24);

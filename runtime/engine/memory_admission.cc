@@ -27,7 +27,7 @@ int64_t MostShadowBytes(const std::string& max_memory) {
 }
 
 uint64_t MostRowBytes(const std::string& max_memory) {
-  return static_cast<uint64_t>(PartOf(max_memory, 64, int64_t{64} << 20));
+  return static_cast<uint64_t>(PartOf(max_memory, 64, int64_t{128} << 20));
 }
 
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,

@@ -385,7 +385,7 @@ std::vector<Command> JobCommands() {
            "It holds no place in the queue meanwhile; its --time_limit goes on.\n"},
       {"resume", "ID", "Lets a suspended job go on from there.", Uses::kServer, Resume,
        "  denoisectl resume 63b4\n", kShortIds},
-      {"delete", "ID", "Forgets an ended job, its results and its idempotency key.", Uses::kServer, Delete,
+      {"delete", "ID", "Forgets an ended job, its results and its key.", Uses::kServer, Delete,
        "  denoisectl delete 63b4\n", kShortIds},
       {"fetch", "ID -o FILE", "Writes a result of a job that succeeded.", Uses::kServer, Fetch,
        "  denoisectl fetch 63b4 -o circle.mp4\n"
