@@ -16,7 +16,7 @@ constexpr size_t kEndedReplays = 512;
 
 // Of memory: its text is about what its parts are.
 uint64_t MemoryOf(const JobRow& row) {
-  constexpr uint64_t kRecord = 2048;  // what is the same for all, with its places in the lists
+  constexpr uint64_t kRecord = 3072;  // what is the same for all, with its places in the lists
   return kRecord + WriteRow(row).size();
 }
 
