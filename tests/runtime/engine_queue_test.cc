@@ -105,7 +105,7 @@ TEST(EngineQueue, ALateJobGivesItsPlaceToANewOne) {
   EXPECT_EQ(RefusalOf(fake.engine->Submit(SmallRequest("early"))).reason(), "QUEUE_FULL");
   fake.clock.Advance(std::chrono::milliseconds(5));
   fake.Submit("in its place");
-  EXPECT_EQ(fake.Get(late).error->code, StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(fake.AwaitEnd(late).error->code, StatusCode::kDeadlineExceeded);
 }
 
 TEST(EngineDeadline, WhatWaitsIsEndedInTimeAlsoWithinALongStep) {
@@ -240,9 +240,10 @@ TEST(EngineCancel, FinishedAndUnknownJobsAreToldApart) {
 TEST(EngineDeadline, AJobThatIsLateInTheQueueNeverStarts) {
   FakeEngine fake;
   const std::string running = StartBlocked(fake, "running");
-  const std::string late = fake.Submit("late", [&](auto& r) { SetLate(fake, r); });
+  const std::string late = fake.Submit(
+      "late", [&](auto& r) { r.deadline = fake.clock.now() + std::chrono::seconds(1); });
   EXPECT_EQ(fake.Get(late).state, JobState::kQueued);
-  fake.model.steps.Allow(1);  // one step of the other job is enough to notice
+  fake.clock.Advance(std::chrono::seconds(1));
   const JobSnapshot job = fake.AwaitEnd(late);
   EXPECT_EQ(job.state, JobState::kFailed);
   EXPECT_EQ(job.error->code, StatusCode::kDeadlineExceeded);

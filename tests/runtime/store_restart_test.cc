@@ -432,7 +432,7 @@ TEST_F(DurableStore, NoNumberOfJobsCutsTheTimeForWhichTheyAreRemembered) {
   Reopen();
   auto request = NewRequest();
   request.idempotency_key = "first";
-  constexpr int kJobs = 600;
+  constexpr int kJobs = 260;
   for (int i = 0; i < kJobs; ++i) {
     store().Add(NewJob("job" + std::to_string(i)), request);
     Complete(store(), "job" + std::to_string(i), "bytes");
