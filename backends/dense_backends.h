@@ -9,7 +9,8 @@ namespace denoised {
 
 // REFERENCE: the formula written out, one block of queries at a time. float32 and half inputs
 // accumulate in float64 (CPU) or float32 (CUDA half). The oracle of the contract suite: any head
-// size, dtype, mask, causal. A query row that may attend to nothing gives zeros.
+// size, dtype, mask, causal. A query row that may attend to nothing gives zeros. What is not finite
+// reaches the rows that attend it and no other.
 class ReferenceBackend final : public AttentionBackend {
  public:
   AttnBackend id() const override { return AttnBackend::kReference; }
@@ -23,7 +24,9 @@ class ReferenceBackend final : public AttentionBackend {
 };
 
 // TORCH_SDPA: at::scaled_dot_product_attention on [B, H, S, D] views, as diffusers' native backend
-// calls it, so that results are the same bits.
+// calls it, so that results are the same bits. On the CPU a row of the batch that holds what is not
+// finite, where pairs are hidden or keys have 16 bits, is computed as REFERENCE does: LibTorch would
+// spread or lose it. On CUDA, where to look would be to wait, LibTorch's call is all there is.
 class TorchSdpaBackend final : public AttentionBackend {
  public:
   AttnBackend id() const override { return AttnBackend::kTorchSdpa; }

@@ -13,25 +13,32 @@ namespace {
 // Scores held at once: 32 MB of float64.
 constexpr int64_t kMaxScores = int64_t{1} << 22;
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
 // Rows [first, first + rows) of a mask [1 or S_q, 1 or S_kv].
 at::Tensor MaskRows(const at::Tensor& mask, int64_t first, int64_t rows) {
   return mask.size(0) == 1 ? mask : mask.narrow(0, first, rows);
 }
 
-void ApplyMask(at::Tensor& scores, const at::Tensor& mask) {
-  if (mask.scalar_type() == at::kBool) {
-    scores.masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
-  } else {
-    scores.add_(mask.to(at::kDouble));
-  }
-}
-
 // Key j is visible to query i where j <= i, both counted from the start, as LibTorch counts.
-void ApplyCausal(at::Tensor& scores, int64_t first) {
+at::Tensor HiddenByOrder(const at::Tensor& scores, int64_t first) {
   const auto options = at::TensorOptions().device(scores.device()).dtype(at::kLong);
   const at::Tensor rows = at::arange(first, first + scores.size(0), options).unsqueeze(1);
-  const at::Tensor columns = at::arange(scores.size(1), options).unsqueeze(0);
-  scores.masked_fill_(columns.gt(rows), -std::numeric_limits<double>::infinity());
+  return at::arange(scores.size(1), options).unsqueeze(0).gt(rows);
+}
+
+// Which pairs of these rows are hidden, bool [rows, S_kv]; undefined where none can be.
+at::Tensor HiddenPairs(const at::Tensor& scores, const at::Tensor& mask, bool causal,
+                       int64_t first) {
+  at::Tensor hidden;
+  if (mask.defined()) {
+    hidden = mask.scalar_type() == at::kBool ? mask.logical_not() : mask.eq(-kInfinity);
+  }
+  if (causal) {
+    const at::Tensor later = HiddenByOrder(scores, first);
+    hidden = hidden.defined() ? hidden.logical_or(later) : later;
+  }
+  return hidden.defined() ? hidden.expand(scores.sizes()) : hidden;
 }
 
 // Scratch of a call in float64, made once: what came and went with every head would leave gaps in
@@ -54,16 +61,41 @@ struct Scratch {
   const at::Tensor results;                // [S_q, D]
 };
 
-// softmax over the last axis; a row whose scores are all hidden becomes zeros.
-void SoftmaxRows(at::Tensor weights, const at::Tensor& scores, bool may_hide) {
-  if (!may_hide) {
+// softmax over the last axis of scores whose hidden pairs are -inf; a row of which all are hidden
+// becomes zeros, one of which all others are -inf becomes NaN.
+void SoftmaxRows(at::Tensor weights, const at::Tensor& scores, const at::Tensor& hidden) {
+  if (!hidden.defined()) {
     at::softmax_out(weights, scores, -1);
     return;
   }
   const at::Tensor top = scores.amax(-1, /*keepdim=*/true);
-  const at::Tensor nothing = top.eq(-std::numeric_limits<double>::infinity());
+  const at::Tensor nothing = hidden.all(-1, /*keepdim=*/true);
   at::sub_out(weights, scores, top.masked_fill(nothing, 0.0)).exp_();
   weights.div_(weights.sum(-1, /*keepdim=*/true).masked_fill_(nothing, 1.0));
+}
+
+// Adds what is not finite in `values` to the rows that attend it.
+void AddOddValues(const at::Tensor& values, const at::Tensor& hidden, const at::Tensor& results) {
+  const at::Tensor attended = hidden.logical_not().to(at::kDouble);
+  const auto add = [&](double odd, const at::Tensor& where) {
+    const at::Tensor reached = at::mm(attended, where.to(at::kDouble)).gt(0);
+    results.add_(at::zeros_like(results).masked_fill_(reached, odd));
+  };
+  add(std::numeric_limits<double>::quiet_NaN(), values.isnan());
+  add(kInfinity, values.eq(kInfinity));
+  add(-kInfinity, values.eq(-kInfinity));
+}
+
+// Values that are not finite are in no product with a weight of 0, which would be NaN.
+void SumValues(const at::Tensor& weights, const at::Tensor& values, const at::Tensor& hidden,
+               at::Tensor results) {
+  const at::Tensor odd = hidden.defined() ? values.isfinite().logical_not() : at::Tensor();
+  if (!odd.defined() || !odd.any().item<bool>()) {
+    at::mm_out(results, weights, values);
+    return;
+  }
+  at::mm_out(results, weights, values.masked_fill(odd, 0.0));
+  AddOddValues(values, hidden, results);
 }
 
 // One head, its queries, keys and values in the scratch; mask undefined or [1 or S_q, 1 or S_kv].
@@ -74,12 +106,13 @@ void AttendHead(const Scratch& scratch, const at::Tensor& mask, double scale, bo
     const int64_t rows = std::min(scratch.block, scratch.queries.size(0) - first);
     at::Tensor scores = scratch.scores.narrow(0, 0, rows);
     at::mm_out(scores, scratch.queries.narrow(0, first, rows), keys).mul_(scale);
-    if (mask.defined()) ApplyMask(scores, MaskRows(mask, first, rows));
-    if (causal) ApplyCausal(scores, first);
+    const at::Tensor some = mask.defined() ? MaskRows(mask, first, rows) : mask;
+    if (some.defined() && some.is_floating_point()) scores.add_(some.to(at::kDouble));
+    const at::Tensor hidden = HiddenPairs(scores, some, causal, first);
+    if (hidden.defined()) scores.masked_fill_(hidden, -kInfinity);  // also where it is no number
     const at::Tensor weights = scratch.weights.narrow(0, 0, rows);
-    SoftmaxRows(weights, scores, mask.defined() || causal);
-    at::Tensor results = scratch.results.narrow(0, first, rows);
-    at::mm_out(results, weights, scratch.values);
+    SoftmaxRows(weights, scores, hidden);
+    SumValues(weights, scratch.values, hidden, scratch.results.narrow(0, first, rows));
   }
 }
 

@@ -1,5 +1,6 @@
 // SLA_ATTN.
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "backends/error.h"
@@ -84,7 +85,9 @@ class SlaBands final : public RowBands {
 at::Tensor FeatureMap(const at::Tensor& x, const std::string& name) {
   if (name == "elu") return at::elu(x) + 1;
   if (name == "relu") return at::relu(x);
-  return at::softmax(x, -1);
+  // No denormal number goes into the products (kernels/pool.h); NaN stays.
+  at::Tensor weights = at::softmax(x, -1);
+  return x.is_cpu() ? at::threshold_(weights, std::numeric_limits<float>::min(), 0) : weights;
 }
 
 void CheckProjection(const at::Tensor& tensor, const char* name, int64_t axes, int64_t size) {

@@ -55,20 +55,59 @@ at::Tensor And(const at::Tensor& mask, const at::Tensor& causal) {
   return at::where(causal, mask, -std::numeric_limits<double>::infinity()).to(mask.scalar_type());
 }
 
-// LibTorch's CPU kernel for 16 bits forgets keys that are infinite (its float32 one gives NaN, as
-// it should). A sum tells cheaply: it is not finite where one of them is not.
-bool LosesKeys(const AttentionInputs& inputs) {
-  const at::ScalarType dtype = inputs.key.scalar_type();
-  if (!inputs.key.is_cpu() || (dtype != at::kBFloat16 && dtype != at::kHalf)) return false;
-  return !std::isfinite(inputs.key.sum(at::kFloat).item<float>());
+// Whether all are numbers: the least and the largest pass on what is not.
+bool IsFinite(const at::Tensor& x) {
+  const auto [least, most] = at::aminmax(x);
+  return std::isfinite(least.item<double>()) && std::isfinite(most.item<double>());
 }
 
-AttentionInputs Widened(AttentionInputs inputs) {
-  for (at::Tensor* tensor : {&inputs.query, &inputs.key, &inputs.value}) {
-    *tensor = tensor->to(at::kFloat);
+// Whether LibTorch's CPU kernels would lose or spread what is not finite in these inputs: where
+// pairs are hidden, they multiply it by a weight of 0; in 16 bits they forget keys.
+bool GoesAstray(const AttentionInputs& inputs) {
+  const at::ScalarType dtype = inputs.key.scalar_type();
+  const bool hides = inputs.mask.defined() || inputs.causal;
+  if (!hides && dtype != at::kBFloat16 && dtype != at::kHalf) return false;
+  if (!IsFinite(inputs.key)) return true;
+  return hides && !(IsFinite(inputs.query) && IsFinite(inputs.value));
+}
+
+// One row of the batch; the mask has four axes or none.
+AttentionInputs RowOf(const AttentionInputs& inputs, int64_t row) {
+  AttentionInputs one = inputs;
+  one.gate = at::Tensor();
+  one.alike_from.clear();
+  for (at::Tensor* x : {&one.query, &one.key, &one.value}) *x = x->narrow(0, row, 1);
+  if (one.mask.defined() && one.mask.size(0) > 1) one.mask = one.mask.narrow(0, row, 1);
+  return one;
+}
+
+at::Tensor Call(const AttentionInputs& inputs) {
+  std::optional<at::Tensor> mask = MaskFor(inputs);
+  const bool both = mask.has_value() && inputs.causal;
+  if (both) mask = And(*mask, CausalMask(inputs));
+  // A default scale is left to LibTorch, as diffusers leaves it.
+  std::optional<double> scale;
+  if (!IsDefaultScale(inputs.scale, inputs.query.size(3))) scale = inputs.scale;
+  const at::Tensor query = inputs.query.permute({0, 2, 1, 3});
+  const at::Tensor key = inputs.key.permute({0, 2, 1, 3});
+  const at::Tensor value = inputs.value.permute({0, 2, 1, 3});
+  const bool causal = inputs.causal && !both;
+  const at::Tensor out =
+      !mask && GoesHeadByHead(inputs)
+          ? HeadByHead(query, key, value, causal, scale)
+          : at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale);
+  return out.permute({0, 2, 1, 3}).contiguous();
+}
+
+// Each row of the batch by itself: REFERENCE's arithmetic for those that would go astray.
+at::Tensor RowByRow(AttentionInputs inputs) {
+  inputs.mask = NormaliseMask(inputs);
+  std::vector<at::Tensor> out;
+  for (int64_t row = 0; row < inputs.query.size(0); ++row) {
+    const AttentionInputs one = RowOf(inputs, row);
+    out.push_back(GoesAstray(one) ? ReferenceBackend().Forward(one, nullptr) : Call(one));
   }
-  inputs.gate = at::Tensor();
-  return inputs;
+  return out.size() == 1 ? out.front() : at::cat(out);
 }
 
 }  // namespace
@@ -91,24 +130,7 @@ at::Tensor TorchSdpaBackend::Forward(const AttentionInputs& inputs,
                                      const AttentionMetadata* metadata) const {
   CheckInputs(inputs);
   const ScopedLibTorchThreads threads;
-  if (LosesKeys(inputs)) {
-    return Forward(Widened(inputs), metadata).to(inputs.query.scalar_type());
-  }
-  std::optional<at::Tensor> mask = MaskFor(inputs);
-  const bool both = mask.has_value() && inputs.causal;
-  if (both) mask = And(*mask, CausalMask(inputs));
-  // A default scale is left to LibTorch, as diffusers leaves it.
-  std::optional<double> scale;
-  if (!IsDefaultScale(inputs.scale, inputs.query.size(3))) scale = inputs.scale;
-  const at::Tensor query = inputs.query.permute({0, 2, 1, 3});
-  const at::Tensor key = inputs.key.permute({0, 2, 1, 3});
-  const at::Tensor value = inputs.value.permute({0, 2, 1, 3});
-  const bool causal = inputs.causal && !both;
-  const at::Tensor out =
-      !mask && GoesHeadByHead(inputs)
-          ? HeadByHead(query, key, value, causal, scale)
-          : at::scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale);
-  return out.permute({0, 2, 1, 3}).contiguous();
+  return inputs.query.is_cpu() && GoesAstray(inputs) ? RowByRow(inputs) : Call(inputs);
 }
 
 std::optional<std::string> NoAttentionBackend::Supports(const AttentionSpec& spec,

@@ -188,11 +188,29 @@ class Runner {
     }
     kernel_(job, desk->width());
     AddOddValues(head, slot, edit, job, desk->width());
-    const bool may_be_empty =
-        call_.causal || edit.bias != nullptr || job.row_masks != nullptr || job.num_blocks == 0;
-    // Where nothing is hidden, only scores that are all -inf leave a sum of 0.
-    const float nothing = may_be_empty ? 0 : std::numeric_limits<float>::quiet_NaN();
-    desk->Finish(job, nothing, OutRowsOf(call_, head, order, queries));
+    MarkLostRows(edit, job);
+    desk->Finish(job, 0.0f, OutRowsOf(call_, head, order, queries));
+  }
+
+  // A sum of 0 is a row that attends nothing, or one whose scores are all -inf: that one is NaN.
+  void MarkLostRows(const ScoreEdit& edit, const TileJob& job) const {
+    for (int q = 0; q < job.rows; ++q) {
+      if (job.sums[q] == 0.0f && AttendsAny(edit, job, q)) {
+        job.sums[q] = std::numeric_limits<float>::quiet_NaN();
+      }
+    }
+  }
+
+  bool AttendsAny(const ScoreEdit& edit, const TileJob& job, int q) const {
+    const int64_t query = TokenAt(plan_.query_order, edit.queries.first + q);
+    for (int entry = 0; entry < job.num_blocks; ++entry) {
+      if (job.row_masks != nullptr && ((job.row_masks[entry] >> q) & 1) == 0) continue;
+      const Span keys = plan_.key_blocks[job.blocks != nullptr ? job.blocks[entry] : entry];
+      for (int k = 0; k < keys.length; ++k) {
+        if (!edit.Hides(query, TokenAt(plan_.key_order, keys.first + k))) return true;
+      }
+    }
+    return false;
   }
 
   // Values that are not finite were packed as 0: here they reach the rows that attend them.

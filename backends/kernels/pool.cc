@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "backends/kernels/rounding.h"
 
@@ -164,11 +165,17 @@ std::vector<float> WeightedSums(const std::vector<float>& weights, const std::ve
 }
 
 void SoftmaxRows(std::vector<float>* rows, int64_t columns) {
+  constexpr float kLeast = std::numeric_limits<float>::min();  // 2^-126
+  constexpr float kLeastExponent = -87.33654f;                 // its logarithm
   for (auto row = rows->begin(); row != rows->end(); row += columns) {
     const float top = *std::max_element(row, row + columns);
-    float total = 0;
-    for (int64_t j = 0; j < columns; ++j) total += row[j] = std::exp(row[j] - top);
-    for (int64_t j = 0; j < columns; ++j) row[j] /= total;
+    float total = 0;  // one at least
+    for (int64_t j = 0; j < columns; ++j) {
+      const float exponent = row[j] - top;
+      row[j] = exponent < kLeastExponent ? 0.0f : std::exp(exponent);  // NaN stays
+      total += row[j];
+    }
+    for (int64_t j = 0; j < columns; ++j) row[j] = row[j] < kLeast * total ? 0.0f : row[j] / total;
   }
 }
 

@@ -38,7 +38,8 @@ std::vector<float> Products(const std::vector<float>& a, const std::vector<float
 std::vector<float> WeightedSums(const std::vector<float>& weights, const std::vector<float>& values,
                                 int64_t m, int64_t k);
 
-// In place, rows of `columns`; float32.
+// In place, rows of `columns`; float32. No weight is a denormal number, with which products are
+// slow on some CPUs: what is below 2^-126 is 0.
 void SoftmaxRows(std::vector<float>* rows, int64_t columns);
 
 float Dot(const float* a, const float* b, int64_t k);

@@ -51,6 +51,19 @@ struct Set {
   AttentionPlan plan;
 };
 
+// Rows [first, first + count) of a set.
+Set RowsOf(const Set& set, int64_t first, int64_t count) {
+  Set rows = set;
+  rows.latents = set.latents.narrow(0, first, count);
+  rows.timestep = set.timestep.narrow(0, first, count);
+  for (TextContext::KeyValue& block : rows.text.blocks) {
+    for (at::Tensor* x : {&block.key, &block.value}) *x = x->narrow(0, first, count);
+  }
+  const std::vector<int64_t>& alike = set.text.alike_from;
+  rows.text.alike_from.assign(alike.begin() + first, alike.begin() + first + count);
+  return rows;
+}
+
 class RowSets : public testing::TestWithParam<std::tuple<at::ScalarType, LinearNumerics>> {
  protected:
   RowSets()
@@ -140,6 +153,31 @@ TEST_P(RowSets, OfAnyBackendsTextsAndTimestepsHaveTheBitsThatTheyHaveAlone) {
       std::shuffle(sets.begin(), sets.end(), random_);
       ExpectBitsOfTheirOwn(sets);
     }
+  }
+}
+
+// As wide as the smallest Wan, whose feed-forward sums over 8,960 numbers: many pieces of K.
+TEST_P(RowSets, OfAWideModelHaveTheirBitsAloneAndInBatchesOfTwoAndFour) {
+  if (exact()) GTEST_SKIP() << "LibTorch's products have their own bits in a batch";
+  Load({.heads = 12,
+        .head_size = 128,
+        .ffn = 8960,
+        .layers = 1,
+        .gated = false,
+        .projection = false});
+  const Set four = Make({1, 20, 26}, Backends()[0], 4, 12, false);  // 130 tokens a row
+  const auto forward = [&](int64_t first, int64_t count) {
+    const c10::InferenceMode inference;
+    const Set rows = RowsOf(four, first, count);
+    return Forward({&rows}).front();
+  };
+  SetIntraOpThreads(2);
+  const at::Tensor wanted = Forward({&four}).front();
+  for (const int threads : {1, 2}) {
+    SetIntraOpThreads(threads);
+    EXPECT_TRUE(at::equal(forward(0, 4), wanted)) << threads;
+    EXPECT_TRUE(at::equal(forward(1, 2), wanted.narrow(0, 1, 2))) << threads;
+    EXPECT_TRUE(at::equal(forward(3, 1), wanted.narrow(0, 3, 1))) << threads;
   }
 }
 

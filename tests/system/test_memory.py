@@ -94,6 +94,16 @@ def test_a_step_whose_result_is_not_finite_is_an_error(broken, pb):
         assert field_and_reason(error)[1] == "NON_FINITE", error.details()
 
 
+@pytest.mark.parametrize("backend", ["", "FLASH_ATTN", "TORCH_SDPA"])
+def test_queries_that_are_no_numbers_pass_attention_and_fail_the_job(broken, pb, backend):
+    fill(broken / "transformer/diffusion_pytorch_model.safetensors", "blocks.2.attn1.to_q.bias", numpy.nan)
+    with Server(repository=broken) as server:
+        fields = dict(attention=pb.AttentionOptions(backend=backend)) if backend else {}
+        job = server.wait_for_end(server.submit(num_frames=9, num_inference_steps=2, **fields).id)
+        assert (job.state, job.error.reason) == (pb.FAILED, "NON_FINITE"), job.error
+        assert job.stage == "denoise" and not job.artifacts
+
+
 # ---- what cannot fit
 
 
