@@ -297,6 +297,20 @@ TEST_P(BlockSparse, ScoresThatAreAllMinusInfinityAreNaNAndNotHidden) {
   EXPECT_TRUE(Attend(inputs, DensePlan(3, 1), GetParam()).isnan().all().item<bool>());
 }
 
+TEST_P(BlockSparse, ScoresThatAreAllMinusInfinityAreNaNUnderAMaskAndNothingAttendedIsZeros) {
+  AttentionInputs inputs = Draw({1, 3, 1, 1, 4}, GetParam().element);
+  inputs.query.fill_(1);
+  inputs.key.fill_(-kInfinity);
+  BlockPlan plan = DensePlan(3, 1);
+  plan.lists = 1;
+  plan.row_begin = {0, 1};
+  plan.columns = {0};
+  plan.row_masks = {~uint64_t{0} << 1};
+  const at::Tensor got = Attend(inputs, plan, GetParam());
+  EXPECT_TRUE(got.select(1, 0).eq(0).all().item<bool>());
+  EXPECT_TRUE(got.narrow(1, 1, 2).isnan().all().item<bool>());
+}
+
 // Scores in small steps around the least exponent, values that show each weight.
 TEST_P(BlockSparse, NoWeightIsADenormalNumber) {
   const Shape shape{1, 16, 64, 1, 64};
