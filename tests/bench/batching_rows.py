@@ -18,11 +18,14 @@ JOBS = dict(do="jobs", count=8, steps=20, guidance=5.0, latents=True, **SIZE)
 
 
 def take_turns(options, request, *flags, build="build"):
-    """A server that shares forwards and one that does not both live and take turns; what they answer must be the same."""
+    """A server that shares forwards and one that does not both live and take turns; what they answer must be the
+    same. About computing, so neither keeps anything on disk, which would cost both alike.
+    """
     repository = model_folder("tiny", "float32")
     digests = set()
-    with denoised(repository, *flags, build=build) as ours, \
-            denoised(repository, *flags, "--batching=off", "--policy=fifo", build=build) as peer, \
+    with denoised(options, repository, *flags, build=build, durable=False) as ours, \
+            denoised(options, repository, *flags, "--batching=off", "--policy=fifo", build=build,
+                     durable=False) as peer, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
         def run(ready):
             answer = client.ask(target=address(ready), **request)
@@ -60,7 +63,8 @@ def calls_row(options):
 def overload_row(options):
     """Rates of the same server in turns: with 32 jobs to choose from and nobody else, and under the flood."""
     shares, floods, offered = [], [], []
-    with denoised(model_folder("tiny", "float32"), f"--threads={max(1, options.threads // 2)}") as ready, \
+    threads = max(1, options.threads // 2)
+    with denoised(options, model_folder("tiny", "float32"), f"--threads={threads}") as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
         target, http = address(ready), address(ready, "http")
 
@@ -85,18 +89,19 @@ def overload_row(options):
     return {"row": "B16s", "name": "jobs a second under ten times the load, share of the uncontended rate",
             "value": shares[1], "min": shares[0], "max": shares[2], "uncontended": sorted(alone)[1],
             "offered": min(offered), "error": int(min(offered) < 9), "error_limit": 0,
-            "refused_p99": max(told["refused_p99"] for told in floods)}
+            "server_threads": threads, "refused_p99": max(told["refused_p99"] for told in floods)}
 
 
 def watchers_row(options):
     threads = max(1, options.threads // 2)
-    with denoised(model_folder("tiny", "float32"), f"--threads={threads}") as ready, \
+    with denoised(options, model_folder("tiny", "float32"), f"--threads={threads}") as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
         told = client.ask(do="watchers", target=address(ready), jobs=10, watchers=1000, connections=10,
                           seconds=60, height=128, width=208, frames=9, steps=40, latents=True)
     return {"row": "B18", "name": "1,000 watchers of 10 jobs on 10 connections: p99 of an event's lag, s",
             "value": max(told["p99"], told["end_p99"]), "p50": told["p50"], "end_p99": told["end_p99"],
-            "events_a_second": told["events"] / told["seconds"], "error": told["lost_ends"], "error_limit": 0}
+            "events_a_second": told["events"] / told["seconds"], "server_threads": threads,
+            "error": told["lost_ends"], "error_limit": 0}
 
 
 def measure(options, rows):

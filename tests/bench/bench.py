@@ -1,6 +1,6 @@
 """make bench: our programs against their peers, pairwise, one JSON line a row.
 
-    bench.py [--pairs N] [--threads N] [--cpu_isa LEVEL|all] [--earlier MODEL_BENCH] [--no-record] [ROW...]
+    bench.py [--pairs N] [--threads N] [--cpu_isa LEVEL|auto|all] [--earlier MODEL_BENCH] [--no-record] [ROW...]
 
 Each row checks in the same run that both sides computed the same thing, and fails if they did not. A
 row's `ratio` is the median over pairs of peer / ours: above 1 we are faster. Lines go to stdout and,
@@ -23,27 +23,25 @@ import model_rows
 import server_rows
 import transformer_rows
 from marks import judge, sentence
-from pairs import ROOT, cpu, summary, surroundings, under_roofline
+from pairs import LEVELS, ROOT, cpu, levels, summary, surroundings, under_roofline
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import tether  # noqa: E402, F401
 
 BENCH = pathlib.Path(__file__).resolve().parent
-# A machine has the levels up to the flag that it lacks (backends/cpu_isa.h).
-LEVELS = {"avx2": "avx2", "avx512": "avx512f", "avx512_vnni": "avx512_vnni", "avx512_bf16": "avx512_bf16",
-          "amx": "amx_bf16"}
-AT_EVERY_LEVEL = ("A4", "A5", "E17", "G1", "G2")
+# Rows whose marks hold at every level.
+AT_EVERY_LEVEL = ("A1", "A1i", "A3", "A4", "A5", "A6", "A6b", "A6c", "A7", "A9", "A10", "E17", "G1", "G2")
 
 
-def levels(options, rows):
+def runs(options, rows):
     """(level, rows) of the runs that --cpu_isa asks for: "all" adds every lower level, for the rows whose
     marks hold at each.
     """
-    if options.cpu_isa != "all":
+    if options.cpu_isa in LEVELS:
         return [(options.cpu_isa, rows)]
-    has = [level for level, flag in LEVELS.items() if flag in cpu()[1]]
-    lower = [(level, [row for row in rows if row in AT_EVERY_LEVEL]) for level in has[:-1]]
-    return [("auto", rows), *[run for run in lower if run[1]]]
+    best, lower = levels()[-1], levels()[:-1] if options.cpu_isa == "all" else []
+    everywhere = [row for row in rows if row in AT_EVERY_LEVEL]
+    return [(best, rows), *((level, everywhere) for level in lower if everywhere)]
 
 
 def in_one_process(program):
@@ -51,14 +49,18 @@ def in_one_process(program):
     MKL to the same level as our own kernels.
     """
     def measure(options, rows):
-        for level, wanted in levels(options, rows):
-            command = [str(ROOT / "build/bin" / program), f"--pairs={options.pairs}",
-                       f"--threads={options.threads}", f"--cpu_isa={level}", *wanted]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-                yield from (completed(json.loads(line)) for line in process.stdout)
-            if process.returncode:
-                raise RuntimeError(f"{program}: exit status {process.returncode}")
+        command = [str(ROOT / "build/bin" / program), f"--pairs={options.pairs}",
+                   f"--threads={options.threads}", f"--cpu_isa={options.cpu_isa}", *rows]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            yield from (completed(json.loads(line)) for line in process.stdout)
+        if process.returncode:
+            raise RuntimeError(f"{program}: exit status {process.returncode}")
     return measure
+
+
+def pinned(measure):
+    """Rows of programs that were started at the run's level, ours and the peers."""
+    return lambda options, rows: ({"level": options.cpu_isa, **row} for row in measure(options, rows))
 
 
 def completed(row):
@@ -69,15 +71,15 @@ def completed(row):
 
 
 GROUPS = (
-    (transformer_rows.ROWS, transformer_rows.measure),
-    (decoder_rows.ROWS, decoder_rows.measure),
-    (model_rows.ROWS, model_rows.measure),
-    (server_rows.ROWS, server_rows.measure),
-    (batching_rows.ROWS, batching_rows.measure),
+    (transformer_rows.ROWS, pinned(transformer_rows.measure)),
+    (decoder_rows.ROWS, pinned(decoder_rows.measure)),
+    (model_rows.ROWS, pinned(model_rows.measure)),
+    (server_rows.ROWS, pinned(server_rows.measure)),
+    (batching_rows.ROWS, pinned(batching_rows.measure)),
     (gpu_rows.ROWS, gpu_rows.measure),
     (("G1", "G2"), in_one_process("gemm_bench")),
     (("B1", "B1b", "B2", "B4", "B5", "B15", "B16"), in_one_process("queue_bench")),
-    (("A0", "A4", "A5", "A6", "A6b", "A6c", "E1", "E2", "E3", "E11", "E17", "H1"),
+    (("A0", "A4", "A5", "A6", "A6b", "A6c", "A6s", "E1", "E2", "E3", "E11", "E17", "H1"),
      in_one_process("attention_bench")),
     (("H2",), in_one_process("control_bench")),
     (("B12", "B14", "B17", "E14"), in_one_process("engine_bench")),
@@ -97,8 +99,9 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu_isa", default="all",
-                        help="level of the rows about kernels (denoised --help), or all that the machine has")
+    parser.add_argument("--cpu_isa", default="all", choices=[*LEVELS, "auto", "all"],
+                        help="level of both sides (denoised --help); auto: the best that the machine has; all: the "
+                        "rows about kernels at every lower one too")
     parser.add_argument("--earlier", help="another build's model_bench, for the row that compares with it")
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("rows", nargs="*")
@@ -107,7 +110,16 @@ def parse():
     unknown = sorted(set(options.rows) - set(known))
     if unknown:
         parser.error(f"unknown rows {unknown}; there are {known}")
+    if options.cpu_isa in LEVELS and options.cpu_isa not in levels():
+        parser.error(f"this machine has no {options.cpu_isa}; it has {levels()}")
     return options
+
+
+def lines(options, rows, measure):
+    """Of all runs; a run at a level has that as its --cpu_isa."""
+    for level, wanted in runs(options, rows):
+        at_level = argparse.Namespace(**{**vars(options), "cpu_isa": level})
+        yield from measure(at_level, wanted)
 
 
 def main():
@@ -119,7 +131,7 @@ def main():
         if not wanted:
             continue
         try:
-            for row in measure(options, wanted):
+            for row in lines(options, wanted, measure):
                 line = judge({**row, **surroundings(options.threads, command)})
                 failed += [] if line["agreed"] else [line["row"]]
                 print(json.dumps(line), flush=True)

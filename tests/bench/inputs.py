@@ -11,7 +11,7 @@ import tempfile
 
 import numpy
 
-from pairs import OUR_ALLOCATOR, ROOT, Worker, alternate, summary
+from pairs import OUR_ALLOCATOR, ROOT, Worker, alternate, limits, summary
 
 CACHE = pathlib.Path(os.environ.get("DENOISED_CACHE", pathlib.Path.home() / ".cache/denoised"))
 MODELS = CACHE / "bench-models-2"  # the number changes with tools/random_model.py
@@ -56,13 +56,14 @@ def scratch_inputs():
 
 
 def our_worker(options, name="ours", command=None):
-    return ready(Worker(name, command or OURS, options.threads), options)
+    return ready(Worker(name, [*(command or OURS), f"--cpu_isa={options.cpu_isa}"], options.threads), options)
 
 
 def peer_worker(options, stock=False):
-    """diffusers, with our allocator's settings unless `stock`."""
+    """diffusers at our level, with our allocator's settings unless `stock`."""
     name = "stock-peer" if stock else "peer"
-    return ready(Worker(name, PEER, options.threads, None if stock else OUR_ALLOCATOR), options)
+    environment = {**limits(options.cpu_isa), **({} if stock else OUR_ALLOCATOR)}
+    return ready(Worker(name, PEER, options.threads, environment), options)
 
 
 def ready(worker, options):

@@ -9,7 +9,9 @@ import unittest
 BENCH = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCH))
 import marks  # noqa: E402
+import pairs  # noqa: E402
 
+LEVELS = BENCH.parents[1] / "backends/cpu_isa.cc"
 NUMBER = r"(\d+(?:\.\d+)?)"
 
 
@@ -59,34 +61,50 @@ class Table(unittest.TestCase):
             self.assertIsNone(found, file.name)
 
 
+class Levels(unittest.TestCase):
+    def test_a_peer_is_held_to_the_same_limits_as_we(self):
+        table = re.findall(r'{CpuIsa::k\w+, +"(\w+)", +"(\w+)", +"(\w+)", +"(\w+)"}',
+                           LEVELS.read_text(encoding="utf-8"))
+        self.assertEqual(table, [(name, *limits) for name, (_, *limits) in pairs.LEVELS.items()])
+
+    def test_the_environment_limits_no_peer(self):
+        pin = LEVELS.read_text(encoding="utf-8").split("void PinCpuIsa")[1]
+        known = set(re.findall(r'"([A-Z]+_[A-Z_]+)"', pin))
+        self.assertEqual(known, {*pairs.LIMITS, *pairs.UNLIMITED})
+
+
 class Judging(unittest.TestCase):
     def judged(self, **row):
         return marks.judge(row)
 
+    def compared(self, **row):
+        """A row whose outputs agree."""
+        return self.judged(**{"error": 0, "error_limit": 0, **row})
+
     def test_a_ratio_reaches_its_mark_or_does_not(self):
-        self.assertTrue(self.judged(row="A3", ratio=3.0)["ok"])
-        self.assertFalse(self.judged(row="A3", ratio=2.99)["ok"])
-        self.assertFalse(self.judged(row="A3", ratio=7.9)["reached_aim"])
-        self.assertTrue(self.judged(row="A3", ratio=8.0)["reached_aim"])
+        self.assertTrue(self.compared(row="A3", ratio=3.0)["ok"])
+        self.assertFalse(self.compared(row="A3", ratio=2.99)["ok"])
+        self.assertFalse(self.compared(row="A3", ratio=7.9)["reached_aim"])
+        self.assertTrue(self.compared(row="A3", ratio=8.0)["reached_aim"])
 
     def test_where_less_is_better(self):
-        self.assertTrue(self.judged(row="E2", value=1.15)["ok"])
-        self.assertFalse(self.judged(row="E2", value=1.16)["ok"])
+        self.assertTrue(self.compared(row="E2", value=1.15)["ok"])
+        self.assertFalse(self.compared(row="E2", value=1.16)["ok"])
 
     def test_outputs_that_differ_are_never_ok(self):
-        row = self.judged(row="A3", ratio=9.0, error=2e-4, error_limit=1e-4)
+        row = self.compared(row="A3", ratio=9.0, error=2e-4, error_limit=1e-4)
         self.assertFalse(row["agreed"] or row["ok"] or row["reached_aim"])
 
     def test_a_roofline_below_the_mark_judges_by_its_share(self):
-        self.assertTrue(self.judged(row="A1", ratio=1.5, roofline_ratio=1.7, roofline_share=0.88)["ok"])
-        self.assertFalse(self.judged(row="A1", ratio=1.4, roofline_ratio=1.7, roofline_share=0.87)["ok"])
+        self.assertTrue(self.compared(row="A1", ratio=1.5, roofline_ratio=1.7, roofline_share=0.88)["ok"])
+        self.assertFalse(self.compared(row="A1", ratio=1.4, roofline_ratio=1.7, roofline_share=0.87)["ok"])
 
     def test_a_roofline_above_the_mark_changes_nothing(self):
-        self.assertFalse(self.judged(row="A1", ratio=1.7, roofline_ratio=1.9, roofline_share=0.89)["ok"])
-        self.assertTrue(self.judged(row="A1", ratio=1.8, roofline_ratio=3.0, roofline_share=0.6)["ok"])
+        self.assertFalse(self.compared(row="A1", ratio=1.7, roofline_ratio=1.9, roofline_share=0.89)["ok"])
+        self.assertTrue(self.compared(row="A1", ratio=1.8, roofline_ratio=3.0, roofline_share=0.6)["ok"])
 
     def test_mark_and_aim_are_each_judged_by_what_forbids_them(self):
-        row = self.judged(row="A1", ratio=1.8, roofline_ratio=1.9, roofline_share=0.947)
+        row = self.compared(row="A1", ratio=1.8, roofline_ratio=1.9, roofline_share=0.947)
         self.assertTrue(row["ok"])
         self.assertFalse(row["reached_aim"])
 
@@ -94,14 +112,29 @@ class Judging(unittest.TestCase):
         self.assertFalse(self.judged(row="A1i", skipped="no int8 here")["ok"])
 
     def test_a_row_without_a_mark_is_ok_where_its_outputs_are(self):
-        self.assertTrue(self.judged(row="A0", seconds={})["ok"])
+        self.assertTrue(self.compared(row="A0", seconds={})["ok"])
 
-    def test_the_marks_of_a_machine_with_amx_are_its_own(self):
-        self.assertTrue(self.judged(row="A4", mark_of="A4-amx", ratio=1.2)["ok"])
-        self.assertFalse(self.judged(row="A4", ratio=1.2)["ok"])
+    def test_attention_is_judged_by_its_share_whatever_the_ratio(self):
+        for ratio, roofline_ratio in ((0.5, 0.58), (1.5, 1.7), (9.0, 10.6)):
+            row = {"row": "A4", "ratio": ratio, "roofline_ratio": roofline_ratio, "error": 0}
+            self.assertTrue(self.judged(**row, roofline_share=0.85)["ok"])
+            self.assertFalse(self.judged(**row, roofline_share=0.849)["ok"])
+        line = marks.sentence(self.judged(**row, roofline_share=0.86))
+        self.assertIn("0.86 (mark 0.85, aim 0.95, ratio 9): ok", line)
+
+    def test_outputs_that_nobody_checked_are_never_ok(self):
+        for row, measured in (("A0", {"seconds": {}}), ("A6", {"ratio": 9}), ("A6c", {"ratio": 9}),
+                              ("A6s", {"value": 0}), ("E1", {"value": 1}), ("E2", {"value": 1}),
+                              ("E3", {"value": 0}), ("E17", {"value": 1})):
+            self.assertFalse(self.judged(row=row, **measured)["agreed"], row)
+            self.assertTrue(self.judged(row=row, **measured, error=0)["ok"], row)
+            self.assertFalse(self.judged(row=row, **measured, error=float("nan"), error_limit=1)["ok"], row)
+
+    def test_a_program_without_outputs_needs_no_error(self):
+        self.assertTrue(self.judged(row="B15", value=1.0)["ok"])
 
     def test_the_line_for_people_says_mark_aim_and_verdict(self):
-        line = marks.sentence(self.judged(row="A3", name="n", ratio=2.5))
+        line = marks.sentence(self.compared(row="A3", name="n", ratio=2.5))
         self.assertIn("2.5 (mark 3, aim 8): NOT OK", line)
 
 

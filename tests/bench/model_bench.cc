@@ -1,5 +1,7 @@
 // Our side of the model rows: one long-lived program that answers a JSON line for each JSON line,
 // as peer/wan_peer.py does. Tensors travel as files of raw float32: {"file": path, "shape": [..]}.
+//
+//   model_bench [--cpu_isa=LEVEL]
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "backends/attention_backend.h"
+#include "backends/cpu_isa.h"
 #include "backends/error.h"
 #include "backends/intra_op.h"
 #include "backends/registry.h"
@@ -362,11 +365,25 @@ Json AnswerOrError(Bench& bench, const std::string& line) {
   }
 }
 
+// Before the first call into LibTorch, which chooses its own instructions then.
+void PinTo(int argc, char** argv) {
+  CpuIsa isa = CpuIsa::kAuto;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto named =
+        argument.starts_with("--cpu_isa=") ? CpuIsaFromName(argument.substr(10)) : std::nullopt;
+    if (!named) throw Error(StatusCode::kInvalidArgument, argument + ": wanted --cpu_isa=LEVEL");
+    isa = *named;
+  }
+  PinCpuIsa(isa);
+}
+
 }  // namespace
 }  // namespace denoised
 
-int main() {
+int main(int argc, char** argv) {
   denoised::KeepFreedMemory();
+  denoised::PinTo(argc, argv);
   const c10::InferenceMode inference;
   denoised::Bench bench;
   for (std::string line; std::getline(std::cin, line);) {

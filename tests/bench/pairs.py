@@ -19,9 +19,33 @@ import tether  # noqa: E402, F401
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
+# The instruction sets that --cpu_isa names, in their order: the flag of a machine that has it, and what holds a
+# peer of Python to it, as PinCpuIsa (backends/cpu_isa.cc) holds our own processes; marks_test.py compares the two.
+LEVELS = {
+    "avx2": ("avx2", "avx2", "avx2", "AVX2"),
+    "avx512": ("avx512f", "avx512", "avx512_core", "AVX512"),
+    "avx512_vnni": ("avx512_vnni", "avx512", "avx512_core_vnni", "AVX512_E1"),
+    "avx512_bf16": ("avx512_bf16", "avx512", "avx512_core_bf16", "AVX512_E3"),
+    "amx": ("amx_bf16", "avx512", "avx512_core_amx", "AVX512_E4"),
+}
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+# What PinCpuIsa takes away, for it would change the arithmetic too.
+UNLIMITED = ("MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA_HINTS",
+             "DNNL_MAX_CPU_ISA")
+
 # What KeepFreedMemory (runtime/threads.h) sets in our own process. A peer that gets its memory page by
 # page anew loses up to a fifth of a forward to the kernel, which says nothing of its computing.
 OUR_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_ARENA_MAX": "1"}
+
+
+def unpinned():
+    """Our environment without what would choose a library's instructions or arithmetic."""
+    return {name: value for name, value in os.environ.items() if name not in (*LIMITS, *UNLIMITED)}
+
+
+def limits(level):
+    """Holds LibTorch, oneDNN and MKL of a process to a level."""
+    return dict(zip(LIMITS, LEVELS[level][1:]))
 
 
 class Worker:
@@ -31,7 +55,7 @@ class Worker:
 
     def __init__(self, name, command, threads, environment=None):
         self.name = name
-        settings = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads),
+        settings = dict(unpinned(), OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads),
                         **(environment or {}))
         log = ROOT / "out" / f"bench-{name}.log"
         log.parent.mkdir(exist_ok=True)
@@ -122,6 +146,11 @@ def cpu():
     except OSError:
         pass
     return model, flags
+
+
+def levels():
+    """Those that this machine has, the lowest first."""
+    return [level for level, (flag, *_) in LEVELS.items() if flag in cpu()[1]]
 
 
 @functools.cache

@@ -1,11 +1,12 @@
-"""Rows about the server: C1, unary calls on an idle server against a bare echo of the same messages; A14,
-a job's steps while the server is asked a thousand other things a second; A15, what comparisons of backends add
-to a job's time.
+"""Rows about the server, which keeps its state on disk as it does by default: C1, unary calls on an idle server
+against a bare echo of the same messages; A14, a job's steps while the server is asked a thousand other things a
+second; A15, what comparisons of backends add to a job's time.
 """
 
 import concurrent.futures
 import contextlib
 import json
+import pathlib
 import re
 import subprocess
 import tempfile
@@ -30,11 +31,31 @@ def running(command, **options):
             process.wait(timeout=60)
 
 
-def denoised(repository, *flags, build="build"):
-    command = [str(ROOT / build / "bin/denoised"), f"--model_repository={repository}",
-               "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0", "--state_dir=none",
-               *flags]
-    return running(command, stderr=subprocess.DEVNULL)
+def file_system(folder):
+    return subprocess.run(["stat", "--file-system", "--format=%T", str(folder)],
+                          capture_output=True, text=True, check=True).stdout.strip()
+
+
+@contextlib.contextmanager
+def fresh_state():
+    """An empty folder on a disk, where a commit costs what it costs a server; in memory it would cost nothing."""
+    parent = ROOT / "out"
+    parent.mkdir(exist_ok=True)
+    if file_system(parent) in ("tmpfs", "ramfs"):
+        raise RuntimeError(f"{parent} lies in memory; a server's state has to lie on a disk")
+    with tempfile.TemporaryDirectory(prefix="bench-state-", dir=parent) as folder:
+        yield pathlib.Path(folder)
+
+
+@contextlib.contextmanager
+def denoised(options, repository, *flags, build="build", durable=True):
+    """A server at the run's level; not `durable`: with --state_dir=none, which keeps nothing on disk."""
+    with contextlib.ExitStack() as stack:
+        state = stack.enter_context(fresh_state()) if durable else "none"
+        command = [str(ROOT / build / "bin/denoised"), f"--model_repository={repository}", f"--state_dir={state}",
+                   "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
+                   f"--cpu_isa={options.cpu_isa}", *flags]
+        yield stack.enter_context(running(command, stderr=subprocess.DEVNULL))
 
 
 def address(ready, door="grpc"):
@@ -90,7 +111,7 @@ def steps_row(options):
     """
     threads = max(1, options.threads // 2)
     repository = model_folder("small", "bfloat16")
-    with denoised(repository, f"--threads={threads}", "--max_queued_jobs=100000") as ready, \
+    with denoised(options, repository, f"--threads={threads}", "--max_queued_jobs=100000") as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client, \
             concurrent.futures.ThreadPoolExecutor() as pool:
         target, steps = address(ready), Steps(address(ready, "http"))
@@ -111,7 +132,7 @@ def steps_row(options):
 
 def shadow_row(options):
     """Every call of a long job is in the scope of a shadow, at the default --shadow_budget; by the server's counters."""
-    with denoised(ROOT / "model_repository", f"--threads={options.threads}") as ready, \
+    with denoised(options, ROOT / "model_repository", f"--threads={options.threads}") as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
         shadow = [str(ROOT / "build/bin/denoisectl"), "shadow", f"--admin={address(ready, 'admin')}", "--json"]
         client.ask(do="begin", target=address(ready), height=64, width=64, frames=17, steps=1000)
@@ -125,8 +146,8 @@ def shadow_row(options):
 
 
 def call_rows(options):
-    with denoised(model_folder("tiny", "float32")) as ready, Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client, \
-            tempfile.NamedTemporaryFile() as job:
+    with denoised(options, model_folder("tiny", "float32"), f"--threads={options.threads}") as ready, \
+            Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client, tempfile.NamedTemporaryFile() as job:
         ours = address(ready)
         sample = client.ask(do="sample", target=ours, file=job.name)
         with running([RPC_BENCH, "echo", job.name]) as echo:
