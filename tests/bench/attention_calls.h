@@ -29,6 +29,16 @@ class Attention {
   at::Tensor operator()(const AttentionInputs& inputs) const {
     return backend_->Forward(inputs, metadata_.get());
   }
+  // AttendedPairs and AddedBranch of such a call.
+  at::Tensor PairsOf(const AttentionInputs& inputs) const {
+    return backend_->AttendedPairs(inputs, metadata_.get());
+  }
+  at::Tensor BranchOf(const AttentionInputs& inputs) const {
+    return backend_->AddedBranch(inputs, metadata_.get());
+  }
+  Numerics numerics() const { return backend_->numerics(); }
+  const AttentionBackend& backend() const { return *backend_; }
+  const AttentionMetadata* metadata() const { return metadata_.get(); }
 
  private:
   const AttentionBackend* backend_ = nullptr;

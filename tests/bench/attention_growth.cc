@@ -7,6 +7,7 @@
 #include "backends/registry.h"
 #include "runtime/attention/attention_planner.h"
 #include "tests/bench/attention_calls.h"
+#include "tests/bench/attention_checks.h"
 
 namespace denoised {
 namespace {
@@ -16,7 +17,7 @@ const std::vector<Axes> kDoublingGrids = {{4, 16, 24}, {8, 16, 24}, {8, 32, 24},
 
 void EmitE1(const BenchOptions& options, const Emit& emit) {
   Json rates = Json::object();
-  double best = 0, worst = INFINITY;
+  double best = 0, worst = INFINITY, error = 0;
   for (const auto& grid : kDoublingGrids) {
     const AttentionInputs inputs = RandomInputs(Product(grid), AutoDType());
     const Attention flash(AttnBackend::kFlashAttn, BenchSpec(grid, AutoDType()));
@@ -25,8 +26,11 @@ void EmitE1(const BenchOptions& options, const Emit& emit) {
     rates[std::to_string(Product(grid))] = rate / 1e9;
     best = std::max(best, rate);
     worst = std::min(worst, rate);
+    error = std::max(error, ErrorToFloat64(flash(inputs), inputs));
   }
   emit({{"row", "E1"},
+        {"error", error},
+        {"error_limit", DenseErrorLimit(AutoDType())},
         {"name", "dense attention rate over N, worst over best"},
         {"giga_multiply_adds", rates},
         {"value", worst / best}});
@@ -46,7 +50,15 @@ std::pair<double, double> Line(const std::vector<double>& x, const std::vector<d
   return {slope, (sy - slope * sx) / n};
 }
 
+// `row` has the largest error so far; a query of `sparse` should attend so many keys.
+void AddError(const Attention& sparse, const AttentionInputs& inputs, double keys, Json* row) {
+  const Json error = ErrorOf(sparse, sparse(inputs), inputs);
+  if (row->empty() || error.at("error") > row->at("error")) row->update(error);
+  Demand(AttendsKeys(sparse, inputs, keys), row);
+}
+
 void EmitE2(const BenchOptions& options, const Emit& emit) {
+  Json row;
   std::vector<double> log_tokens, log_seconds;
   Json seconds_by_tokens = Json::object();
   for (const auto& grid : kDoublingGrids) {
@@ -57,24 +69,27 @@ void EmitE2(const BenchOptions& options, const Emit& emit) {
     seconds_by_tokens[std::to_string(Product(grid))] = seconds;
     log_tokens.push_back(std::log(static_cast<double>(Product(grid))));
     log_seconds.push_back(std::log(seconds));
+    AddError(sparse, inputs, 8 * 64, &row);
   }
-  emit({{"row", "E2"},
-        {"name", "sparse time over N at top_k 8, exponent"},
-        {"seconds", seconds_by_tokens},
-        {"value", Line(log_tokens, log_seconds).first}});
+  row.update({{"row", "E2"},
+              {"name", "sparse time over N at top_k 8, exponent"},
+              {"seconds", seconds_by_tokens},
+              {"value", Line(log_tokens, log_seconds).first}});
+  emit(row);
 }
 
 void EmitE3(const BenchOptions& options, const Emit& emit) {
   const Axes grid = {8, 32, 24};
   const AttentionInputs inputs = RandomInputs(Product(grid), AutoDType());
   std::vector<double> densities = {0.05, 0.10, 0.20, 0.30, 0.40, 0.50}, times;
-  Json seconds_by_density = Json::object();
+  Json seconds_by_density = Json::object(), row;
   for (const double density : densities) {
     const Json parameters = {{"sparsity", 1 - density}};
     const Attention sparse(AttnBackend::kVideoSparseAttn, BenchSpec(grid, AutoDType()),
                            parameters.dump());
     times.push_back(MedianSeconds([&] { sparse(inputs); }, options.pairs));
     seconds_by_density[std::to_string(density).substr(0, 4)] = times.back();
+    AddError(sparse, inputs, density * static_cast<double>(Product(grid)), &row);
   }
   const auto [slope, intercept] = Line(densities, times);
   double worst = 0;
@@ -82,10 +97,11 @@ void EmitE3(const BenchOptions& options, const Emit& emit) {
     const double fitted = intercept + slope * densities[i];
     worst = std::max(worst, std::abs(times[i] - fitted) / fitted);
   }
-  emit({{"row", "E3"},
-        {"name", "sparse time over density 5..50 %, largest distance from a line"},
-        {"seconds", seconds_by_density},
-        {"value", worst}});
+  row.update({{"row", "E3"},
+              {"name", "sparse time over density 5..50 %, largest distance from a line"},
+              {"seconds", seconds_by_density},
+              {"value", worst}});
+  emit(row);
 }
 
 AttentionSpec SelectableSpec() {
@@ -172,17 +188,27 @@ void EmitE17(const BenchOptions& options, const Emit& emit) {
   for (const at::ScalarType dtype : dtypes) {
     const Attention flash(AttnBackend::kFlashAttn, BenchSpec(grid, dtype));
     std::array<std::vector<double>, kDeviations.size()> seconds;
+    std::array<at::Tensor, kDeviations.size()> outputs;
+    std::array<double, kDeviations.size()> errors = {};
+    const auto spread = [&](int deviation) {
+      AttentionInputs inputs = RandomInputs(Product(grid), dtype);
+      inputs.query = inputs.query * deviation;
+      return inputs;
+    };
+    Settle();
     for (int turn = 0; turn <= 2 * options.pairs; ++turn) {
       for (size_t i = 0; i < kDeviations.size(); ++i) {
-        AttentionInputs inputs = RandomInputs(Product(grid), dtype);
-        inputs.query = inputs.query * kDeviations[i];
-        const double time = SecondsOf([&] { flash(inputs); });
+        const AttentionInputs inputs = spread(kDeviations[i]);
+        at::Tensor out;
+        const double time = SecondsOf([&] { out = flash(inputs); });
         if (turn > 0) seconds[i].push_back(time);  // the first turn warms up
+        outputs[i] = out;
       }
     }
     Json medians = Json::object();
     double best = INFINITY, worst = 0;
     for (size_t i = 0; i < kDeviations.size(); ++i) {
+      errors[i] = ErrorToFloat64(outputs[i], spread(kDeviations[i]));
       std::sort(seconds[i].begin(), seconds[i].end());
       const double median = seconds[i][seconds[i].size() / 2];
       medians[std::to_string(kDeviations[i])] = median;
@@ -193,6 +219,9 @@ void EmitE17(const BenchOptions& options, const Emit& emit) {
           {"name", "FLASH_ATTN's rate over the scores' deviation, worst over best, " +
                        ShapeName(Product(grid), dtype) + ", " + KernelIdentity()},
           {"seconds", medians},
+          {"errors", errors},
+          {"error", *std::max_element(errors.begin(), errors.end())},
+          {"error_limit", DenseErrorLimit(dtype)},
           {"value", best / worst}});
   }
 }

@@ -1,9 +1,11 @@
 // The rows of the packed matrix product, both sides in one process: G1 (320 rows and more), G2 (40
-// to 320). The peer is at::linear: MKL in float32, oneDNN in bfloat16 with its weights in blocks.
+// to 320). The peer is LibTorch's best form: MKL in float32, oneDNN in bfloat16 with its weights as
+// they are or in blocks, whichever is faster here; a row's `peer_form` says which.
 //
 //   gemm_bench [--pairs=N] [--threads=N] [--cpu_isa=LEVEL] [ROW...]      output: see timing.h
 #include "backends/intra_op.h"
 #include "runtime/models/layers.h"
+#include "tests/bench/libtorch_linear.h"
 #include "tests/bench/timing.h"
 
 namespace denoised {
@@ -22,14 +24,9 @@ void EmitProduct(const char* row, const Product& p, at::ScalarType dtype,
                  const BenchOptions& options, const Emit& emit) {
   const at::Tensor x = at::randn({p.m, p.k}).to(dtype), bias = at::randn({p.n}).to(dtype);
   const at::Tensor weight = at::randn({p.n, p.k}).to(dtype);
-  const Linear ours(weight, bias, LinearNumerics::kPacked),
-      peer(weight, bias, LinearNumerics::kExact);
-  Json samples = Alternate([&] { ours(x); },
-                           [&] {
-                             const ScopedLinearNumerics numerics(LinearNumerics::kExact);
-                             peer(x);
-                           },
-                           options.pairs);
+  const Linear ours(weight, bias, LinearNumerics::kPacked);
+  const LibTorchLinear peer(x, weight, bias);
+  const Json samples = Alternate([&] { ours(x); }, [&] { peer(x); }, options.pairs);
   const ScopedLibTorchThreads threads;
   const at::Tensor exact =
       at::linear(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble));
@@ -41,6 +38,7 @@ void EmitProduct(const char* row, const Product& p, at::ScalarType dtype,
         {"name", "packed GEMM against LibTorch, " + DTypeName(dtype) + ", " + ShapeOf(p)},
         {"unit", "s"},
         {"gflops", rates[rates.size() / 2]},
+        {"peer_form", peer.form()},
         {"error", RelativeError(ours(x), exact)},
         {"error_limit", dtype == at::kFloat ? 1e-5 : 3e-3},
         {"samples", samples}});

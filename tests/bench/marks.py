@@ -46,7 +46,7 @@ MARKS = {
     "A9": Mark("text encoder, 40 tokens, against 512 padded ones", 3.0, 6.0, checked=True),
     "A10": Mark("a whole text-to-video job", 3.0, 4.0, checked=True),
     "A10f": Mark("the same in float32", 3.0, 4.0, checked=True),
-    "A11": Mark("share of a step that is no kernel", 0.03, 0.01, lower=True),
+    "A11": Mark("share of a step of a job that is no kernel", 0.03, 0.01, lower=True),
     "A12": Mark("start to ready", 6.0, 12.0),
     "A13": Mark("loading into the final layout", 3.0, 6.0),
     "A14": Mark("how much slower a step is under 1,000 submits and a scrape a second", 0.05, 0.01, lower=True),

@@ -15,10 +15,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backends/attention_backend.h"
-#include "backends/cpu_isa.h"
 #include "backends/error.h"
 #include "backends/intra_op.h"
 #include "backends/registry.h"
@@ -32,12 +32,12 @@
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/device.h"
 #include "runtime/threads.h"
+#include "tests/bench/kernel_clock.h"
+#include "tests/bench/timing.h"
 #include "tests/peak_memory.h"
 
 namespace denoised {
 namespace {
-
-using Json = nlohmann::json;
 
 double Seconds(const std::function<void()>& work, int repeat) {
   const auto start = std::chrono::steady_clock::now();
@@ -87,20 +87,6 @@ LinearNumerics Numerics(const Json& request) {
   return *numerics;
 }
 
-// Multiply-adds a second of one product, the better of ours and LibTorch's with weights in the
-// layout that it likes best: what this machine can do.
-double BestGemmRate(int64_t m, int64_t k, int64_t n, at::ScalarType dtype) {
-  const at::Tensor x = at::randn({m, k}).to(dtype), weight = at::randn({n, k}).to(dtype);
-  double least = INFINITY;
-  for (const LinearNumerics numerics : {LinearNumerics::kExact, LinearNumerics::kPacked}) {
-    const Linear linear(weight, {}, numerics);
-    const ScopedLinearNumerics scope(numerics);
-    linear(x);
-    for (int i = 0; i < 5; ++i) least = std::min(least, Seconds([&] { linear(x); }, 1));
-  }
-  return static_cast<double>(m * k * n) / least;
-}
-
 // What the engine's planner does for a step: automatic selection, the backend's metadata.
 class Plan {
  public:
@@ -132,6 +118,22 @@ ScopedForwardContext Enter(const Plan& plan) {
   context.attn_metadata = plan.get();
   return ScopedForwardContext(context);
 }
+
+// At the end of each step of a job, on the engine's thread: the clock, and how long that thread was
+// in kernels until then.
+class StepClock final : public Observer {
+ public:
+  void OnStep(const std::string&, double) override {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    ends_.push_back(
+        {{"clock", std::chrono::duration<double>(now).count()}, {"kernels", KernelSeconds()}});
+  }
+  // Since it was last asked; the engine is idle.
+  Json Take() { return std::exchange(ends_, Json::array()); }
+
+ private:
+  Json ends_ = Json::array();
+};
 
 class Bench {
  public:
@@ -166,8 +168,8 @@ class Bench {
   Json AutoDType(const Json&) { return {{"dtype", Name(ParseDType("auto", QueryCpu()))}}; }
 
   Json GemmRate(const Json& request) {
-    return {{"rate", BestGemmRate(request.at("m"), request.at("k"), request.at("n"),
-                                  ScalarType(request.at("dtype")))}};
+    const GemmShape shape{request.at("m"), request.at("k"), request.at("n")};
+    return {{"rate", BestGemmRate(ScalarType(request.at("dtype")), shape)}};
   }
 
   Json LoadTransformer(const Json& request) {
@@ -308,7 +310,7 @@ class Bench {
     options.threads = threads_;
     options.linear = Numerics(request);
     engine_.reset();
-    engine_ = Engine::Create(options, &observer_, &logger_);
+    engine_ = Engine::Create(options, &steps_, &logger_);
     return Json::object();
   }
 
@@ -325,12 +327,13 @@ class Bench {
     if (request.contains("linear")) job.numerics.linear = Numerics(request);
     job.formats = {ArtifactFormat::kNpy};
     JobSnapshot snapshot;
+    steps_.Take();
     const double seconds = Seconds([&] { snapshot = RunJob(job); }, 1);
     if (snapshot.state != JobState::kSucceeded) {
       return {{"error", snapshot.error ? snapshot.error->message : "the job did not succeed"}};
     }
     WriteFrames(snapshot.id, request.at("out"));
-    return {{"seconds", seconds}};
+    return {{"seconds", seconds}, {"step_ends", steps_.Take()}};
   }
 
   JobSnapshot RunJob(const GenerationRequest& request) {
@@ -352,7 +355,7 @@ class Bench {
   std::unique_ptr<WanTransformer> transformer_;
   std::unique_ptr<Umt5Encoder> text_encoder_;
   std::unique_ptr<WanVaeDecoder> vae_;
-  Observer observer_;
+  StepClock steps_;
   Logger logger_;
   std::unique_ptr<Engine> engine_;
 };

@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import tether  # noqa: E402, F401
@@ -32,6 +33,8 @@ LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
 # What PinCpuIsa takes away, for it would change the arithmetic too.
 UNLIMITED = ("MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA_HINTS",
              "DNNL_MAX_CPU_ISA")
+
+REST = 0.15
 
 # What KeepFreedMemory (runtime/threads.h) sets in our own process. A peer that gets its memory page by
 # page anew loses up to a fifth of a forward to the kernel, which says nothing of its computing.
@@ -91,7 +94,8 @@ class Worker:
 
 def alternate(sides, pairs, warm_ups=1):
     """Seconds of every side for each pair: `sides` are ours, the peer and perhaps the stock peer; the side
-    that starts changes from pair to pair.
+    that starts changes from pair to pair. Each comes after a rest: OpenMP's helpers of another process spin for
+    tens of milliseconds after its work.
     """
     for _ in range(warm_ups):
         for side in sides:
@@ -101,6 +105,7 @@ def alternate(sides, pairs, warm_ups=1):
         seconds = [0.0] * len(sides)
         for turn in range(len(sides)):
             side = (index + turn) % len(sides)
+            time.sleep(REST)
             seconds[side] = sides[side]()
         samples.append(tuple(seconds))
     return samples

@@ -11,6 +11,7 @@
 #include "runtime/models/layers.h"
 #include "runtime/pipelines/device.h"
 #include "runtime/threads.h"
+#include "tests/bench/libtorch_linear.h"
 
 namespace denoised {
 namespace {
@@ -35,8 +36,11 @@ BenchOptions Parse(int argc, char** argv) {
 }  // namespace
 
 // OpenMP's helpers spin for tens of milliseconds after LibTorch's last operation, and would take a
-// processor from the other side.
-constexpr std::chrono::milliseconds kSettle(60);
+// processor from the other side. And for 100 ms our own loops still go on with OpenMP's threads
+// (kLinger of backends/intra_op.cc): a sample that began sooner would be of another program.
+constexpr std::chrono::milliseconds kSettle(150);
+
+void Settle() { std::this_thread::sleep_for(kSettle); }
 
 double SecondsOf(const Work& work) {
   const auto start = std::chrono::steady_clock::now();
@@ -51,7 +55,7 @@ Json Alternate(const Work& ours, const Work& peer, int pairs) {
   };
   const int ours_repeats = repeats(ours), peer_repeats = repeats(peer);
   const auto sample = [](const Work& work, int repeat) {
-    std::this_thread::sleep_for(kSettle);
+    Settle();
     work();
     return SecondsOf([&] {
              for (int i = 0; i < repeat; ++i) work();
@@ -69,6 +73,7 @@ Json Alternate(const Work& ours, const Work& peer, int pairs) {
 }
 
 double MedianSeconds(const Work& work, int count) {
+  Settle();
   work();
   std::vector<double> seconds;
   for (int i = 0; i < count; ++i) seconds.push_back(SecondsOf(work));
@@ -85,23 +90,22 @@ at::ScalarType AutoDType() { return ParseDType("auto", QueryCpu()); }
 
 std::string DTypeName(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bf16"; }
 
-LinearRate::LinearRate(at::ScalarType dtype, LinearNumerics linear) {
-  const at::Tensor x = at::randn({1560, 1536}).to(dtype);
-  const Linear layer(at::randn({8960, 1536}).to(dtype), {}, linear);
-  run_ = [x, layer, linear] {
-    const ScopedLinearNumerics numerics(linear);
-    layer(x);
-  };
+Work PackedProduct(at::ScalarType dtype, const GemmShape& shape) {
+  const at::Tensor x = at::randn({shape.rows, shape.in}).to(dtype);
+  const Linear layer(at::randn({shape.out, shape.in}).to(dtype), {}, LinearNumerics::kPacked);
+  return [x, layer] { layer(x); };
 }
 
-double BestGemmRate(at::ScalarType dtype) {
-  double best = 0;
-  for (const LinearNumerics numerics : {LinearNumerics::kPacked, LinearNumerics::kExact}) {
-    const LinearRate linear(dtype, numerics);
-    linear();
-    for (int i = 0; i < 5; ++i) best = std::max(best, linear.multiply_adds() / SecondsOf(linear));
+double BestGemmRate(at::ScalarType dtype, const GemmShape& shape) {
+  const at::Tensor x = at::randn({shape.rows, shape.in}).to(dtype);
+  const LibTorchLinear peer(x, at::randn({shape.out, shape.in}).to(dtype), {});
+  double least = INFINITY;
+  for (const Work& product : {PackedProduct(dtype, shape), Work([&] { peer(x); })}) {
+    Settle();
+    product();
+    for (int i = 0; i < 5; ++i) least = std::min(least, SecondsOf(product));
   }
-  return best;
+  return shape.multiply_adds() / least;
 }
 
 int RunBench(int argc, char** argv, const Rows& rows) {

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "backends/cpu_isa.h"
-#include "runtime/numerics.h"
 
 namespace denoised {
 
@@ -34,6 +33,9 @@ using Rows = std::vector<std::pair<std::string, Emitter>>;
 
 double SecondsOf(const Work& work);
 
+// Rests until what LibTorch did last touches no measurement of ours.
+void Settle();
+
 // Seconds of both sides in turns, each after a rest and a warm-up of its own; the side that starts
 // changes. Short work is repeated until a sample takes 50 ms.
 Json Alternate(const Work& ours, const Work& peer, int pairs);
@@ -47,21 +49,17 @@ double RelativeError(const at::Tensor& a, const at::Tensor& b);
 at::ScalarType AutoDType();
 std::string DTypeName(at::ScalarType dtype);
 
-// A product's multiply-adds a second in the layer that stands for what this machine can do: 1,560
-// rows, 1536 -> 8960. Packed is our own GEMM, exact
-// LibTorch's with weights as it likes them best.
-class LinearRate {
- public:
-  LinearRate(at::ScalarType dtype, LinearNumerics linear);
-  void operator()() const { run_(); }
-  double multiply_adds() const { return 1560.0 * 1536 * 8960; }
-
- private:
-  Work run_;
+// A product [rows, in] x [in, out]; by itself the layer that stands for what this machine can do.
+struct GemmShape {
+  int64_t rows = 1560, in = 1536, out = 8960;
+  double multiply_adds() const { return static_cast<double>(rows * in * out); }
 };
 
-// The better of both, multiply-adds a second.
-double BestGemmRate(at::ScalarType dtype);
+// By our own packed GEMM.
+Work PackedProduct(at::ScalarType dtype, const GemmShape& shape = {});
+
+// Multiply-adds a second of the better of ours and LibTorch's.
+double BestGemmRate(at::ScalarType dtype, const GemmShape& shape = {});
 
 // main() of a bench program: --pairs, --threads, --cpu_isa and rows; prints a JSON line a row.
 // A backend that this build or machine lacks gives a row with `skipped` and its own sentence.

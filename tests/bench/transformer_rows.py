@@ -3,6 +3,8 @@
 Ours runs in the dtype that --dtype=auto takes here, and so does the peer: never in an emulated one.
 """
 
+import statistics
+
 from inputs import (dtype_error, model_folder, our_worker, pairwise, peer_worker, psnr, relative_error,
                     scratch_inputs)
 from pairs import ROOT, under_roofline
@@ -109,22 +111,23 @@ def earlier_row(options):
 
 
 def overhead_row(options):
-    """From above: a forward of the tiny preset over one token has all the calls of a block and next to no
-    arithmetic; as many of its blocks as the mid preset has are what a mid forward spends between kernels.
+    """Of a job with guidance, from the end of each step to the end of the next: the engine, the plan, both passes and
+    the solver; what the engine's thread does not spend in our kernels is none. One operation of LibTorch counts as
+    none too, so this is from above.
     """
+    _, *latent = LATENTS["mid"]
+    height, width = (8 * cells for cells in latent)
     with our_worker(options) as ours, scratch_inputs() as inputs:
         dtype = ours.ask(do="auto_dtype")["dtype"]
-
-        def seconds(preset, repeat, latents, text):
-            load((ours,), folder_of(preset), dtype)
-            request = {**forward_request(inputs, preset, repeat, text), "out": inputs.out("ours"),
-                       "latents": inputs.normal("latents", (1, 16, *latents))}
-            return min(ours.ask(**request)["seconds"] for _ in range(options.pairs))
-
-        call = seconds("tiny", 50, (1, 2, 2), (1, 256)) / 2 * MID["layers"]
-        forward = seconds("mid", 1, LATENTS["mid"], TEXT["mid"])
-        return {"row": "A11", "name": f"time of a mid forward that no size explains, {dtype}, at most",
-                "value": call / forward, "dtype": dtype, "calls_seconds": call, "forward_seconds": forward}
+        ours.ask(do="load_pipeline", repository=str(model_folder("mid", "bfloat16")), dtype=dtype)
+        ends = ours.ask(do="job", prompt="a red circle moving left", seed=7, steps=options.pairs + 2, guidance=5.0,
+                        height=height, width=width, frames=1, out=inputs.out("ours"))["step_ends"]
+    steps = [(end["clock"] - begin["clock"], end["kernels"] - begin["kernels"])
+             for begin, end in zip(ends[1:], ends[2:])]  # the first one warms up
+    shares = sorted(1 - kernels / seconds for seconds, kernels in steps)
+    return {"row": "A11", "name": f"share of a step of a mid job that is no kernel, {dtype}, at most",
+            "value": statistics.median(shares), "min": shares[0], "max": shares[-1], "dtype": dtype,
+            "step_seconds": statistics.median(seconds for seconds, _ in steps)}
 
 
 def forward_rows(options, preset, repeat, forwards, text=None, passes=1):
