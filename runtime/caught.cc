@@ -32,11 +32,53 @@ bool SpeaksOfMemory(std::string_view text) {
   });
 }
 
+// Errors after which every further call of CUDA in this process gives the same one: the words of
+// cudaGetErrorString, and the driver's names.
+bool SpeaksOfLostDevice(std::string_view text) {
+  constexpr std::array<std::string_view, 20> kWords = {
+      "an illegal memory access was encountered",
+      "an illegal instruction was encountered",
+      "misaligned address",
+      "invalid program counter",
+      "operation not supported on global/shared address space",
+      "unspecified launch failure",
+      "the launch timed out and was terminated",
+      "device-side assert triggered",
+      "hardware stack error",
+      "uncorrectable ECC error encountered",
+      "uncorrectable NVLink error",
+      "a hardware error",
+      "context is destroyed",
+      "CUDA_ERROR_ILLEGAL_ADDRESS",
+      "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+      "CUDA_ERROR_LAUNCH_FAILED",
+      "CUDA_ERROR_LAUNCH_TIMEOUT",
+      "CUDA_ERROR_ASSERT",
+      "CUDA_ERROR_HARDWARE_STACK_ERROR",
+      "CUDA_ERROR_ECC_UNCORRECTABLE",
+  };
+  if (text.find("CUDA") == std::string_view::npos) return false;
+  return std::any_of(kWords.begin(), kWords.end(), [&](std::string_view words) {
+    return text.find(words) != std::string_view::npos;
+  });
+}
+
+Error DeviceLost(const std::string& line) {
+  return Error(StatusCode::kInternal, line, "", "DEVICE_LOST");
+}
+
 Error Translated(const std::exception& error) {
   const std::string text = error.what();
   const std::string line = text.substr(0, text.find('\n'));
+  if (SpeaksOfLostDevice(line)) return DeviceLost(line);
   if (SpeaksOfMemory(line)) return OutOfMemory(line);
   return Error(StatusCode::kInternal, line, "", "INTERNAL");
+}
+
+// Our own launches throw Errors with CUDA's words in them.
+Error Own(const Error& error) {
+  const bool lost = error.code() == StatusCode::kInternal && SpeaksOfLostDevice(error.what());
+  return lost ? DeviceLost(error.what()) : error;
 }
 
 }  // namespace
@@ -46,7 +88,7 @@ std::optional<Error> Caught(const std::function<void()>& work) {
     work();
     return std::nullopt;
   } catch (const Error& error) {
-    return error;
+    return Own(error);
   } catch (const std::bad_alloc&) {
     return OutOfMemory("");
   } catch (const std::exception& error) {

@@ -11,7 +11,9 @@ namespace denoised {
 
 // Runs `work`; whatever it throws comes back as an Error. An allocation that failed, by the C++
 // library, LibTorch, oneDNN or CUDA, is RESOURCE_EXHAUSTED with reason MEMORY; what is not an Error
-// otherwise is INTERNAL with the first line of its text (LibTorch adds a backtrace).
+// otherwise is INTERNAL with the first line of its text (LibTorch adds a backtrace). Where CUDA
+// said that nothing on this device can go well in this process any more (an illegal access, a
+// failed assertion, a hardware error), the reason is DEVICE_LOST, else it is INTERNAL.
 std::optional<Error> Caught(const std::function<void()>& work);
 
 }  // namespace denoised

@@ -88,7 +88,16 @@ struct EngineOptions {
   std::optional<double> auto_error;
   // Whether kinds of attention calls that jobs make are measured where there is nothing else to do.
   bool tune_when_idle = false;
+  // A unit that takes ten times as long as it should, and so long at least, hangs; 0 = none does.
+  std::chrono::milliseconds hung_after = std::chrono::seconds(60);
+  // Ends the process at once, for a supervisor to start it anew, with one of the codes below. Any
+  // thread. Unset: nobody would, so that nothing is watched, and what loses the device fails.
+  std::function<void(int code)> end_process;
 };
+
+// A process ended for the next one to go on: CUDA can do nothing more in it (reason DEVICE_LOST),
+// or a unit hung and did not end.
+inline constexpr int kExitDeviceLost = 70, kExitHung = 71;
 
 // A backend as ListBackends shows it, for the model's self-attention at its default size.
 struct BackendInfo {
@@ -208,6 +217,8 @@ class Engine {
 
   virtual int64_t queue_depth() const = 0;   // waiting jobs
   virtual int64_t running_jobs() const = 0;  // that have begun and not ended
+  // The unit that hangs, in a sentence: the process ends soon where it does not end.
+  virtual std::optional<std::string> Hung() const = 0;
 
   // Refuses new work from now on; queued and running jobs go on. Idempotent.
   virtual void Drain() = 0;

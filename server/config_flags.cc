@@ -42,6 +42,17 @@ std::function<void(const std::string&)> SetHttpTimeout(Config* config) {
   };
 }
 
+std::function<void(const std::string&)> SetHungAfter(EngineOptions* engine) {
+  return [engine](const std::string& text) {
+    const auto time = ParseDuration("hung_after", text);
+    const bool off = time.count() == 0;
+    if (!off && (time < std::chrono::seconds(1) || time > std::chrono::hours(24))) {
+      throw UsageError("--hung_after is 0s (off) or from 1s to 24h, got '" + text + "'");
+    }
+    engine->hung_after = time;
+  };
+}
+
 std::vector<Flag> WhereFlags(Config* config) {
   return {
       {"model_repository", "DIR", "model_repository",
@@ -182,6 +193,12 @@ std::vector<Flag> OrderFlags(Config* config) {
        "moved.",
        SetIntOrAuto("max_resident_mib", 1 << 20,
                     [engine](int64_t n) { engine->max_resident_bytes = n * kMiB; })},
+      {"hung_after", "TIME", "60s",
+       "A prompt, step or chunk of frames hangs once it takes ten times as long as it should, and "
+       "so long at least (30 times that where its like never ran): the server is not ready "
+       "(HUNG), and the log tells where every thread stands. So long again, and the process ends "
+       "with code 71, for its supervisor to start it anew. 0s = never, else 1s to 24h.",
+       SetHungAfter(engine)},
       {"checkpoint_every", "N", "auto",
        "auto, off or a number of steps: how often a running job's state is kept in the state "
        "folder. auto is as often as costs next to nothing.",

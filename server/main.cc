@@ -11,6 +11,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backends/cpu_isa.h"
@@ -70,11 +71,15 @@ int Fail(const std::exception& error, Logger* logger) {
   return Complain(kExitFailed, error);
 }
 
-int Serve(const Config& config, StopSignals* signals) {
+int Serve(Config config, StopSignals* signals) {
   // Never destroyed: gRPC may log to the very end.
   auto* const logger = new Logger(stderr, config.log_level);
   grpc_logger = logger;
   signals->LogTo(logger);
+  config.engine.end_process = [logger](int code) {
+    logger->Flush(std::chrono::milliseconds(200));
+    _exit(code);
+  };
   grpc_init();  // for good: its own end may wait many seconds for a thread of its that polls
   Server server(config, logger, RaiseDescriptorLimit());
   try {
@@ -108,7 +113,7 @@ int Main(const std::vector<std::string>& arguments, StopSignals* signals) {
     if (config.show_version) return Print("denoised " + Version() + "\n");
     if (!config.model_repository_given) config.engine.model_repository = FindModelRepository();
     PinFromFlag(config.cpu_isa);
-    return Serve(config, signals);
+    return Serve(std::move(config), signals);
   } catch (const UsageError& error) {
     return Complain(kExitUsage, error);
   } catch (const std::exception& error) {

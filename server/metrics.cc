@@ -104,6 +104,11 @@ struct Metrics::Families {
   GaugeSeries queue_depth = Level("denoised_queue_depth", "Jobs that wait.", {});
   GaugeSeries jobs_running = Level("denoised_jobs_running", "Jobs that run.", {});
   GaugeSeries sessions = Level("denoised_sessions_open", "Sessions that are open.", {});
+  GaugeSeries engine_hung =
+      Level("denoised_engine_hung",
+            "1 while a unit of work takes far longer than it should: the process ends soon where "
+            "it does not.",
+            {});
   Histograms queue_wait_seconds =
       Spread("denoised_queue_wait_seconds", "Time of a job between its acceptance and its start.",
              {"priority"}, SecondsBuckets());
@@ -174,6 +179,7 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   families_->queue_depth.At({});
   families_->jobs_running.At({});
   families_->sessions.At({});
+  families_->engine_hung.At({});
   for (Priority priority : {Priority::kBatch, Priority::kNormal, Priority::kUrgent}) {
     families_->queue_wait_seconds.At({ToText(PriorityName(priority))});
   }
@@ -329,6 +335,7 @@ std::string Metrics::Text() const {
     families_->queue_depth.At({}).Set(static_cast<double>(gauges.queue_depth));
     families_->jobs_running.At({}).Set(static_cast<double>(gauges.jobs_running));
     families_->sessions.At({}).Set(static_cast<double>(gauges.sessions));
+    families_->engine_hung.At({}).Set(gauges.hung ? 1 : 0);
     AdvanceTo(gauges.log_lines_dropped, &families_->log_lines_dropped.At({}));
     for (const auto& [listener, connections] : gauges.connections) {
       families_->connections.At({listener}).Set(static_cast<double>(connections.open));

@@ -131,7 +131,7 @@ void Server::Start(const EngineFactory& make_engine) {
 // Says it where it has changed: who watches is told each time.
 void Server::ShowHealth() {
   const Engine* const engine = gate_.engine();
-  const Health now{NotReady().empty(), engine != nullptr && !engine->draining()};
+  const Health now{NotReady().empty(), engine != nullptr && !engine->draining() && !engine->Hung()};
   if (now == std::exchange(shown_, now)) return;
   SetHealth(public_.server.get(), PublicServiceNames(), now.answers);
   grpc::HealthCheckServiceInterface* health = public_.server->GetHealthCheckService();
@@ -200,6 +200,7 @@ std::string Server::NotReady() const {
   const Engine* const engine = gate_.engine();
   if (engine == nullptr) return "loading";
   if (engine->draining()) return "draining";
+  if (const auto hung = engine->Hung()) return "HUNG: " + *hung;
   return gate_.engine()->jobs().WhyNotReady().value_or("");
 }
 
@@ -223,6 +224,7 @@ Metrics::Gauges Server::ReadGauges() {
   gauges.queue_depth = engine->queue_depth();
   gauges.jobs_running = engine->running_jobs();
   gauges.sessions = engine->open_sessions();
+  gauges.hung = engine->Hung().has_value();
   for (const Lease& force : engine->policy().List()) {
     ++gauges.leases[{force.backend, KindsText(force.scope)}];
   }

@@ -102,6 +102,11 @@ bool CostModel::known(const UnitKey& key) const {
   return entries_.count(NameOf(key)) > 0 || LawFor(key) != nullptr;
 }
 
+bool CostModel::ran(const UnitKey& key) const {
+  const std::lock_guard lock(mutex_);
+  return entries_.count(NameOf(key)) > 0;
+}
+
 int64_t CostModel::WorthRows(const UnitKey& key, int64_t most) const {
   const std::lock_guard lock(mutex_);
   const auto entry = entries_.find(NameOf(key));

@@ -37,6 +37,8 @@ class CostModel {
   double Seconds(const UnitKey& key, int64_t rows) const;
   // Whether Seconds() rests on measured times, of this key or of others of its kind.
   bool known(const UnitKey& key) const;
+  // Whether this key itself was measured.
+  bool ran(const UnitKey& key) const;
 
   // How many rows a forward may take, 1 to `most`, without loss: more as long as a further row adds
   // no more, but for noise, than what each takes without it. Where nothing of a call's time is

@@ -96,6 +96,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   EndUnjudged();
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   encoder_.Post(ComputeInBackground);
+  WatchUnits();
   thread_ = std::thread([this] { Loop(); });
   deadlines_thread_ = std::thread([this] { WatchDeadlines(); });
 }

@@ -25,9 +25,11 @@
 #include "runtime/engine/models.h"
 #include "runtime/engine/session_work.h"
 #include "runtime/engine/tuning.h"
+#include "runtime/engine/watchdog.h"
 #include "runtime/engine/work.h"
 #include "runtime/engine/work_table.h"
 #include "runtime/task_thread.h"
+#include "runtime/ticker.h"
 
 namespace denoised {
 
@@ -77,6 +79,7 @@ class EngineImpl : public Engine {
   }
   int64_t queue_depth() const override;
   int64_t running_jobs() const override;
+  std::optional<std::string> Hung() const override;
   void Drain() override;
   void BeginNoMore() override;
   bool leaves_waiting() const override;
@@ -84,6 +87,8 @@ class EngineImpl : public Engine {
   bool WaitIdle(std::chrono::milliseconds timeout) override;
   void Stop() override;
   void Shutdown() override;
+  // Null where nothing is watched; for tests, which tick it themselves.
+  Watchdog* watchdog() { return watchdog_.get(); }
 
  private:
   struct UnitTime {
@@ -172,6 +177,18 @@ class EngineImpl : public Engine {
   void AfterNobody(const std::vector<WorkPtr>& works, const Error& error);
   void AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime& time,
                  const std::optional<Error>& error);
+
+  // last_resort.cc: what the process must end for. Engine thread, or as the comment says.
+  void WatchUnits();  // before the thread
+  Watchdog::Scope Watched(const std::vector<WorkPtr>& works, const std::vector<Unit>& units);
+  WatchedUnit UnitOf(const std::vector<WorkPtr>& works, const std::vector<Unit>& units) const;
+  void TellHung(const WatchedUnit& unit, double seconds);  // any thread, as the next three
+  void GiveUpOn(const WatchedUnit& unit, double seconds);
+  void SpareAllBut(const std::vector<std::string>& ids);
+  void LastWords(const std::vector<std::string>& ids);
+  bool LosesDevice(const std::vector<WorkPtr>& works,
+                   const std::vector<std::optional<Error>>& errors);
+  void Leave(const WorkPtr& work, const Error& error);
 
   // redo.cc: units that failed and may go well with another choice of backends. Engine thread.
   bool TriesAgain(const WorkPtr& work, const Error& error);
@@ -308,6 +325,7 @@ class EngineImpl : public Engine {
   bool stopping_ = false;                                // the thread ends
   // Until then nothing begins: there was no room, in memory or on the disk.
   std::chrono::steady_clock::time_point no_begin_until_;
+  bool device_lost_ = false;      // nothing more is done
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
   std::vector<WorkId> last_turn_;
   Company company_;  // of calls
@@ -317,6 +335,9 @@ class EngineImpl : public Engine {
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
   Tuning tuning_;
+  std::unique_ptr<Watchdog> watchdog_;
+  TaskThread watchman_;            // tells what the watchdog found; its ticks wait for nothing
+  std::unique_ptr<Ticker> ticks_;  // the watchdog's
   std::thread thread_, deadlines_thread_;  // last: start when everything else is there
 };
 

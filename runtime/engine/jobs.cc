@@ -169,6 +169,7 @@ void EngineImpl::FinishRun(const JobPtr& job) {
       latents = job->generation->Latents();
     }
   });
+  if (LosesDevice({job}, {error})) return;
   if (error) return End(job, error);
   job->generation.reset();
   EnterStage(job.get(), JobStage::kEncode);

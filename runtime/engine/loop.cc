@@ -91,6 +91,7 @@ WorkPtr EngineImpl::NextLead() {
   const auto at = [&](std::optional<WorkId> number) {
     return number ? table_.InQueue(*number) : nullptr;
   };
+  if (device_lost_) return nullptr;
   const WorkPtr lead = at(table_.queue.Lead(now, MayBegin()));
   takes_companions_ = true;
   if (lead == nullptr || lead->begun) return lead;
@@ -180,6 +181,7 @@ std::vector<WorkPtr> EngineImpl::Begin(const std::vector<WorkPtr>& turn) {
   std::vector<WorkPtr> ready, begun;
   std::vector<JobPtr> starting;
   const auto out = [this](const WorkPtr& work, const Error& error) {
+    if (LosesDevice({work}, {error})) return;
     if (!WaitsForRoom(work, error)) End(work, error);
   };
   for (const WorkPtr& work : turn) {
@@ -239,10 +241,11 @@ void EngineImpl::RunAlone(const WorkPtr& work) {
   const auto start = SteadyClock::now();
   const auto error = Caught([&] {
     const ScopedStopCheck stop([&] { return WhyStop(*work); });
+    const Watchdog::Scope watched = Watched({work}, {unit});
     work->run()->Advance();
   });
   const double seconds = shadows_.UnitRan(SecondsSince(start));
-  if (error && BeginsAnew(work, *error)) return;
+  if (LosesDevice({work}, {error}) || (error && BeginsAnew(work, *error))) return;
   if (!error) cost_.Observe(KeyOf(*work, unit), 1, seconds);
   AfterUnit(work, unit, {seconds, seconds}, error);
 }
@@ -262,9 +265,12 @@ void EngineImpl::RunStep(const std::vector<WorkPtr>& works) {
   const auto start = SteadyClock::now();
   const auto nobody = Caught([&] {
     const ScopedStopCheck stop([&] { return WhyStopAll(works); });
+    const Watchdog::Scope watched = Watched(works, units);
     errors = works.front()->pipeline->Step(runs);
   });
   const double seconds = shadows_.UnitRan(SecondsSince(start));
+  if (nobody) errors = {nobody};
+  if (LosesDevice(works, errors)) return;
   if (nobody) return AfterNobody(works, *nobody);
   if (const auto as_one = ShareOf(works, units)) cost_.Observe(key, rows, seconds * *as_one);
   // Before anybody is answered and comes again.

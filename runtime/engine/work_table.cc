@@ -83,6 +83,12 @@ std::vector<JobPtr> WorkTable::Aside() const {
   return aside;
 }
 
+std::vector<JobPtr> WorkTable::Jobs() const {
+  std::vector<JobPtr> jobs;
+  for (const auto& [id, job] : jobs_) jobs.push_back(job);
+  return jobs;
+}
+
 void WorkTable::OpenSession(const SessionPtr& session) {
   sessions_[session->id] = session;
   session->begun = true;

@@ -36,6 +36,7 @@ class WorkTable {
   std::vector<WorkPtr> All() const;
   // Jobs that are known and neither wait nor have begun.
   std::vector<JobPtr> Aside() const;
+  std::vector<JobPtr> Jobs() const;  // all that are known
 
   void ChangeEstimate(EngineWork* work, const WorkEstimate& estimate);
   void LeaveQueue(EngineWork* work);  // nothing where it has left

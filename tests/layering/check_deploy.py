@@ -83,10 +83,19 @@ def missing_copies(root):
                 yield f"Dockerfile copies {source}, which is not there"
 
 
+def not_restarted(root):
+    """A server that ends with 70 or 71 counts on being started anew."""
+    compose = (root / "deploy/compose/compose.yaml").read_text()
+    service = re.search(r"^  denoised:\n((?:    .*\n|\n)+)", compose, re.MULTILINE)
+    if not service or not re.search(r"^    restart: (on-failure|always|unless-stopped)\b", service[1], re.MULTILINE):
+        yield "deploy/compose/compose.yaml: denoised is not started anew when it fails"
+
+
 def main():
     root = pathlib.Path(sys.argv[1])
     dashboard = json.loads((root / "deploy/compose/grafana/dashboards/denoised.json").read_text())
-    problems = [*unknown_metrics(root, dashboard), *misplaced_panels(dashboard), *missing_copies(root)]
+    problems = [*unknown_metrics(root, dashboard), *misplaced_panels(dashboard), *missing_copies(root),
+                *not_restarted(root)]
     if len(sys.argv) > 2:
         problems += unparsable(root, dashboard, sys.argv[2])
     print("\n".join(problems) or "clean")

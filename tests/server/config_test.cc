@@ -92,6 +92,17 @@ TEST_F(ConfigTest, WhatComparisonsMayAddIsAPercentage) {
   }
 }
 
+TEST_F(ConfigTest, WhatHangsIsATimeOrNothing) {
+  using std::chrono::seconds;
+  EXPECT_EQ(ParseConfig({}).engine.hung_after, seconds(60));
+  EXPECT_EQ(ParseConfig({"--hung_after=5m"}).engine.hung_after, seconds(300));
+  EXPECT_EQ(ParseConfig({FileWith("hung_after: '0s'")}).engine.hung_after, seconds(0));
+  for (const char* wrong : {"999ms", "25h", "-1s", "soon", "", "60"}) {
+    EXPECT_THAT(Complaint({"--hung_after=" + std::string(wrong)}), HasSubstr("hung_after"))
+        << wrong;
+  }
+}
+
 TEST_F(ConfigTest, HelpNamesEveryFieldOfTheFileAndItsDefault) {
   const std::string help = ConfigHelp();
   const auto* file = v1::ServerConfig::descriptor();

@@ -112,6 +112,14 @@ class FakeEngine : public Engine {
   }
 
   FakeStore& jobs() override { return *store_; }
+  std::optional<std::string> Hung() const override {
+    const std::lock_guard lock(mutex_);
+    return hung_;
+  }
+  void SayHung(std::optional<std::string> unit) {
+    const std::lock_guard lock(mutex_);
+    hung_ = std::move(unit);
+  }
   // What keeps new jobs out by the store's word; "" = nothing.
   void SayNotReady(const std::string& why) { store_->SayNotReady(why); }
 
@@ -416,6 +424,7 @@ class FakeEngine : public Engine {
   SessionRequest session_request_;
   std::vector<AskedSession> asked_;
   int64_t sessions_ = 0, verbs_ = 0;
+  std::optional<std::string> hung_;
   bool draining_ = false;
 };
 

@@ -53,6 +53,33 @@ TEST_F(ServerStartTest, HealthFollowsWhatTheStoreTakesAndComesBackByItself) {
   EXPECT_EQ(health("denoised.v1.DenoiseService"), HealthCheckResponse::NOT_SERVING);
 }
 
+TEST_F(ServerStartTest, AUnitThatHangsIsSeenByEveryProbeUntilItEnds) {
+  const auto await = [&](const std::string& service, HealthCheckResponse::ServingStatus status) {
+    HealthCheckRequest request;
+    request.set_service(service);
+    HealthCheckResponse response;
+    do {
+      EXPECT_TRUE(Call(health_, &Health::Stub::Check, request, &response).ok());
+    } while (response.status() != status);
+  };
+  httplib::Client http("http://" + server_->http_address());
+  EXPECT_THAT(http.Get("/metrics")->body, HasSubstr("denoised_engine_hung 0"));
+  engine_->SayHung("step of shapes has run for 60 s");
+  const auto answer = http.Get("/readyz");
+  EXPECT_EQ(answer->status, 503);
+  EXPECT_EQ(answer->body, "HUNG: step of shapes has run for 60 s\n");
+  EXPECT_THAT(http.Get("/metrics")->body, HasSubstr("denoised_engine_hung 1"));
+  EXPECT_EQ(http.Get("/healthz")->status, 200) << "whoever restarts it by that is no faster";
+  for (const char* service : {"", "denoised.v1.GenerationService", "denoised.v1.DenoiseService"}) {
+    await(service, HealthCheckResponse::NOT_SERVING);
+  }
+  engine_->SayHung(std::nullopt);
+  EXPECT_EQ(http.Get("/readyz")->status, 200);
+  for (const char* service : {"", "denoised.v1.GenerationService", "denoised.v1.DenoiseService"}) {
+    await(service, HealthCheckResponse::SERVING);
+  }
+}
+
 TEST_F(ServerStartTest, EveryPortAnswersWhileModelsLoad) {
   Server loading(TestConfig(), &logger_, kDescriptors);
   std::promise<void> loaded;

@@ -1,0 +1,171 @@
+// What the process must end for, so that the next one goes on: a unit that hangs, and a device that
+// CUDA has given up. Jobs go on from their checkpoints; those at fault have crashed once more, and
+// nobody else has.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <future>
+#include <utility>
+
+#include "runtime/engine/cost_file.h"
+#include "runtime/engine/engine_impl.h"
+#include "runtime/thread_stacks.h"
+
+namespace denoised {
+namespace {
+
+// What the last words may cost a process whose disk may be what hangs.
+constexpr std::chrono::seconds kLastWords(2);
+
+std::string Joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
+
+std::string Rounded(double seconds) { return std::to_string(std::lround(seconds)); }
+
+void Tell(Logger* logger, LogLevel level, std::string_view event, const WatchedUnit& unit,
+          double seconds) {
+  logger->Log(level, event,
+              {{"unit", unit.kind},
+               {"model", unit.model},
+               {"backend", unit.backend},
+               {"jobs", Joined(unit.jobs)},
+               {"others", std::to_string(unit.others)},
+               {"seconds", Rounded(seconds)},
+               {"expected_seconds", std::to_string(unit.expected_seconds)}});
+}
+
+// The one that hangs first.
+void TellStacks(Logger* logger, pid_t hung) {
+  std::vector<ThreadStack> stacks = StacksOfAllThreads();
+  std::ranges::stable_partition(stacks, [&](const auto& stack) { return stack.thread == hung; });
+  for (const ThreadStack& stack : stacks) {
+    logger->Error("engine.stack", {{"thread", std::to_string(stack.thread)},
+                                   {"name", stack.name},
+                                   {"hung", stack.thread == hung ? "true" : "false"},
+                                   {"frames", Joined(stack.frames)}});
+  }
+}
+
+std::vector<std::string> JobsOf(const std::vector<WorkPtr>& works) {
+  std::vector<std::string> ids;
+  for (const WorkPtr& work : works) {
+    if (const JobPtr job = JobOf(work)) ids.push_back(job->id);
+  }
+  return ids;
+}
+
+}  // namespace
+
+// Where nobody would start the process anew, it does not end for a unit either.
+void EngineImpl::WatchUnits() {
+  if (options_.hung_after.count() == 0 || !options_.end_process) return;
+  Watchdog::Actions actions;
+  actions.hung = [this](const WatchedUnit& unit, double seconds) { TellHung(unit, seconds); };
+  actions.give_up = [this](const WatchedUnit& unit, double seconds) { GiveUpOn(unit, seconds); };
+  actions.recovered = [this](const WatchedUnit& unit, double seconds) {
+    Tell(logger_, LogLevel::kWarning, "engine.recovered", unit, seconds);
+  };
+  watchdog_ = std::make_unique<Watchdog>(options_.hung_after, std::move(actions));
+  ticks_ = std::make_unique<Ticker>(watchdog_->tick(), [this] { watchdog_->Tick(); });
+}
+
+Watchdog::Scope EngineImpl::Watched(const std::vector<WorkPtr>& works,
+                                    const std::vector<Unit>& units) {
+  if (watchdog_ == nullptr) return {};
+  return {watchdog_.get(), UnitOf(works, units)};
+}
+
+// Expected of all of them one after the other, which is no less than together. A prompt may read
+// the encoder's weights first, so that no other prompt's time says how long it takes.
+WatchedUnit EngineImpl::UnitOf(const std::vector<WorkPtr>& works,
+                               const std::vector<Unit>& units) const {
+  const UnitKey lead = KeyOf(*works.front(), units.front());
+  WatchedUnit watched{lead.kind, lead.model, lead.backend, JobsOf(works)};
+  watched.others = std::ssize(works) - std::ssize(watched.jobs);
+  watched.measured = units.front().kind != UnitKind::kEncodePrompt;
+  watched.thread = static_cast<pid_t>(syscall(SYS_gettid));
+  for (size_t i = 0; i < works.size(); ++i) {
+    const UnitKey key = KeyOf(*works[i], units[i]);
+    watched.expected_seconds += cost_.Seconds(key, units[i].rows);
+    watched.measured = watched.measured && cost_.ran(key);
+  }
+  return watched;
+}
+
+std::optional<std::string> EngineImpl::Hung() const {
+  return watchdog_ == nullptr ? std::nullopt : watchdog_->Hung();
+}
+
+void EngineImpl::TellHung(const WatchedUnit& unit, double seconds) {
+  watchman_.Post([this, unit, seconds] {
+    Tell(logger_, LogLevel::kError, "engine.hung", unit, seconds);
+    TellStacks(logger_, unit.thread);
+  });
+}
+
+void EngineImpl::GiveUpOn(const WatchedUnit& unit, double seconds) {
+  const auto said = std::make_shared<std::promise<void>>();
+  watchman_.Post([this, unit, seconds, said] {
+    Tell(logger_, LogLevel::kError, "engine.given_up", unit, seconds);
+    LastWords(unit.jobs);
+    said->set_value();
+  });
+  said->get_future().wait_for(kLastWords);
+  options_.end_process(kExitHung);
+}
+
+// What was learnt is kept as by a stop in order: what hangs is known by it.
+void EngineImpl::LastWords(const std::vector<std::string>& ids) {
+  SpareAllBut(ids);
+  SaveCosts(options_.state_dir, cost_, logger_);
+}
+
+// The crash is no fault of theirs.
+void EngineImpl::SpareAllBut(const std::vector<std::string>& ids) {
+  std::vector<std::string> others;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const JobPtr& job : table_.Jobs()) {
+      if (job->started && std::ranges::count(ids, job->id) == 0) others.push_back(job->id);
+    }
+  }
+  InterruptAll(others);
+}
+
+// Where one of these errors of a unit says so. True: the process has ended or, where a test has it
+// live on, serves nothing more, and its store has the works as a crash leaves them.
+bool EngineImpl::LosesDevice(const std::vector<WorkPtr>& works,
+                             const std::vector<std::optional<Error>>& errors) {
+  const auto error = std::ranges::find_if(
+      errors, [](const auto& each) { return each && each->reason() == "DEVICE_LOST"; });
+  if (error == errors.end() || !options_.end_process) return false;
+  const std::vector<std::string> ids = JobsOf(works);
+  logger_->Error("device.lost", {{"model", works.front()->pipeline->info().name},
+                                 {"jobs", Joined(ids)},
+                                 {"message", (*error)->what()}});
+  LastWords(ids);
+  options_.end_process(kExitDeviceLost);
+  {
+    const std::lock_guard lock(mutex_);
+    device_lost_ = true;
+  }
+  for (const WorkPtr& work : works) Leave(work, **error);
+  return true;
+}
+
+void EngineImpl::Leave(const WorkPtr& work, const Error& error) {
+  const JobPtr job = JobOf(work);
+  if (job == nullptr) return End(work, error);
+  job->generation.reset();
+  const std::lock_guard lock(mutex_);
+  table_.LeaveQueue(job.get());
+  table_.Forget(job);
+  idle_.notify_all();
+}
+
+}  // namespace denoised
