@@ -29,13 +29,13 @@ class Metrics : public Observer {
     std::map<std::pair<AttnBackend, std::string>, int> leases;
     // Models and backends with a circuit breaker that is not closed.
     std::set<std::pair<std::string, AttnBackend>> breakers;
-    bool hung = false;               // a unit of the engine is
     uint64_t log_lines_dropped = 0;  // since the start
     struct Connections {
       int64_t open = 0;
       int64_t refused = 0;  // since the start; closed at once, or to make room
     };
     std::map<std::string, Connections> connections;  // by listener: "public", "admin", "http"
+    bool hung = false;                               // a unit of the engine is
   };
 
   explicit Metrics(const std::string& version);

@@ -55,7 +55,6 @@ TEST(ThreadStacks, EachThreadTellsWhereItStands) {
   EXPECT_TRUE(std::ranges::any_of(stack->frames, [](const std::string& frame) {
     return frame.starts_with("core_test+0x");
   })) << "this program's own code is on it";
-  EXPECT_TRUE(stack->frames.front().starts_with("libc.so.6+0x")) << stack->frames.front();
 }
 
 TEST(ThreadStacks, WhoTakesNoSignalsHoldsNobodyUp) {
