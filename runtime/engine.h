@@ -158,6 +158,20 @@ class Engine {
   // Forgets an ended job with its files. NOT_FOUND, FAILED_PRECONDITION.
   virtual std::optional<Error> Delete(const std::string& job_id) = 0;
   virtual JobStore& jobs() = 0;
+  // What readers are shown: what jobs() has by Get, After and List, and of those that wait where
+  // they stand now.
+  std::optional<JobSnapshot> Job(const std::string& id) { return Placed(jobs().Get(id)); }
+  std::optional<JobSnapshot> JobAfter(const std::string& id, uint64_t sequence) {
+    return Placed(jobs().After(id, sequence));
+  }
+  JobPage ListJobs(std::optional<JobState> state, size_t page_size, const std::string& page_token) {
+    JobPage page = jobs().List(state, page_size, page_token);
+    for (JobSnapshot& job : page.jobs) AddPlace(&job);
+    return page;
+  }
+  // Of a job that waits its place in the order and its predicted times, as they are now; of any
+  // other none. O(log jobs).
+  virtual void AddPlace(JobSnapshot* job) const = 0;
 
   // One step. `done` runs exactly once, on the engine thread (or on the caller's, for an early
   // refusal). A raised `cancel` gives CANCELLED at the step's next stop point.
@@ -235,6 +249,12 @@ class Engine {
   virtual void Stop() = 0;
   // Stop, then joins the thread. The destructor does the same.
   virtual void Shutdown() = 0;
+
+ private:
+  std::optional<JobSnapshot> Placed(std::optional<JobSnapshot> job) const {
+    if (job) AddPlace(&*job);
+    return job;
+  }
 };
 
 }  // namespace denoised

@@ -161,13 +161,15 @@ JobError ToJobError(const Error& error);
 // A job at one moment. Cheap to copy except for the receipt (kilobytes).
 struct JobSnapshot {
   std::string id;
-  uint64_t sequence = 0;  // of the last event; grows by one with each change
+  uint64_t sequence = 0;  // of the last event; grows with each change
   JobState state = JobState::kQueued;
   JobStage stage = JobStage::kNone;
   int64_t step = 0, num_steps = 0;  // steps done, steps in all
   std::optional<double> eta_seconds;
-  int64_t queue_position = 0;               // 0 = running or next
-  std::optional<double> starts_in_seconds;  // predicted, of a job that waits
+  // Of a job that waits, as the order is when it is asked for: said by Engine::AddPlace, and in no
+  // store. So is its `eta_seconds`.
+  int64_t queue_position = 0;               // works that come before it; 0 = next
+  std::optional<double> starts_in_seconds;  // predicted
   // Starts of its run: 1, and one more for each server that ended on the way.
   int64_t attempt = 0;
   // What it is to become by a wish that was accepted, and is not yet: SUSPENDED or CANCELLED. Kept

@@ -161,9 +161,17 @@ class JobStore {
   // still end, so `wake` owns what it touches). Watchers then read Get(): a slow one skips states
   // instead of holding anybody up, and always sees the last: a job that is watched is remembered.
   virtual std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) = 0;
-  // The states after `sequence`, oldest first, as far as the job's ring of recent ones reaches
-  // back; the last is what the job is now. For watchers that come back.
-  virtual std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const = 0;
+  // Of the QUEUED jobs that may be watched those whose ids come after this one, in order: at most
+  // so many.
+  virtual std::vector<std::string> WatchedWaiting(const std::string& after, size_t most) const = 0;
+  // Something has changed of a job that is QUEUED or SUSPENDED that is not kept here, as where it
+  // stands in the order: raises `sequence` and wakes the watchers. The new one; 0 where it had no
+  // effect, as of any other job.
+  virtual uint64_t Touch(const std::string& id) = 0;
+  // The oldest state after `sequence`, as far as the job's ring of recent ones reaches back; at
+  // last what the job is now. Empty where nothing is newer, or it is unknown. For watchers that
+  // come back: they ask again and again, and hold no state that is not on its way.
+  virtual std::optional<JobSnapshot> After(const std::string& id, uint64_t sequence) const = 0;
 
   // What operators changed, beside the jobs.
   virtual ControlStore& control() = 0;

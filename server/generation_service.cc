@@ -38,7 +38,7 @@ bool AppendJobs(const JobPage& page, v1::ListJobsResponse* response, size_t* byt
 
 // A page ends at its number of jobs or at its number of bytes, whichever comes first. The store is
 // asked for a few jobs at a time, so that no more is copied than one reply holds.
-v1::ListJobsResponse ListPage(const JobStore& jobs, const v1::ListJobsRequest& request) {
+v1::ListJobsResponse ListPage(Engine& engine, const v1::ListJobsRequest& request) {
   if (request.page_size() < 0 || request.page_size() > kMaxPageSize) {
     throw InvalidField("page_size", "from 0 to 1000, got " + std::to_string(request.page_size()));
   }
@@ -48,8 +48,8 @@ v1::ListJobsResponse ListPage(const JobStore& jobs, const v1::ListJobsRequest& r
   size_t bytes = 0;
   do {
     const int take = std::min(kListStep, size - response.jobs_size());
-    const JobPage page = jobs.List(FromProto(request.state()), static_cast<size_t>(take),
-                                   response.next_page_token());
+    const JobPage page = engine.ListJobs(FromProto(request.state()), static_cast<size_t>(take),
+                                         response.next_page_token());
     if (!AppendJobs(page, &response, &bytes)) break;
   } while (response.jobs_size() < size && !response.next_page_token().empty());
   return response;
@@ -83,7 +83,7 @@ std::shared_ptr<const Artifact> FindArtifact(JobStore& jobs, const JobSnapshot& 
 }
 
 JobSnapshot FindJob(Engine& engine, const std::string& job_id) {
-  auto job = engine.jobs().Get(job_id);
+  auto job = engine.Job(job_id);
   if (!job) throw JobNotFound(job_id);
   return *std::move(job);
 }
@@ -155,7 +155,7 @@ grpc::ServerUnaryReactor* GenerationService::ListJobs(grpc::CallbackServerContex
                                                       grpc::ByteBuffer* out) {
   return AnswerUnary<v1::ListJobsRequest>(context, in, out, with_.metrics, "ListJobs",
                                           [this](const v1::ListJobsRequest& request) {
-                                            return ListPage(with_.gate->Require().jobs(), request);
+                                            return ListPage(with_.gate->Require(), request);
                                           });
 }
 

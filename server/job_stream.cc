@@ -67,6 +67,7 @@ void PulledStream::End(const grpc::Status& status) {
 void PulledStream::OnWriteDone(bool ok) {
   {
     std::lock_guard lock(mutex_);
+    message_.Clear();
     busy_ = false;
     if (!ok) cancelled_ = true;
   }
@@ -123,10 +124,7 @@ void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
   last_sequence_ = after_sequence;
   // Who comes back is told what it missed; who comes first needs only what is.
   if (after_sequence > 0) {
-    for (JobSnapshot& job : engine_->jobs().Replay(job_id, after_sequence)) {
-      missed_.push_back(std::move(job));
-    }
-    if (!missed_.empty()) missed_.pop_back();  // the present one is read when its turn comes
+    if (const auto now = engine_->jobs().Get(job_id)) missed_until_ = now->sequence;
   }
   const std::weak_ptr<PulledStream> weak = weak_from_this();
   watch_ = engine_->jobs().Watch(job_id_, [weak, dispatcher = dispatcher_] {
@@ -138,12 +136,8 @@ void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
 
 PulledStream::Action WatchStream::Next() {
   if (final_) return AfterEnd(*final_);
-  if (!missed_.empty()) {
-    const JobSnapshot job = std::move(missed_.front());
-    missed_.pop_front();
-    return Tell(job);
-  }
-  const auto job = engine_->jobs().Get(job_id_);
+  const auto job = last_sequence_ < missed_until_ ? engine_->JobAfter(job_id_, last_sequence_)
+                                                  : engine_->Job(job_id_);
   if (!job) {
     throw Error(StatusCode::kNotFound, "job '" + job_id_ + "' was forgotten", "job_id",
                 "JOB_NOT_FOUND");
@@ -162,7 +156,7 @@ PulledStream::Action WatchStream::Next() {
 PulledStream::Action WatchStream::Tell(const JobSnapshot& job) {
   last_sequence_ = job.sequence;
   v1::Job message = ToProto(job);
-  if (job.preview && job.preview != told_preview_) {
+  if (job.preview && job.preview != told_preview_.lock()) {
     *message.mutable_preview() = ToProto(*job.preview);
     told_preview_ = job.preview;
   }

@@ -21,7 +21,8 @@
 namespace denoised {
 
 // A server stream whose next message is asked for whenever the last one has left. One write is in
-// flight at most; a slow client therefore skips what became stale meanwhile.
+// flight at most; a slow client therefore skips what became stale meanwhile. A stream holds one
+// message while that is in flight, and none between.
 //
 // Owns itself until gRPC is done with it. Next() is called from gRPC and dispatcher threads, never
 // two at a time.
@@ -110,8 +111,8 @@ class WatchStream : public PulledStream {
   Action Tell(const JobSnapshot& job);
 
   TaskThread* const dispatcher_;
-  std::shared_ptr<const JobPreview> told_preview_;
-  std::deque<JobSnapshot> missed_;  // states of before the stream that are still to be told
+  std::weak_ptr<const JobPreview> told_preview_;
+  uint64_t missed_until_ = 0;  // the last state of before the stream; those up to it are told too
   uint64_t last_sequence_ = 0;
   std::optional<JobSnapshot> final_;
   std::shared_ptr<void> watch_;

@@ -13,6 +13,17 @@
 
 namespace denoised {
 
+// All states of a job after `sequence` that the store still knows, oldest first.
+inline std::vector<JobSnapshot> Replay(const JobStore& store, const std::string& id,
+                                       uint64_t sequence) {
+  std::vector<JobSnapshot> states;
+  while (auto state = store.After(id, sequence)) {
+    sequence = state->sequence;
+    states.push_back(*std::move(state));
+  }
+  return states;
+}
+
 class ForwardingStore : public JobStore {
  public:
   explicit ForwardingStore(std::unique_ptr<JobStore> inner) : inner_(std::move(inner)) {}
@@ -64,8 +75,12 @@ class ForwardingStore : public JobStore {
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     return inner_->Watch(id, std::move(wake));
   }
-  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
-    return inner_->Replay(id, sequence);
+  std::vector<std::string> WatchedWaiting(const std::string& after, size_t most) const override {
+    return inner_->WatchedWaiting(after, most);
+  }
+  uint64_t Touch(const std::string& id) override { return inner_->Touch(id); }
+  std::optional<JobSnapshot> After(const std::string& id, uint64_t sequence) const override {
+    return inner_->After(id, sequence);
   }
   ControlStore& control() override { return inner_->control(); }
   std::optional<std::string> WhyNotReady() const override { return inner_->WhyNotReady(); }

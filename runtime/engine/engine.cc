@@ -20,6 +20,9 @@ using SystemClock = std::chrono::system_clock;
 // A job that was running when so many servers died takes no further one down.
 constexpr int64_t kMostCrashes = 2;
 
+// How often those who watch jobs that wait may hear where they stand.
+constexpr std::chrono::milliseconds kPlacesPeriod(100);
+
 // Why no shadow goes on.
 constexpr char kDraining[] = "the server is draining";
 
@@ -98,6 +101,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   encoder_.Post(ComputeInBackground);
   WatchUnits();
   thread_ = std::thread([this] { Loop(); });
+  places_.emplace(kPlacesPeriod, [this] { TellPlaces(); });
   deadlines_thread_ = std::thread([this] { WatchDeadlines(); });
 }
 
@@ -114,8 +118,9 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
     if (!before) job = Admit(std::move(request));
   });
   if (error) return *error;
-  if (before) return *before;
-  return Accept(job);
+  auto result = before ? SubmitResult(*std::move(before)) : Accept(job);
+  if (auto* snapshot = std::get_if<JobSnapshot>(&result)) AddPlace(snapshot);
+  return result;
 }
 
 // Late jobs hold no place, and what is refused is not stored.
@@ -141,17 +146,13 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
     --entering_;
     if (added) table_.KnowById(job);
     entered = added && !begins_no_more_ && !ending_;
-    if (entered) {
-      Enter(job);
-      snapshot.queue_position = table_.queue.Rank(job->number);
-    }
+    if (entered) Enter(job);
   }
   idle_.notify_all();
   if (error) return *error;
   if (!added) return snapshot;  // the one that its key made meanwhile
   wake_.notify_one();
   if (!entered && !store_->durable()) EndJob(job, Cancelled(), {});
-  TellPositions();
   return snapshot;
 }
 
@@ -169,7 +170,6 @@ Error EngineImpl::QueueFull() const {
 void EngineImpl::Enter(const JobPtr& job) {
   table_.KnowById(job);
   table_.Enter(job, Queued(*job));
-  positions_moved_ = true;
   if (job->deadline) deadlines_.notify_one();
 }
 
@@ -295,9 +295,7 @@ void EngineImpl::BeginNoMore() {
   InterruptAll(away);
   for (const WorkPtr& work : ended) EndWaiting(work, Draining());
   // Wakes those who watch.
-  for (const std::string& id : waiting) {
-    store_->Update(id, [](JobSnapshot& snapshot) { snapshot.starts_in_seconds.reset(); });
-  }
+  for (const std::string& id : waiting) store_->Touch(id);
 }
 
 bool EngineImpl::leaves_waiting() const {

@@ -52,6 +52,7 @@ class EngineImpl : public Engine {
   std::optional<Error> Resume(const std::string& job_id) override;
   std::optional<Error> Delete(const std::string& job_id) override;
   JobStore& jobs() override { return *store_; }
+  void AddPlace(JobSnapshot* job) const override;
   void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                std::function<void(DenoiseOutcome)> done) override;
   void OpenSession(std::shared_ptr<SessionOwner> owner, SessionRequest request,
@@ -145,6 +146,8 @@ class EngineImpl : public Engine {
   double SecondsOf(const EngineWork& work, std::initializer_list<UnitKind> kinds) const;
   double SecondsLeft(const EngineWork& work) const;
   bool Known(const EngineWork& work) const;
+  // All of it; nothing where no time of such a unit was ever measured.
+  std::optional<double> KnownSecondsLeft(const EngineWork& work) const;
   WorkProgress ProgressOf(const EngineWork& work) const;
   Work Queued(const EngineWork& work) const;
   // Predicted, of a place for a job or a call; under mutex_.
@@ -227,6 +230,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<GenerationRun> NewRun(JobWork* job, RunRequest request);
   void EnterStage(JobWork* job, JobStage stage);
   void LeaveStage(JobWork* job);  // also encoder thread
+  void TellTimeLeft(const JobWork& job);
   void UnitDone(const JobPtr& job, UnitKind kind, double seconds);
   Receipt ReceiptOf(const JobWork& job) const;  // also encoder thread
   void FinishRun(const JobPtr& job);
@@ -236,7 +240,11 @@ class EngineImpl : public Engine {
   void EndJob(const JobPtr& job, const std::optional<Error>& error, Receipt receipt);  // any
   void EndCall(const CallPtr& call, const std::optional<Error>& error);                // any
   void LogEnd(const JobWork& job, JobState outcome, const std::optional<Error>& error);
-  void TellPositions();  // any thread
+
+  // places.cc: where jobs stand that wait.
+  std::optional<JobPlace> PlaceOf(const JobWork& job) const;  // under mutex_
+  bool HasMoved(const std::string& job_id);                   // any thread
+  void TellPlaces();                                          // of the ticker
 
   // keeping.cc: jobs that are put aside, put away, or kept for the case of a crash. Engine thread.
   std::string IdentityOf(const JobWork& job) const;
@@ -308,9 +316,8 @@ class EngineImpl : public Engine {
   std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start
   std::map<Pipeline*, Palette> colours_;  // of those that had to make previews; engine thread
 
-  std::mutex positions_mutex_;  // one telling at a time; before mutex_
-  std::mutex suspend_mutex_;    // one suspension or resumption at a time; before mutex_
-  mutable std::mutex mutex_;    // guards all below
+  std::mutex suspend_mutex_;  // one suspension or resumption at a time; before mutex_
+  mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_, idle_;
   std::condition_variable deadlines_;  // of WatchDeadlines: there is one more
   WorkTable table_;
@@ -329,16 +336,17 @@ class EngineImpl : public Engine {
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
   std::vector<WorkId> last_turn_;
   Company company_;  // of calls
-  bool positions_moved_ = false;
-  std::chrono::steady_clock::time_point positions_told_;
 
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
   Tuning tuning_;
+  std::string places_told_up_to_;  // the last job of the round of tellings under way
+  uint64_t order_told_ = 0;        // the queue's changes() at that round's beginning
   std::unique_ptr<Watchdog> watchdog_;
   TaskThread watchman_;            // tells what the watchdog found; its ticks wait for nothing
   std::unique_ptr<Ticker> ticks_;  // the watchdog's
-  std::thread thread_, deadlines_thread_;  // last: start when everything else is there
+  std::thread thread_, deadlines_thread_;  // start when everything else is there
+  std::optional<Ticker> places_;           // so does this: tells watchers; it ends first
 };
 
 }  // namespace denoised

@@ -68,8 +68,6 @@ void EngineImpl::BeginJob(JobWork* job) {
     observer_->OnJobStarted(job->parameters.model, job->priority, SecondsSince(job->queued_at));
   }
   store_->Update(job->id, [&](JobSnapshot& snapshot) {
-    snapshot.queue_position = 0;
-    snapshot.starts_in_seconds.reset();
     if (!snapshot.started_at) snapshot.started_at = SystemClock::now();
   });
   RunRequest request{job->request.prompt,
@@ -108,9 +106,11 @@ void EngineImpl::EnterStage(JobWork* job, JobStage stage) {
   if (job->stage == stage) return;
   LeaveStage(job);
   job->stage = stage;
+  // Of files nothing is predicted.
+  const auto eta = stage == JobStage::kEncode ? std::nullopt : KnownSecondsLeft(*job);
   store_->Update(job->id, [&](JobSnapshot& snapshot) {
     snapshot.stage = stage;
-    if (stage == JobStage::kDenoise && Known(*job)) snapshot.eta_seconds = SecondsLeft(*job);
+    snapshot.eta_seconds = eta;
   });
 }
 
@@ -120,14 +120,18 @@ void EngineImpl::LeaveStage(JobWork* job) {
   if (stage == JobStage::kNone) return;
   const double seconds = std::exchange(job->stage_seconds, 0);
   observer_->OnStage(job->parameters.model, stage, seconds);
-  store_->Update(job->id, [&](JobSnapshot& snapshot) {
-    snapshot.stage_seconds.emplace_back(stage, seconds);
-    snapshot.eta_seconds.reset();
-  });
+  store_->Update(
+      job->id, [&](JobSnapshot& snapshot) { snapshot.stage_seconds.emplace_back(stage, seconds); });
+}
+
+void EngineImpl::TellTimeLeft(const JobWork& job) {
+  const auto eta = KnownSecondsLeft(job);
+  store_->Update(job.id, [eta](JobSnapshot& snapshot) { snapshot.eta_seconds = eta; });
 }
 
 void EngineImpl::UnitDone(const JobPtr& job, UnitKind kind, double seconds) {
   job->stage_seconds += seconds;
+  if (kind == UnitKind::kDecode) return TellTimeLeft(*job);
   if (kind != UnitKind::kStep) return;
   observer_->OnStep(job->parameters.model, seconds);
   const auto now = SteadyClock::now();
@@ -159,7 +163,6 @@ void EngineImpl::FinishRun(const JobPtr& job) {
   {
     const std::lock_guard lock(mutex_);
     table_.ToEncoder(job.get());
-    positions_moved_ = true;
   }
   auto video = std::make_shared<DecodedVideo>();
   HostTensor latents;
@@ -221,8 +224,6 @@ void EngineImpl::EndJob(const JobPtr& job, const std::optional<Error>& error, Re
     snapshot.state = outcome;
     snapshot.finished_at = SystemClock::now();
     snapshot.eta_seconds.reset();
-    snapshot.starts_in_seconds.reset();
-    snapshot.queue_position = 0;
     snapshot.receipt = std::move(receipt);
     if (!error) return;
     snapshot.error = ToJobError(*error);
@@ -233,7 +234,6 @@ void EngineImpl::EndJob(const JobPtr& job, const std::optional<Error>& error, Re
   {
     const std::lock_guard lock(mutex_);
     table_.Forget(job);
-    positions_moved_ = true;
   }
   wake_.notify_one();  // there may be room for another one
   idle_.notify_all();
@@ -260,37 +260,6 @@ void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error)
   call->call.reset();
   failed ? call->done(*failed) : call->done(std::move(result));
   idle_.notify_all();
-}
-
-// Any thread. Where a job stands among those that wait. Watchers hear of it when it has moved, of a
-// long queue not at every unit.
-void EngineImpl::TellPositions() {
-  constexpr int64_t kShort = 64, kLong = 1000;  // of a longer one nobody hears where he stands
-  constexpr std::chrono::seconds kPace(1);
-  const std::lock_guard one_at_a_time(positions_mutex_);  // else an older view could be told last
-  std::vector<std::tuple<JobPtr, int64_t, double>> moved;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto now = SteadyClock::now();
-    const bool paced = table_.waiting_jobs() > kShort && now < positions_told_ + kPace;
-    if (!positions_moved_ || paced || table_.waiting_jobs() > kLong) return;
-    positions_moved_ = false;
-    positions_told_ = now;
-    for (const WorkPtr& work : table_.All()) {
-      const JobPtr job = JobOf(work);
-      if (job == nullptr || job->begun) continue;
-      const int64_t position = table_.queue.Rank(job->number);
-      if (std::exchange(job->told_position, position) == position) continue;
-      moved.emplace_back(job, position, table_.queue.SecondsAhead(job->number));
-    }
-  }
-  for (const auto& [job, position, seconds] : moved) {
-    store_->Update(job->id, [&, position = position, seconds = seconds](JobSnapshot& snapshot) {
-      if (snapshot.state != JobState::kQueued) return;
-      snapshot.queue_position = position;
-      snapshot.starts_in_seconds = seconds;
-    });
-  }
 }
 
 }  // namespace denoised

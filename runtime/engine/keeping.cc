@@ -103,6 +103,7 @@ void EngineImpl::KeepReached(JobWork* job) {
 // What a job that goes on later has in memory goes.
 void EngineImpl::LetGo(JobWork* job) {
   LeaveStage(job);
+  store_->Update(job->id, [](JobSnapshot& snapshot) { snapshot.eta_seconds.reset(); });
   job->left = UnitsLeft(job->estimate, job->generation->steps_done());
   job->last_step_at.reset();
   job->step_pace = 0;
@@ -148,7 +149,6 @@ void EngineImpl::PutAside(const JobPtr& job) {
     if (job->cancel->cancelled) return;
     table_.PutAside(job.get());
     job->started = false;
-    positions_moved_ = true;
   }
   idle_.notify_all();
 }
@@ -233,9 +233,7 @@ void EngineImpl::TellSuspended(const std::string& id) {
   store_->Update(id, [](JobSnapshot& snapshot) {
     snapshot.state = JobState::kSuspended;
     if (snapshot.asked == JobState::kSuspended) snapshot.asked.reset();
-    snapshot.queue_position = 0;
     snapshot.eta_seconds.reset();
-    snapshot.starts_in_seconds.reset();
   });
 }
 

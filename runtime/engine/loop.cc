@@ -53,7 +53,6 @@ void EngineImpl::Loop() {
     }
     if (tuning_.RunDue(/*idle=*/turn.empty())) ReturnUnusedMemory();
     RunShadows(/*idle=*/turn.empty());
-    TellPositions();
   }
 }
 
@@ -118,7 +117,6 @@ void EngineImpl::MarkBegun(const WorkPtr& work) {
   if (work->begun) return;
   table_.MarkBegun(work.get());
   Refresh(*work);
-  positions_moved_ = true;
 }
 
 int64_t EngineImpl::MayBegin(int64_t most_at_once) const {
@@ -354,7 +352,6 @@ void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
   {
     const std::lock_guard lock(mutex_);
     table_.LeaveQueue(work.get());
-    positions_moved_ = true;
   }
   const JobPtr job = JobOf(work);
   if (job == nullptr) return EndCall(std::static_pointer_cast<CallWork>(work), error);

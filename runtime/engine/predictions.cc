@@ -88,6 +88,13 @@ bool EngineImpl::Known(const EngineWork& work) const {
   return cost_.known(KeyOf(work, StepUnitOf(work)));
 }
 
+std::optional<double> EngineImpl::KnownSecondsLeft(const EngineWork& work) const {
+  for (const PlannedUnits& planned : work.left) {
+    if (planned.count > 0 && !cost_.known(KeyOf(work, planned.unit))) return std::nullopt;
+  }
+  return SecondsLeft(work);
+}
+
 // Its steps, from now on, or all of what is to come: what it can share is the step that it is at or
 // goes to. A suspect shares nothing.
 WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {

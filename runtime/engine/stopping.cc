@@ -30,7 +30,6 @@ Engine::CancelResult EngineImpl::Cancel(const std::string& job_id) {
     return error ? CancelResult::kNotKept : CancelResult::kCancelling;
   }
   EndJob(job, Cancelled(), {});
-  TellPositions();
   const auto after = store_->Get(job_id);  // its end is seen once it is kept
   return after && !IsTerminal(after->state) ? CancelResult::kNotKept : CancelResult::kCancelling;
 }
@@ -66,7 +65,6 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
     } else if (queued) {
       table_.LeaveQueue(job.get());
       job->started = false;
-      positions_moved_ = true;
     }
     (job->begun ? runs : waits) = job;
   }
@@ -85,7 +83,6 @@ std::optional<Error> EngineImpl::SuspendNow(const JobPtr& job) {
     return error;
   }
   idle_.notify_all();
-  TellPositions();
   return std::nullopt;
 }
 
@@ -161,7 +158,6 @@ void EngineImpl::ExpireWaiting() {
     }
   }
   for (const WorkPtr& work : late) EndWaiting(work, DeadlinePassed());
-  if (!late.empty()) TellPositions();
 }
 
 // The engine's thread may be in a unit for long; who waits is told in time all the same.

@@ -105,16 +105,22 @@ struct TrajectoryWork : EngineWork {
   std::unique_ptr<GenerationRun> generation;  // engine thread
 };
 
+// Where a job stands that waits.
+struct JobPlace {
+  int64_t position = 0;
+  double starts_in = 0;  // seconds
+};
+
 struct JobWork : TrajectoryWork {
   int64_t request_bytes() const override { return BytesOf(request); }
   bool is_job() const override { return true; }
 
-  std::atomic<bool> suspend{false};  // to be put aside at its next boundary
-  bool closing = false;              // ends, or has its results: too late to cancel
-  bool started = false;              // the store knows that it runs, here
-  bool told_start = false;           // engine thread
-  int64_t told_position = -1;        // of its queue position, what watchers know
-  Checkpoint checkpoint;             // to go on from; no run in it: from the start
+  std::atomic<bool> suspend{false};    // to be put aside at its next boundary
+  bool closing = false;                // ends, or has its results: too late to cancel
+  bool started = false;                // the store knows that it runs, here
+  bool told_start = false;             // engine thread
+  std::optional<JobPlace> told_place;  // what its watchers know, all of them
+  Checkpoint checkpoint;               // to go on from; no run in it: from the start
   int64_t attempt = 0;
 
   // Engine thread.

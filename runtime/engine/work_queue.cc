@@ -99,6 +99,7 @@ void WorkQueue::LeaveBatch(const Kept& kept) {
 }
 
 void WorkQueue::Insert(const Kept& kept) {
+  ++changes_;
   const std::string& name = TenantOf(kept.work);
   Tenant& tenant = tenants_[name];
   if (tenant.works.empty()) {
@@ -116,6 +117,7 @@ void WorkQueue::Insert(const Kept& kept) {
 }
 
 void WorkQueue::Erase(const Kept& kept) {
+  ++changes_;
   const std::string& name = TenantOf(kept.work);
   Tenant& tenant = tenants_.at(name);
   crowded_.erase({tenant.works.total().count, name});
@@ -151,6 +153,7 @@ std::optional<Work> WorkQueue::Remove(WorkId id) {
 void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
   const auto found = works_.find(id);
   if (found == works_.end()) return;
+  ++changes_;
   Kept& kept = found->second;
   const bool moves = kept.work.resident != progress.resident;
   const bool leaves = moves || kept.work.batch != progress.batch;
@@ -172,6 +175,7 @@ void WorkQueue::Update(WorkId id, const WorkProgress& progress) {
 void WorkQueue::Charge(const std::string& tenant, double device_seconds) {
   const auto found = tenants_.find(tenant);
   if (found == tenants_.end() || fifo()) return;
+  ++changes_;
   const bool rests = resting_.erase({found->second.virtual_time, tenant}) > 0;
   found->second.virtual_time += device_seconds;
   if (rests) {
@@ -293,18 +297,21 @@ OrderTree::Sums WorkQueue::Ahead(const OrderKey& key, const std::string& name,
   return ahead;
 }
 
-int64_t WorkQueue::Rank(WorkId id) const {
+std::optional<OrderTree::Sums> WorkQueue::Ahead(WorkId id) const {
   const auto found = works_.find(id);
-  if (found == works_.end()) return -1;
+  if (found == works_.end()) return std::nullopt;
   const Kept& kept = found->second;
-  return Ahead(kept.key, TenantOf(kept.work), kept.length).count;
+  return Ahead(kept.key, TenantOf(kept.work), kept.length);
+}
+
+int64_t WorkQueue::Rank(WorkId id) const {
+  const auto ahead = Ahead(id);
+  return ahead ? ahead->count : -1;
 }
 
 double WorkQueue::SecondsAhead(WorkId id) const {
-  const auto found = works_.find(id);
-  if (found == works_.end()) return -1;
-  const Kept& kept = found->second;
-  return Ahead(kept.key, TenantOf(kept.work), kept.length).seconds;
+  const auto ahead = Ahead(id);
+  return ahead ? ahead->seconds : -1;
 }
 
 double WorkQueue::SecondsToNextBegin() const {

@@ -99,10 +99,13 @@ class WorkQueue {
   // The next deadline of any work, late or not.
   std::optional<TimePoint> NextDeadline() const;
 
-  // Works that run before this one if nothing else comes. -1: not here.
-  int64_t Rank(WorkId id) const;
-  // Predicted seconds until it begins, or goes on. Negative: not here.
-  double SecondsAhead(WorkId id) const;
+  // Works that run before this one if nothing else comes, and the seconds that they are predicted
+  // to take: so many until it begins, or goes on. Nothing: not here.
+  std::optional<OrderTree::Sums> Ahead(WorkId id) const;
+  int64_t Rank(WorkId id) const;         // their number; -1: not here
+  double SecondsAhead(WorkId id) const;  // negative: not here
+  // Grows whenever one of these may have changed.
+  uint64_t changes() const { return changes_; }
   // Of what is not resident the one that is due first: so many until it begins. 0 where there is
   // none.
   double SecondsToNextBegin() const;
@@ -166,6 +169,7 @@ class WorkQueue {
   std::set<std::pair<TimePoint, WorkId>> deadlines_;
   double floor_ = 0;  // virtual time at which a tenant that comes begins
   int64_t resident_ = 0, given_up_ = 0;
+  uint64_t changes_ = 0;
 };
 
 }  // namespace denoised

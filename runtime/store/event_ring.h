@@ -15,9 +15,9 @@ class EventRing {
   static constexpr size_t kEvents = 32;
 
   void Add(const JobSnapshot& job);
-  // The states after `sequence`, oldest first. `last` is the newest one, whole; the others are made
-  // from it and from what changed since.
-  std::vector<JobSnapshot> After(uint64_t sequence, const JobSnapshot& last) const;
+  // The oldest state after `sequence`. `last` is the newest one, whole; another is made from it and
+  // from what changed since.
+  std::optional<JobSnapshot> After(uint64_t sequence, const JobSnapshot& last) const;
 
  private:
   // What differs between two states of a job.
@@ -25,8 +25,8 @@ class EventRing {
     uint64_t sequence = 0;
     JobState state = JobState::kQueued;
     JobStage stage = JobStage::kNone;
-    int64_t step = 0, queue_position = 0, attempt = 0;
-    std::optional<double> eta_seconds, starts_in_seconds;
+    int64_t step = 0, attempt = 0;
+    std::optional<double> eta_seconds;
     size_t stages = 0, artifacts = 0;  // how many of them there were
     bool started = false;
   };

@@ -163,11 +163,10 @@ JobPage Feed::List(std::optional<JobState> state, size_t page_size,
   return page;
 }
 
-std::vector<JobSnapshot> Feed::Replay(const std::string& id, uint64_t sequence) const {
+std::optional<JobSnapshot> Feed::After(const std::string& id, uint64_t sequence) const {
   const std::lock_guard lock(mutex_);
   const Record* record = Find(id);
-  if (!record) return {};
-  return record->events.After(sequence, record->row.job);
+  return record ? record->events.After(sequence, record->row.job) : std::nullopt;
 }
 
 std::shared_ptr<void> Feed::Watch(const std::string& id, std::function<void()> wake) {
@@ -176,8 +175,19 @@ std::shared_ptr<void> Feed::Watch(const std::string& id, std::function<void()> w
   if (Record* record = Find(id)) {
     record->watchers.push_back(watcher);
     if (record->listed) used_.insert(id);
+    if (record->row.job.state == JobState::kQueued) watched_waiting_.insert(id);
   }
   return watcher;
+}
+
+std::vector<std::string> Feed::WatchedWaiting(const std::string& after, size_t most) const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> ids;
+  for (auto it = watched_waiting_.upper_bound(after); it != watched_waiting_.end(); ++it) {
+    if (ids.size() == most) break;
+    ids.push_back(*it);
+  }
+  return ids;
 }
 
 uint64_t Feed::RequireEnded(const std::string& id) const {
@@ -205,8 +215,6 @@ std::vector<JobStore::Started> Feed::StartAll(const std::vector<std::string>& id
     begun.insert(next.id);
     ++next.attempt;
     next.state = JobState::kRunning;
-    next.queue_position = 0;
-    next.starts_in_seconds.reset();
     if (!next.started_at) next.started_at = std::chrono::system_clock::now();
   };
   std::vector<JobStore::Started> started;
@@ -321,13 +329,38 @@ Feed::Woken Feed::Show(Record* record, JobSnapshot next) {
   record->held = false;
   record->events.Add(record->row.job);
   settled_.notify_all();
+  return LiveWatchers(record);
+}
+
+// Forgets those that have gone.
+Feed::Woken Feed::LiveWatchers(Record* record) {
   Woken woken;
   std::erase_if(record->watchers, [&](const std::weak_ptr<Watcher>& weak) {
     auto watcher = weak.lock();
     if (watcher) woken.push_back(std::move(watcher));
     return weak.expired();
   });
+  const JobSnapshot& job = record->row.job;
+  if (woken.empty() || job.state != JobState::kQueued) {
+    watched_waiting_.erase(job.id);
+  } else {
+    watched_waiting_.insert(job.id);
+  }
   return woken;
+}
+
+uint64_t Feed::Touch(const std::string& id) {
+  std::unique_lock lock(mutex_);
+  Record* record = Find(id);
+  // A change that is under way wakes them by itself.
+  if (!record || record->next) return 0;
+  const JobState state = record->row.job.state;
+  if (state != JobState::kQueued && state != JobState::kSuspended) return 0;
+  const uint64_t sequence = ++record->row.job.sequence;
+  const Woken woken = LiveWatchers(record);
+  lock.unlock();
+  for (const auto& watcher : woken) watcher->wake();
+  return sequence;
 }
 
 void Feed::Settle(const std::string& id) {

@@ -63,8 +63,11 @@ class Feed {
   std::optional<JobSnapshot> Get(const std::string& id) const;
   JobPage List(std::optional<JobState> state, size_t page_size,
                const std::string& page_token) const;
-  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const;
+  std::optional<JobSnapshot> After(const std::string& id, uint64_t sequence) const;
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake);
+  // As JobStore says.
+  std::vector<std::string> WatchedWaiting(const std::string& after, size_t most) const;
+  uint64_t Touch(const std::string& id);
 
   // JobStore::Update. Without `keep` nothing is made durable.
   std::optional<JobSnapshot> Update(const std::string& id, const Change& change, const Keep& keep);
@@ -145,6 +148,7 @@ class Feed {
                                                    const Change& change, const Keep& keep, Way way);
   Record* AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock);
   Woken Show(Record* record, JobSnapshot next);
+  Woken LiveWatchers(Record* record);
   void End(const std::string& id, Record* record, std::chrono::microseconds age = {});
   void ForgetOld();
   static bool Takes(const Record& record, Which which);
@@ -168,9 +172,10 @@ class Feed {
   Ended with_results_, emptied_, without_results_;
   uint64_t listed_bytes_ = 0;                          // of the results of with_results_
   uint64_t made_row_bytes_ = 0, other_row_bytes_ = 0;  // of jobs that made results, and of others
-  mutable std::set<std::string> used_;  // of with_results_, all that may be watched or read
-  Ended pictured_;                      // ended jobs that still have a preview, oldest first
-  Ended replayed_;                      // and those that still have their states of before
+  mutable std::set<std::string> used_;     // of with_results_, all that may be watched or read
+  std::set<std::string> watched_waiting_;  // QUEUED jobs, all that may be watched
+  Ended pictured_;                         // ended jobs that still have a preview, oldest first
+  Ended replayed_;                         // and those that still have their states of before
   std::vector<Forgotten> forgotten_;
   uint64_t result_bytes_ = 0;
   uint64_t last_number_ = 0;

@@ -129,7 +129,6 @@ Json WriteJob(const JobSnapshot& job) {
                {"stage", JobStageName(job.stage)},
                {"step", job.step},
                {"num_steps", job.num_steps},
-               {"queue_position", job.queue_position},
                {"attempt", job.attempt},
                {"priority", PriorityName(job.priority)},
                {"tenant", job.tenant},
@@ -153,7 +152,6 @@ void ReadProgress(const Json& json, JobSnapshot* job) {
   ReadWhole(json, "sequence", &job->sequence);
   ReadWhole(json, "step", &job->step);
   ReadWhole(json, "num_steps", &job->num_steps);
-  ReadWhole(json, "queue_position", &job->queue_position);
   ReadWhole(json, "attempt", &job->attempt);
   if (const auto asked = json.find("asked"); asked != json.end()) {
     job->asked = FromName(asked->get<std::string>(), JobState::kCancelled, JobStateName);

@@ -82,8 +82,12 @@ class MemoryJobStore : public JobStore {
   std::shared_ptr<void> Watch(const std::string& id, std::function<void()> wake) override {
     return feed_.Watch(id, std::move(wake));
   }
-  std::vector<JobSnapshot> Replay(const std::string& id, uint64_t sequence) const override {
-    return feed_.Replay(id, sequence);
+  std::vector<std::string> WatchedWaiting(const std::string& after, size_t most) const override {
+    return feed_.WatchedWaiting(after, most);
+  }
+  uint64_t Touch(const std::string& id) override { return feed_.Touch(id); }
+  std::optional<JobSnapshot> After(const std::string& id, uint64_t sequence) const override {
+    return feed_.After(id, sequence);
   }
   ControlStore& control() override { return control_; }
   std::optional<std::string> WhyNotReady() const override { return std::nullopt; }

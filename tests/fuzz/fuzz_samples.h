@@ -64,7 +64,6 @@ inline JobSnapshot SampleJob() {
   job.step = 5;
   job.num_steps = 12;
   job.eta_seconds = 1.5;
-  job.queue_position = 3;
   job.attempt = 2;
   job.asked = JobState::kCancelled;
   job.priority = Priority::kUrgent;

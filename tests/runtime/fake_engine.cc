@@ -39,6 +39,15 @@ void RecordingStore::PutArtifact(const std::string& id, ArtifactInfo info, std::
   inner().PutArtifact(id, std::move(info), std::move(bytes));
 }
 
+uint64_t RecordingStore::Touch(const std::string& id) {
+  auto job = inner().Get(id);
+  const uint64_t sequence = inner().Touch(id);
+  if (!job || sequence == 0) return sequence;
+  job->sequence = sequence;
+  Record(*job);
+  return sequence;
+}
+
 void RecordingStore::Record(const JobSnapshot& job) {
   const std::lock_guard lock(mutex_);
   events_[job.id][job.sequence] = job;
@@ -54,7 +63,7 @@ std::map<std::string, uint64_t> RecordingStore::Sequences(const std::vector<std:
 
 void RecordingStore::RecordAfter(const std::map<std::string, uint64_t>& sequences) {
   for (const auto& [id, sequence] : sequences) {
-    const std::vector<JobSnapshot> states = inner().Replay(id, sequence);
+    const std::vector<JobSnapshot> states = Replay(inner(), id, sequence);
     const std::lock_guard lock(mutex_);
     for (const JobSnapshot& job : states) events_[id].try_emplace(job.sequence, job);
   }

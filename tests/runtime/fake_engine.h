@@ -129,6 +129,7 @@ class RecordingStore : public ForwardingStore {
   std::optional<JobSnapshot> Update(const std::string& id,
                                     const std::function<void(JobSnapshot&)>& change) override;
   void PutArtifact(const std::string& id, ArtifactInfo info, std::string bytes) override;
+  uint64_t Touch(const std::string& id) override;
 
   std::optional<std::string> WhyNotReady() const override {
     return full ? std::optional<std::string>("full") : ForwardingStore::WhyNotReady();
@@ -163,7 +164,7 @@ struct FakeEngine {
 
   // Submits and gives the id; "" and a test failure where it is refused.
   std::string Submit(const std::string& prompt, std::function<void(GenerationRequest&)> edit = {});
-  JobSnapshot Get(const std::string& id) { return engine->jobs().Get(id).value(); }
+  JobSnapshot Get(const std::string& id) { return engine->Job(id).value(); }
   // Waits until the condition holds of the job; false, and a test failure, where it does not.
   bool Await(const std::string& id, const std::function<bool(const JobSnapshot&)>& condition);
   // Waits until the job has ended.

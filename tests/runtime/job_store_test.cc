@@ -7,6 +7,7 @@
 #include <optional>
 #include <thread>
 
+#include "tests/forwarding_store.h"
 #include "tests/runtime/store_harness.h"
 
 namespace denoised {
@@ -93,7 +94,7 @@ TEST_P(JobStoreTest, OfAJobsPreviewsTheNewestAloneIsReplayed) {
   for (int64_t step : {1, 2}) {
     store_->Update("a", [=](JobSnapshot& job) { job.preview = PreviewOf(step); });
   }
-  const auto missed = store_->Replay("a", 1);
+  const auto missed = Replay(*store_, "a", 1);
   ASSERT_THAT(missed, SizeIs(2));
   EXPECT_FALSE(missed[0].preview);
   EXPECT_EQ(missed[1].preview->step, 2);
@@ -478,7 +479,7 @@ TEST_P(JobStoreTest, AWatcherThatComesBackIsToldWhatItMissed) {
     job.error = JobError{StatusCode::kInternal, "why", "", ""};
     job.finished_at = std::chrono::system_clock::now();
   });
-  const auto missed = store_->Replay("a", 2);
+  const auto missed = Replay(*store_, "a", 2);
   ASSERT_THAT(missed, SizeIs(4));
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(missed[i].sequence, 3u + i);
@@ -489,15 +490,37 @@ TEST_P(JobStoreTest, AWatcherThatComesBackIsToldWhatItMissed) {
   }
   EXPECT_EQ(missed[3].state, JobState::kFailed);
   EXPECT_TRUE(missed[3].error);
-  EXPECT_FALSE(store_->Replay("a", 0).front().started_at) << "it was queued then";
-  EXPECT_THAT(store_->Replay("a", 6), IsEmpty());
-  EXPECT_THAT(store_->Replay("absent", 0), IsEmpty());
+  EXPECT_FALSE(Replay(*store_, "a", 0).front().started_at) << "it was queued then";
+  EXPECT_THAT(Replay(*store_, "a", 6), IsEmpty());
+  EXPECT_THAT(Replay(*store_, "absent", 0), IsEmpty());
+}
+
+TEST_P(JobStoreTest, WhoWatchesAJobThatWaitsIsKnownAndCanBeToldOfWhatIsNotKept) {
+  for (const char* id : {"a", "b", "c", "d"}) Add(id);
+  EXPECT_THAT(store_->WatchedWaiting("", 10), IsEmpty());
+  int wakes = 0;
+  auto of_a = store_->Watch("a", [&] { ++wakes; });
+  const auto of_b = store_->Watch("b", [] {}), of_d = store_->Watch("d", [] {});
+  EXPECT_THAT(store_->WatchedWaiting("", 10), ElementsAre("a", "b", "d"));
+  EXPECT_THAT(store_->WatchedWaiting("", 2), ElementsAre("a", "b"));
+  EXPECT_THAT(store_->WatchedWaiting("b", 2), ElementsAre("d"));
+  EXPECT_EQ(store_->Touch("a"), 2u);
+  EXPECT_EQ(wakes, 1);
+  EXPECT_EQ(store_->After("a", 1)->sequence, 2u);
+  store_->Start("b");
+  EXPECT_THAT(store_->WatchedWaiting("", 10), ElementsAre("a", "d"));
+  EXPECT_EQ(store_->Touch("b"), 0u) << "it runs";
+  EXPECT_EQ(store_->Touch("absent"), 0u);
+  of_a.reset();
+  EXPECT_EQ(store_->Touch("a"), 3u);
+  EXPECT_EQ(wakes, 1);
+  EXPECT_THAT(store_->WatchedWaiting("", 10), ElementsAre("d"));
 }
 
 TEST_P(JobStoreTest, TheRingOfStatesIsBoundedAndTheLastIsAlwaysThere) {
   Add("a");
   for (int i = 0; i < 1000; ++i) store_->Update("a", [](JobSnapshot& job) { ++job.step; });
-  const auto missed = store_->Replay("a", 1);
+  const auto missed = Replay(*store_, "a", 1);
   EXPECT_LE(missed.size(), 64u);
   EXPECT_GE(missed.size(), 8u);
   EXPECT_EQ(missed.back().sequence, 1001u);

@@ -167,7 +167,7 @@ TEST_F(StoreOnABadDisk, SequencesRiseFromLifeToLifeThoughTheDiskDidNotTakeTheirS
   for (int life = 0; life < 3; ++life) {
     Reopen();
     EXPECT_GT(store_->Get("a")->sequence, last);
-    store_->Update("a", [](JobSnapshot& job) { ++job.queue_position; });
+    store_->Update("a", [](JobSnapshot& job) { ++job.step; });
     last = store_->Get("a")->sequence;
   }
 }
@@ -179,8 +179,8 @@ TEST_F(StoreOnABadDisk, AnEndWaitsForTheDiskAndHoldsNobodyUp) {
   disk_.Fail("commit");
   EndJob(*store_, "a", JobState::kFailed);
   EXPECT_EQ(store_->Get("a")->state, JobState::kRunning) << "not seen before it is kept";
-  store_->Update("b", [](JobSnapshot& job) { job.queue_position = 3; });
-  EXPECT_EQ(store_->Get("b")->queue_position, 3);
+  store_->Update("b", [](JobSnapshot& job) { job.step = 3; });
+  EXPECT_EQ(store_->Get("b")->step, 3);
   const auto again =
       store_->Update("a", [](JobSnapshot& job) { job.state = JobState::kSucceeded; });
   EXPECT_EQ(again->state, JobState::kFailed) << "its end is what it was";

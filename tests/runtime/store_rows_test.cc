@@ -53,7 +53,6 @@ JobRow FullRow() {
   job.step = 7;
   job.num_steps = 9;
   job.eta_seconds = 1.0 / 3;
-  job.queue_position = 4;
   job.attempt = 2;
   job.priority = Priority::kUrgent;
   job.tenant = "tenant";

@@ -120,6 +120,9 @@ class FakeEngine : public Engine {
     const std::lock_guard lock(mutex_);
     hung_ = std::move(unit);
   }
+  void AddPlace(JobSnapshot* job) const override {
+    if (place) place(job);
+  }
   // What keeps new jobs out by the store's word; "" = nothing.
   void SayNotReady(const std::string& why) { store_->SayNotReady(why); }
 
@@ -365,6 +368,7 @@ class FakeEngine : public Engine {
   std::atomic<int> stops{0};
   std::atomic<bool> leaves{false};
   std::atomic<bool> idle{true};
+  std::function<void(JobSnapshot*)> place;  // what readers are told beside the store's word
   int64_t max_queued = 1000000;
   std::chrono::milliseconds retry_after{7250};  // of a full queue
   std::function<void()> before_submit;
