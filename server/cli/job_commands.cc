@@ -1,6 +1,7 @@
 // generate, submit, jobs, watch, cancel, fetch: jobs on a server.
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 
@@ -11,10 +12,12 @@
 #include "server/cli/job_id.h"
 #include "server/cli/output.h"
 #include "server/cli/output_file.h"
+#include "server/cli/patience.h"
 #include "server/cli/preview_file.h"
 #include "server/cli/progress.h"
 #include "server/cli/prompt.h"
 #include "server/cli/text.h"
+#include "server/cli/watch_job.h"
 
 namespace denoised::cli {
 namespace {
@@ -217,42 +220,17 @@ int Jobs(const Invocation& call) {
   return kExitOk;
 }
 
-// Watches until the job's end, picking up after a broken connection where it broke.
-v1::Job WatchToEnd(const std::unique_ptr<Stub>& stub, const CommonOptions& options,
-                   const std::string& job_id, const PreviewFile& preview) {
-  constexpr int kAttempts = 5;
-  Progress progress(/*quiet=*/options.json);
-  v1::WatchJobRequest request;
-  request.set_job_id(job_id);
-  RequireUtf8(request);
-  v1::Job last;
-  for (int attempt = 1;; ++attempt) {
-    grpc::ClientContext context;
-    const auto reader = stub->WatchJob(&context, request);
-    for (v1::Job job; reader->Read(&job); attempt = 1) {
-      preview.Take(&job);
-      last = job;
-      request.set_after_sequence(job.sequence());
-      progress.Show(job);
-      if (options.json) PrintJson(job);
-    }
-    const grpc::Status status = reader->Finish();
-    const bool broken = status.error_code() == grpc::StatusCode::UNAVAILABLE;
-    if (broken && request.after_sequence() > 0 && attempt < kAttempts) continue;
-    progress.Finish();
-    CheckStatus(status, options.server);
-    return last;
-  }
-}
-
 int Watch(const Invocation& call) {
   CommonOptions options;
   std::string preview_path;
-  const auto rest = ParseCommand(call, {PreviewFlag(&preview_path)}, &options, 1, 1);
+  std::chrono::milliseconds patience = std::chrono::seconds(60);
+  const auto rest =
+      ParseCommand(call, {PreviewFlag(&preview_path), PatienceFlag(&patience)}, &options, 1, 1);
   if (!rest) return kExitOk;
   const PreviewFile preview(preview_path, call.interrupts);
   const auto stub = MakeStub(options);
-  const v1::Job job = WatchToEnd(stub, options, FullId(stub, options, rest->front()), preview);
+  const v1::Job job =
+      WatchToEnd(stub, options, FullId(stub, options, rest->front()), preview, Patience(patience));
   if (job.state() != v1::SUCCEEDED) {
     throw CommandError("the job ended as " + v1::JobState_Name(job.state()) + ": " +
                        job.error().message());
@@ -371,7 +349,10 @@ std::vector<Command> JobCommands() {
        "  denoisectl watch $id && denoisectl fetch $id -o circle.png\n"},
       {"jobs", "", "Lists jobs, newest first.", Uses::kServer, Jobs,
        "  denoisectl jobs --state=running\n"},
-      {"watch", "ID", "Follows a job to its end and shows its receipt; exit 1 unless it succeeds.",
+      {"watch", "ID",
+       "Follows a job to its end, over restarts of its server, and shows its receipt; exit 1 "
+       "unless "
+       "it succeeds.",
        Uses::kServer, Watch,
        "  denoisectl watch 63b4\n"
        "  id=$(denoisectl submit \"a square\" --preview_every=2) && denoisectl watch $id "

@@ -76,10 +76,10 @@ class Server:
         self.log = tempfile.TemporaryFile(mode="w+")
         # "" leaves it to the program to find one.
         given = [] if repository == "" else [f"--model_repository={repository or model_repository()}"]
-        usual = [flag for flag in ("--dtype=float32", "--threads=1", "--state_dir=none")
+        usual = [flag for flag in ("--dtype=float32", "--threads=1", "--state_dir=none", "--listen=127.0.0.1:0")
                  if not any(one.startswith(flag.split("=")[0]) for one in flags)]
         command = [*wrapper, str(BIN / "denoised"), *given,
-                   "--listen=127.0.0.1:0", "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
+                   "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
                    *usual, *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,
                                         env=clean_environment(**(environment or {})))

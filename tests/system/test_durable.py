@@ -1,5 +1,6 @@
 """What was accepted outlives kill -9: jobs go on where they were, results stay, nothing is made twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -183,6 +184,39 @@ def test_a_stop_keeps_what_waits_and_what_runs(pb, tmp_path, unbroken):
             latents, frames, done = results(server, pb, job_id)
             assert (latents, frames) == expected[:2]
             assert done.receipt.fingerprint == expected[2].receipt.fingerprint
+
+
+@pytest.mark.parametrize("end", (signal.SIGKILL, signal.SIGTERM))
+def test_a_watch_lasts_over_a_restart_to_the_jobs_end(pb, tmp_path, end):
+    listen = f"--listen=127.0.0.1:{harness.free_port()}"
+    command = [str(harness.BIN / "denoisectl"), "watch", "--json", f"--server={listen.split('=')[1]}"]
+    with start(tmp_path, listen, "--drain_grace=300ms") as server:
+        job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=400), timeout=30)
+        watch = subprocess.Popen([*command, job.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                 env=harness.clean_environment())
+        first = watch.stdout.readline()
+        server.process.send_signal(end)
+        server.process.wait(timeout=20)
+    assert "waiting for the server" in watch.stderr.readline(), "it says so before there is another one"
+    with start(tmp_path, listen):
+        rest, complaints = watch.communicate(timeout=120)
+    assert watch.returncode == 0, complaints
+    told = [json.loads(line) for line in (first + rest).splitlines()]
+    assert [state["state"] for state in told][-1] == "SUCCEEDED"
+    sequences = [int(state["sequence"]) for state in told]
+    assert sequences == sorted(set(sequences)), "it goes on after what it has seen"
+
+
+def test_a_watch_without_patience_ends_with_its_server(pb, tmp_path):
+    with start(tmp_path) as server:
+        job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=400), timeout=30)
+        watch = subprocess.Popen([str(harness.BIN / "denoisectl"), "watch", "--patience=0s", "--json", job.id,
+                                  f"--server={server.public}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 text=True, env=harness.clean_environment())
+        watch.stdout.readline()
+        kill(server)
+        _, complaints = watch.communicate(timeout=60)
+    assert watch.returncode == 1 and "UNAVAILABLE" in complaints
 
 
 def running(server, pb):
