@@ -193,7 +193,7 @@ def test_json_prints_what_is_false_zero_and_empty(server, public, tmp_path):
     assert all(backend["why_not"] == "" for backend in backends if backend["usable"])
     assert one("release", "--all", admin) == {"released": 0}
     job = one("submit", "p", *SIZE, public)
-    assert job["step"] == "0" and job["artifacts"] == [] and "eta" not in job, "what is unset stays away"
+    assert job["step"] == "0" and job["artifacts"] == [] and "finished_at" not in job, "what is unset stays away"
     models = one("models", public)["models"]
     assert models[0]["is_default"] is True and "has_gate" in models[0]
 
