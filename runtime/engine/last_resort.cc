@@ -9,7 +9,6 @@
 #include <future>
 #include <utility>
 
-#include "runtime/engine/cost_file.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/thread_stacks.h"
 
@@ -122,7 +121,7 @@ void EngineImpl::GiveUpOn(const WatchedUnit& unit, double seconds) {
 // What was learnt is kept as by a stop in order: what hangs is known by it.
 void EngineImpl::LastWords(const std::vector<std::string>& ids) {
   SpareAllBut(ids);
-  SaveCosts(options_.state_dir, cost_, logger_);
+  cost_file_.Save();
 }
 
 // The crash is no fault of theirs.
