@@ -46,7 +46,7 @@ struct Log {
 };
 
 std::string KeyOf(int round, int job) {
-  return "key " + std::to_string(round) + "." + std::to_string(job);
+  return "key." + std::to_string(round) + "." + std::to_string(job);
 }
 
 GenerationRequest RequestOf(int round, int job) {
