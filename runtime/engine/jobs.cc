@@ -81,7 +81,10 @@ void EngineImpl::BeginJob(JobWork* job) {
                      "",
                      job->estimate.releases_text_encoder};
   job->generation = NewRun(job, std::move(request));
-  job->left = UnitsLeft(job->estimate, job->generation->steps_done());
+  const int64_t done = job->generation->steps_done();
+  job->left = UnitsLeft(job->estimate, done);
+  // A run that goes on behind its last step has no other one to tell of it.
+  if (done > 0) store_->Update(job->id, [&](JobSnapshot& snapshot) { snapshot.step = done; });
   job->next_checkpoint = SteadyClock::now() + kFirstCheckpoint;
 }
 

@@ -2,7 +2,7 @@
 // acknowledged is there, states only move forward, attempts grow by one a start, results are whole
 // or absent.
 //
-// At each edge KILL_ROUNDS servers die (20, some seconds in all; more by the environment).
+// At each edge KILL_ROUNDS servers die (20, about 10 s in all; more by the environment).
 // engine_kill_test kills at the edges that only an engine has.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
