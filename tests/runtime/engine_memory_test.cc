@@ -203,13 +203,14 @@ TEST(EngineMemory, AJobThatNoLongerFitsWhenItsTurnComesFailsAlone) {
   FakeEngine fake(WithRoom(1024 * kMiB));
   fake.model.steps.Close();
   fake.model.estimate.peak_bytes = 900 * kMiB;
-  const std::string first = fake.Submit("first"), second = fake.Submit("second");
+  const std::string first = fake.Submit("first");
   ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  const std::string second = fake.Submit("second");  // which cannot begin before the first one
   fake.engine->jobs().PutArtifact(first, kVideo, std::string(300 * kMiB, 'x'));
   fake.model.steps.Open();
   EXPECT_EQ(fake.AwaitEnd(first).state, JobState::kSucceeded);
   const JobSnapshot job = fake.AwaitEnd(second);
-  EXPECT_EQ(job.state, JobState::kFailed);
+  ASSERT_EQ(job.state, JobState::kFailed);
   EXPECT_EQ(job.error->reason, "MEMORY");
 }
 
