@@ -156,7 +156,7 @@ TEST_P(EngineLosesDevice, TheProcessEndsAndTheJobHasCrashedAndNotFailed) {
   std::string breaks, waits;
   {
     FakeEngine fake(Options(), /*steps_open=*/false, 2, GetParam().set_up);
-    breaks = fake.Submit("breaks");
+    breaks = fake.Submit("breaks", [](auto& r) { r.formats = {ArtifactFormat::kNpy}; });
     if (fake.model.on_begin == nullptr) {
       ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
       waits = fake.Submit("waits", [](auto& r) { r.width = 128, r.priority = Priority::kBatch; });

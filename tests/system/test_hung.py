@@ -67,5 +67,5 @@ def test_a_step_that_ends_after_all_is_forgiven(pb, start):
         eventually(lambda: page(server.http, "/readyz")[0] == 503, 120, "HUNG")
         stall(server, pb, ttl_ms=1)
         assert server.wait_for_end(job).state == pb.SUCCEEDED
-        assert page(server.http, "/readyz")[0] == 200
+        eventually(lambda: page(server.http, "/readyz")[0] == 200, what="readiness")
         assert [line["jobs"] for line in events(server, "engine.recovered")] == [job]
