@@ -2,7 +2,7 @@
 // a file encoded and not written, with an end committed that nobody was told of, and those between.
 // store_kill_test kills at all edges of the store's verbs.
 //
-// At each edge KILL_ROUNDS servers die (20, about 15 s in all; more by the environment). The next
+// At each edge KILL_ROUNDS servers die (20, about 5 s in all; more by the environment). The next
 // one ends what they left, and a client that outlives them all checks what it was told.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
