@@ -172,11 +172,12 @@ TEST(EnginePlaces, NoEndIsPredictedWhereNothingEverRan) {
 }
 
 TEST(EnginePlaces, ADecodingJobHasThePredictedRemainder) {
-  BusyEngine fake(Fifo());
-  const std::string id = fake.running;
+  FakeEngine fake(Fifo());
+  const auto frames = [](GenerationRequest& r) { r.formats = {ArtifactFormat::kNpy}; };
+  fake.AwaitEnd(fake.Submit("teaches how long frames take", frames));
   fake.model.finish.Close();
   const int64_t before = fake.model.finish.arrivals();
-  fake.model.steps.Open();
+  const std::string id = fake.Submit("decodes", frames);
   ASSERT_TRUE(fake.model.finish.AwaitArrival(before + 1));
   const JobSnapshot job = fake.Get(id);
   EXPECT_EQ(job.stage, JobStage::kDecode);
