@@ -163,7 +163,6 @@ class EngineImpl : public Engine {
   WorkPtr NextLead();
   void AwaitCompany(std::unique_lock<std::mutex>* lock);
   std::vector<WorkPtr> NextTurn();
-  bool MayJoin(const EngineWork& work) const;  // the turn, and begin by it
   void AddCompanions(std::vector<WorkPtr>* turn);
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
   void RunTurn(const std::vector<WorkPtr>& turn);

@@ -83,8 +83,8 @@ bool EngineImpl::MayBegin() const {
          SteadyClock::now() >= no_begin_until_;
 }
 
-// Where the next one may not run or does not fit beside what has begun, that goes on alone until it
-// does; where nothing has, it is begun, and fails by itself.
+// Where the next one does not fit beside what has begun, that goes on alone until there is room;
+// where nothing has, it is begun, and fails by itself.
 WorkPtr EngineImpl::NextLead() {
   const auto now = clock_();
   const auto at = [&](std::optional<WorkId> number) {
@@ -93,8 +93,7 @@ WorkPtr EngineImpl::NextLead() {
   if (device_lost_) return nullptr;
   const WorkPtr lead = at(table_.queue.Lead(now, MayBegin()));
   takes_companions_ = true;
-  if (lead == nullptr || lead->begun) return lead;
-  if (table_.MayRunBeside(*lead) && FitsBesideResidents(*lead)) return lead;
+  if (lead == nullptr || lead->begun || FitsBesideResidents(*lead)) return lead;
   if (table_.holders() == 0) return lead;
   takes_companions_ = false;
   return at(table_.queue.Lead(now, false));
@@ -125,10 +124,6 @@ int64_t EngineImpl::MayBegin(int64_t most_at_once) const {
   return most == 0 ? most_at_once : std::min(most_at_once, most - table_.running_jobs());
 }
 
-bool EngineImpl::MayJoin(const EngineWork& work) const {
-  return table_.MayRunBeside(work) && FitsBesideResidents(work) && MayStay(work);
-}
-
 void EngineImpl::AddCompanions(std::vector<WorkPtr>* turn) {
   const EngineWork& lead = *turn->front();
   const UnitKey key = KeyOf(lead, StepUnitOf(lead));
@@ -139,7 +134,7 @@ void EngineImpl::AddCompanions(std::vector<WorkPtr>* turn) {
   for (WorkId number : table_.queue.Companions(lead.number, room, clock_())) {
     const WorkPtr work = table_.InQueue(number);
     if (number == lead.number || work->alone) continue;
-    if (!work->begun && !MayJoin(*work)) continue;
+    if (!work->begun && !(FitsBesideResidents(*work) && MayStay(*work))) continue;
     MarkBegun(work);
     turn->push_back(work);
   }

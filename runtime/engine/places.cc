@@ -18,7 +18,8 @@ bool Differs(const JobPlace& a, const JobPlace& b) {
 
 // One that has begun and is not RUNNING yet is next.
 std::optional<JobPlace> EngineImpl::PlaceOf(const JobWork& job) const {
-  const auto ahead = table_.queue.Ahead(job.number);
+  auto ahead = table_.queue.Ahead(job.number);
+  if (!ahead) ahead = table_.HeldBehind(job.number);
   if (!ahead) return std::nullopt;
   if (job.begun) return JobPlace{};
   return JobPlace{ahead->count, ahead->seconds};

@@ -64,6 +64,7 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
       wake_.notify_one();
     } else if (queued) {
       table_.LeaveQueue(job.get());
+      wake_.notify_one();
       job->started = false;
     }
     (job->begun ? runs : waits) = job;
@@ -152,7 +153,7 @@ void EngineImpl::ExpireWaiting() {
     }
     if (!begins_no_more_) {
       for (const JobPtr& job : table_.LateAside(clock_())) {
-        job->closing = true;
+        Close(job);
         late.push_back(job);
       }
     }

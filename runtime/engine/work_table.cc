@@ -16,15 +16,6 @@ int64_t* WorkTable::WaitingLike(const EngineWork& work) {
   return work.is_job() ? &waiting_jobs_ : &waiting_calls_;
 }
 
-void WorkTable::CountRunning(const EngineWork& work, int64_t by) {
-  running_jobs_ += by;
-  if (work.suspect) running_suspects_ += by;
-}
-
-bool WorkTable::MayRunBeside(const EngineWork& work) const {
-  return !work.suspect || running_suspects_ == 0;
-}
-
 void WorkTable::Hold(const WorkEstimate& estimate) {
   resident_bytes_ += estimate.held_bytes;
   excesses_.insert(ExcessOf(estimate));
@@ -38,7 +29,12 @@ void WorkTable::Release(const WorkEstimate& estimate) {
 void WorkTable::Enter(const WorkPtr& work, Work queued) {
   work->number = queued.id = ++last_number_;
   queued_[work->number] = work;
-  queue.Add(queued);
+  if (work->suspect && suspect_ != 0) {
+    held_.push_back(queued);
+  } else {
+    if (work->suspect) suspect_ = work->number;
+    queue.Add(queued);
+  }
   ++*WaitingLike(*work);
   request_bytes_ += work->request_bytes();
 }
@@ -47,7 +43,7 @@ void WorkTable::MarkBegun(EngineWork* work) {
   work->begun = true;
   --*WaitingLike(*work);
   begun_.insert(work->number);
-  if (work->is_job()) ++begun_jobs_, CountRunning(*work, 1);
+  if (work->is_job()) ++begun_jobs_, ++running_jobs_;
   Hold(work->estimate);
 }
 
@@ -55,8 +51,38 @@ void WorkTable::TakeBack(EngineWork* work) {
   work->begun = false;
   ++*WaitingLike(*work);
   begun_.erase(work->number);
-  if (work->is_job()) --begun_jobs_, CountRunning(*work, -1);
+  if (work->is_job()) --begun_jobs_, --running_jobs_;
   Release(work->estimate);
+}
+
+bool WorkTable::IsHeld(WorkId number) const {
+  return std::ranges::any_of(held_, [&](const Work& held) { return held.id == number; });
+}
+
+void WorkTable::Unhold(WorkId number) {
+  std::erase_if(held_, [&](const Work& held) { return held.id == number; });
+}
+
+void WorkTable::LetNextSuspect(WorkId after) {
+  if (after == 0 || after != suspect_) return;
+  suspect_ = 0;
+  if (held_.empty()) return;
+  suspect_ = held_.front().id;
+  queue.Add(held_.front());
+  held_.pop_front();
+}
+
+std::optional<OrderTree::Sums> WorkTable::HeldBehind(WorkId number) const {
+  if (!IsHeld(number)) return std::nullopt;
+  OrderTree::Sums before;
+  before.count = queue.size();
+  before.seconds = std::max(0.0, queue.SecondsAhead(suspect_)) + queue.SecondsLeft(suspect_);
+  for (const Work& held : held_) {
+    if (held.id == number) break;
+    ++before.count;
+    before.seconds += held.seconds_left;
+  }
+  return before;
 }
 
 WorkPtr WorkTable::InQueue(WorkId number) const {
@@ -141,7 +167,8 @@ std::vector<JobPtr> WorkTable::LateAside(TimePoint now) const {
   for (const auto& [deadline, id] : deadlines_) {
     if (deadline > now) break;
     const JobPtr& job = jobs_.at(id);
-    if (!job->begun && !job->closing && !queued_.contains(job->number)) late.push_back(job);
+    const bool ordered = queued_.contains(job->number) && !IsHeld(job->number);
+    if (!job->begun && !job->closing && !ordered) late.push_back(job);
   }
   return late;
 }
@@ -155,10 +182,12 @@ void WorkTable::ChangeEstimate(EngineWork* work, const WorkEstimate& estimate) {
 void WorkTable::LeaveQueue(EngineWork* work) {
   if (queued_.erase(work->number) == 0) return;
   queue.Remove(work->number);
+  Unhold(work->number);
   if (work->is_session()) return;
   request_bytes_ -= work->request_bytes();
   if (!work->begun) {
     --*WaitingLike(*work);
+    LetNextSuspect(work->number);
     return;
   }
   begun_.erase(work->number);
@@ -174,13 +203,15 @@ void WorkTable::ToEncoder(JobWork* job) {
 void WorkTable::PutAside(JobWork* job) {
   LeaveQueue(job);
   if (std::exchange(job->encodes, false)) Release(job->estimate);
-  if (std::exchange(job->begun, false)) CountRunning(*job, -1);
+  if (std::exchange(job->begun, false)) --running_jobs_;
+  LetNextSuspect(job->number);
 }
 
 void WorkTable::Forget(const JobPtr& job) {
+  LetNextSuspect(job->number);
   if (job->deadline) deadlines_.erase({*job->deadline, job->id});
   if (jobs_.erase(job->id) == 0 || !job->begun) return;
-  CountRunning(*job, -1);
+  --running_jobs_;
   if (job->encodes) Release(job->estimate);
 }
 

@@ -2,8 +2,10 @@
 #ifndef DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_
 #define DENOISED_RUNTIME_ENGINE_WORK_TABLE_H_
 
+#include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -21,7 +23,8 @@ class WorkTable {
  public:
   explicit WorkTable(const QueueOptions& options) : queue(options) {}
 
-  // Numbers it and puts it into the queue.
+  // Numbers it and puts it into the queue: into its order or, while another suspect is there or has
+  // begun, behind that one.
   void Enter(const WorkPtr& work, Work queued);
   // It holds memory from now on; and gives it back without having run.
   void MarkBegun(EngineWork* work);
@@ -30,8 +33,8 @@ class WorkTable {
   WorkPtr InQueue(WorkId number) const;
   // Null where it has ended.
   JobPtr Job(const std::string& id) const;
-  // Whether it may run beside the jobs that have begun: not a suspect beside another one.
-  bool MayRunBeside(const EngineWork& work) const;
+  // Of a suspect that waits behind another one: works and seconds before it, about.
+  std::optional<OrderTree::Sums> HeldBehind(WorkId number) const;
   // What is in the queue.
   std::vector<WorkPtr> All() const;
   // Jobs that are known and neither wait nor have begun.
@@ -44,7 +47,7 @@ class WorkTable {
   void PutAside(JobWork* job);        // leaves the queue, or the encoder, as if it had not begun
   void Forget(const JobPtr& job);     // it has ended
   void KnowById(const JobPtr& job);
-  // Jobs that are put aside and whose deadline has come.
+  // Jobs that are not in the queue's order and whose deadline has come.
   std::vector<JobPtr> LateAside(TimePoint now) const;
   bool has_deadlines() const { return !deadlines_.empty(); }  // of any job
   // The first of anything that is known.
@@ -89,7 +92,9 @@ class WorkTable {
 
  private:
   int64_t* WaitingLike(const EngineWork& work);
-  void CountRunning(const EngineWork& work, int64_t by);
+  bool IsHeld(WorkId number) const;
+  void Unhold(WorkId number);
+  void LetNextSuspect(WorkId after);
   void Hold(const WorkEstimate& estimate);
   void Release(const WorkEstimate& estimate);
 
@@ -101,7 +106,9 @@ class WorkTable {
   WorkId last_number_ = 0;
   int64_t waiting_jobs_ = 0, waiting_calls_ = 0;
   std::set<WorkId> begun_;
-  int64_t begun_jobs_ = 0, running_jobs_ = 0, running_suspects_ = 0;
+  WorkId suspect_ = 0;     // in the order, or begun; 0: none
+  std::deque<Work> held_;  // suspects behind it
+  int64_t begun_jobs_ = 0, running_jobs_ = 0;
   int64_t request_bytes_ = 0, resident_bytes_ = 0;
 };
 

@@ -11,6 +11,7 @@
 #include "runtime/store/control_book.h"
 #include "runtime/store/disk_full.h"
 #include "runtime/store/feed.h"
+#include "runtime/store/file_artifact.h"
 #include "runtime/store/ledger.h"
 #include "runtime/store/memory_artifact.h"
 #include "runtime/store/state_folder.h"
@@ -26,10 +27,6 @@ using SteadyClock = std::chrono::steady_clock;
 // come: each life begins this much further than the one before it, which no job's events between
 // two changes of state reach, also where the disk did not take that one's start.
 constexpr uint64_t kSequencesOfALife = uint64_t{1} << 20;
-
-std::string FileName(const std::string& id, ArtifactFormat format) {
-  return id + "." + std::string(ArtifactFormatName(format));
-}
 
 // What a request takes on disk, about.
 uint64_t BytesOf(const GenerationRequest& request) {
@@ -50,39 +47,13 @@ std::chrono::microseconds AgeOf(const std::optional<PastMoment>& moment,
   return denoised::AgeOf(moment.value_or(PastMoment{"", {}, wall.value_or(now.wall)}), now);
 }
 
-// Results go by age and size alone, and what is known of their jobs, keys among it, by age; but for
-// the bounds that keep this process small.
-Feed::Limits LimitsOf(const StoreOptions& options) {
-  Feed::Limits limits{options.max_finished, options.max_artifact_bytes};
-  limits.jobs_outlive_results = true;
-  if (limits.max_finished > 0) return limits;
-  limits.max_finished = SIZE_MAX;
-  limits.max_row_bytes = options.max_row_bytes;
-  return limits;
-}
-
-class FileArtifact : public Artifact {
- public:
-  FileArtifact(const ArtifactInfo& info, OwnedFd file) : Artifact(info), file_(std::move(file)) {}
-
-  size_t ReadAt(uint64_t offset, char* to, size_t count) const override {
-    if (offset >= size()) return 0;
-    count = std::min<uint64_t>(count, size() - offset);
-    if (ReadFrom(file_, offset, to, count, info().name) == count) return count;
-    throw Error(StatusCode::kDataLoss, "the result " + info().name + " has become shorter");
-  }
-
- private:
-  const OwnedFd file_;
-};
-
 class DurableJobStore : public JobStore {
  public:
   DurableJobStore(const StoreOptions& options, Logger* logger)
       : keep_results_(options.keep_results),
         hooks_(options.hooks),
         folder_(options.state_dir, options.hooks),
-        feed_(LimitsOf(options), [this] { return Now().steady; }),
+        feed_(DurableLimits(options), [this] { return Now().steady; }),
         control_(&ledger_, options.hooks),
         checkpoints_(&folder_, logger),
         ledger_(Load(logger), options.hooks, logger) {

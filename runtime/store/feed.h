@@ -181,6 +181,10 @@ class Feed {
   uint64_t last_number_ = 0;
 };
 
+// Of a store on disk: results go by age and size alone, and what is known of their jobs, keys among
+// it, by age; but for the bounds that keep this process small.
+Feed::Limits DurableLimits(const StoreOptions& options);
+
 }  // namespace denoised
 
 #endif  // DENOISED_RUNTIME_STORE_FEED_H_

@@ -231,4 +231,13 @@ std::vector<Feed::Forgotten> Feed::TakeForgotten() {
   return std::exchange(forgotten_, {});
 }
 
+Feed::Limits DurableLimits(const StoreOptions& options) {
+  Feed::Limits limits{options.max_finished, options.max_artifact_bytes};
+  limits.jobs_outlive_results = true;
+  if (limits.max_finished > 0) return limits;
+  limits.max_finished = SIZE_MAX;
+  limits.max_row_bytes = options.max_row_bytes;
+  return limits;
+}
+
 }  // namespace denoised

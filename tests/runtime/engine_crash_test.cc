@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 
 #include "tests/runtime/fake_engine.h"
@@ -51,7 +52,10 @@ class EngineCrash : public testing::Test {
   // All of them in one forward, then they run.
   static void RunTogether(FakeEngine& fake, const std::vector<std::string>& prompts) {
     for (const std::string& prompt : prompts) {
-      fake.Submit(prompt, [](auto& request) { request.num_inference_steps = kSteps; });
+      fake.Submit(prompt, [](auto& request) {
+        request.num_inference_steps = kSteps;
+        request.priority = Priority::kBatch;
+      });
     }
     for (int64_t forward = 1;; ++forward) {
       if (!fake.model.steps.AwaitArrival(forward)) _exit(1);
@@ -100,21 +104,28 @@ TEST_F(EngineCrash, EachOfSeveralPoisonJobsIsFoundByItself) {
   EXPECT_EQ(Ends(), expected);
 }
 
-// New ones run beside it, also before it has ended; the other suspects wait for that.
+// New ones that are due first run beside it; the other suspects wait for its end.
 TEST_F(EngineCrash, AJobThatRanAtACrashRunsInForwardsOfItsOwnAndApartFromOtherSuspects) {
   ASSERT_TRUE(CrashesTogether({"suspect", "poison"}));
   FakeEngine fake(Options(), /*steps_open=*/false);
   ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  // Arrivals of jobs that are recovered are by the real clock.
+  fake.clock.Advance(std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::steady_clock::now() - fake.clock.now()));
   for (const char* prompt : {"new", "newer"}) {
     fake.Submit(prompt, [](auto& request) {
       request.num_inference_steps = 3;
       request.priority = Priority::kUrgent;
     });
   }
+  const auto jobs = fake.engine->jobs().List(JobState::kQueued, 100, "").jobs;
+  const auto held = std::ranges::find_if(jobs, [](auto& job) { return job.prompt == "poison"; });
+  ASSERT_NE(held, jobs.end());
+  EXPECT_EQ(fake.Get(held->id).queue_position, 3) << "the suspect and both new ones";
   fake.model.steps.Open();
   ASSERT_TRUE(fake.WaitIdle());
   EXPECT_EQ(fake.observer.finished[JobState::kSucceeded], 4) << "nothing is poison here";
-  std::vector<std::string> order;  // of who was alone in a forward, or "new" of those together
+  std::vector<std::string> order;  // who ran, "new" for one or both of those
   for (const std::vector<std::string>& prompts : fake.model.forwards()) {
     const bool fresh = std::ranges::all_of(
         prompts, [](const std::string& prompt) { return prompt.starts_with("new"); });

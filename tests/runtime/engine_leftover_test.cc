@@ -213,18 +213,26 @@ TEST(EngineRetry, WhereNoMoreMayBeginAPlaceIsFreeWhenOneHasEnded) {
 
 TEST(EngineRetry, TimesAreWithinASecondAndTenMinutes) {
   EngineOptions options;
-  options.max_queued_jobs = 1;
+  options.max_queued_jobs = options.max_running_jobs = 1;
   FakeEngine fake(options);
-  fake.model.steps.Close();
-  fake.Submit("runs");
-  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
-  const std::string waits = fake.Submit("waits", [](GenerationRequest& r) { r.width = 128; });
   const auto refused = [&] {
     return std::get<Error>(fake.engine->Submit(SmallRequest("refused"))).retry_after();
   };
-  EXPECT_GE(refused(), std::chrono::seconds(1));
-  fake.engine->Suspend(waits);
-  EXPECT_EQ(refused(), std::chrono::minutes(10)) << "somebody has to resume it first";
+  fake.model.on_unit = [](const Unit& unit, int64_t) {
+    if (unit.kind == UnitKind::kStep) std::this_thread::sleep_for(std::chrono::milliseconds(700));
+  };
+  fake.AwaitEnd(fake.Submit("teaches", [](auto& r) { r.num_inference_steps = 1; }));
+  for (const int64_t steps : {1, 1000}) {  // 700 s
+    fake.model.steps.Close();
+    const int64_t before = fake.model.steps.arrivals();
+    const std::string runs = fake.Submit("runs", [&](auto& r) { r.num_inference_steps = steps; });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(before + 1));
+    const std::string waits = fake.Submit("waits", [](auto& r) { r.num_inference_steps = 1; });
+    EXPECT_EQ(refused(), steps == 1 ? std::chrono::seconds(1) : std::chrono::minutes(10));
+    fake.engine->Cancel(runs);
+    fake.model.steps.Open();
+    fake.AwaitEnd(waits);
+  }
 }
 
 TEST(EngineRetry, DrainingAndCallsHaveTheirOwn) {
