@@ -68,6 +68,7 @@ MARKS = {
     "B17": Mark("cost of checkpoints of 1.3B-shaped runs, share of their steps", 0.01, 0.002, lower=True),
     "B18": Mark("p99 lag of an event at 1,000 watchers, s", 0.25, 0.1, lower=True),
     "C1": Mark("unary calls on an idle server against a bare echo", round(1 / 1.3, 3), round(1 / 1.1, 3)),
+    "C1d": Mark("the same with jobs that are kept on disk"),
     "D0": Mark("every backend on CUDA at its default parameters"),
     "D1": Mark("dense attention on CUDA", 0.98, 1.03, checked=True),
     "D2": Mark("fp8 attention on CUDA", 1.3, 1.45, checked=True),
