@@ -25,9 +25,9 @@ class ReferenceBackend final : public AttentionBackend {
 
 // TORCH_SDPA: at::scaled_dot_product_attention on [B, H, S, D] views, as diffusers' native backend
 // calls it, so that results are the same bits. On the CPU a row of the batch that holds what is not
-// finite, where pairs are hidden or keys have 16 bits, is computed as REFERENCE does: LibTorch
-// would spread or lose it. On CUDA, where to look would be to wait, LibTorch's call is all there
-// is.
+// finite, where pairs are hidden or keys have 16 bits, is computed as REFERENCE does or, where
+// nothing is hidden, in float32: LibTorch would spread or lose it. On CUDA, where to look would be
+// to wait, LibTorch's call is all there is.
 class TorchSdpaBackend final : public AttentionBackend {
  public:
   AttnBackend id() const override { return AttnBackend::kTorchSdpa; }

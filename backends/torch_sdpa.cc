@@ -101,13 +101,25 @@ at::Tensor Call(const AttentionInputs& inputs) {
   return out.permute({0, 2, 1, 3}).contiguous();
 }
 
-// Each row of the batch by itself: REFERENCE's arithmetic for those that would go astray.
+AttentionInputs Widened(AttentionInputs inputs) {
+  for (at::Tensor* x : {&inputs.query, &inputs.key, &inputs.value}) *x = x->to(at::kFloat);
+  return inputs;
+}
+
+// A row that would go astray. Where nothing is hidden LibTorch's float32 kernel does it right, and
+// as fast as any.
+at::Tensor CallAstray(const AttentionInputs& inputs) {
+  if (inputs.mask.defined() || inputs.causal) return ReferenceBackend().Forward(inputs, nullptr);
+  return Call(Widened(inputs)).to(inputs.query.scalar_type());
+}
+
+// Each row of the batch by itself.
 at::Tensor RowByRow(AttentionInputs inputs) {
   inputs.mask = NormaliseMask(inputs);
   std::vector<at::Tensor> out;
   for (int64_t row = 0; row < inputs.query.size(0); ++row) {
     const AttentionInputs one = RowOf(inputs, row);
-    out.push_back(GoesAstray(one) ? ReferenceBackend().Forward(one, nullptr) : Call(one));
+    out.push_back(GoesAstray(one) ? CallAstray(one) : Call(one));
   }
   return out.size() == 1 ? out.front() : at::cat(out);
 }

@@ -173,7 +173,7 @@ class Engine {
   // other none. O(log jobs).
   virtual void AddPlace(JobSnapshot* job) const = 0;
 
-  // One step. `done` runs exactly once, on the engine thread (or on the caller's, for an early
+  // One step. `done` runs exactly once, on a thread of the engine (or on the caller's, for an early
   // refusal). A raised `cancel` gives CANCELLED at the step's next stop point.
   virtual void Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
                        std::function<void(DenoiseOutcome)> done) = 0;

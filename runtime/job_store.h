@@ -57,7 +57,7 @@ struct AcceptedJob {
   int64_t checkpoint_step = 0;  // of what ReadCheckpoint gives; 0 = there is none
   // Servers that died while it ran, and may have died of it: not those that stopped it in order
   // (Interrupt) or were asked to stop (NoteStop), nor those that died while a job ran that had a
-  // crash already, where it had none.
+  // crash already, where it had none; but where it was said whose fault it is (NoteBlame), so.
   int64_t crashes = 0;
 };
 
@@ -107,6 +107,10 @@ class JobStore {
   // it. Nobody can tell a crash from a kill then, so a crash that comes after this counts for no
   // job. Outlives the process (not a cut of the power) when this returns, and waits for no disk.
   virtual void NoteStop() = 0;
+  // Whose fault it is if the process ends now, whatever runs then and NoteStop and Interrupt said
+  // of it: these jobs crashed it and no others; nobody where there are none. Unset: nobody knows,
+  // as in the beginning. Outlives the process as NoteStop does.
+  virtual void NoteBlame(const std::optional<std::vector<std::string>>& ids) = 0;
   // Keeps the state of a run after `step` steps. Never blocks: written by a thread of the store,
   // the newest one of a job alone. What the disk does not take is dropped with one warning.
   virtual void Checkpoint(const std::string& id, int64_t step, std::string bytes) = 0;
@@ -192,7 +196,8 @@ std::unique_ptr<JobStore> MakeMemoryJobStore(size_t max_finished, size_t max_art
 // `max_artifact_bytes` on disk: the oldest go before their jobs, which then list none.
 struct StoreOptions {
   std::string state_dir;
-  // As of the memory store; 0: as many of either kind as `max_row_bytes` of memory hold.
+  // As of the memory store; 0: as many as `max_row_bytes` of memory hold, half of it for either
+  // kind.
   size_t max_finished = 0;
   uint64_t max_row_bytes = uint64_t{128} << 20;
   uint64_t max_artifact_bytes = uint64_t{1} << 30;

@@ -240,7 +240,7 @@ std::vector<Flag> LimitFlags(Config* config) {
        "and so many that made none. The oldest are forgotten first, except while somebody watches "
        "or reads them. auto (or 0) = 256 with --state_dir=none; with a state folder all that ended "
        "within --keep_results, as far as 128 MiB of memory (or a 64th of --max_memory) hold them: "
-       "some 23000 that made results, and as many that made none.",
+       "some 11500 that made results, and as many that made none.",
        SetIntOrAuto("max_finished_jobs", 1000000,
                     [engine](int64_t n) { engine->max_finished_jobs = n; })},
       {"max_artifact_mib", "N", "1024",

@@ -42,6 +42,9 @@ class ForwardingStore : public JobStore {
   }
   void Interrupt(const std::string& id) override { inner_->Interrupt(id); }
   void NoteStop() override { inner_->NoteStop(); }
+  void NoteBlame(const std::optional<std::vector<std::string>>& ids) override {
+    inner_->NoteBlame(ids);
+  }
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override {
     inner_->Checkpoint(id, step, std::move(bytes));
   }

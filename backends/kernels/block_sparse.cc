@@ -54,6 +54,10 @@ void Transpose8(__m256 (&rows)[kLanes]) {
   }
 }
 
+// Of a pair that is not hidden: masks of the least number hide the like, but where all of a row's
+// are, it attends them all. Half of it, so that a score beside it does not make it infinite.
+constexpr float kLeastBias = std::numeric_limits<float>::lowest() / 2;
+
 // What EditOne does to up to eight keys from `key` on, `scores` being theirs, and eight queries,
 // some of which may lie past the block's last. Their bias lies by rows of queries, scores by rows
 // of keys.
@@ -72,9 +76,11 @@ void AddBias8(const ScoreEdit& edit, Span keys, int key, int query, float* score
   const __m256 per_scale = _mm256_set1_ps(1.0f / edit.call->scale);  // scores are not scaled yet
   const __m256 per_query = edit.query_scale != nullptr ? _mm256_loadu_ps(edit.query_scale + query)
                                                        : _mm256_set1_ps(1.0f);
+  const __m256 least = _mm256_set1_ps(kLeastBias);
   for (int k = 0; k < count; ++k) {
     float* at = scores + k * width + query;
-    const __m256 shift = _mm256_div_ps(_mm256_mul_ps(bias[k], per_scale), per_query);
+    const __m256 shift =
+        _mm256_max_ps(least, _mm256_div_ps(_mm256_mul_ps(bias[k], per_scale), per_query));
     const __m256 shifted = _mm256_add_ps(_mm256_loadu_ps(at), shift);
     const __m256 hides = _mm256_cmp_ps(bias[k], hidden, _CMP_EQ_OQ);
     _mm256_storeu_ps(at, _mm256_blendv_ps(shifted, hidden, hides));
@@ -87,7 +93,8 @@ void EditOne(const ScoreEdit& edit, int64_t query, int64_t key, int lane, float*
   } else if (edit.bias != nullptr) {
     const float per_scale = 1.0f / edit.call->scale;
     const float per_query = edit.query_scale != nullptr ? edit.query_scale[lane] : 1.0f;
-    *score += edit.Bias(query, key) * per_scale / per_query;
+    const float shift = edit.Bias(query, key) * per_scale / per_query;
+    *score += shift < kLeastBias ? kLeastBias : shift;
   }
 }
 

@@ -46,7 +46,9 @@ CostModel::Entry& CostModel::EntryOf(const UnitKey& key) {
 void CostModel::Observe(const UnitKey& key, int64_t rows, double seconds) {
   if (rows < 1 || !(seconds > 0) || !std::isfinite(seconds)) return;
   const std::lock_guard lock(mutex_);
-  Add(&EntryOf(key), rows, seconds);
+  Entry& entry = EntryOf(key);
+  entry.here = true;
+  Add(&entry, rows, seconds);
   ForgetOldest();
 }
 
@@ -102,9 +104,10 @@ bool CostModel::known(const UnitKey& key) const {
   return entries_.count(NameOf(key)) > 0 || LawFor(key) != nullptr;
 }
 
-bool CostModel::ran(const UnitKey& key) const {
+bool CostModel::ran_here(const UnitKey& key) const {
   const std::lock_guard lock(mutex_);
-  return entries_.count(NameOf(key)) > 0;
+  const auto entry = entries_.find(NameOf(key));
+  return entry != entries_.end() && entry->second.here;
 }
 
 int64_t CostModel::WorthRows(const UnitKey& key, int64_t most) const {

@@ -37,8 +37,9 @@ class CostModel {
   double Seconds(const UnitKey& key, int64_t rows) const;
   // Whether Seconds() rests on measured times, of this key or of others of its kind.
   bool known(const UnitKey& key) const;
-  // Whether this key itself was measured.
-  bool ran(const UnitKey& key) const;
+  // Whether this key itself was observed, and not by an earlier process alone, whose device,
+  // threads and machine may have been others.
+  bool ran_here(const UnitKey& key) const;
 
   // How many rows a forward may take, 1 to `most`, without loss: more as long as a further row adds
   // no more, but for noise, than what each takes without it. Where nothing of a call's time is
@@ -67,6 +68,7 @@ class CostModel {
     UnitKey key;
     UnitTimes times;
     uint64_t used = 0;  // when, in observations of the model
+    bool here = false;  // by Observe
   };
   static std::string NameOf(const UnitKey& key);
   Entry& EntryOf(const UnitKey& key);

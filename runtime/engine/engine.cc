@@ -147,6 +147,7 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
     if (added) table_.KnowById(job);
     entered = added && !begins_no_more_ && !ending_;
     if (entered) Enter(job);
+    if (added && !entered && !store_->durable()) job->closing = true;
   }
   idle_.notify_all();
   if (error) return *error;
@@ -362,6 +363,7 @@ void EngineImpl::Shutdown() {
   deadlines_thread_.join();
   thread_.join();
   encoder_.Join();
+  places_.reset();  // whom it tells may go now
   cost_file_.Save();
 }
 

@@ -184,10 +184,10 @@ class EngineImpl : public Engine {
   void WatchUnits();  // before the thread
   Watchdog::Scope Watched(const std::vector<WorkPtr>& works, const std::vector<Unit>& units);
   WatchedUnit UnitOf(const std::vector<WorkPtr>& works, const std::vector<Unit>& units) const;
-  void TellHung(const WatchedUnit& unit, double seconds);  // any thread, as the next three
+  Watchdog::Scope WatchedBeside(std::string kind);
+  void TellHung(const WatchedUnit& unit, double seconds);  // any thread, as the next two
+  void TellRecovered(const WatchedUnit& unit, double seconds);
   void GiveUpOn(const WatchedUnit& unit, double seconds);
-  void SpareAllBut(const std::vector<std::string>& ids);
-  void LastWords(const std::vector<std::string>& ids);
   bool LosesDevice(const std::vector<WorkPtr>& works,
                    const std::vector<std::optional<Error>>& errors);
   void Leave(const WorkPtr& work, const Error& error);

@@ -66,9 +66,7 @@ void EngineImpl::WatchUnits() {
   Watchdog::Actions actions;
   actions.hung = [this](const WatchedUnit& unit, double seconds) { TellHung(unit, seconds); };
   actions.give_up = [this](const WatchedUnit& unit, double seconds) { GiveUpOn(unit, seconds); };
-  actions.recovered = [this](const WatchedUnit& unit, double seconds) {
-    Tell(logger_, LogLevel::kWarning, "engine.recovered", unit, seconds);
-  };
+  actions.recovered = [this](const WatchedUnit& unit, double s) { TellRecovered(unit, s); };
   watchdog_ = std::make_unique<Watchdog>(options_.hung_after, std::move(actions));
   ticks_ = std::make_unique<Ticker>(watchdog_->tick(), [this] { watchdog_->Tick(); });
 }
@@ -77,6 +75,15 @@ Watchdog::Scope EngineImpl::Watched(const std::vector<WorkPtr>& works,
                                     const std::vector<Unit>& units) {
   if (watchdog_ == nullptr) return {};
   return {watchdog_.get(), UnitOf(works, units)};
+}
+
+// What the engine's thread does between units: no job's.
+Watchdog::Scope EngineImpl::WatchedBeside(std::string kind) {
+  if (watchdog_ == nullptr) return {};
+  WatchedUnit unit;
+  unit.kind = std::move(kind);
+  unit.thread = static_cast<pid_t>(syscall(SYS_gettid));
+  return {watchdog_.get(), std::move(unit)};
 }
 
 // Expected of all of them one after the other, which is no less than together. A prompt may read
@@ -91,7 +98,7 @@ WatchedUnit EngineImpl::UnitOf(const std::vector<WorkPtr>& works,
   for (size_t i = 0; i < works.size(); ++i) {
     const UnitKey key = KeyOf(*works[i], units[i]);
     watched.expected_seconds += cost_.Seconds(key, units[i].rows);
-    watched.measured = watched.measured && cost_.ran(key);
+    watched.measured = watched.measured && cost_.ran_here(key);
   }
   return watched;
 }
@@ -100,40 +107,33 @@ std::optional<std::string> EngineImpl::Hung() const {
   return watchdog_ == nullptr ? std::nullopt : watchdog_->Hung();
 }
 
+// Whose fault it is goes first: what follows may hang in turn, or be cut short by whoever sees that
+// this server is not ready.
 void EngineImpl::TellHung(const WatchedUnit& unit, double seconds) {
   watchman_.Post([this, unit, seconds] {
+    store_->NoteBlame(unit.jobs);
     Tell(logger_, LogLevel::kError, "engine.hung", unit, seconds);
     TellStacks(logger_, unit.thread);
   });
 }
 
+void EngineImpl::TellRecovered(const WatchedUnit& unit, double seconds) {
+  watchman_.Post([this, unit, seconds] {
+    store_->NoteBlame(std::nullopt);
+    Tell(logger_, LogLevel::kWarning, "engine.recovered", unit, seconds);
+  });
+}
+
+// What was learnt is kept as by a stop in order: what hangs is known by it.
 void EngineImpl::GiveUpOn(const WatchedUnit& unit, double seconds) {
   const auto said = std::make_shared<std::promise<void>>();
   watchman_.Post([this, unit, seconds, said] {
     Tell(logger_, LogLevel::kError, "engine.given_up", unit, seconds);
-    LastWords(unit.jobs);
+    cost_file_.Save();
     said->set_value();
   });
   said->get_future().wait_for(kLastWords);
   options_.end_process(kExitHung);
-}
-
-// What was learnt is kept as by a stop in order: what hangs is known by it.
-void EngineImpl::LastWords(const std::vector<std::string>& ids) {
-  SpareAllBut(ids);
-  cost_file_.Save();
-}
-
-// The crash is no fault of theirs.
-void EngineImpl::SpareAllBut(const std::vector<std::string>& ids) {
-  std::vector<std::string> others;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const JobPtr& job : table_.Jobs()) {
-      if (job->started && std::ranges::count(ids, job->id) == 0) others.push_back(job->id);
-    }
-  }
-  InterruptAll(others);
 }
 
 // Where one of these errors of a unit says so. True: the process has ended or, where a test has it
@@ -147,7 +147,8 @@ bool EngineImpl::LosesDevice(const std::vector<WorkPtr>& works,
   logger_->Error("device.lost", {{"model", works.front()->pipeline->info().name},
                                  {"jobs", Joined(ids)},
                                  {"message", (*error)->what()}});
-  LastWords(ids);
+  store_->NoteBlame(ids);
+  cost_file_.Save();
   options_.end_process(kExitDeviceLost);
   {
     const std::lock_guard lock(mutex_);

@@ -51,8 +51,11 @@ void EngineImpl::Loop() {
       KeepResidentsWithin(turn);
       RunTurn(turn);
     }
-    if (tuning_.RunDue(/*idle=*/turn.empty())) ReturnUnusedMemory();
-    RunShadows(/*idle=*/turn.empty());
+    {
+      const Watchdog::Scope watched = WatchedBeside("measure backends");
+      if (tuning_.RunDue(/*idle=*/turn.empty())) ReturnUnusedMemory();
+      RunShadows(/*idle=*/turn.empty());
+    }
   }
 }
 

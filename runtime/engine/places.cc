@@ -58,7 +58,7 @@ void EngineImpl::TellPlaces() {
   constexpr size_t kAtOnce = 64;
   if (places_told_up_to_.empty()) {
     const std::lock_guard lock(mutex_);
-    const uint64_t changes = table_.queue.changes();
+    const uint64_t changes = table_.changes();
     if (std::exchange(order_told_, changes) == changes) return;
   }
   const std::vector<std::string> ids = store_->WatchedWaiting(places_told_up_to_, kAtOnce);

@@ -31,6 +31,7 @@ void WorkTable::Enter(const WorkPtr& work, Work queued) {
   queued_[work->number] = work;
   if (work->suspect && suspect_ != 0) {
     held_.push_back(queued);
+    ++held_changes_;
   } else {
     if (work->suspect) suspect_ = work->number;
     queue.Add(queued);
@@ -60,7 +61,7 @@ bool WorkTable::IsHeld(WorkId number) const {
 }
 
 void WorkTable::Unhold(WorkId number) {
-  std::erase_if(held_, [&](const Work& held) { return held.id == number; });
+  held_changes_ += std::erase_if(held_, [&](const Work& held) { return held.id == number; });
 }
 
 void WorkTable::LetNextSuspect(WorkId after) {

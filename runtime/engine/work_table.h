@@ -33,6 +33,8 @@ class WorkTable {
   WorkPtr InQueue(WorkId number) const;
   // Null where it has ended.
   JobPtr Job(const std::string& id) const;
+  // Grows whenever a place in the queue may have changed.
+  uint64_t changes() const { return queue.changes() + held_changes_; }
   // Of a suspect that waits behind another one: works and seconds before it, about.
   std::optional<OrderTree::Sums> HeldBehind(WorkId number) const;
   // What is in the queue.
@@ -108,6 +110,7 @@ class WorkTable {
   std::set<WorkId> begun_;
   WorkId suspect_ = 0;     // in the order, or begun; 0: none
   std::deque<Work> held_;  // suspects behind it
+  uint64_t held_changes_ = 0;
   int64_t begun_jobs_ = 0, running_jobs_ = 0;
   int64_t request_bytes_ = 0, resident_bytes_ = 0;
 };

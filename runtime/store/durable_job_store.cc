@@ -76,6 +76,9 @@ class DurableJobStore : public JobStore {
   }
   void Interrupt(const std::string& id) override;
   void NoteStop() override { folder_.NoteStop(); }
+  void NoteBlame(const std::optional<std::vector<std::string>>& ids) override {
+    folder_.NoteBlame(ids);
+  }
   void Checkpoint(const std::string& id, int64_t step, std::string bytes) override;
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string& id) override;
 
@@ -173,9 +176,11 @@ void DurableJobStore::RemoveUnknownFiles(const std::set<std::string>& quarantine
   checkpoints_.KeepOnly(waiting);
 }
 
-// Jobs that may have ended the last server: those that it ran, where nobody asked it to stop, and
-// among them the one that had done so before, where there was one: it ran apart from the others.
+// Jobs that may have ended the last server: those that it blamed itself, or else those that it ran,
+// where nobody asked it to stop, and among them the one that had done so before, where there was
+// one: it ran apart from the others.
 std::set<std::string> DurableJobStore::Crashed() const {
+  if (folder_.last().blamed) return *folder_.last().blamed;
   std::set<std::string> crashed, again;
   if (folder_.last().stop) return crashed;
   for (const StoredJob& stored : loaded_) {

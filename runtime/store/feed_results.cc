@@ -236,7 +236,7 @@ Feed::Limits DurableLimits(const StoreOptions& options) {
   limits.jobs_outlive_results = true;
   if (limits.max_finished > 0) return limits;
   limits.max_finished = SIZE_MAX;
-  limits.max_row_bytes = options.max_row_bytes;
+  limits.max_row_bytes = options.max_row_bytes / 2;  // of each kind
   return limits;
 }
 

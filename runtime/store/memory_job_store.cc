@@ -35,6 +35,7 @@ class MemoryJobStore : public JobStore {
     return feed_.StartAll(ids, {});
   }
   void NoteStop() override {}
+  void NoteBlame(const std::optional<std::vector<std::string>>&) override {}
   void Interrupt(const std::string& id) override { feed_.Interrupt(id, {}); }
   void Checkpoint(const std::string&, int64_t, std::string) override {}
   std::optional<std::pair<int64_t, std::string>> ReadCheckpoint(const std::string&) override {

@@ -58,10 +58,10 @@ int TakeLock(const fs::path& folder) {
   return fcntl(lock.get(), F_DUPFD_CLOEXEC, 0);  // the lock lasts as long as one of its descriptors
 }
 
-// A page of text: the pid, "life " and its number, the stop, then a noted id a line, blanks to its
-// end. No id has a blank in it.
+// A page of text: the pid, "life " and its number, the stop, "blame" and then with each id, then a
+// noted id a line, blanks to its end. No id has a blank in it.
 constexpr size_t kLockBytes = 4096;
-constexpr std::string_view kLife = "life ", kStop = "asked to stop";
+constexpr std::string_view kLife = "life ", kStop = "asked to stop", kBlame = "blame";
 
 // All but the pid.
 std::set<std::string> LinesIn(const OwnedFd& lock) {
@@ -85,6 +85,11 @@ LockNotes NotesIn(const OwnedFd& lock) {
       notes.life = std::min(notes.life, uint64_t{1} << 32);
     } else if (line == kStop) {
       notes.stop = true;
+    } else if (line == kBlame) {
+      if (!notes.blamed) notes.blamed.emplace();
+    } else if (line.starts_with(std::string(kBlame) + " ")) {
+      if (!notes.blamed) notes.blamed.emplace();
+      notes.blamed->insert(line.substr(kBlame.size() + 1));
     } else {
       notes.ids.insert(line);
     }
@@ -96,6 +101,10 @@ std::string PageOf(const LockNotes& notes) {
   std::string page = std::to_string(getpid()) + "\n";
   page += std::string(kLife) + std::to_string(notes.life) + "\n";
   if (notes.stop) page += std::string(kStop) + "\n";
+  if (notes.blamed) page += std::string(kBlame) + "\n";
+  for (const std::string& id : notes.blamed.value_or(std::set<std::string>())) {
+    page += std::string(kBlame) + " " + id + "\n";
+  }
   for (const std::string& id : notes.ids) page += id + "\n";
   return page;
 }
@@ -230,6 +239,13 @@ void StateFolder::NoteStop() {
   WriteNotes();
 }
 
+void StateFolder::NoteBlame(const std::optional<std::vector<std::string>>& ids) {
+  const std::lock_guard lock(mutex_);
+  own_.blamed.reset();
+  if (ids) own_.blamed.emplace(ids->begin(), ids->end());
+  WriteNotes();
+}
+
 void StateFolder::ForgetLast() {
   const std::lock_guard lock(mutex_);
   carried_ = {};
@@ -241,6 +257,7 @@ void StateFolder::ForgetLast() {
 void StateFolder::WriteNotes() {
   LockNotes notes = own_;
   notes.stop |= carried_.stop;
+  if (!notes.blamed) notes.blamed = carried_.blamed;
   notes.ids.insert(carried_.ids.begin(), carried_.ids.end());
   std::string page = PageOf(notes);
   page.resize(kLockBytes, ' ');

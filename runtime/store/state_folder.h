@@ -71,8 +71,10 @@ uint64_t SizeOf(const OwnedFd& file);
 
 // What a server notes in the lock's file, for the next one.
 struct LockNotes {
-  uint64_t life = 0;          // servers that had the folder until then, it among them
-  bool stop = false;          // it was asked to stop
+  uint64_t life = 0;  // servers that had the folder until then, it among them
+  bool stop = false;  // it was asked to stop
+  // Jobs whose fault its end was; unset where it could not tell.
+  std::optional<std::set<std::string>> blamed;
   std::set<std::string> ids;  // jobs that it parked, and the ledger did not take it
 };
 
@@ -92,8 +94,9 @@ class StateFolder {
   // For the next one, where the ledger takes nothing: in the lock's file, which has its room
   // already, for about a hundred ids.
   void Note(const std::string& id);
-  // Likewise; outlives the process when this returns, and waits for no disk.
+  // Likewise; these outlive the process when they return, and wait for no disk.
   void NoteStop();
+  void NoteBlame(const std::optional<std::vector<std::string>>& ids);
 
   std::filesystem::path ledger() const { return path_ / "jobs.sqlite"; }
   const FileFolder& artifacts() const { return artifacts_; }

@@ -350,7 +350,7 @@ std::vector<Command> JobCommands() {
       {"jobs", "", "Lists jobs, newest first.", Uses::kServer, Jobs,
        "  denoisectl jobs --state=running\n"},
       {"watch", "ID",
-       "Follows a job to its end, over restarts of its server, and shows its receipt; exit 1 "
+       "Follows a job to its end, also over a restart, and shows its receipt; exit 1 "
        "unless "
        "it succeeds.",
        Uses::kServer, Watch,

@@ -255,6 +255,19 @@ TEST_P(NotFiniteMask, SomethingIsHidden) {
   EXPECT_FALSE(PairsOf(InputsOf(c_, {' ', 0, 0})).all().item<bool>());
 }
 
+// Masks also hide by the least number instead of -inf: what has no other pair attends all alike.
+TEST_P(NotFiniteMask, ARowUnderTheLeastNumberAttendsAll) {
+  if (c_.hiding != Hiding::kAdditive || IsSparse(c_.id)) return;
+  AttentionInputs inputs = InputsOf(c_, {' ', 0, 0});
+  const double least = c_.dtype == DType::kFloat16 ? -65504 : -3.38e38;
+  inputs.mask = at::zeros_like(inputs.mask);
+  inputs.mask.select(2, 3).fill_(least);
+  const at::Tensor got = Attend(inputs).select(1, 3);
+  const at::Tensor want = inputs.value.to(at::kDouble).mean(1);
+  const bool exact = backend_.numerics() == Numerics::kExact;
+  EXPECT_LE(RelativeL2(got, want), exact ? 2 * ExactTolerance(got.scalar_type()) : 0.1);
+}
+
 INSTANTIATE_TEST_SUITE_P(Cpu, NotFiniteMask, ::testing::ValuesIn(Cases()), CaseName);
 
 }  // namespace
