@@ -118,10 +118,8 @@ void EngineImpl::TellHung(const WatchedUnit& unit, double seconds) {
 }
 
 void EngineImpl::TellRecovered(const WatchedUnit& unit, double seconds) {
-  watchman_.Post([this, unit, seconds] {
-    store_->NoteBlame(std::nullopt);
-    Tell(logger_, LogLevel::kWarning, "engine.recovered", unit, seconds);
-  });
+  Tell(logger_, LogLevel::kWarning, "engine.recovered", unit, seconds);
+  watchman_.Post([this] { store_->NoteBlame(std::nullopt); });
 }
 
 // What was learnt is kept as by a stop in order: what hangs is known by it.

@@ -257,11 +257,11 @@ TEST_P(NotFiniteMask, SomethingIsHidden) {
 
 // Masks also hide by the least number instead of -inf: what has no other pair attends all alike.
 TEST_P(NotFiniteMask, ARowUnderTheLeastNumberAttendsAll) {
-  if (c_.hiding != Hiding::kAdditive || IsSparse(c_.id)) return;
+  // float16's least number leaves scores their differences.
+  if (c_.hiding != Hiding::kAdditive || IsSparse(c_.id) || c_.dtype == DType::kFloat16) return;
   AttentionInputs inputs = InputsOf(c_, {' ', 0, 0});
-  const double least = c_.dtype == DType::kFloat16 ? -65504 : -3.38e38;
   inputs.mask = at::zeros_like(inputs.mask);
-  inputs.mask.select(2, 3).fill_(least);
+  inputs.mask.select(2, 3).fill_(-3.38e38);
   const at::Tensor got = Attend(inputs).select(1, 3);
   const at::Tensor want = inputs.value.to(at::kDouble).mean(1);
   const bool exact = backend_.numerics() == Numerics::kExact;
