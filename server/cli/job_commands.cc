@@ -350,9 +350,7 @@ std::vector<Command> JobCommands() {
       {"jobs", "", "Lists jobs, newest first.", Uses::kServer, Jobs,
        "  denoisectl jobs --state=running\n"},
       {"watch", "ID",
-       "Follows a job to its end, also over a restart, and shows its receipt; exit 1 "
-       "unless "
-       "it succeeds.",
+       "Follows a job to its end, also over restarts, with receipt; exit 1 unless it succeeds.",
        Uses::kServer, Watch,
        "  denoisectl watch 63b4\n"
        "  id=$(denoisectl submit \"a square\" --preview_every=2) && denoisectl watch $id "
