@@ -123,7 +123,7 @@ Work EngineImpl::Queued(const EngineWork& work) const {
 }
 
 // A place is free when a job that waits begins: when its turn comes, or where no more may begin,
-// when one that has begun is done. Where none waits, somebody must resume or cancel one first.
+// when one that has begun is done. Where none waits, all places are those of jobs being stored.
 std::chrono::milliseconds EngineImpl::TimeToPlace() const {
   if (table_.waiting_jobs() == 0) return RetryAfter(std::numeric_limits<double>::infinity());
   const double turn = table_.queue.SecondsToNextBegin();

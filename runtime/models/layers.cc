@@ -37,21 +37,6 @@ at::Tensor CallMkldnn(const char* name, std::vector<c10::IValue> arguments) {
   return arguments.front().toTensor();
 }
 
-at::Tensor BlockLinearWeight(const at::Tensor& weight) {
-  return CallMkldnn("mkldnn::_reorder_linear_weight", {weight, /*batch_size=*/c10::IValue()});
-}
-
-at::Tensor RunBlockedLinear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  using Scalars = c10::List<std::optional<at::Scalar>>;
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                            std::string_view, Scalars, std::optional<std::string_view>)>();
-  const std::optional<at::Tensor> b = bias.defined() ? std::optional(bias) : std::nullopt;
-  return op.call(x, weight, b, "none", Scalars(), "");
-}
-
 at::MemoryFormat ChannelsLast(const at::Tensor& weight) {
   return weight.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
 }
@@ -105,6 +90,21 @@ bool ConvolvesWidened(at::ScalarType dtype) {
 }
 
 }  // namespace
+
+at::Tensor BlockLinearWeight(const at::Tensor& weight) {
+  return CallMkldnn("mkldnn::_reorder_linear_weight", {weight, /*batch_size=*/c10::IValue()});
+}
+
+at::Tensor RunBlockedLinear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  using Scalars = c10::List<std::optional<at::Scalar>>;
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                            std::string_view, Scalars, std::optional<std::string_view>)>();
+  const std::optional<at::Tensor> b = bias.defined() ? std::optional(bias) : std::nullopt;
+  return op.call(x, weight, b, "none", Scalars(), "");
+}
 
 at::Tensor Joined(std::vector<at::Tensor> parts) {
   return parts.size() == 1 ? std::move(parts.front()) : at::cat(parts);

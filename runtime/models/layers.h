@@ -192,6 +192,10 @@ void RequireDim(const at::Tensor& x, int64_t dims, const std::string& what);
 // INVALID_ARGUMENT unless x.size(axis) == size.
 void RequireSize(const at::Tensor& x, int64_t axis, int64_t size, const std::string& what);
 
+// oneDNN's bfloat16 product, of weights [out, in] that lie in its blocks; `bias` may be undefined.
+at::Tensor BlockLinearWeight(const at::Tensor& weight);
+at::Tensor RunBlockedLinear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+
 }  // namespace denoised
 
 #endif  // DENOISED_RUNTIME_MODELS_LAYERS_H_

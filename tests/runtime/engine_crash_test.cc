@@ -21,12 +21,7 @@ constexpr int64_t kSteps = 40, kPoisonStep = 30;
 // Servers on one state folder. Those that die are children, forked while no thread runs here.
 class EngineCrash : public testing::Test {
  protected:
-  EngineOptions Options() const {
-    EngineOptions options;
-    options.state_dir = folder_.path();
-    options.checkpoint_every = 1;
-    return options;
-  }
+  EngineOptions Options() const { return KeepingIn(folder_.path()); }
 
   // A server that lives until its work is done, or a job takes it down; whether one did.
   bool Crashes(const std::function<void(FakeEngine&)>& work = {}) {
@@ -51,6 +46,7 @@ class EngineCrash : public testing::Test {
 
   // All of them in one forward, then they run.
   static void RunTogether(FakeEngine& fake, const std::vector<std::string>& prompts) {
+    SharingPays(&fake.model);
     for (const std::string& prompt : prompts) {
       fake.Submit(prompt, [](auto& request) {
         request.num_inference_steps = kSteps;
@@ -62,6 +58,7 @@ class EngineCrash : public testing::Test {
       if (fake.model.forwards().back().size() == prompts.size()) break;
       fake.model.steps.Allow(1);
     }
+    fake.model.on_unit = {};
     fake.model.steps.Open();
   }
   bool CrashesTogether(const std::vector<std::string>& prompts) {

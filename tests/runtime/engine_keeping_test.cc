@@ -21,12 +21,7 @@ using testing::HasSubstr;
 // A state folder of its own.
 class EngineKeeping : public testing::Test {
  protected:
-  EngineOptions Options() const {
-    EngineOptions options;
-    options.state_dir = folder_.path();
-    options.checkpoint_every = 1;
-    return options;
-  }
+  EngineOptions Options() const { return KeepingIn(folder_.path()); }
   const TemporaryFolder folder_;
 };
 
@@ -424,6 +419,7 @@ TEST_F(EngineKeeping, WhatIsAskedWhileTheEngineEndsIsKeptOrRefused) {
         fake.Submit("runs", [](auto& r) { r.width = 128; });
         ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
       }
+      if (parked) SharingPays(&fake.model);
       for (std::string* id : {&cancelled, &aside, &resumed, &left}) {
         *id = fake.Submit("job", [](auto& r) { Steps(r, 40); });
       }

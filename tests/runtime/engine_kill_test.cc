@@ -29,10 +29,7 @@ constexpr int kJobs = 2;            // of a server
 constexpr int kMostRounds = 500;    // of an edge
 constexpr unsigned kTooLong = 120;  // seconds, of one server
 
-int Rounds() {
-  const char* const asked = std::getenv("KILL_ROUNDS");
-  return asked == nullptr ? 20 : std::clamp(std::atoi(asked), 1, kMostRounds);
-}
+int Rounds() { return std::min(KillRounds(), kMostRounds); }
 
 // What the client was told of a job, in memory that outlives a server.
 struct Told {
@@ -77,8 +74,7 @@ class Death : public StoreHooks {
 class KilledEngine : public testing::TestWithParam<const char*> {
  protected:
   KilledEngine() {
-    options_.state_dir = folder_.path();
-    options_.checkpoint_every = 1;
+    options_ = KeepingIn(folder_.path());
     options_.max_finished_jobs = kMostRounds * kJobs;
     void* const shared =
         mmap(nullptr, sizeof(Log), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -208,8 +204,7 @@ INSTANTIATE_TEST_SUITE_P(Edges, KilledEngine,
                                          "artifact.before_rename", "artifact.after_rename",
                                          "finish.before_commit", "finish.after_commit"),
                          [](const auto& edge) {
-                           std::string name = edge.param;
-                           std::replace(name.begin(), name.end(), '.', '_');
+                           const std::string name = NameOfEdge(edge.param);
                            return name == "finish_after_commit" ? name + "_before_its_event" : name;
                          });
 

@@ -30,9 +30,7 @@ void Illegal() {
 class EngineLastResort : public testing::Test {
  protected:
   EngineOptions Options(int process = 0) {
-    EngineOptions options;
-    options.state_dir = folders_[process].path();
-    options.checkpoint_every = 1;
+    EngineOptions options = KeepingIn(folders_[process].path());
     options.hung_after = std::chrono::hours(1);
     options.end_process = [this, process](int code) {
       Copy(folders_[process].path(), folders_[process + 1].path());

@@ -198,9 +198,7 @@ TEST(EngineTuning, ASuspendedJobGoesOnWithTheChoiceItBeganWith) {
 
 TEST(EngineTuning, AJobGoesOnAtTheNextStartWithTheChoiceItBeganWith) {
   const TemporaryFolder folder;
-  EngineOptions options;
-  options.state_dir = folder.path();
-  options.checkpoint_every = 1;
+  const EngineOptions options = KeepingIn(folder.path());
   std::string id;
   {
     FakeEngine fake(options);

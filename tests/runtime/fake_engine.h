@@ -6,11 +6,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -64,6 +66,21 @@ class ManualClock {
   std::chrono::milliseconds ms() const { return std::chrono::milliseconds(ms_.load()); }
   std::atomic<int64_t> ms_{0};
 };
+
+// Of an engine that keeps its jobs in a state folder, and every step of theirs.
+inline EngineOptions KeepingIn(const std::filesystem::path& state_dir) {
+  EngineOptions options;
+  options.state_dir = state_dir;
+  options.checkpoint_every = 1;
+  return options;
+}
+
+// Forwards take this long whatever their rows, so that what is learnt of them is to share them.
+inline void SharingPays(FakeModel* model) {
+  model->on_unit = [](const Unit&, int64_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+}
 
 // Counts everything.
 class CountingObserver : public Observer {

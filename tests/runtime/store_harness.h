@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -64,6 +65,18 @@ inline int AwaitChild(pid_t child) {
   int status = 0;
   waitpid(child, &status, 0);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// How many processes die at each edge: 20, or as many as KILL_ROUNDS says.
+inline int KillRounds() {
+  const char* const asked = std::getenv("KILL_ROUNDS");
+  return asked == nullptr ? 20 : std::max(std::atoi(asked), 1);
+}
+
+// What a test about an edge is called.
+inline std::string NameOfEdge(std::string edge) {
+  std::replace(edge.begin(), edge.end(), '.', '_');
+  return edge;
 }
 
 inline JobSnapshot NewJob(const std::string& id) {

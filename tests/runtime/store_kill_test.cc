@@ -52,11 +52,6 @@ struct Log {
   Told told[kMostJobs];
 };
 
-int Rounds() {
-  const char* const asked = std::getenv("KILL_ROUNDS");
-  return asked == nullptr ? 20 : std::max(std::atoi(asked), 1);
-}
-
 std::string IdOf(int job) { return "job" + std::to_string(job); }
 
 std::string BytesOf(std::mt19937& random) {
@@ -264,12 +259,12 @@ class KilledStoreAt : public KilledStore, public testing::WithParamInterface<con
 
 TEST_P(KilledStoreAt, NothingIsLost) {
   int killed = 0;
-  for (int round = 0; round < Rounds(); ++round) {
+  for (int round = 0; round < KillRounds(); ++round) {
     killed += Live(GetParam(), 1 + round % 5, 1 + static_cast<uint32_t>(round), 400) ? 1 : 0;
     Check();
     ASSERT_FALSE(HasFailure()) << "round " << round;
   }
-  EXPECT_GE(killed, Rounds() * 4 / 5);
+  EXPECT_GE(killed, KillRounds() * 4 / 5);
 }
 
 INSTANTIATE_TEST_SUITE_P(Edges, KilledStoreAt,
@@ -281,11 +276,7 @@ INSTANTIATE_TEST_SUITE_P(Edges, KilledStoreAt,
                                          "artifact.half_written", "artifact.before_rename",
                                          "artifact.after_rename", "checkpoint.half_written",
                                          "checkpoint.before_rename", "checkpoint.after_rename"),
-                         [](const auto& edge) {
-                           std::string name = edge.param;
-                           std::replace(name.begin(), name.end(), '.', '_');
-                           return name;
-                         });
+                         [](const auto& edge) { return NameOfEdge(edge.param); });
 
 TEST_F(KilledStore, NothingIsLostInManyLivesOfRandomLengths) {
   std::mt19937 random(5);
