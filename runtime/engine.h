@@ -31,6 +31,7 @@
 #include "runtime/session.h"
 #include "runtime/shadow.h"
 #include "runtime/tuner.h"
+#include "runtime/waited.h"
 
 namespace denoised {
 
@@ -140,13 +141,17 @@ class Engine {
 
   // Any thread, all of these.
 
-  // Validates and queues; the job is kept (on disk, where the store is durable) when this returns.
-  // The value is INVALID_ARGUMENT (field named), NOT_FOUND (model), RESOURCE_EXHAUSTED (queue full,
+  // Validates and queues. `done` runs once, when the job is kept (on disk, where the store is
+  // durable) or refused, on the caller's thread or on the store's, and as JobStore::Accept says.
+  // An error is INVALID_ARGUMENT (field named), NOT_FOUND (model), RESOURCE_EXHAUSTED (queue full,
   // reason QUEUE_FULL; more than fits, reason MEMORY; nowhere to keep it, reason DISK),
   // FAILED_PRECONDITION (reason DEADLINE_UNREACHABLE), ALREADY_EXISTS (the key of another request,
   // reason IDEMPOTENCY_KEY), UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE
   // (draining, reason DRAINING).
-  virtual SubmitResult Submit(GenerationRequest request) = 0;
+  virtual void Submit(GenerationRequest request, std::function<void(SubmitResult)> done) = 0;
+  SubmitResult Submit(GenerationRequest request) {  // waits for it
+    return Waited<SubmitResult>([&](auto done) { Submit(std::move(request), std::move(done)); });
+  }
   // The wish, as the next two, outlives a crash where the store is durable.
   virtual CancelResult Cancel(const std::string& job_id) = 0;
   // Puts a job aside at its next boundary of units, and lets it go on from there, with the same

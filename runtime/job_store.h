@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "runtime/job.h"
+#include "runtime/waited.h"
 
 namespace denoised {
 
@@ -71,14 +72,26 @@ class JobStore {
   // Whether jobs outlive the process.
   virtual bool durable() const = 0;
 
-  // Returns once the job is kept, on disk where the store is durable: the job as it is seen from
-  // now on, and true. Where a job was made before under the request's idempotency key, that job and
-  // false; ALREADY_EXISTS (reason IDEMPOTENCY_KEY) where its request was another one. A request's
-  // deadline is no part of that comparison but for whether there is one: a retry says it anew.
-  // Throws RESOURCE_EXHAUSTED (reason DISK) where the disk takes nothing; then nothing is stored.
-  // Blocks: never call it under a lock that a reader or the engine thread needs.
-  virtual std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
-                                           const GenerationRequest& request) = 0;
+  // A job comes in. `done` runs once the job is kept, on disk where the store is durable, with the
+  // job as it is seen from now on, and true. Where a job was made before under the request's
+  // idempotency key, with that job and false; ALREADY_EXISTS (reason IDEMPOTENCY_KEY) where its
+  // request was another one. A request's deadline is no part of that comparison but for whether
+  // there is one: a retry says it anew. RESOURCE_EXHAUSTED (reason DISK) where the disk takes
+  // nothing; then nothing is stored.
+  //
+  // `done` runs once, on the caller's thread or on the store's, where the next write waits for it:
+  // it is short, throws nothing, and calls no verb that is on disk when it returns. Returns at once
+  // but where a job of the same key is just coming in: never call it under a lock that a reader or
+  // the engine thread needs.
+  using Added = std::variant<std::pair<JobSnapshot, bool>, Error>;
+  virtual void Accept(const JobSnapshot& job, const GenerationRequest& request,
+                      std::function<void(Added)> done) = 0;
+  // The same, when it is kept. Throws what Accept gives.
+  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job, const GenerationRequest& request) {
+    Added added = Waited<Added>([&](auto done) { Accept(job, request, std::move(done)); });
+    if (const auto* error = std::get_if<Error>(&added)) throw *error;
+    return std::get<std::pair<JobSnapshot, bool>>(std::move(added));
+  }
   // The job that the request's key made before, as Add would give it; empty where none did, or the
   // request has no key. Throws ALREADY_EXISTS as Add does.
   virtual std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const = 0;

@@ -56,16 +56,24 @@ void CallTimer::Done(const grpc::Status& status) const {
 }
 
 void PooledCall::Run(WorkPool* pool, size_t bytes, std::function<void()> body) {
-  const bool posted = pool->Post(bytes, [this, body = std::move(body)] {
-    // Whoever left meanwhile wants nothing done.
-    const bool left = cancelled_.load();
-    End(left ? grpc::Status(grpc::StatusCode::CANCELLED, "the client left") : StatusOf(body));
-  });
-  if (!posted) End(ToStatus(TooBusy()));
+  RunOn(pool, bytes, [body = std::move(body)](const End& end) { end(body); });
 }
 
-void PooledCall::End(const grpc::Status& status) {
+void PooledCall::RunOn(WorkPool* pool, size_t bytes, std::function<void(End end)> body) {
+  const bool posted = pool->Post(bytes, [this, body = std::move(body)](WorkPool::Room room) {
+    room_ = std::move(room);
+    // Whoever left meanwhile wants nothing done.
+    if (cancelled_) return Finished(grpc::Status(grpc::StatusCode::CANCELLED, "the client left"));
+    const grpc::Status begun = StatusOf(
+        [&] { body([this](const std::function<void()>& write) { Finished(StatusOf(write)); }); });
+    if (!begun.ok()) Finished(begun);
+  });
+  if (!posted) Finished(ToStatus(TooBusy()));
+}
+
+void PooledCall::Finished(const grpc::Status& status) {
   timer_.Done(status);
+  room_.reset();
   Finish(status);
 }
 

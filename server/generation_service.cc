@@ -88,10 +88,9 @@ JobSnapshot FindJob(Engine& engine, const std::string& job_id) {
   return *std::move(job);
 }
 
-JobSnapshot SubmitTo(Engine& engine, GenerationRequest request) {
-  Engine::SubmitResult result = engine.Submit(std::move(request));
+const JobSnapshot& JobOf(const Engine::SubmitResult& result) {
   if (const Error* error = std::get_if<Error>(&result)) throw *error;
-  return std::get<JobSnapshot>(std::move(result));
+  return std::get<JobSnapshot>(result);
 }
 
 v1::Job Cancel(Engine& engine, const std::string& id) {
@@ -131,10 +130,14 @@ v1::Job NowOrRefusal(Engine& engine, const std::string& id, const std::optional<
 grpc::ServerUnaryReactor* GenerationService::SubmitJob(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* in,
                                                        grpc::ByteBuffer* out) {
-  return AnswerFromPool<v1::GenerationRequest>(
+  // No thread waits for the disk: a flood of submits shares its writes.
+  return AnswerLater<v1::GenerationRequest>(
       context, with_.pool, in, out, with_.metrics, "SubmitJob",
-      [this](v1::GenerationRequest&& request) {
-        return ToProto(SubmitTo(with_.gate->Require(), FromProto(std::move(request))));
+      [this](v1::GenerationRequest&& request, auto reply) {
+        with_.gate->Require().Submit(FromProto(std::move(request)),
+                                     [reply = std::move(reply)](Engine::SubmitResult result) {
+                                       reply([&] { return ToProto(JobOf(result)); });
+                                     });
       });
 }
 
@@ -254,7 +257,7 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
         GenerationRequest request = FromProto(std::move(message));
         BelongTo(deadline, &request);
         const bool own = request.belongs_to_call;
-        const std::string id = SubmitTo(engine, std::move(request)).id;
+        const std::string id = JobOf(engine.Submit(std::move(request))).id;
         own ? stream->Own(id) : stream->Follow(id, 0);
       });
     });

@@ -21,16 +21,26 @@ WorkPool::~WorkPool() {
 }
 
 bool WorkPool::Post(size_t bytes, std::function<void()> task) {
+  return Post(bytes, [task = std::move(task)](const Room&) { task(); });
+}
+
+bool WorkPool::Post(size_t bytes, std::function<void(Room)> task) {
   {
     std::lock_guard lock(mutex_);
-    // A message that alone is over the budget still gets its turn when nothing else waits.
-    const bool room = (tasks_.empty() && running_ == 0) || bytes_ + bytes <= max_bytes_;
-    if (tasks_.size() >= max_tasks_ || !room) return false;
-    bytes_ += bytes;
-    tasks_.push_back({bytes, std::move(task)});
+    // A message that alone is over the budget still gets its turn when there is nothing else.
+    if (tasks_.size() >= max_tasks_ || (bytes_ > 0 && bytes_ + bytes > max_bytes_)) return false;
+    tasks_.push_back({Take(bytes), std::move(task)});
   }
   changed_.notify_one();
   return true;
+}
+
+WorkPool::Room WorkPool::Take(size_t bytes) {
+  bytes_ += bytes;
+  return Room(nullptr, [this, bytes](void*) {
+    std::lock_guard lock(mutex_);
+    bytes_ -= bytes;
+  });
 }
 
 void WorkPool::Run() {
@@ -41,13 +51,10 @@ void WorkPool::Run() {
     if (tasks_.empty()) return;
     Task task = std::move(tasks_.front());
     tasks_.pop_front();
-    ++running_;
     lock.unlock();
-    task.run();
+    task.run(std::move(task.room));
     task.run = nullptr;  // what it holds goes before the lock is taken again
     lock.lock();
-    bytes_ -= task.bytes;
-    --running_;
   }
 }
 

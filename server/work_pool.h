@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -16,29 +17,33 @@ namespace denoised {
 
 class WorkPool {
  public:
-  // At most `max_tasks` tasks wait, and `max_bytes` of messages wait and run.
+  // At most `max_tasks` tasks wait, and `max_bytes` of messages wait, run and go on elsewhere.
   WorkPool(int threads, size_t max_tasks, size_t max_bytes);
   // Runs what was posted, then ends.
   ~WorkPool();
   WorkPool(const WorkPool&) = delete;
   WorkPool& operator=(const WorkPool&) = delete;
 
-  // Any thread; never blocks. False where there is no room: the task is gone.
+  // The room that a message takes, until the last copy is gone. The pool outlives it.
+  using Room = std::shared_ptr<void>;
+  // Any thread; never blocks. False where there is no room: the task is gone. A task that goes on
+  // elsewhere keeps its room until it has ended there.
+  [[nodiscard]] bool Post(size_t bytes, std::function<void(Room)> task);
   [[nodiscard]] bool Post(size_t bytes, std::function<void()> task);
 
  private:
   struct Task {
-    size_t bytes;
-    std::function<void()> run;
+    Room room;
+    std::function<void(Room)> run;
   };
+  Room Take(size_t bytes);  // under mutex_
   void Run();
 
   const size_t max_tasks_, max_bytes_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Task> tasks_;            // guarded by mutex_
-  int running_ = 0;                   // guarded by mutex_
-  size_t bytes_ = 0;                  // guarded by mutex_; of tasks_ and of what runs
+  size_t bytes_ = 0;                  // guarded by mutex_; of all rooms
   bool ending_ = false;               // guarded by mutex_
   std::vector<std::thread> threads_;  // last: they use the others
 };

@@ -29,9 +29,9 @@ class ForwardingStore : public JobStore {
   explicit ForwardingStore(std::unique_ptr<JobStore> inner) : inner_(std::move(inner)) {}
 
   bool durable() const override { return inner_->durable(); }
-  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
-                                   const GenerationRequest& request) override {
-    return inner_->Add(job, request);
+  void Accept(const JobSnapshot& job, const GenerationRequest& request,
+              std::function<void(Added)> done) override {
+    inner_->Accept(job, request, std::move(done));
   }
   std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
     return inner_->MadeBefore(request);

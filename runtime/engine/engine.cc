@@ -109,7 +109,7 @@ EngineImpl::~EngineImpl() { Shutdown(); }
 
 // ---- work comes --------------------------------------------------------------------------------
 
-Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
+void EngineImpl::Submit(GenerationRequest request, std::function<void(SubmitResult)> done) {
   JobPtr job;
   std::optional<JobSnapshot> before;
   const auto error = Caught([&] {
@@ -117,30 +117,38 @@ Engine::SubmitResult EngineImpl::Submit(GenerationRequest request) {
     before = store_->MadeBefore(request);  // a retry is answered whatever stands against a new job
     if (!before) job = Admit(std::move(request));
   });
-  if (error) return *error;
-  auto result = before ? SubmitResult(*std::move(before)) : Accept(job);
-  if (auto* snapshot = std::get_if<JobSnapshot>(&result)) AddPlace(snapshot);
-  return result;
+  if (error) return done(*error);
+  if (before) {
+    AddPlace(&*before);
+    return done(*std::move(before));
+  }
+  if (const auto refusal = TakePlace()) return done(*refusal);
+  store_->Accept(FirstSnapshot(*job), job->request,
+                 [this, job, done = std::move(done)](JobStore::Added added) {
+                   done(Accepted(job, std::move(added)));
+                 });
 }
 
 // Late jobs hold no place, and what is refused is not stored.
-Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
+std::optional<Error> EngineImpl::TakePlace() {
   bool full = false;
   {
     const std::lock_guard lock(mutex_);
     full = Full();
   }
   if (full) ExpireWaiting();
-  {
-    const std::lock_guard lock(mutex_);
-    if (draining_) return Draining();
-    if (Full()) return QueueFull();
-    ++entering_;
-  }
-  JobSnapshot snapshot = FirstSnapshot(*job);
-  bool added = false, entered = false;
-  const auto error =
-      Caught([&] { std::tie(snapshot, added) = store_->Add(snapshot, job->request); });
+  const std::lock_guard lock(mutex_);
+  if (draining_) return Draining();
+  if (Full()) return QueueFull();
+  ++entering_;
+  return std::nullopt;
+}
+
+// The place that it took is its own now, or free.
+Engine::SubmitResult EngineImpl::Accepted(const JobPtr& job, JobStore::Added outcome) {
+  auto* kept = std::get_if<std::pair<JobSnapshot, bool>>(&outcome);
+  const bool added = kept != nullptr && kept->second;
+  bool entered = false;
   {
     const std::lock_guard lock(mutex_);
     --entering_;
@@ -150,11 +158,11 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
     if (added && !entered && !store_->durable()) job->closing = true;
   }
   idle_.notify_all();
-  if (error) return *error;
-  if (!added) return snapshot;  // the one that its key made meanwhile
-  wake_.notify_one();
-  if (!entered && !store_->durable()) EndJob(job, Cancelled(), {});
-  return snapshot;
+  if (kept == nullptr) return std::get<Error>(std::move(outcome));
+  if (added) wake_.notify_one();
+  if (added && !entered && !store_->durable()) EndJob(job, Cancelled(), {});
+  AddPlace(&kept->first);
+  return std::move(kept->first);
 }
 
 // Jobs that hold a place of the queue: not those that are put aside.

@@ -46,7 +46,8 @@ class EngineImpl : public Engine {
              std::vector<FailedModel> failed_models = {});
   ~EngineImpl() override;
 
-  SubmitResult Submit(GenerationRequest request) override;
+  using Engine::Submit;
+  void Submit(GenerationRequest request, std::function<void(SubmitResult)> done) override;
   CancelResult Cancel(const std::string& job_id) override;
   std::optional<Error> Suspend(const std::string& job_id) override;
   std::optional<Error> Resume(const std::string& job_id) override;
@@ -98,7 +99,8 @@ class EngineImpl : public Engine {
   };
 
   // engine.cc: the callers' side. Any thread.
-  SubmitResult Accept(const JobPtr& job);
+  std::optional<Error> TakePlace();
+  SubmitResult Accepted(const JobPtr& job, JobStore::Added outcome);
   int64_t Waiting() const;  // under mutex_, as the next four
   bool Full() const;
   Error QueueFull() const;

@@ -2,9 +2,9 @@
 #include <atomic>
 #include <chrono>
 #include <set>
-#include <tuple>
 #include <utility>
 
+#include "runtime/caught.h"
 #include "runtime/job_store.h"
 #include "runtime/log.h"
 #include "runtime/store/checkpoints.h"
@@ -14,6 +14,7 @@
 #include "runtime/store/file_artifact.h"
 #include "runtime/store/ledger.h"
 #include "runtime/store/memory_artifact.h"
+#include "runtime/store/request_row.h"
 #include "runtime/store/state_folder.h"
 #include "runtime/ticker.h"
 
@@ -64,8 +65,8 @@ class DurableJobStore : public JobStore {
 
   bool durable() const override { return true; }
 
-  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
-                                   const GenerationRequest& request) override;
+  void Accept(const JobSnapshot& job, const GenerationRequest& request,
+              std::function<void(Added)> done) override;
   std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
     if (request.idempotency_key.empty()) return std::nullopt;
     return feed_.MadeBefore(request.idempotency_key, RequestDigest(request));
@@ -254,26 +255,29 @@ std::vector<AcceptedJob> DurableJobStore::Recover() {
 
 // ---- verbs
 
-std::pair<JobSnapshot, bool> DurableJobStore::Add(const JobSnapshot& job,
-                                                  const GenerationRequest& request) {
-  if (!IsPlainId(job.id)) throw InvalidField("id", "letters, digits, '_' and '-'");
-  JobRow row;
-  row.job = job;
-  row.key = request.idempotency_key;
-  if (!row.key.empty()) row.request_digest = RequestDigest(request);
-  row.accepted = MomentOf(Now());
-  // A retry of what is kept already needs no room, so this comes first.
-  if (auto known = feed_.Reserve(&row)) return {*std::move(known), false};
-  try {
-    if (const auto why = folder_.WhyNoRoom(BytesOf(request))) {
-      throw DiskFull(*why);
-    }
-    ledger_.Accept(row, request);
-  } catch (...) {
-    feed_.Abandon(job.id);
-    throw;
-  }
-  return {feed_.Publish(job.id), true};
+void DurableJobStore::Accept(const JobSnapshot& job, const GenerationRequest& request,
+                             std::function<void(Added)> done) {
+  std::optional<JobSnapshot> known;
+  bool reserved = false;
+  const auto refused = Caught([&] {
+    if (!IsPlainId(job.id)) throw InvalidField("id", "letters, digits, '_' and '-'");
+    JobRow row = NewRow(job, request);
+    row.accepted = MomentOf(Now());
+    // A retry of what is kept already needs no room, so this comes first.
+    known = feed_.Reserve(&row);
+    if (known) return;
+    reserved = true;
+    if (const auto why = folder_.WhyNoRoom(BytesOf(request))) throw DiskFull(*why);
+    ledger_.Accept(row, request, [this, id = job.id, done](const std::optional<Error>& error) {
+      if (!error) return done(std::pair(feed_.Publish(id), true));
+      feed_.Abandon(id);
+      done(*error);
+    });
+  });
+  if (known) return done(std::pair(*std::move(known), false));
+  if (!refused) return;
+  if (reserved) feed_.Abandon(job.id);
+  done(*refused);
 }
 
 Feed::Keep DurableJobStore::Keep(std::string verb) {

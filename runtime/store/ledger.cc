@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "runtime/caught.h"
+#include "runtime/waited.h"
 
 namespace denoised {
 namespace {
@@ -46,21 +47,21 @@ void Ledger::Post(Verb verb) {
 }
 
 void Ledger::Await(Verb verb) {
-  // Shared: the other thread may still be inside set_value when this one has the answer.
-  auto answer = std::make_shared<std::promise<std::optional<Error>>>();
-  verb.done = [answer](const std::optional<Error>& error) { answer->set_value(error); };
-  Post(std::move(verb));
-  if (const auto error = answer->get_future().get()) throw *error;
+  const auto error = Waited<std::optional<Error>>([&](auto done) {
+    verb.done = std::move(done);
+    Post(std::move(verb));
+  });
+  if (error) throw *error;
 }
 
-void Ledger::Accept(const JobRow& row, const GenerationRequest& request) {
-  const RequestRow written = WriteRequest(request, ReadClocks(hooks_));
-  Await({"accept",
-         [&](LedgerFile& file) {
-           file.InsertJob(row);
-           file.InsertRequest(row.number, written);
-         },
-         {}});
+void Ledger::Accept(const JobRow& row, const GenerationRequest& request,
+                    std::function<void(const std::optional<Error>&)> done) {
+  Post({"accept",
+        [row, written = WriteRequest(request, ReadClocks(hooks_))](LedgerFile& file) {
+          file.InsertJob(row);
+          file.InsertRequest(row.number, written);
+        },
+        std::move(done)});
 }
 
 void Ledger::Change(std::string_view verb, const std::vector<JobRow>& rows) {

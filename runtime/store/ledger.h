@@ -33,8 +33,11 @@ class Ledger {
   // Ends once every verb was tried.
   ~Ledger();
 
+  // Returns at once; `done` runs on the ledger's thread when the job is on disk, or with why it
+  // cannot be: nothing has changed then.
+  void Accept(const JobRow& row, const GenerationRequest& request,
+              std::function<void(const std::optional<Error>&)> done);
   // These return when the verb is on disk, and throw where it cannot be: nothing has changed then.
-  void Accept(const JobRow& row, const GenerationRequest& request);
   void Change(std::string_view verb, const std::vector<JobRow>& rows);
   void Forget(uint64_t number);
 

@@ -1,5 +1,6 @@
 #include <utility>
 
+#include "runtime/caught.h"
 #include "runtime/job_store.h"
 #include "runtime/store/control_book.h"
 #include "runtime/store/feed.h"
@@ -17,14 +18,16 @@ class MemoryJobStore : public JobStore {
       : feed_({max_finished == 0 ? kFinishedInMemory : max_finished, max_artifact_bytes}) {}
 
   bool durable() const override { return false; }
-  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
-                                   const GenerationRequest& request) override {
-    JobRow row;
-    row.job = job;
-    row.key = request.idempotency_key;
-    if (!row.key.empty()) row.request_digest = RequestDigest(request);
-    if (auto known = feed_.Reserve(&row)) return {*std::move(known), false};
-    return {feed_.Publish(job.id), true};
+  void Accept(const JobSnapshot& job, const GenerationRequest& request,
+              std::function<void(Added)> done) override {
+    std::optional<JobSnapshot> known;
+    const auto refused = Caught([&] {
+      JobRow row = NewRow(job, request);
+      known = feed_.Reserve(&row);
+    });
+    if (refused) return done(*refused);
+    if (known) return done(std::pair(*std::move(known), false));
+    done(std::pair(feed_.Publish(job.id), true));
   }
   std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
     if (request.idempotency_key.empty()) return std::nullopt;

@@ -182,4 +182,12 @@ std::string RequestDigest(const GenerationRequest& request) {
   return ToHex(hash.Finish());
 }
 
+JobRow NewRow(const JobSnapshot& job, const GenerationRequest& request) {
+  JobRow row;
+  row.job = job;
+  row.key = request.idempotency_key;
+  if (!row.key.empty()) row.request_digest = RequestDigest(request);
+  return row;
+}
+
 }  // namespace denoised

@@ -6,6 +6,7 @@
 
 #include "runtime/job.h"
 #include "runtime/store/clocks.h"
+#include "runtime/store/job_row.h"
 
 namespace denoised {
 
@@ -23,6 +24,8 @@ GenerationRequest ReadRequest(const RequestRow& row, const ClockReading& now);
 // SHA-256, hex, over all that the request asks for: not the key, and of the deadline only whether
 // there is one, since a client that asks again counts its time anew.
 std::string RequestDigest(const GenerationRequest& request);
+// Of a job that just comes in; its number is the store's to give.
+JobRow NewRow(const JobSnapshot& job, const GenerationRequest& request);
 
 }  // namespace denoised
 

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <new>
 
 #include "backends/error.h"
 #include "runtime/store/disk_full.h"
@@ -48,7 +49,10 @@ Database::Database(const std::filesystem::path& file) : file_(file) {
   }
 }
 
-Database::~Database() { sqlite3_close(handle_); }
+Database::~Database() {
+  for (const auto& [sql, statement] : idle_) sqlite3_finalize(statement);
+  sqlite3_close(handle_);
+}
 
 void Database::Fail(int code) const {
   const StatusCode status = CodeOf(code);
@@ -84,13 +88,29 @@ void Database::Rollback() noexcept {
   }
 }
 
-Statement::Statement(Database* database, const std::string& sql) : database_(database) {
-  const int code = sqlite3_prepare_v2(database->handle_, sql.c_str(), static_cast<int>(sql.size()),
-                                      &statement_, nullptr);
-  if (code != SQLITE_OK) database->Fail(code);
+sqlite3_stmt* Database::Take(const std::string& sql) {
+  if (auto kept = idle_.extract(sql)) return kept.mapped();
+  sqlite3_stmt* statement = nullptr;
+  const int code =
+      sqlite3_prepare_v2(handle_, sql.c_str(), static_cast<int>(sql.size()), &statement, nullptr);
+  if (code != SQLITE_OK) Fail(code);
+  return statement;
 }
 
-Statement::~Statement() { sqlite3_finalize(statement_); }
+void Database::GiveBack(const std::string& sql, sqlite3_stmt* statement) noexcept {
+  sqlite3_reset(statement);  // says again what Step said
+  sqlite3_clear_bindings(statement);
+  try {
+    idle_.emplace(sql, statement);
+  } catch (const std::bad_alloc&) {
+    sqlite3_finalize(statement);
+  }
+}
+
+Statement::Statement(Database* database, const std::string& sql)
+    : database_(database), sql_(sql), statement_(database->Take(sql)) {}
+
+Statement::~Statement() { database_->GiveBack(sql_, statement_); }
 
 Statement& Statement::Bind(int64_t value) {
   const int code = sqlite3_bind_int64(statement_, ++bound_, value);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <string_view>
 
@@ -36,9 +37,13 @@ class Database {
  private:
   friend class Statement;
   [[noreturn]] void Fail(int code) const;
+  // Prepared once: what has the text `sql` and is used by nobody else; and back.
+  sqlite3_stmt* Take(const std::string& sql);
+  void GiveBack(const std::string& sql, sqlite3_stmt* statement) noexcept;
 
   const std::filesystem::path file_;
   sqlite3* handle_ = nullptr;
+  std::multimap<std::string, sqlite3_stmt*> idle_;
 };
 
 // Values are bound from 1 in the order of the calls, columns are counted from 0.
@@ -60,7 +65,8 @@ class Statement {
 
  private:
   Database* const database_;
-  sqlite3_stmt* statement_ = nullptr;
+  const std::string sql_;
+  sqlite3_stmt* const statement_;
   int bound_ = 0;
 };
 

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -631,6 +632,23 @@ TEST_F(DurableStore, ClientsThatWaitTogetherShareACommit) {
   EXPECT_THAT(store().List(std::nullopt, 100, "").jobs, SizeIs(8));
   store_.reset();
   EXPECT_GE(counter.largest(), 2);
+}
+
+// A single client that waits for nothing: what it sends while a commit is on its way is the next.
+TEST_F(DurableStore, WhatOneClientSendsWithoutWaitingSharesACommit) {
+  CommitCounter counter;
+  options_.hooks = &counter;
+  Reopen();
+  std::atomic<int> kept{0};
+  for (int i = 0; i < 8; ++i) {
+    store().Accept(NewJob("job" + std::to_string(i)), NewRequest(), [&](JobStore::Added added) {
+      kept += std::get<std::pair<JobSnapshot, bool>>(added).second;
+    });
+    counter.Arrive();
+  }
+  store_.reset();
+  EXPECT_EQ(kept, 8);
+  EXPECT_GE(counter.largest(), 4) << "the first commit waited for all: there are two at most";
 }
 
 }  // namespace

@@ -56,33 +56,31 @@ class FakeStore : public ForwardingStore {
 // promises.
 class FakeEngine : public Engine {
  public:
-  SubmitResult Submit(GenerationRequest request) override {
-    if (before_submit) before_submit();
-    std::lock_guard lock(mutex_);
-    NoteThread("Submit");
-    if (throw_on_submit) throw std::runtime_error("engine broke");
-    if (draining_) return Error(StatusCode::kUnavailable, "draining", "", "DRAINING");
-    if (request.model == "missing") {
-      return Error(StatusCode::kNotFound, "no model 'missing'", "model", "MODEL_NOT_FOUND");
+  using Engine::Submit;
+  void Submit(GenerationRequest request, std::function<void(SubmitResult)> done) override {
+    SubmitResult result = Take(std::move(request));
+    {
+      const std::lock_guard lock(mutex_);
+      if (hold_submits) {
+        held_submits_.push_back([done, result = std::move(result)] { done(result); });
+        changed_.notify_all();
+        return;
+      }
     }
-    if (request.prompt.size() > 65536) {
-      return InvalidField("prompt",
-                          "at most 65536 bytes, got " + std::to_string(request.prompt.size()));
+    done(std::move(result));
+  }
+  // Submits wait for the disk while this is set, and answer at ReleaseSubmits.
+  std::atomic<bool> hold_submits{false};
+  bool WaitForHeldSubmits(size_t count) {
+    return WaitFor([&] { return held_submits_.size() >= count; });
+  }
+  void ReleaseSubmits() {
+    std::vector<std::function<void()>> held;
+    {
+      const std::lock_guard lock(mutex_);
+      held.swap(held_submits_);
     }
-    if (queued_ >= max_queued) {
-      return Error(StatusCode::kResourceExhausted, "queue full", "", "QUEUE_FULL")
-          .RetryAfter(retry_after);
-    }
-    JobSnapshot job;
-    job.id = "job" + std::to_string(++last_id_);
-    job.prompt = request.prompt;
-    job.num_steps = request.num_inference_steps.value_or(4);
-    job.created_at = std::chrono::system_clock::now();
-    job = store_->Add(job, request).first;
-    requests_.push_back(std::move(request));
-    ++queued_;
-    changed_.notify_all();
-    return job;
+    for (const auto& answer : held) answer();
   }
 
   CancelResult Cancel(const std::string& job_id) override {
@@ -384,6 +382,35 @@ class FakeEngine : public Engine {
   std::optional<std::pair<int64_t, double>> judged;
 
  private:
+  SubmitResult Take(GenerationRequest request) {
+    if (before_submit) before_submit();
+    std::lock_guard lock(mutex_);
+    NoteThread("Submit");
+    if (throw_on_submit) throw std::runtime_error("engine broke");
+    if (draining_) return Error(StatusCode::kUnavailable, "draining", "", "DRAINING");
+    if (request.model == "missing") {
+      return Error(StatusCode::kNotFound, "no model 'missing'", "model", "MODEL_NOT_FOUND");
+    }
+    if (request.prompt.size() > 65536) {
+      return InvalidField("prompt",
+                          "at most 65536 bytes, got " + std::to_string(request.prompt.size()));
+    }
+    if (queued_ >= max_queued) {
+      return Error(StatusCode::kResourceExhausted, "queue full", "", "QUEUE_FULL")
+          .RetryAfter(retry_after);
+    }
+    JobSnapshot job;
+    job.id = "job" + std::to_string(++last_id_);
+    job.prompt = request.prompt;
+    job.num_steps = request.num_inference_steps.value_or(4);
+    job.created_at = std::chrono::system_clock::now();
+    job = store_->Add(job, request).first;
+    requests_.push_back(std::move(request));
+    ++queued_;
+    changed_.notify_all();
+    return job;
+  }
+
   void NoteThread(const std::string& call) const {  // under mutex_
     std::array<char, 16> name{};
     pthread_getname_np(pthread_self(), name.data(), name.size());
@@ -416,6 +443,7 @@ class FakeEngine : public Engine {
   FakeTuner tuner_;
   mutable std::map<std::string, std::string> threads_;
   mutable ExplainQuery last_query_;
+  std::vector<std::function<void()>> held_submits_;
   std::vector<GenerationRequest> requests_;
   std::vector<std::string> cancelled_;
   std::optional<DenoiseRequest> denoise_;

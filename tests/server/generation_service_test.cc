@@ -1,6 +1,7 @@
 // Whole jobs over a real channel, the engine faked.
 #include <grpcpp/generic/generic_stub.h>
 
+#include <future>
 #include <thread>
 
 #include "tests/server/server_fixture.h"
@@ -776,6 +777,28 @@ TEST_F(GenerationServiceTest, FetchRefusesWhatIsNotThere) {
   request.set_offset(6);
   EXPECT_EQ(Fetch(request, &chunks).error_code(), Code::OUT_OF_RANGE);
   EXPECT_TRUE(chunks.empty());
+}
+
+// More than the threads that check requests.
+TEST_F(GenerationServiceTest, SubmitsThatWaitForTheDiskHoldNobodyUp) {
+  engine_->hold_submits = true;
+  std::vector<std::future<grpc::Status>> submits;
+  for (int i = 0; i < 16; ++i) {
+    submits.push_back(std::async(std::launch::async, [this] {
+      v1::Job job;
+      const grpc::Status status = Submit({}, &job);
+      EXPECT_FALSE(job.id().empty());
+      return status;
+    }));
+  }
+  EXPECT_TRUE(engine_->WaitForHeldSubmits(16));
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id("unknown");
+  v1::Job job;
+  EXPECT_EQ(Call(generation_, &v1::GenerationService::Stub::CancelJob, cancel, &job).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+  engine_->ReleaseSubmits();
+  for (auto& submit : submits) EXPECT_TRUE(submit.get().ok());
 }
 
 }  // namespace

@@ -41,5 +41,17 @@ TEST(WorkPool, WhatIsLargerThanAllRunsAlone) {
   ran.get_future().wait();
 }
 
+TEST(WorkPool, WhatGoesOnElsewhereKeepsItsRoom) {
+  WorkPool pool(1, 2, 100);
+  std::promise<WorkPool::Room> room;
+  ASSERT_TRUE(pool.Post(60, [&](WorkPool::Room mine) { room.set_value(std::move(mine)); }));
+  WorkPool::Room elsewhere = room.get_future().get();
+  EXPECT_FALSE(pool.Post(60, [] { ADD_FAILURE(); }));
+  elsewhere.reset();
+  std::promise<void> ran;
+  EXPECT_TRUE(pool.Post(60, [&] { ran.set_value(); }));
+  ran.get_future().wait();
+}
+
 }  // namespace
 }  // namespace denoised
