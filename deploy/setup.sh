@@ -8,7 +8,7 @@
 #   --cuda            that, and the wheels that the CUDA build links and loads (preset "cuda", which
 #                     needs nvcc as well; CUDA's own toolkit comes from the machine)
 #   --tests           that, and what `make test` and `make bench` need: a Python environment with
-#                     the reference implementations, Prometheus, ffmpeg
+#                     the reference implementations, Prometheus, ffmpeg, strace
 #   --print-packages  print the Debian packages of the chosen sets and stop
 #
 # DENOISED_CACHE (default ~/.cache/denoised) holds what several clones share: LibTorch, the Python
@@ -33,7 +33,7 @@ build_packages=(
   libgtest-dev libgmock-dev libbenchmark-dev
   python3 python3-venv python3-pip curl
 )
-test_packages=(prometheus ffmpeg clang-format)
+test_packages=(prometheus ffmpeg clang-format strace)
 
 # What torch 2.11.0 pins and libtorch_cuda links, then the headers and the kernels of our own backends.
 cuda_wheels=(

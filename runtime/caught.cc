@@ -63,8 +63,10 @@ bool SpeaksOfLostDevice(std::string_view text) {
   });
 }
 
+constexpr char kDeviceLost[] = "DEVICE_LOST";
+
 Error DeviceLost(const std::string& line) {
-  return Error(StatusCode::kInternal, line, "", "DEVICE_LOST");
+  return Error(StatusCode::kInternal, line, "", kDeviceLost);
 }
 
 Error Translated(const std::exception& error) {
@@ -96,6 +98,12 @@ std::optional<Error> Caught(const std::function<void()>& work) {
   } catch (...) {
     return Error(StatusCode::kInternal, "an exception of an unknown type", "", "INTERNAL");
   }
+}
+
+bool IsDeviceLost(const Error& error) { return error.reason() == kDeviceLost; }
+
+void RethrowDeviceLost(const std::optional<Error>& error) {
+  if (error && IsDeviceLost(*error)) throw *error;
 }
 
 }  // namespace denoised

@@ -16,6 +16,12 @@ namespace denoised {
 // failed assertion, a hardware error), the reason is DEVICE_LOST, else it is INTERNAL.
 std::optional<Error> Caught(const std::function<void()>& work);
 
+// Whether an Error of Caught says so.
+bool IsDeviceLost(const Error& error);
+// For those that let work go on without what failed: throws what says so, which is nobody's to
+// swallow.
+void RethrowDeviceLost(const std::optional<Error>& error);
+
 }  // namespace denoised
 
 #endif  // DENOISED_RUNTIME_CAUGHT_H_

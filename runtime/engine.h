@@ -94,6 +94,9 @@ struct EngineOptions {
   // Ends the process at once, for a supervisor to start it anew, with one of the codes below. Any
   // thread. Unset: nobody would, so that nothing is watched, and what loses the device fails.
   std::function<void(int code)> end_process;
+  // Called by Create once everything is loaded and nothing has begun, with what notes for the next
+  // start that the process was asked to stop (JobStore::NoteStop), as long as the engine lives.
+  std::function<void(std::function<void()> note_stop)> before_work;
 };
 
 // A process ended for the next one to go on: CUDA can do nothing more in it (reason DEVICE_LOST),

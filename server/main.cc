@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -80,6 +81,10 @@ int Serve(Config config, StopSignals* signals) {
     logger->Flush(std::chrono::milliseconds(200));
     _exit(code);
   };
+  // From the first unit of work on a stop is noted, and in order.
+  config.engine.before_work = [signals](std::function<void()> note_stop) {
+    signals->BeginServing(std::move(note_stop));
+  };
   grpc_init();  // for good: its own end may wait many seconds for a thread of its that polls
   Server server(config, logger, RaiseDescriptorLimit());
   try {
@@ -87,7 +92,6 @@ int Serve(Config config, StopSignals* signals) {
   } catch (const std::exception& error) {
     return Fail(error, logger);
   }
-  signals->BeginServing([&server] { server.NoteStop(); });
   std::printf("%s\n", server.ReadyLine().c_str());
   std::fflush(stdout);
   logger->Info("server.signal", {{"number", std::to_string(signals->Wait())}});

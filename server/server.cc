@@ -244,8 +244,6 @@ void Server::Drain() {
                                     {"open_calls", std::to_string(open_calls_.count())}});
 }
 
-void Server::NoteStop() { engine_->jobs().NoteStop(); }
-
 bool Server::DrainAndWait() {
   Drain();
   if (engine_) engine_->BeginNoMore();

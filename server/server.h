@@ -58,9 +58,6 @@ class Server {
 
   // Refuses new work and turns health and readiness off. Idempotent; any thread.
   void Drain();
-  // Notes for the next start that this one was asked to stop; waits for nothing. After Start, any
-  // thread.
-  void NoteStop();
   // Drains, lets work, streams and fetches go on for the configured grace, then cancels the rest.
   // True where nothing had to be cancelled.
   bool DrainAndWait();

@@ -1,7 +1,7 @@
 // SIGTERM and SIGINT, from the first line of main to the last.
 //
 // They are taken by a thread of their own with sigwait, so that no handler runs anywhere and
-// nothing that main does (loading models for minutes) delays them. Before the server is ready a
+// nothing that main does (loading models for minutes) delays them. Before any work may begin a
 // signal ends the process at once: there is nothing yet that a longer stop would keep. Afterwards
 // the first one is main's to act on, and a second one means now: that the first one came is noted
 // by then, so that it takes nothing with it that the first one would have kept.

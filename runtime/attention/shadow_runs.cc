@@ -83,6 +83,7 @@ void Shadows::Keep(std::unique_ptr<ShadowCall> call) {
   const double seconds = SecondsSince(start);
   copy_rate_ = seconds / static_cast<double>(bytes);
   HeldUp(seconds, /*inside_unit=*/true);
+  RethrowDeviceLost(failed);
   if (failed) return;
   const std::lock_guard lock(mutex_);
   if (IsLive(call->comparison->id)) queue_.push_back(std::move(call));
@@ -116,6 +117,7 @@ Shadows::Outcome Shadows::Take(const ShadowCall& call, std::optional<double> mos
     Record(call, Compare(call));
   });
   *seconds = SecondsSince(start);
+  RethrowDeviceLost(error);
   const Outcome outcome = !error      ? Outcome::kDone
                           : too_long  ? Outcome::kTooLong
                           : WhyStop() ? Outcome::kStopped

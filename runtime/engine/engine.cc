@@ -100,6 +100,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   encoder_.Post(ComputeInBackground);
   WatchUnits();
+  if (options_.before_work) options_.before_work([this] { store_->NoteStop(); });
   thread_ = std::thread([this] { Loop(); });
   places_.emplace(kPlacesPeriod, [this] { TellPlaces(); });
   deadlines_thread_ = std::thread([this] { WatchDeadlines(); });

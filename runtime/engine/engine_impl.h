@@ -158,6 +158,7 @@ class EngineImpl : public Engine {
 
   // loop.cc. Engine thread.
   void Loop();
+  std::optional<std::chrono::steady_clock::time_point> LooksAgainAt() const;  // under mutex_
   void EndAsked();
   bool MayBegin() const;  // under mutex_, as all to NotePreemptions but for NextTurn
   int64_t MayBegin(int64_t most_at_once) const;
@@ -193,6 +194,10 @@ class EngineImpl : public Engine {
   bool LosesDevice(const std::vector<WorkPtr>& works,
                    const std::vector<std::optional<Error>>& errors);
   void Leave(const WorkPtr& work, const Error& error);
+  bool EndsFor(const std::optional<Error>& error, const std::string& model,
+               const std::vector<std::string>& jobs);  // any thread, as the next
+  // As Caught, of what else touches a device: of this work, or (null) of nobody's.
+  std::optional<Error> OnDevice(const EngineWork* work, const std::function<void()>& what);
 
   // redo.cc: units that failed and may go well with another choice of backends. Engine thread.
   bool TriesAgain(const WorkPtr& work, const Error& error);
@@ -209,6 +214,7 @@ class EngineImpl : public Engine {
   std::optional<Error> WhyNotJudged(const LeaseRequest& request) const;  // any thread
   void EndUnjudged();                                                    // before the thread
   int64_t HeldForShadows() const;                                        // under mutex_
+  void RunBeside(bool idle);
   void RunShadows(bool idle);
   void RunIdleShadow();
   std::optional<std::chrono::steady_clock::time_point> SomebodySince();

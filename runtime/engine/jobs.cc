@@ -254,7 +254,7 @@ void EngineImpl::LogEnd(const JobWork& job, JobState outcome, const std::optiona
 // Any thread; the call has left the queue.
 void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error) {
   DenoiseResult result;
-  const auto failed = error ? error : Caught([&] {
+  const auto failed = error ? error : OnDevice(call.get(), [&] {
     result = call->call->TakeResult();
     result.receipt = StampedReceipt(*call, LinearOf(call->request, *call->pipeline));
     result.receipt.fingerprint = Fingerprint(result.receipt, call->fields);

@@ -133,7 +133,7 @@ bool EngineImpl::BeginsAnew(const WorkPtr& work, const Error& error) {
 void EngineImpl::PutAside(const JobPtr& job) {
   const std::lock_guard one_at_a_time(suspend_mutex_);
   if (!job->suspend) return;  // goes on after all
-  const auto error = Caught([&] {
+  const auto error = OnDevice(job.get(), [&] {
     KeepReached(job.get());
     TellSuspended(job->id);
   });
@@ -204,7 +204,7 @@ void EngineImpl::KeepResidentsWithin(const std::vector<WorkPtr>& turn) {
 // anew.
 bool EngineImpl::PutAway(const JobPtr& job) {
   const auto start = SteadyClock::now();
-  const auto error = Caught([&] { KeepReached(job.get()); });
+  const auto error = OnDevice(job.get(), [&] { KeepReached(job.get()); });
   if (error) {
     logger_->Warning("job_not_put_away", {{"job", job->id}, {"message", error->what()}});
     return false;
@@ -240,7 +240,7 @@ void EngineImpl::TellSuspended(const std::string& id) {
 // The server ends: the next one goes on from here. Until then it can still be cancelled, and put
 // aside.
 void EngineImpl::Park(const JobPtr& job) {
-  const auto error = Caught([&] {
+  const auto error = OnDevice(job.get(), [&] {
     if (job->generation) {
       const Checkpoint reached = CheckpointOf(*job);
       store_->Checkpoint(job->id, reached.step, reached.Serialise());
@@ -272,7 +272,7 @@ void EngineImpl::MaybeCheckpoint(JobWork* job) {
   constexpr std::chrono::seconds kLeast(2);
   if (!CheckpointIsDue(*job)) return;
   const auto start = SteadyClock::now();
-  const auto error = Caught([&] {
+  const auto error = OnDevice(job, [&] {
     const Checkpoint reached = CheckpointOf(*job);
     store_->Checkpoint(job->id, reached.step, reached.Serialise());
   });

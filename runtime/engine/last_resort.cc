@@ -9,6 +9,7 @@
 #include <future>
 #include <utility>
 
+#include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/thread_stacks.h"
 
@@ -134,24 +135,36 @@ void EngineImpl::GiveUpOn(const WatchedUnit& unit, double seconds) {
   options_.end_process(kExitHung);
 }
 
-// Where one of these errors of a unit says so. True: the process has ended or, where a test has it
-// live on, serves nothing more, and its store has the works as a crash leaves them.
-bool EngineImpl::LosesDevice(const std::vector<WorkPtr>& works,
-                             const std::vector<std::optional<Error>>& errors) {
-  const auto error = std::ranges::find_if(
-      errors, [](const auto& each) { return each && each->reason() == "DEVICE_LOST"; });
-  if (error == errors.end() || !options_.end_process) return false;
-  const std::vector<std::string> ids = JobsOf(works);
-  logger_->Error("device.lost", {{"model", works.front()->pipeline->info().name},
-                                 {"jobs", Joined(ids)},
-                                 {"message", (*error)->what()}});
-  store_->NoteBlame(ids);
+// Where an error says that the device is lost. True: the process has ended or, where a test has it
+// live on, serves nothing more.
+bool EngineImpl::EndsFor(const std::optional<Error>& error, const std::string& model,
+                         const std::vector<std::string>& jobs) {
+  if (!error || !IsDeviceLost(*error) || !options_.end_process) return false;
+  logger_->Error("device.lost",
+                 {{"model", model}, {"jobs", Joined(jobs)}, {"message", error->what()}});
+  store_->NoteBlame(jobs);
   cost_file_.Save();
   options_.end_process(kExitDeviceLost);
-  {
-    const std::lock_guard lock(mutex_);
-    device_lost_ = true;
-  }
+  const std::lock_guard lock(mutex_);
+  return device_lost_ = true;
+}
+
+std::optional<Error> EngineImpl::OnDevice(const EngineWork* work,
+                                          const std::function<void()>& what) {
+  const auto error = Caught(what);
+  const bool is_job = work != nullptr && work->is_job();
+  EndsFor(error, work == nullptr ? "" : work->pipeline->info().name,
+          is_job ? std::vector{static_cast<const JobWork*>(work)->id} : std::vector<std::string>());
+  return error;
+}
+
+// Likewise of the errors of a unit; the store has its works then as a crash leaves them.
+bool EngineImpl::LosesDevice(const std::vector<WorkPtr>& works,
+                             const std::vector<std::optional<Error>>& errors) {
+  const auto error =
+      std::ranges::find_if(errors, [](const auto& each) { return each && IsDeviceLost(*each); });
+  if (error == errors.end()) return false;
+  if (!EndsFor(*error, works.front()->pipeline->info().name, JobsOf(works))) return false;
   for (const WorkPtr& work : works) Leave(work, **error);
   return true;
 }

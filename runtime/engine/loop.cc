@@ -37,10 +37,8 @@ void EngineImpl::Loop() {
         return stopping_ || session_news_ || !asked_.empty() || shadows_.pending() ||
                NextLead() != nullptr || tuning_.Due(/*idle=*/true);
       };
-      // What waits without being able to begin, or is put aside, can still be late.
-      table_.idle() && !table_.has_deadlines() && !tuning_.HasOwn()
-          ? wake_.wait(lock, next)
-          : void(wake_.wait_for(lock, kLook, next));
+      const auto look = LooksAgainAt();
+      look ? void(wake_.wait_until(lock, *look, next)) : wake_.wait(lock, next);
       if (stopping_ && asked_.empty() && table_.sessions() == 0) return;
     }
     EndAsked();
@@ -51,15 +49,21 @@ void EngineImpl::Loop() {
       KeepResidentsWithin(turn);
       RunTurn(turn);
     }
-    {
-      const Watchdog::Scope watched = WatchedBeside("measure backends");
-      if (tuning_.RunDue(/*idle=*/turn.empty())) ReturnUnusedMemory();
-      RunShadows(/*idle=*/turn.empty());
-    }
+    RunBeside(/*idle=*/turn.empty());
   }
 }
 
-// Begun work that somebody wants to stop, and whatever is late.
+// Under mutex_: when something may be due that nobody tells of. Who waits too long is told by a
+// thread of its own.
+std::optional<SteadyClock::time_point> EngineImpl::LooksAgainAt() const {
+  const auto now = SteadyClock::now();
+  std::optional<SteadyClock::time_point> at;
+  if (table_.sessions() > 0 || tuning_.HasOwn()) at = now + kLook;
+  const bool pauses = table_.queue.size() > 0 && no_begin_until_ > now;
+  return pauses ? std::min(at.value_or(no_begin_until_), no_begin_until_) : at;
+}
+
+// Begun work that somebody wants to stop, or that is late.
 void EngineImpl::EndAsked() {
   std::vector<WorkPtr> works;
   {
@@ -77,7 +81,6 @@ void EngineImpl::EndAsked() {
       PutAside(job);
     }
   }
-  ExpireWaiting();
 }
 
 bool EngineImpl::MayBegin() const {

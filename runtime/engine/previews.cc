@@ -21,7 +21,7 @@ bool EngineImpl::LearnColours(const std::vector<WorkPtr>& works) {
     if (job == nullptr || !job->request.preview || colours_.contains(job->pipeline)) continue;
     const auto start = std::chrono::steady_clock::now();
     Palette palette;
-    const auto error = Caught([&] {
+    const auto error = OnDevice(job.get(), [&] {
       const ScopedStopCheck stop([&] { return WhyStop(*job); });
       palette.colours = &job->pipeline->Colours();
       if (palette.colours->of_channel.empty()) palette.why_not = "this kind of model has none";
@@ -51,7 +51,7 @@ void EngineImpl::MaybePreview(const JobPtr& job) {
   if (!palette.why_not.empty()) return job->planner->AddNote("no previews: " + palette.why_not);
   if (!PreviewIsDue(*job)) return;
   job->next_preview = clock_() + kPace;
-  const auto error = Caught([&] {
+  const auto error = OnDevice(job.get(), [&] {
     HostTensor latents = job->generation->Latents();
     ++job->previews_on_way;
     encoder_.Post([this, job, colours = palette.colours, step = job->generation->steps_done(),

@@ -94,14 +94,14 @@ void EngineImpl::Serve(const SessionPtr& session) {
     CloseSession(session, UnknownSession(session->id));
     return asked.done(std::move(reply));  // by then there is room
   }
-  reply.error = Caught([&] { Do(session.get(), asked.verb, &reply); });
+  reply.error = OnDevice(session.get(), [&] { Do(session.get(), asked.verb, &reply); });
   Answer(session.get(), asked.done, std::move(reply));
 }
 
 void EngineImpl::Open(const SessionPtr& session) {
   const SessionDone done = std::exchange(session->opened, nullptr);
   SessionReply reply;
-  reply.error = Caught([&] { BeginSession(session.get()); });
+  reply.error = OnDevice(session.get(), [&] { BeginSession(session.get()); });
   if (reply.error) {
     CloseSession(session, *reply.error);
     return done(std::move(reply));

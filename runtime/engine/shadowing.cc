@@ -79,6 +79,16 @@ int64_t EngineImpl::HeldForShadows() const {
 
 // ---- the engine thread -------------------------------------------------------------------------
 
+// What is measured and compared between units, and while there are none.
+void EngineImpl::RunBeside(bool idle) {
+  const Watchdog::Scope watched = WatchedBeside("measure backends");
+  const auto error = OnDevice(nullptr, [&] {
+    if (tuning_.RunDue(idle)) ReturnUnusedMemory();
+    RunShadows(idle);
+  });
+  if (error) logger_->Warning("engine.measuring_failed", {{"message", error->what()}});
+}
+
 // In idle time one comparison, which ends where somebody comes; between two units those that what
 // units have earned pays for.
 void EngineImpl::RunShadows(bool idle) {

@@ -267,6 +267,7 @@ void Tuning::Advance(const RunPtr& run) {
   });
   rests_until_ = SteadyClock::now() + kRest * (SteadyClock::now() - start);
   if (error || run->shape == run->shapes.size()) End(run, error);
+  RethrowDeviceLost(error);
 }
 
 std::vector<Tuning::RunPtr> Tuning::Runs() const {
@@ -337,6 +338,7 @@ void Tuning::BeginGroup(Run* run) {
     run->call = std::make_unique<MeasuredCall>(shape, setting().device, run->limits);
     run->group = run->call->Group();
   });
+  RethrowDeviceLost(error);
   run->why_no_call = error ? error->what() : "";
   run->group->key = KeyOf(shape.spec, shape.rows);
 }

@@ -51,7 +51,7 @@ class Tuning : public Tuner {
   // Whether something that nobody asked for waits for that. Engine thread.
   bool HasOwn() const;
   // Makes a call, where one is due: other work waits for no more than that. True where a kind of
-  // call is done. Engine thread.
+  // call is done. Throws DEVICE_LOST and nothing else. Engine thread.
   bool RunDue(bool idle);
   // Other work is served: it has the memory. Engine thread.
   void MakeWay();

@@ -51,7 +51,6 @@ class WorkTable {
   void KnowById(const JobPtr& job);
   // Jobs that are not in the queue's order and whose deadline has come.
   std::vector<JobPtr> LateAside(TimePoint now) const;
-  bool has_deadlines() const { return !deadlines_.empty(); }  // of any job
   // The first of anything that is known.
   std::optional<TimePoint> NextDeadline() const;
 

@@ -278,6 +278,7 @@ std::optional<Measured> Measuring::Advance() {
     measured.row = calls_->RowAfter(limits_.enough_seconds);
   });
   if (!error) return measured.row ? std::optional(measured) : std::nullopt;
+  RethrowDeviceLost(error);
   if (limits_.why_stop) {
     if (const auto why = limits_.why_stop()) throw *why;
   }

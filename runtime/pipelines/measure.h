@@ -73,7 +73,7 @@ class Measuring {
   ~Measuring();
 
   // Makes the next call; something once there is no more to make. Throws what `why_stop` says, and
-  // can then go on. Blocks.
+  // can then go on; or DEVICE_LOST. Blocks.
   std::optional<Measured> Advance();
 
  private:

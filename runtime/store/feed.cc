@@ -21,17 +21,6 @@ Error NoJob(const std::string& id) {
                "JOB_NOT_FOUND");
 }
 
-// A page token is the number of the last job shown, in decimal.
-uint64_t ParseToken(const std::string& token) {
-  if (token.empty()) return UINT64_MAX;
-  const bool digits =
-      std::all_of(token.begin(), token.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (!digits || token.size() > 19) {
-    throw InvalidField("page_token", "not a token of an earlier reply");
-  }
-  return std::stoull(token);
-}
-
 bool MayFollow(JobState from, JobState to) {
   if (to == from || IsTerminal(to) || from == JobState::kQueued) return true;
   return from == JobState::kSuspended || to == JobState::kSuspended;
@@ -103,7 +92,7 @@ JobSnapshot Feed::Publish(const std::string& id) {
   Record& record = records_.at(id);
   record.accepting = false;
   record.events.Add(record.row.job);
-  order_[record.row.number] = id;
+  Enrol(record);
   settled_.notify_all();
   return record.row.job;
 }
@@ -122,10 +111,10 @@ void Feed::Restore(JobRow row, std::chrono::microseconds age) {
   Record& record = records_[id];
   record.accepting = false;
   record.events.Add(row.job);
-  order_[row.number] = id;
   last_number_ = std::max(last_number_, row.number);
   if (!row.key.empty()) keys_[row.key] = id;
   record.row = std::move(row);
+  Enrol(record);
   if (!IsTerminal(record.row.job.state)) return;
   for (const ArtifactInfo& info : record.row.job.artifacts) {
     record.results[info.format] = {info, nullptr, nullptr};
@@ -141,26 +130,6 @@ std::optional<JobSnapshot> Feed::Get(const std::string& id) const {
   const std::lock_guard lock(mutex_);
   const Record* record = Find(id);
   return record ? std::optional(record->row.job) : std::nullopt;
-}
-
-JobPage Feed::List(std::optional<JobState> state, size_t page_size,
-                   const std::string& page_token) const {
-  const uint64_t before = ParseToken(page_token);
-  if (page_size == 0) throw InvalidField("page_size", "must be at least 1");
-  JobPage page;
-  const std::lock_guard lock(mutex_);
-  for (auto it = std::make_reverse_iterator(order_.lower_bound(before)); it != order_.rend();
-       ++it) {
-    const JobSnapshot& job = records_.at(it->second).row.job;
-    if (state && job.state != *state) continue;
-    if (page.jobs.size() == page_size) {
-      page.next_page_token = page.tokens.back();
-      break;
-    }
-    page.jobs.push_back(job);
-    page.tokens.push_back(std::to_string(it->first));
-  }
-  return page;
 }
 
 std::optional<JobSnapshot> Feed::After(const std::string& id, uint64_t sequence) const {
@@ -324,7 +293,9 @@ Feed::Record* Feed::AwaitUnchanging(const std::string& id, std::unique_lock<std:
 }
 
 Feed::Woken Feed::Show(Record* record, JobSnapshot next) {
+  Strike(*record);
   record->row.job = std::move(next);
+  Enrol(*record);
   record->next.reset();
   record->held = false;
   record->events.Add(record->row.job);

@@ -132,6 +132,7 @@ class Feed {
     bool read() const { return reading.use_count() > 1; }
     uint64_t bytes() const;
   };
+  using Order = std::map<uint64_t, const Record*>;  // by number
   using Woken = std::vector<std::shared_ptr<Watcher>>;
   enum class Way : uint8_t { kForward, kBackToQueue };
   // Which jobs ForgetOldest may take.
@@ -146,6 +147,10 @@ class Feed {
   // ids, come from one thread at a time, and none of them ends by it.
   std::vector<std::optional<JobSnapshot>> ApplyAll(const std::vector<std::string>& ids,
                                                    const Change& change, const Keep& keep, Way way);
+  // Into and out of the lists of jobs; out while its state is the one of before.
+  void Enrol(const Record& record);
+  void Strike(const Record& record);
+  const Order& OrderOf(JobState state) const;
   Record* AwaitUnchanging(const std::string& id, std::unique_lock<std::mutex>* lock);
   Woken Show(Record* record, JobSnapshot next);
   Woken LiveWatchers(Record* record);
@@ -166,7 +171,8 @@ class Feed {
   mutable std::mutex mutex_;
   std::condition_variable settled_;  // a record was published, abandoned, changed or held
   std::unordered_map<std::string, Record> records_;
-  std::map<uint64_t, std::string> order_;              // number -> id
+  Order order_;                                        // all but those that are reserved
+  std::map<JobState, Order> of_state_;                 // likewise
   std::unordered_map<std::string, std::string> keys_;  // of idempotency -> id
   // Ended jobs, oldest first: those that have results, had some, never had any.
   Ended with_results_, emptied_, without_results_;

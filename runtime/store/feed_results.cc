@@ -219,7 +219,7 @@ void Feed::Erase(const std::string& id) {
   if (found->second.listed) listed_bytes_ -= bytes;
   (found->second.made_results ? made_row_bytes_ : other_row_bytes_) -= found->second.row_bytes;
   used_.erase(id);
-  order_.erase(row.number);
+  Strike(found->second);
   if (const auto key = keys_.find(row.key); key != keys_.end() && key->second == id) {
     keys_.erase(key);
   }

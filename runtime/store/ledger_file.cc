@@ -1,8 +1,5 @@
 #include "runtime/store/ledger_file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -66,11 +63,6 @@ void KeepAside(const fs::path& file, const fs::path& aside) {
   std::error_code error;
   fs::create_hard_link(file, aside, error);
   if (error) fs::copy_file(file, aside);
-}
-
-void SyncFolderOf(const fs::path& file) {
-  const OwnedFd folder(open(file.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (folder.get() >= 0) (void)!fsync(folder.get());
 }
 
 // What was put aside in the damaged file stays so, as far as it can be read.
@@ -214,7 +206,7 @@ void LedgerFile::Salvage() {
   fs::remove(file_.string() + "-journal");  // it is not the new file's
   KeepAside(file_, aside);
   fs::rename(fresh, file_);  // at no moment is there no ledger
-  SyncFolderOf(file_);
+  SyncFolder(file_.parent_path());
   logger_->Error("ledger.salvaged",
                  {{"damaged", aside.string()}, {"rows_read", std::to_string(rows)}});
 }

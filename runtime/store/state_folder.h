@@ -39,6 +39,9 @@ class OwnedFd {
   int fd_;
 };
 
+// So that names that were made or changed in it outlive a cut of the power, where it can be.
+void SyncFolder(const std::filesystem::path& path);
+
 // One folder of files that are written once.
 class FileFolder {
  public:

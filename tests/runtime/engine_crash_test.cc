@@ -21,7 +21,11 @@ constexpr int64_t kSteps = 40, kPoisonStep = 30;
 // Servers on one state folder. Those that die are children, forked while no thread runs here.
 class EngineCrash : public testing::Test {
  protected:
-  EngineOptions Options() const { return KeepingIn(folder_.path()); }
+  EngineOptions Options() const {
+    EngineOptions options = KeepingIn(folder_.path());
+    options.before_work = before_work_;
+    return options;
+  }
 
   // A server that lives until its work is done, or a job takes it down; whether one did.
   bool Crashes(const std::function<void(FakeEngine&)>& work = {}) {
@@ -77,6 +81,7 @@ class EngineCrash : public testing::Test {
   }
 
   const TemporaryFolder folder_;
+  std::function<void(std::function<void()> note_stop)> before_work_;
 };
 
 TEST_F(EngineCrash, APoisonJobIsGivenUpAndThoseThatRanBesideItSucceed) {
@@ -131,6 +136,20 @@ TEST_F(EngineCrash, AJobThatRanAtACrashRunsInForwardsOfItsOwnAndApartFromOtherSu
     if (order.empty() || order.back() != who) order.push_back(who);
   }
   EXPECT_THAT(order, ElementsAre("suspect", "new", "suspect", "poison"));
+}
+
+// A signal between the load and the first unit.
+TEST_F(EngineCrash, AStopThatIsNotedBeforeAnyWorkBeginsLetsTheNextCrashCountForNobody) {
+  ASSERT_TRUE(Crashes([](FakeEngine& fake) {
+    fake.Submit("poison", [](auto& request) { request.num_inference_steps = kSteps; });
+    fake.model.steps.Open();
+  }));
+  before_work_ = [](const std::function<void()>& note_stop) { note_stop(); };
+  ASSERT_TRUE(Crashes());
+  before_work_ = {};
+  EXPECT_TRUE(Crashes()) << "one crash was counted until now";
+  EXPECT_FALSE(Crashes());
+  EXPECT_EQ(Ends().at("poison"), "POISON");
 }
 
 }  // namespace

@@ -57,6 +57,39 @@ TEST(EngineSuspend, ARunningJobGivesBackItsStateAndGoesOnFromThere) {
   ExpectStepsCovered(job, 5);
 }
 
+// Of its deadline another thread takes care, whose looks are what time is counted by here.
+TEST(EngineSuspend, WhatIsPutAsideDoesNotWakeTheEnginesThread) {
+  FakeEngine fake(EngineOptions(), /*steps_open=*/false);
+  std::atomic<std::thread::id> engine;
+  fake.model.on_begin = [&](const RunRequest&) { engine = std::this_thread::get_id(); };
+  const std::string id = fake.Submit("aside", [&](GenerationRequest& request) {
+    request.deadline = fake.clock.now() + std::chrono::hours(1);
+  });
+  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  EXPECT_FALSE(fake.engine->Suspend(id));
+  fake.model.steps.Open();
+  ASSERT_TRUE(fake.WaitIdle());
+  ASSERT_EQ(fake.Get(id).state, JobState::kSuspended);
+  const auto of_engine = [&] { return fake.clock.asked()[engine]; };
+  const auto of_others = [&] {
+    int64_t asked = 0;
+    for (const auto& [thread, times] : fake.clock.asked()) {
+      const bool counts = thread != engine.load() && thread != std::this_thread::get_id();
+      asked += counts ? times : 0;
+    }
+    return asked;
+  };
+  const auto look = [&](int64_t times) {
+    for (const int64_t before = of_others(); of_others() < before + times;) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  };
+  look(6);  // by now it has come to rest
+  const int64_t before = of_engine();
+  look(30);
+  EXPECT_LT(of_engine(), before + 5);
+}
+
 TEST(EngineSuspend, AWaitingJobNeverBeginsUntilItIsResumed) {
   FakeEngine fake;
   fake.model.steps.Close();

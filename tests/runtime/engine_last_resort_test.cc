@@ -189,6 +189,83 @@ INSTANTIATE_TEST_SUITE_P(
         Place{"beginning", [](FakeModel* m) { m->on_begin = [](const auto&) { Illegal(); }; }}),
     [](const auto& place) { return std::string(place.param.name); });
 
+// Beside the units of jobs: nobody is at fault, and the process ends there and then.
+class EngineLosesDeviceBeside : public EngineLastResort {
+ protected:
+  void ExpectEnded(FakeEngine* fake) {
+    ASSERT_TRUE(ended_[0].Await());
+    EXPECT_EQ(ended_[0].value(), kExitDeviceLost);
+    EXPECT_THAT(LogOf(fake), HasSubstr("\"event\":\"device.lost\""));
+  }
+};
+
+// What a job has reached is its own.
+TEST_F(EngineLosesDeviceBeside, InACheckpoint) {
+  {
+    FakeEngine fake(Options());
+    fake.model.on_save = [] {
+      Illegal();
+      return std::string();
+    };
+    fake.Submit("runs", [](auto& r) { Steps(r, 3); });
+    ExpectEnded(&fake);
+  }
+  EXPECT_THAT(CrashesIn(1), UnorderedElementsAre(Pair("runs", 1)));
+}
+
+TEST_F(EngineLosesDeviceBeside, InAVerbOfASession) {
+  {
+    FakeEngine fake(Options());
+    fake.model.on_read = Illegal;
+    fake.model.steps.Close();
+    fake.Submit("runs", [](auto& r) { Steps(r, 3); });
+    ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+    const auto owner = std::make_shared<SessionOwner>();
+    Promised<SessionReply> opened, read;
+    SessionRequest request;
+    request.generation.prompt = "a session";
+    fake.engine->OpenSession(owner, request, [&](SessionReply r) { opened.Set(std::move(r)); });
+    fake.model.steps.Allow(1);
+    ASSERT_TRUE(opened.Await());
+    ASSERT_FALSE(opened.value().error) << opened.value().error->what();
+    fake.engine->AskSession(owner, opened.value().state.id, SessionRead{},
+                            [&](SessionReply r) { read.Set(std::move(r)); });
+    fake.model.steps.Open();
+    ExpectEnded(&fake);
+    ASSERT_TRUE(read.Await());
+    EXPECT_EQ(read.value().error->reason(), "DEVICE_LOST");
+  }
+  EXPECT_THAT(CrashesIn(1), UnorderedElementsAre(Pair("runs", 0)));
+}
+
+TEST_F(EngineLosesDeviceBeside, InTheOpeningOfASession) {
+  FakeEngine fake(Options());
+  fake.model.on_new_run = Illegal;
+  Promised<SessionReply> opened;
+  SessionRequest request;
+  request.generation.prompt = "a session";
+  fake.engine->OpenSession(std::make_shared<SessionOwner>(), request,
+                           [&](SessionReply reply) { opened.Set(std::move(reply)); });
+  ExpectEnded(&fake);
+  ASSERT_TRUE(opened.Await());
+}
+
+TEST_F(EngineLosesDeviceBeside, InAMeasurement) {
+  FakeEngine fake(Options(), true, 2, [](FakeModel* model) {
+    for (FakeBackend* backend : {&model->backends.flash, &model->backends.sdpa}) {
+      backend->on_forward = [](const auto&) { Illegal(); };
+    }
+  });
+  Promised<std::optional<Error>> ended;
+  fake.engine->tuner().Tune(
+      {.model = "", .lengths = {8}, .rows = {1}}, std::make_shared<CancelToken>(),
+      [](const TuneProgress&) {}, [&](std::optional<Error> error) { ended.Set(std::move(error)); });
+  ExpectEnded(&fake);
+  ASSERT_TRUE(ended.Await());
+  ASSERT_TRUE(ended.value());
+  EXPECT_EQ(ended.value()->reason(), "DEVICE_LOST");
+}
+
 TEST_F(EngineLastResort, AJobThatLosesTheDeviceTwiceIsGivenUp) {
   std::string id;
   const auto breaks = [](FakeModel* m) { m->on_step = [](const auto&, int64_t) { Illegal(); }; };

@@ -51,20 +51,30 @@ class Promised {
   std::vector<T> values_;
 };
 
-// Stands still until a test moves it. Any thread.
+// Stands still until a test moves it, and knows how often each thread asked. Any thread.
 class ManualClock {
  public:
   std::chrono::steady_clock::time_point now() const {
+    {
+      const std::lock_guard lock(mutex_);
+      ++asked_[std::this_thread::get_id()];
+    }
     return std::chrono::steady_clock::time_point(std::chrono::hours(1000) + ms());
   }
   void Advance(std::chrono::milliseconds by) { ms_ += by.count(); }
   std::function<std::chrono::steady_clock::time_point()> function() const {
     return [this] { return now(); };
   }
+  std::map<std::thread::id, int64_t> asked() const {
+    const std::lock_guard lock(mutex_);
+    return asked_;
+  }
 
  private:
   std::chrono::milliseconds ms() const { return std::chrono::milliseconds(ms_.load()); }
   std::atomic<int64_t> ms_{0};
+  mutable std::mutex mutex_;
+  mutable std::map<std::thread::id, int64_t> asked_;
 };
 
 // Of an engine that keeps its jobs in a state folder, and every step of theirs.

@@ -134,6 +134,7 @@ class FakeRun : public GenerationRun, public FakeStepRun {
   }
 
   HostTensor Latents() const override {
+    if (model_->on_read) model_->on_read();
     HostTensor latents{DType::kFloat32, {1, 1, 1, 1, 1}, std::string(sizeof value_, '\0')};
     std::memcpy(latents.data.data(), &value_, sizeof value_);
     return latents;
@@ -450,6 +451,7 @@ WorkEstimate FakePipeline::EstimateDenoise(const DenoiseRequest& request,
 }
 
 std::unique_ptr<GenerationRun> FakePipeline::NewRun(RunRequest request) {
+  if (model_->on_new_run) model_->on_new_run();
   return std::make_unique<FakeRun>(model_, std::move(request));
 }
 

@@ -104,6 +104,8 @@ struct FakeModel {
   std::atomic<int64_t> made_bytes = 0;
   LatentColours colours;                 // of latents with one channel; none: no previews
   std::function<void()> on_colours;      // engine thread, when they are asked for; may throw
+  std::function<void()> on_new_run;      // may throw
+  std::function<void()> on_read;         // each time that latents are read; may throw
   std::function<std::string()> on_save;  // what a run keeps beside its step and prompt
   StoreHooks* store_hooks = nullptr;     // of the engine's durable store, when that is opened
 

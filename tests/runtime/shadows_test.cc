@@ -10,6 +10,7 @@
 #include "runtime/attention/attention_layer.h"
 #include "runtime/attention/attention_planner.h"
 #include "runtime/attention/shadow_calls.h"
+#include "runtime/caught.h"
 #include "tests/backends/fake_backends.h"
 #include "tests/runtime/leases.h"
 
@@ -28,12 +29,13 @@ class ScalingBackend : public FakeBackend {
   ScalingBackend(AttnBackend id, double factor) : FakeBackend(id), factor_(factor) {}
   at::Tensor Forward(const AttentionInputs& inputs, const AttentionMetadata*) const override {
     ++calls;
-    if (throws) throw std::runtime_error("it broke");
+    if (throws) throw std::runtime_error(what);
     while (stands_still) StopPoint();
     return inputs.query * factor_;
   }
   mutable int calls = 0;
   bool throws = false, stands_still = false;
+  std::string what = "it broke";
 
  private:
   const double factor_;
@@ -365,6 +367,17 @@ TEST_F(ShadowsTest, ACandidateThatThrowsIsGivenUp) {
   EXPECT_FALSE(setting_.guard->TakeFailure()) << "the work has nothing to do with it";
   ASSERT_THAT(shadows_.TakeGivenUp(), SizeIs(1));
   EXPECT_THAT(shadows_.List().at(0).end, AllOf(HasSubstr("3 times"), HasSubstr("it broke")));
+}
+
+TEST_F(ShadowsTest, ACandidateThatLosesTheDeviceIsNoSecretOfTheShadow) {
+  AttentionPlanner planner = Make();
+  broken_.throws = true;
+  broken_.what = "CUDA error: an illegal memory access was encountered";
+  shadows_.Start({.candidate = AttnBackend::kSlidingTileAttn});
+  Step(planner);
+  const auto error = Caught([&] { RunAll(); });
+  ASSERT_TRUE(error);
+  EXPECT_TRUE(IsDeviceLost(*error));
 }
 
 TEST_F(ShadowsTest, BadRequestsAreNamed) {

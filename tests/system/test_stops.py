@@ -1,6 +1,7 @@
 """Stops that stop and starts that start: signals at any moment, taken ports, the phases of a drain."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -75,17 +76,31 @@ def test_a_signal_during_the_load_ends_it_at_once(many_models, number, wrapper):
         assert "server.stopped_early" in log
 
 
-def test_a_signal_at_any_moment_of_the_start_ends_it(many_models):
-    for delay in (0.0, 0.05, 0.2, 0.5, 1.0):
+def test_a_signal_at_any_moment_of_the_start_ends_it_and_counts_against_no_job(many_models, tmp_path, pb):
+    flags = (f"--state_dir={tmp_path}", "--drain_grace=100ms")
+    began = time.monotonic()
+    with Server(*flags, repository=many_models) as server:
+        takes = time.monotonic() - began
+        job = server.submit(**LONG, width=128, height=128)
+        server.wait_until(job.id, lambda j: j.step >= 1)
+        server.process.kill()
+        server.process.wait()  # its first crash; the second would be its last
+    seed = random.randrange(1 << 32)
+    moments = random.Random(seed)
+    loading, ready = ([moments.uniform(*span) for _ in range(5)] for span in ((0, takes), (takes, 1.3 * takes)))
+    for delay in loading + ready:
         process = subprocess.Popen(
-            [str(BIN / "denoised"), f"--model_repository={many_models}",
+            [str(BIN / "denoised"), f"--model_repository={many_models}", "--threads=1", *flags,
              *(f"--{flag}=127.0.0.1:0" for flag in ("listen", "admin_listen", "http_listen"))],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=5)
+        out, log = process.communicate(timeout=5)
         # Before main there is nobody to catch it.
-        assert process.returncode in (0, -signal.SIGTERM) and out == ""
+        assert process.returncode in (0, -signal.SIGTERM), (seed, delay, log)
+        assert (out == "") == ("server.signal" not in log), (seed, delay, log)
+    with Server(*flags, repository=many_models) as server:
+        assert server.get(job.id).state != pb.FAILED, (seed, server.get(job.id).error)
 
 
 def test_every_port_answers_while_models_load(many_models, pb):
