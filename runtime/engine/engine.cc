@@ -22,6 +22,8 @@ constexpr int64_t kMostCrashes = 2;
 
 // How often those who watch jobs that wait may hear where they stand.
 constexpr std::chrono::milliseconds kPlacesPeriod(100);
+// How often memory is looked at.
+constexpr std::chrono::milliseconds kMemoryPeriod(250);
 
 // Why no shadow goes on.
 constexpr char kDraining[] = "the server is draining";
@@ -75,7 +77,7 @@ QueueOptions QueueOptionsOf(const EngineOptions& options) {
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
                        std::vector<std::unique_ptr<Pipeline>> pipelines,
                        std::unique_ptr<JobStore> store, Observer* observer, Logger* logger,
-                       Clock clock, std::vector<FailedModel> failed_models)
+                       Clock clock, std::vector<FailedModel> failed_models, Clock unit_clock)
     : options_(options),
       policy_(std::move(policy)),
       models_(std::move(pipelines)),
@@ -84,11 +86,12 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       observer_(observer),
       logger_(logger),
       clock_(std::move(clock)),
+      unit_clock_(std::move(unit_clock)),
       audit_(&store_->control(), logger_),
       lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
       drills_(clock_),
       shadows_(options.shadow_budget, MostShadowBytes(options.max_memory), clock_, observer),
-      memory_(options.max_memory),
+      memory_(options.max_memory, options.unreclaimable_bytes),
       cost_file_(options.state_dir, &cost_, logger),
       table_(QueueOptionsOf(options)),
       tuning_(models_, {options.auto_error, options.tune_when_idle},
@@ -102,6 +105,7 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   WatchUnits();
   thread_ = std::thread([this] { Loop(); });
   places_.emplace(kPlacesPeriod, [this] { TellPlaces(); });
+  memory_looks_.emplace(kMemoryPeriod, [this] { LookAtMemory(); });
   deadlines_thread_ = std::thread([this] { WatchDeadlines(); });
 }
 
@@ -135,7 +139,8 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
     const std::lock_guard lock(mutex_);
     if (draining_) return Draining();
     if (Full()) return QueueFull();
-    ++entering_;
+    if (auto short_of = Caught([&] { RequireNoPressure(); })) return *std::move(short_of);
+    entering_[job.get()] = Queued(*job);
   }
   JobSnapshot snapshot = FirstSnapshot(*job);
   bool added = false, entered = false;
@@ -143,7 +148,7 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
       Caught([&] { std::tie(snapshot, added) = store_->Add(snapshot, job->request); });
   {
     const std::lock_guard lock(mutex_);
-    --entering_;
+    entering_.erase(job.get());
     if (added) table_.KnowById(job);
     entered = added && !begins_no_more_ && !ending_;
     if (entered) Enter(job);
@@ -158,11 +163,11 @@ Engine::SubmitResult EngineImpl::Accept(const JobPtr& job) {
 }
 
 // Jobs that hold a place of the queue: not those that are put aside.
-int64_t EngineImpl::Waiting() const { return table_.waiting_jobs() + entering_; }
+int64_t EngineImpl::Waiting() const { return table_.waiting_jobs() + std::ssize(entering_); }
 
 bool EngineImpl::Full() const { return Waiting() >= options_.max_queued_jobs; }
 
-Error EngineImpl::QueueFull() const {
+Error EngineImpl::QueueFull() {
   return Error(StatusCode::kResourceExhausted,
                "the queue is full (" + std::to_string(Waiting()) + " jobs wait)", "", "QUEUE_FULL")
       .RetryAfter(TimeToPlace());
@@ -202,8 +207,9 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
   Enter(job);
 }
 
-void EngineImpl::RequireCallPlace() const {
+void EngineImpl::RequireCallPlace() {
   if (draining_) throw Draining();
+  RequireNoPressure();
   if (table_.waiting_calls() >= options_.max_queued_denoise_calls) {
     throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL")
         .RetryAfter(TimeToCallPlace());
@@ -306,7 +312,7 @@ bool EngineImpl::leaves_waiting() const {
 
 bool EngineImpl::WaitIdle(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
-  return idle_.wait_for(lock, timeout, [this] { return entering_ == 0 && table_.idle(); });
+  return idle_.wait_for(lock, timeout, [this] { return entering_.empty() && table_.idle(); });
 }
 
 void EngineImpl::Stop() {
@@ -364,6 +370,7 @@ void EngineImpl::Shutdown() {
   thread_.join();
   encoder_.Join();
   places_.reset();  // whom it tells may go now
+  memory_looks_.reset();
   cost_file_.Save();
 }
 

@@ -123,10 +123,14 @@ Work EngineImpl::Queued(const EngineWork& work) const {
 }
 
 // A place is free when a job that waits begins: when its turn comes, or where no more may begin,
-// when one that has begun is done. Where none waits, all places are those of jobs being stored.
-std::chrono::milliseconds EngineImpl::TimeToPlace() const {
-  if (table_.waiting_jobs() == 0) return RetryAfter(std::numeric_limits<double>::infinity());
-  const double turn = table_.queue.SecondsToNextBegin();
+// when one that has begun is done. Jobs that are being stored wait from then on: their turn too is
+// known.
+std::chrono::milliseconds EngineImpl::TimeToPlace() {
+  double turn = std::numeric_limits<double>::infinity();
+  if (table_.waiting_jobs() > 0) turn = table_.queue.SecondsToNextBegin();
+  for (const auto& [job, work] : entering_) {
+    turn = std::min(turn, table_.queue.PredictedBegin(work, clock_()));
+  }
   const int64_t most = options_.max_running_jobs;
   if (most == 0 || table_.running_jobs() < most) return RetryAfter(turn);
   double end = std::numeric_limits<double>::infinity();

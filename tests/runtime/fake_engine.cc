@@ -8,6 +8,7 @@ namespace denoised {
 
 std::pair<JobSnapshot, bool> RecordingStore::Add(const JobSnapshot& job,
                                                  const GenerationRequest& request) {
+  if (on_add) on_add(request);
   auto added = inner().Add(job, request);
   Record(added.first);
   return added;
@@ -97,7 +98,8 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
   auto recording = std::make_unique<RecordingStore>(std::move(inner));
   store = recording.get();
   engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
-                                        std::move(recording), &observer, &logger, clock.function());
+                                        std::move(recording), &observer, &logger, clock.function(),
+                                        std::vector<FailedModel>{}, model.unit_clock);
 }
 
 FakeEngine::~FakeEngine() {
