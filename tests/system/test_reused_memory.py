@@ -65,9 +65,10 @@ def call_b(server, pb):
 
 def leave_no_numbers(server, pb):
     """A step whose values overflow: whatever it computed in holds infinities and NaN."""
-    huge = numpy.full((1, 8, 2, 8, 8), 1e30)
-    request = pb.DenoiseRequest(latents=tensor(pb, huge), timestep=tensor(pb, numpy.array([500.0])),
-                                encoder_hidden_states=tensor(pb, numpy.full((1, 64, 128), 1e30)))
+    random = numpy.random.default_rng(6)
+    latents, text = (3.3e38 * random.choice([-1.0, 1.0], shape) for shape in ((1, 8, 2, 8, 8), (1, 64, 128)))
+    request = pb.DenoiseRequest(latents=tensor(pb, latents), timestep=tensor(pb, numpy.array([500.0])),
+                                encoder_hidden_states=tensor(pb, text))
     error = error_of(lambda: server.denoise.Denoise(request, timeout=60))
     assert field_and_reason(error)[1] == "NON_FINITE", error.details()
 
