@@ -24,6 +24,7 @@
 #include "runtime/job.h"
 #include "runtime/job_store.h"
 #include "runtime/log.h"
+#include "runtime/memory_pressure.h"
 #include "runtime/model_info.h"
 #include "runtime/numerics.h"
 #include "runtime/observer.h"
@@ -76,6 +77,8 @@ struct EngineOptions {
   // What the process may take: "auto", "none" or a size such as "8GiB" (memory_budget.h). Work that
   // would not fit is refused.
   std::string max_memory = "auto";
+  // What the process holds that the kernel cannot take back; unset: as the kernel says. For tests.
+  std::function<int64_t()> unreclaimable_bytes;
   int threads = 0;                // intra-op threads; 0 = one a physical core
   bool admit_unmeasured = false;  // kernels that no device has run yet may serve
   bool enable_drills = false;     // Drill may be asked for
@@ -147,10 +150,11 @@ class Engine {
   // Validates and queues. `done` runs once, when the job is kept (on disk, where the store is
   // durable) or refused, on the caller's thread or on the store's, and as JobStore::Accept says.
   // An error is INVALID_ARGUMENT (field named), NOT_FOUND (model), RESOURCE_EXHAUSTED (queue full,
-  // reason QUEUE_FULL; more than fits, reason MEMORY; nowhere to keep it, reason DISK),
-  // FAILED_PRECONDITION (reason DEADLINE_UNREACHABLE), ALREADY_EXISTS (the key of another request,
-  // reason IDEMPOTENCY_KEY), UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE
-  // (draining, reason DRAINING).
+  // reason QUEUE_FULL; more than fits, reason MEMORY, and with a time to retry where memory is
+  // short just now; nowhere to keep it, reason DISK), FAILED_PRECONDITION (reason
+  // DEADLINE_UNREACHABLE), ALREADY_EXISTS (the key of another request, reason IDEMPOTENCY_KEY),
+  // UNIMPLEMENTED (a format that this build cannot write) or UNAVAILABLE (draining, reason
+  // DRAINING).
   virtual void Submit(GenerationRequest request, std::function<void(SubmitResult)> done) = 0;
   SubmitResult Submit(GenerationRequest request) {  // waits for it
     return Waited<SubmitResult>([&](auto done) { Submit(std::move(request), std::move(done)); });
@@ -239,6 +243,9 @@ class Engine {
 
   virtual int64_t queue_depth() const = 0;   // waiting jobs
   virtual int64_t running_jobs() const = 0;  // that have begun and not ended
+  // How short of memory the process is; looked at some times a second. New work is refused here,
+  // the rest of the steps is the server's.
+  virtual MemoryPressure Pressure() const = 0;
   // The unit that hangs, in a sentence: the process ends soon where it does not end.
   virtual std::optional<std::string> Hung() const = 0;
 

@@ -80,9 +80,8 @@ class JobStore {
   // nothing; then nothing is stored.
   //
   // `done` runs once, on the caller's thread or on the store's, where the next write waits for it:
-  // it is short, throws nothing, and calls no verb that is on disk when it returns. Returns at once
-  // but where a job of the same key is just coming in: never call it under a lock that a reader or
-  // the engine thread needs.
+  // it is short, throws nothing, and calls no verb that is on disk when it returns. Returns at
+  // once.
   using Added = std::variant<std::pair<JobSnapshot, bool>, Error>;
   virtual void Accept(const JobSnapshot& job, const GenerationRequest& request,
                       std::function<void(Added)> done) = 0;

@@ -40,6 +40,8 @@ class CallTimer {
         method_(method),
         start_(std::chrono::steady_clock::now()) {}
   void Done(const grpc::Status& status) const;
+  // Before Done: as if the client had left.
+  void Cancel() const { context_->TryCancel(); }
 
  private:
   grpc::CallbackServerContext* const context_;

@@ -7,6 +7,7 @@
 #include "server/engine_gate.h"
 #include "server/metrics.h"
 #include "server/open_calls.h"
+#include "server/watchers.h"
 #include "server/work_pool.h"
 
 namespace denoised {
@@ -17,6 +18,7 @@ struct CallContext {
   WorkPool* pool;          // long checks
   WorkPool* answers;      // that take long to write: apart, so that none waits for checks and disks
   OpenCalls* open_calls;  // streams and steps
+  Watchers* watchers;
   Metrics* metrics;
   Logger* logger;
 };

@@ -313,7 +313,9 @@ Flag MaxMemoryFlag(std::string* target) {
       "Memory that this process may take: a size such as 8GiB or 1500MiB, none (or 0), or auto, "
       "which is the smaller of the machine's and its control group's, less a sixteenth (64 MiB "
       "at least). A job or a step that would not fit beside the loaded models, the results and "
-      "the waiting requests is refused with RESOURCE_EXHAUSTED.",
+      "the waiting requests is refused with RESOURCE_EXHAUSTED. Where requests, results, watchers "
+      "and connections take 85 % of what loaded models and running work leave, so is all new work; "
+      "from 92 % watchers are sent away, from 95 % new connections are closed.",
       [target](const std::string& text) {
         try {
           const MemoryBudget checked(text);

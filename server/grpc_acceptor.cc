@@ -73,6 +73,12 @@ void GrpcAcceptor::Accept(int listening) {
     }
     return;
   }
+  if (refuses_all_) {
+    ++turned_away_;
+    ++refused_;
+    close(fd);
+    return;
+  }
   {
     std::lock_guard lock(mutex_);
     if (static_cast<int64_t>(connections_.size()) >= max_connections_) ForgetClosed();

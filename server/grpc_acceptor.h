@@ -34,9 +34,14 @@ class GrpcAcceptor {
   // Accepts no more; before the server's Shutdown. Idempotent.
   void Stop();
 
-  // Any thread. Connections that are open now, and those that found no room.
+  // Any thread, as the next. Whether new connections are closed at once, whatever room there is.
+  void RefuseAll(bool all) { refuses_all_ = all; }
+
+  // Connections that are open now, and those that were closed at once; of these, those that came
+  // while all were.
   int64_t open() const;
   int64_t refused() const { return refused_; }
+  int64_t turned_away() const { return turned_away_; }
 
  private:
   void Run();
@@ -46,7 +51,8 @@ class GrpcAcceptor {
   const Listener* const listener_;
   const int64_t max_connections_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> grpc_;
-  std::atomic<int64_t> refused_{0};
+  std::atomic<bool> refuses_all_{false};
+  std::atomic<int64_t> refused_{0}, turned_away_{0};
   mutable std::mutex mutex_;
   // The connections by descriptor, with the socket's inode: gRPC closes them without a word, and a
   // descriptor that means another file by now is a connection that is gone. Guarded by mutex_.

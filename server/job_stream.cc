@@ -28,7 +28,7 @@ void PulledStream::Pump() {
   {
     std::lock_guard lock(mutex_);
     wanted_ = true;
-    if (busy_ || ended_) return;
+    if (busy_ || ended_ || dropping_) return;
     busy_ = true;
   }
   // `busy_` keeps others out from here on; gRPC may call back at once, so no lock is held below.
@@ -40,18 +40,48 @@ void PulledStream::Pump() {
         return;
       }
       wanted_ = false;
-      if (cancelled_) break;
+      if (cancelled_ || leave_) break;
     }
     Action action;
     const grpc::Status status = StatusOf([&] { action = Next(); });
     if (!status.ok()) return End(status);
     if (action.message) {
       message_ = std::move(*action.message);
+      {
+        std::lock_guard lock(mutex_);
+        writing_ = true;
+      }
       return StartWrite(&message_);
     }
     if (action.end) return End(*action.end);
   }
-  End(Cancelled());
+  End(WhyLeave());
+}
+
+grpc::Status PulledStream::WhyLeave() {
+  const std::lock_guard lock(mutex_);
+  return cancelled_ ? Cancelled() : *leave_;
+}
+
+bool PulledStream::Leave(const grpc::Status& status) {
+  bool first = false, drops = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return false;
+    first = !leave_;
+    drops = dropping_ = !first && writing_;
+    leave_ = status;
+  }
+  if (drops) Drop();
+  Pump();
+  return first;
+}
+
+// The call lives as long as it has not ended, and it does not while `dropping_`.
+void PulledStream::Drop() {
+  timer_.Cancel();
+  const std::lock_guard lock(mutex_);
+  dropping_ = false;
 }
 
 void PulledStream::End(const grpc::Status& status) {
@@ -68,7 +98,7 @@ void PulledStream::OnWriteDone(bool ok) {
   {
     std::lock_guard lock(mutex_);
     message_.Clear();
-    busy_ = false;
+    busy_ = writing_ = false;
     if (!ok) cancelled_ = true;
   }
   Pump();

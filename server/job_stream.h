@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "runtime/engine.h"
 #include "runtime/task_thread.h"
@@ -44,7 +45,11 @@ class PulledStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Looks for something to do. Any thread.
   void Pump();
   // Kept for as long as the stream.
-  void Keep(OpenCalls::Ticket ticket) { ticket_ = std::move(ticket); }
+  void Keep(std::shared_ptr<void> ticket) { tickets_.push_back(std::move(ticket)); }
+  // Ends the stream with this as soon as no message is on its way. Where that was said before and
+  // the client still has not taken its message, without a word. True the first time, where it
+  // had not ended. Any thread, one at a time.
+  bool Leave(const grpc::Status& status);
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -57,16 +62,21 @@ class PulledStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
  private:
   void End(const grpc::Status& status);
+  grpc::Status WhyLeave();
+  void Drop();
 
   const CallTimer timer_;
-  OpenCalls::Ticket ticket_;
+  std::vector<std::shared_ptr<void>> tickets_;
   std::shared_ptr<PulledStream> self_;
   std::mutex mutex_;
-  bool busy_ = true;          // guarded by mutex_: Open(), a Next() or a write is under way
-  bool wanted_ = false;       // guarded by mutex_: Pump() came meanwhile
-  bool cancelled_ = false;    // guarded by mutex_
-  bool ended_ = false;        // guarded by mutex_
-  grpc::ByteBuffer message_;  // in flight
+  bool busy_ = true;        // guarded by mutex_: Open(), a Next() or a write is under way
+  bool writing_ = false;    // guarded by mutex_: it is a write
+  bool dropping_ = false;   // guarded by mutex_: the call is being cancelled, and may not end yet
+  bool wanted_ = false;     // guarded by mutex_: Pump() came meanwhile
+  bool cancelled_ = false;  // guarded by mutex_
+  bool ended_ = false;      // guarded by mutex_
+  std::optional<grpc::Status> leave_;  // guarded by mutex_: end with this
+  grpc::ByteBuffer message_;           // in flight
 };
 
 // Chunks of results, one after the other.

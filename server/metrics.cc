@@ -109,6 +109,15 @@ struct Metrics::Families {
             "1 while a unit of work takes far longer than it should: the process ends soon where "
             "it does not.",
             {});
+  GaugeSeries memory_pressure =
+      Level("denoised_memory_pressure",
+            "What requests, results, watchers and connections take of the memory that is left to "
+            "them: from 0.85 new work is refused, from 0.92 watchers are sent away, from 0.95 new "
+            "connections are closed.",
+            {});
+  Counters memory_shed =
+      Count("denoised_memory_shed_total",
+            "What was sent away because memory was short: work, watchers, connections.", {"what"});
   Histograms queue_wait_seconds =
       Spread("denoised_queue_wait_seconds", "Time of a job between its acceptance and its start.",
              {"priority"}, SecondsBuckets());
@@ -139,7 +148,8 @@ struct Metrics::Families {
       Level("denoised_connections", "Connections that are open now.", {"listener"});
   Counters connections_refused =
       Count("denoised_connections_refused_total",
-            "Connections that were closed because there were too many.", {"listener"});
+            "Connections that were closed because there were too many, or memory was short.",
+            {"listener"});
   Counters log_lines_dropped =
       Count("denoised_log_lines_dropped_total",
             "Log lines that were dropped because stderr took nothing.", {});
@@ -180,6 +190,8 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   families_->jobs_running.At({});
   families_->sessions.At({});
   families_->engine_hung.At({});
+  families_->memory_pressure.At({});
+  for (const char* what : {"work", "watchers", "connections"}) families_->memory_shed.At({what});
   for (Priority priority : {Priority::kBatch, Priority::kNormal, Priority::kUrgent}) {
     families_->queue_wait_seconds.At({ToText(PriorityName(priority))});
   }
@@ -336,6 +348,10 @@ std::string Metrics::Text() const {
     families_->jobs_running.At({}).Set(static_cast<double>(gauges.jobs_running));
     families_->sessions.At({}).Set(static_cast<double>(gauges.sessions));
     families_->engine_hung.At({}).Set(gauges.hung ? 1 : 0);
+    families_->memory_pressure.At({}).Set(gauges.memory_pressure);
+    for (const auto& [what, count] : gauges.memory_shed) {
+      AdvanceTo(static_cast<uint64_t>(count), &families_->memory_shed.At({what}));
+    }
     AdvanceTo(gauges.log_lines_dropped, &families_->log_lines_dropped.At({}));
     for (const auto& [listener, connections] : gauges.connections) {
       families_->connections.At({listener}).Set(static_cast<double>(connections.open));

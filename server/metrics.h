@@ -36,6 +36,9 @@ class Metrics : public Observer {
     };
     std::map<std::string, Connections> connections;  // by listener: "public", "admin", "http"
     bool hung = false;                               // a unit of the engine is
+    double memory_pressure = 0;
+    // Since the start, by what was sent away: "work", "watchers", "connections".
+    std::map<std::string, int64_t> memory_shed;
   };
 
   explicit Metrics(const std::string& version);

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "runtime/engine/memory_budget.h"
+#include "runtime/engine/memory_ladder.h"
 #include "runtime/version.h"
 #include "server/drain.h"
 #include "server/pages.h"
@@ -122,7 +123,10 @@ void Server::Start(const EngineFactory& make_engine) {
   StartHttp();
   StartGrpc();
   metrics_.SetGaugeSource([this] { return ReadGauges(); });
-  health_ = std::make_unique<Ticker>(kHealthPace, [this] { ShowHealth(); });
+  health_ = std::make_unique<Ticker>(kHealthPace, [this] {
+    RelieveMemory();
+    ShowHealth();
+  });
   engine_ = make_engine(config_.engine, &metrics_, logger_);
   gate_.Open(engine_.get());
   health_->Now();
@@ -137,6 +141,16 @@ void Server::ShowHealth() {
   grpc::HealthCheckServiceInterface* health = public_.server->GetHealthCheckService();
   health->SetServingStatus(v1::GenerationService::service_full_name(), now.takes_jobs);
   health->SetServingStatus("", now.takes_jobs);  // of the port as a whole
+}
+
+// As far as the engine says that memory is short. The HTTP and admin ports stay open to all: they
+// are few, and tell what is wrong.
+void Server::RelieveMemory() {
+  const Engine* const engine = gate_.engine();
+  if (engine == nullptr) return;
+  const MemoryStep step = engine->Pressure().step;
+  if (step >= MemoryStep::kShedWatchers) watchers_shed_ += watchers_.ShedOldest();
+  public_.acceptor->RefuseAll(step >= MemoryStep::kRefuseConnections);
 }
 
 void Server::StartHttp() {
@@ -181,11 +195,11 @@ Server::Port Server::Serve(const std::string& name, const Listener& listener,
 }
 
 CallContext Server::PublicContext() {
-  return {&gate_, &dispatcher_, &pool_, &answers_, &open_calls_, &metrics_, logger_};
+  return {&gate_, &dispatcher_, &pool_, &answers_, &open_calls_, &watchers_, &metrics_, logger_};
 }
 
 CallContext Server::AdminContext() {
-  return {&gate_, &dispatcher_, &admin_pool_, &answers_, &holds_, &metrics_, logger_};
+  return {&gate_, &dispatcher_, &admin_pool_, &answers_, &holds_, &watchers_, &metrics_, logger_};
 }
 
 std::string Server::WithPort(const ListenAddress& address, const Listener& listener) {
@@ -201,7 +215,9 @@ std::string Server::NotReady() const {
   if (engine == nullptr) return "loading";
   if (engine->draining()) return "draining";
   if (const auto hung = engine->Hung()) return "HUNG: " + *hung;
-  return gate_.engine()->jobs().WhyNotReady().value_or("");
+  if (const auto why = gate_.engine()->jobs().WhyNotReady()) return *why;
+  const MemoryPressure pressure = engine->Pressure();
+  return pressure.step == MemoryStep::kNone ? "" : "MEMORY: " + ShortText(pressure);
 }
 
 std::string Server::ReadyNote() const {
@@ -225,6 +241,11 @@ Metrics::Gauges Server::ReadGauges() {
   gauges.jobs_running = engine->running_jobs();
   gauges.sessions = engine->open_sessions();
   gauges.hung = engine->Hung().has_value();
+  const MemoryPressure pressure = engine->Pressure();
+  gauges.memory_pressure = pressure.fraction;
+  gauges.memory_shed = {{"work", pressure.refused_works},
+                        {"watchers", watchers_shed_},
+                        {"connections", public_.acceptor->turned_away()}};
   for (const Lease& force : engine->policy().List()) {
     ++gauges.leases[{force.backend, KindsText(force.scope)}];
   }

@@ -3,7 +3,9 @@
 // All three ports are bound before anything else. Then HTTP and gRPC begin to answer (health says
 // NOT_SERVING, calls are refused with reason LOADING), then the engine loads, then the gate opens.
 // From then on health follows what the server can do: while a full disk takes no job, the port and
-// its GenerationService are NOT_SERVING, and well again with room; while a unit hangs, all are.
+// its GenerationService are NOT_SERVING, and well again with room; likewise while memory is short,
+// when it also sends watchers away and closes new connections (runtime/memory_pressure.h); while a
+// unit hangs, all are.
 #ifndef DENOISED_SERVER_SERVER_H_
 #define DENOISED_SERVER_SERVER_H_
 
@@ -73,6 +75,7 @@ class Server {
 
   static std::string WithPort(const ListenAddress& address, const Listener& listener);
   std::string NotReady() const;
+  void RelieveMemory();
   void ShowHealth();
   std::string ReadyNote() const;
   void StartHttp();
@@ -91,6 +94,8 @@ class Server {
   EngineGate gate_;
   OpenCalls open_calls_,
       holds_;  // of the public and the admin port; a stop does not wait for holds
+  Watchers watchers_;
+  std::atomic<int64_t> watchers_shed_{0};
   std::unique_ptr<Engine> engine_;
   TaskThread dispatcher_;
   WorkPool pool_, answers_,

@@ -25,22 +25,23 @@ bool WorkPool::Post(size_t bytes, std::function<void()> task) {
 }
 
 bool WorkPool::Post(size_t bytes, std::function<void(Room)> task) {
+  const auto taken =
+      std::make_shared<size_t>(0);  // nothing yet: whatever fails below gives nothing
+  Room room(nullptr, [this, taken](void*) {
+    if (*taken == 0) return;
+    std::lock_guard lock(mutex_);
+    bytes_ -= *taken;
+  });
   {
     std::lock_guard lock(mutex_);
     // A message that alone is over the budget still gets its turn when there is nothing else.
     if (tasks_.size() >= max_tasks_ || (bytes_ > 0 && bytes_ + bytes > max_bytes_)) return false;
-    tasks_.push_back({Take(bytes), std::move(task)});
+    tasks_.push_back({std::move(room), std::move(task)});
+    *taken = bytes;
+    bytes_ += bytes;
   }
   changed_.notify_one();
   return true;
-}
-
-WorkPool::Room WorkPool::Take(size_t bytes) {
-  bytes_ += bytes;
-  return Room(nullptr, [this, bytes](void*) {
-    std::lock_guard lock(mutex_);
-    bytes_ -= bytes;
-  });
 }
 
 void WorkPool::Run() {

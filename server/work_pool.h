@@ -36,7 +36,6 @@ class WorkPool {
     Room room;
     std::function<void(Room)> run;
   };
-  Room Take(size_t bytes);  // under mutex_
   void Run();
 
   const size_t max_tasks_, max_bytes_;

@@ -71,7 +71,6 @@ JobPtr EngineImpl::Admit(GenerationRequest request) {
   CheckFormats(request.formats);
   job->request = std::move(request);
   FillIn(job.get());
-  RequireTime(*job);
   return job;
 }
 
@@ -144,10 +143,12 @@ void EngineImpl::CheckAttention(TrajectoryWork* work) const {
 void EngineImpl::RequireTime(const JobWork& job) {
   if (!job.deadline || job.request.best_effort_deadline || !Known(job)) return;
   const auto now = clock_();
-  double predicted = 0;
-  {
-    const std::lock_guard lock(mutex_);
-    predicted = table_.queue.PredictedFinish(Queued(job), now);
+  double predicted = table_.queue.PredictedFinish(Queued(job), now);
+  // Those that are still being stored and will stand before it.
+  for (const auto& [other, work] : entering_) {
+    const bool before = options_.policy == EngineOptions::Policy::kFifo ||
+                        (work.deadline && *work.deadline <= *job.deadline);
+    if (before) predicted += work.seconds_left;
   }
   const double given = std::chrono::duration<double>(*job.deadline - now).count();
   if (predicted <= given) return;

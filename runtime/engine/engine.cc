@@ -15,41 +15,14 @@ namespace denoised {
 namespace {
 
 using SteadyClock = std::chrono::steady_clock;
-using SystemClock = std::chrono::system_clock;
-
-// A job that was running when so many servers died takes no further one down.
-constexpr int64_t kMostCrashes = 2;
 
 // How often those who watch jobs that wait may hear where they stand.
 constexpr std::chrono::milliseconds kPlacesPeriod(100);
+// How often memory is looked at.
+constexpr std::chrono::milliseconds kMemoryPeriod(250);
 
 // Why no shadow goes on.
 constexpr char kDraining[] = "the server is draining";
-
-// What was asked for, each format once; mp4 where nothing was.
-std::vector<ArtifactFormat> DistinctFormats(const std::vector<ArtifactFormat>& asked) {
-  if (asked.empty()) return {ArtifactFormat::kMp4};
-  std::vector<ArtifactFormat> formats;
-  for (ArtifactFormat format : asked) {
-    if (std::find(formats.begin(), formats.end(), format) == formats.end()) {
-      formats.push_back(format);
-    }
-  }
-  return formats;
-}
-
-JobSnapshot FirstSnapshot(const JobWork& job) {
-  JobSnapshot snapshot;
-  snapshot.id = job.id;
-  snapshot.prompt = job.request.prompt;
-  snapshot.parameters = job.parameters;
-  snapshot.num_steps = job.parameters.num_inference_steps;
-  snapshot.priority = job.priority;
-  snapshot.tenant = job.tenant;
-  snapshot.created_at = SystemClock::now();
-  snapshot.sequence = 1;
-  return snapshot;
-}
 
 std::unique_ptr<JobStore> OpenStore(const EngineOptions& options, Logger* logger) {
   const auto finished = static_cast<size_t>(options.max_finished_jobs);
@@ -75,7 +48,7 @@ QueueOptions QueueOptionsOf(const EngineOptions& options) {
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
                        std::vector<std::unique_ptr<Pipeline>> pipelines,
                        std::unique_ptr<JobStore> store, Observer* observer, Logger* logger,
-                       Clock clock, std::vector<FailedModel> failed_models)
+                       Clock clock, std::vector<FailedModel> failed_models, Clock unit_clock)
     : options_(options),
       policy_(std::move(policy)),
       models_(std::move(pipelines)),
@@ -84,11 +57,12 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       observer_(observer),
       logger_(logger),
       clock_(std::move(clock)),
+      unit_clock_(std::move(unit_clock)),
       audit_(&store_->control(), logger_),
       lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
       drills_(clock_),
       shadows_(options.shadow_budget, MostShadowBytes(options.max_memory), clock_, observer),
-      memory_(options.max_memory),
+      memory_(options.max_memory, options.unreclaimable_bytes),
       cost_file_(options.state_dir, &cost_, logger),
       table_(QueueOptionsOf(options)),
       tuning_(models_, {options.auto_error, options.tune_when_idle},
@@ -103,142 +77,14 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
   if (options_.before_work) options_.before_work([this] { store_->NoteStop(); });
   thread_ = std::thread([this] { Loop(); });
   places_.emplace(kPlacesPeriod, [this] { TellPlaces(); });
+  memory_looks_.emplace(kMemoryPeriod, [this] { LookAtMemory(); });
   deadlines_thread_ = std::thread([this] { WatchDeadlines(); });
 }
 
-EngineImpl::~EngineImpl() { Shutdown(); }
-
-// ---- work comes --------------------------------------------------------------------------------
-
-void EngineImpl::Submit(GenerationRequest request, std::function<void(SubmitResult)> done) {
-  JobPtr job;
-  std::optional<JobSnapshot> before;
-  const auto error = Caught([&] {
-    request.formats = DistinctFormats(request.formats);
-    before = store_->MadeBefore(request);  // a retry is answered whatever stands against a new job
-    if (!before) job = Admit(std::move(request));
-  });
-  if (error) return done(*error);
-  if (before) {
-    AddPlace(&*before);
-    return done(*std::move(before));
-  }
-  if (const auto refusal = TakePlace()) return done(*refusal);
-  store_->Accept(FirstSnapshot(*job), job->request,
-                 [this, job, done = std::move(done)](JobStore::Added added) {
-                   done(Accepted(job, std::move(added)));
-                 });
-}
-
-// Late jobs hold no place, and what is refused is not stored.
-std::optional<Error> EngineImpl::TakePlace() {
-  bool full = false;
-  {
-    const std::lock_guard lock(mutex_);
-    full = Full();
-  }
-  if (full) ExpireWaiting();
-  const std::lock_guard lock(mutex_);
-  if (draining_) return Draining();
-  if (Full()) return QueueFull();
-  ++entering_;
-  return std::nullopt;
-}
-
-// The place that it took is its own now, or free.
-Engine::SubmitResult EngineImpl::Accepted(const JobPtr& job, JobStore::Added outcome) {
-  auto* kept = std::get_if<std::pair<JobSnapshot, bool>>(&outcome);
-  const bool added = kept != nullptr && kept->second;
-  bool entered = false;
-  {
-    const std::lock_guard lock(mutex_);
-    --entering_;
-    if (added) table_.KnowById(job);
-    entered = added && !begins_no_more_ && !ending_;
-    if (entered) Enter(job);
-    if (added && !entered && !store_->durable()) job->closing = true;
-  }
-  idle_.notify_all();
-  if (kept == nullptr) return std::get<Error>(std::move(outcome));
-  if (added) wake_.notify_one();
-  if (added && !entered && !store_->durable()) EndJob(job, Cancelled(), {});
-  AddPlace(&kept->first);
-  return std::move(kept->first);
-}
-
-// Jobs that hold a place of the queue: not those that are put aside.
-int64_t EngineImpl::Waiting() const { return table_.waiting_jobs() + entering_; }
-
-bool EngineImpl::Full() const { return Waiting() >= options_.max_queued_jobs; }
-
-Error EngineImpl::QueueFull() const {
-  return Error(StatusCode::kResourceExhausted,
-               "the queue is full (" + std::to_string(Waiting()) + " jobs wait)", "", "QUEUE_FULL")
-      .RetryAfter(TimeToPlace());
-}
-
-void EngineImpl::Enter(const JobPtr& job) {
-  table_.KnowById(job);
-  table_.Enter(job, Queued(*job));
-  if (job->deadline) deadlines_.notify_one();
-}
-
-// What an earlier server accepted and did not end.
-void EngineImpl::Readmit(AcceptedJob accepted) {
-  const auto job = std::make_shared<JobWork>();
-  job->id = accepted.snapshot.id;
-  job->request = std::move(accepted.request);
-  job->parameters = accepted.snapshot.parameters;
-  job->attempt = accepted.snapshot.attempt;
-  job->told_start = job->attempt > 0;
-  job->suspect = accepted.crashes > 0;
-  const auto error = Caught([&] {
-    if (accepted.snapshot.asked == JobState::kCancelled) throw Cancelled();
-    if (job->request.belongs_to_call) throw CallIsGone();
-    if (accepted.crashes >= kMostCrashes) {
-      throw Error(StatusCode::kAborted,
-                  "the server ended unexpectedly in each of its " +
-                      std::to_string(accepted.crashes) + " attempts",
-                  "", "POISON");
-    }
-    FillIn(job.get());
-    job->queued_at = job->arrived = accepted.queued_at;
-    job->left = UnitsLeft(job->estimate, accepted.checkpoint_step);
-  });
-  if (error) return EndJob(job, error, {});
-  const std::lock_guard lock(mutex_);
-  if (accepted.snapshot.state == JobState::kSuspended) return table_.KnowById(job);
-  Enter(job);
-}
-
-void EngineImpl::RequireCallPlace() const {
-  if (draining_) throw Draining();
-  if (table_.waiting_calls() >= options_.max_queued_denoise_calls) {
-    throw Error(StatusCode::kResourceExhausted, "too many Denoise calls wait", "", "QUEUE_FULL")
-        .RetryAfter(TimeToCallPlace());
-  }
-}
-
-void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> cancel,
-                         std::function<void(DenoiseOutcome)> done) {
-  const auto call = std::make_shared<CallWork>();
-  call->request = std::move(request);
-  call->cancel = std::move(cancel);
-  call->done = std::move(done);
-  const auto refusal = Caught([&] {
-    FillIn(call.get());
-    {
-      const std::lock_guard lock(mutex_);
-      RequireCallPlace();
-    }  // a refusal digests nothing
-    call->fields = DenoiseFields(call->request);
-    const std::lock_guard lock(mutex_);
-    RequireCallPlace();
-    table_.Enter(call, Queued(*call));
-    if (call->deadline) deadlines_.notify_one();
-  });
-  if (refusal) return call->done(*refusal);
-  wake_.notify_one();
+EngineImpl::~EngineImpl() {
+  Shutdown();
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [this] { return unanswered_ == 0; });
 }
 
 void EngineImpl::Drill(const DrillRequest& request) {
@@ -315,7 +161,7 @@ bool EngineImpl::leaves_waiting() const {
 
 bool EngineImpl::WaitIdle(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
-  return idle_.wait_for(lock, timeout, [this] { return entering_ == 0 && table_.idle(); });
+  return idle_.wait_for(lock, timeout, [this] { return entering_.empty() && table_.idle(); });
 }
 
 void EngineImpl::Stop() {
@@ -373,6 +219,7 @@ void EngineImpl::Shutdown() {
   thread_.join();
   encoder_.Join();
   places_.reset();  // whom it tells may go now
+  memory_looks_.reset();
   cost_file_.Save();
 }
 

@@ -37,13 +37,15 @@ class EngineImpl : public Engine {
  public:
   using Clock = std::function<std::chrono::steady_clock::time_point()>;
 
-  // `pipelines` has exactly one default; deadlines and the order of work are looked up on `clock`.
+  // `pipelines` has exactly one default; deadlines and the order of work are looked up on `clock`,
+  // and units are timed on `unit_clock`.
   // Takes up the leases of an earlier process and the jobs that it has not ended, and starts the
   // threads.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
              std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
              Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now,
-             std::vector<FailedModel> failed_models = {});
+             std::vector<FailedModel> failed_models = {},
+             Clock unit_clock = std::chrono::steady_clock::now);
   ~EngineImpl() override;
 
   using Engine::Submit;
@@ -81,6 +83,7 @@ class EngineImpl : public Engine {
   }
   int64_t queue_depth() const override;
   int64_t running_jobs() const override;
+  MemoryPressure Pressure() const override;
   std::optional<std::string> Hung() const override;
   void Drain() override;
   void BeginNoMore() override;
@@ -98,13 +101,15 @@ class EngineImpl : public Engine {
     double share;    // this work's part of it
   };
 
-  // engine.cc: the callers' side. Any thread.
-  std::optional<Error> TakePlace();
+  // submits.cc: the callers' side. Any thread.
+  std::optional<Error> TakePlace(const JobPtr& job);
   SubmitResult Accepted(const JobPtr& job, JobStore::Added outcome);
+  void Answer(const JobPtr& job, JobStore::Added outcome,
+              const std::function<void(SubmitResult)>& done);
   int64_t Waiting() const;  // under mutex_, as the next four
   bool Full() const;
-  Error QueueFull() const;
-  void RequireCallPlace() const;  // throws where there is none
+  Error QueueFull();
+  void RequireCallPlace();  // throws where there is none
   void Enter(const JobPtr& job);
   void Readmit(AcceptedJob accepted);
 
@@ -127,7 +132,7 @@ class EngineImpl : public Engine {
   void FillIn(CallWork* call) const;
   void FillIn(SessionWork* session) const;
   void CheckAttention(TrajectoryWork* work) const;
-  void RequireTime(const JobWork& job);
+  void RequireTime(const JobWork& job);  // under mutex_
   WorkEstimate EstimateOf(const TrajectoryWork& work, Attention attention, int64_t beside) const;
   void RequireMemoryLater(const JobWork& job) const;
   void RequireMemoryNow(TrajectoryWork* work);
@@ -142,6 +147,12 @@ class EngineImpl : public Engine {
   bool FitsBesideResidents(const EngineWork& work) const;
   int64_t RowsThatFit(const EngineWork& lead) const;
 
+  // pressure.cc: memory that no estimate accounts for.
+  std::optional<MemoryReading> ReadMemory() const;  // any thread
+  void RequireNoPressure();  // under mutex_; throws where new work is refused
+  void LookAtMemory();       // of the ticker, as the next
+  void ForgetForOthers(const MemoryPressure& pressure);
+
   // predictions.cc. Of work that has begun: engine thread.
   UnitKey KeyOf(const EngineWork& work, const Unit& unit) const;
   // Of what is left of it: units of these kinds; all.
@@ -153,7 +164,7 @@ class EngineImpl : public Engine {
   WorkProgress ProgressOf(const EngineWork& work) const;
   Work Queued(const EngineWork& work) const;
   // Predicted, of a place for a job or a call; under mutex_.
-  std::chrono::milliseconds TimeToPlace() const;
+  std::chrono::milliseconds TimeToPlace();
   std::chrono::milliseconds TimeToCallPlace() const;
 
   // loop.cc. Engine thread.
@@ -173,6 +184,7 @@ class EngineImpl : public Engine {
   bool WaitsForRoom(const WorkPtr& work, const Error& error);
   void BeginRun(const WorkPtr& work);  // of what is ready and started
   void BeginCall(CallWork* call);
+  double UnitSecondsSince(std::chrono::steady_clock::time_point start);
   void RunAlone(const WorkPtr& work);
   void RunStep(const std::vector<WorkPtr>& works);
   Company::Callers CallersOf(const std::vector<WorkPtr>& works, const UnitKey& key,
@@ -312,7 +324,7 @@ class EngineImpl : public Engine {
   const std::unique_ptr<JobStore> store_;
   Observer* const observer_;
   Logger* const logger_;
-  const Clock clock_;
+  const Clock clock_, unit_clock_;
   Audit audit_;
   LeaseKeeping lease_keeping_;  // before any work begins
   Drills drills_;
@@ -328,15 +340,17 @@ class EngineImpl : public Engine {
   std::condition_variable wake_, idle_;
   std::condition_variable deadlines_;  // of WatchDeadlines: there is one more
   WorkTable table_;
+  MemoryLadder ladder_;
   std::vector<WorkId> asked_;                            // begun, and somebody wants them to stop
   mutable uint64_t budgets_seen_ = UINT64_MAX;           // the policy's version at which
   mutable bool any_budget_ = false;                      // a live lease had one, or not
   bool session_news_ = false;                            // a session has something to do, or to end
   std::chrono::steady_clock::time_point sessions_seen_;  // when they were last looked through
-  int64_t entering_ = 0;                                 // jobs on their way to the disk
-  bool draining_ = false;                                // no new work
-  bool begins_no_more_ = false;                          // what waits stays in the store
-  bool stopping_ = false;                                // the thread ends
+  std::map<const JobWork*, Work> entering_;              // jobs on their way to the disk
+  int64_t unanswered_ = 0;       // submits that the store has not given back
+  bool draining_ = false;        // no new work
+  bool begins_no_more_ = false;  // what waits stays in the store
+  bool stopping_ = false;        // the thread ends
   // Until then nothing begins: there was no room, in memory or on the disk.
   std::chrono::steady_clock::time_point no_begin_until_;
   bool device_lost_ = false;      // nothing more is done
@@ -353,7 +367,9 @@ class EngineImpl : public Engine {
   TaskThread watchman_;            // tells what the watchdog found; its ticks wait for nothing
   std::unique_ptr<Ticker> ticks_;  // the watchdog's
   std::thread thread_, deadlines_thread_;  // start when everything else is there
-  std::optional<Ticker> places_;           // so does this: tells watchers; it ends first
+  bool trimmed_ = false;                   // before the last look at memory; the ticker's
+  // So do these, and they end first: one tells watchers, the other looks at memory.
+  std::optional<Ticker> places_, memory_looks_;
 };
 
 }  // namespace denoised

@@ -234,16 +234,21 @@ void EngineImpl::BeginCall(CallWork* call) {
                                              observer_);
 }
 
+// As the cost model takes it.
+double EngineImpl::UnitSecondsSince(SteadyClock::time_point start) {
+  return shadows_.UnitRan(std::chrono::duration<double>(unit_clock_() - start).count());
+}
+
 void EngineImpl::RunAlone(const WorkPtr& work) {
   const Unit unit = work->run()->Next();
   if (const JobPtr job = JobOf(work)) EnterStage(job.get(), StageOf(unit.kind));
-  const auto start = SteadyClock::now();
+  const auto start = unit_clock_();
   const auto error = Caught([&] {
     const ScopedStopCheck stop([&] { return WhyStop(*work); });
     const Watchdog::Scope watched = Watched({work}, {unit});
     work->run()->Advance();
   });
-  const double seconds = shadows_.UnitRan(SecondsSince(start));
+  const double seconds = UnitSecondsSince(start);
   if (LosesDevice({work}, {error}) || (error && BeginsAnew(work, *error))) return;
   if (!error) cost_.Observe(KeyOf(*work, unit), 1, seconds);
   AfterUnit(work, unit, {seconds, seconds}, error);
@@ -261,13 +266,13 @@ void EngineImpl::RunStep(const std::vector<WorkPtr>& works) {
   }
   const UnitKey key = KeyOf(*works.front(), units.front());
   std::vector<std::optional<Error>> errors;
-  const auto start = SteadyClock::now();
+  const auto start = unit_clock_();
   const auto nobody = Caught([&] {
     const ScopedStopCheck stop([&] { return WhyStopAll(works); });
     const Watchdog::Scope watched = Watched(works, units);
     errors = works.front()->pipeline->Step(runs);
   });
-  const double seconds = shadows_.UnitRan(SecondsSince(start));
+  const double seconds = UnitSecondsSince(start);
   if (nobody) errors = {nobody};
   if (LosesDevice(works, errors)) return;
   if (nobody) return AfterNobody(works, *nobody);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "backends/error.h"
 
@@ -29,6 +30,13 @@ int64_t MostShadowBytes(const std::string& max_memory) {
 uint64_t MostRowBytes(const std::string& max_memory) {
   return static_cast<uint64_t>(PartOf(max_memory, 64, int64_t{128} << 20));
 }
+
+MemoryAdmission::MemoryAdmission(const std::string& max_memory,
+                                 std::function<int64_t()> unreclaimable)
+    : budget_(max_memory),
+      unreclaimable_(unreclaimable ? std::move(unreclaimable) : UnreclaimableBytes),
+      loaded_(ResidentBytes()),
+      unreclaimable_at_load_(unreclaimable_()) {}
 
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,
                               int64_t held) const {
@@ -71,8 +79,17 @@ int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) con
 
 void MemoryAdmission::ReturnUnused(int64_t held) const {
   constexpr int64_t kMuch = int64_t{512} << 20;  // less is kept: pages that are there cost nothing
-  if (ResidentBytes() > loaded_ + held + kMuch) malloc_trim(0);
+  if (ResidentBytes() > loaded_ + held + kMuch) ReturnAllUnused();
 }
+
+std::optional<MemoryReading> MemoryAdmission::Read(int64_t promised, int64_t counted) const {
+  const auto limit = RecentLimit();
+  if (!limit) return std::nullopt;
+  return MemoryReading{limit->bytes, loaded_, unreclaimable_() - unreclaimable_at_load_, promised,
+                       counted};
+}
+
+void MemoryAdmission::ReturnAllUnused() const { malloc_trim(0); }
 
 int64_t BytesOf(const GenerationRequest& request) {
   return BytesOf(request.latents) + static_cast<int64_t>(request.prompt.size());

@@ -4,11 +4,13 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
 
 #include "runtime/engine/memory_budget.h"
+#include "runtime/engine/memory_ladder.h"
 #include "runtime/job.h"
 #include "runtime/pipelines/estimate.h"
 #include "runtime/session.h"
@@ -24,8 +26,9 @@ class MemoryAdmission {
  public:
   // `max_memory` as MemoryBudget takes it. What the process holds at this moment, its loaded
   // models, counts from now on.
-  explicit MemoryAdmission(const std::string& max_memory)
-      : budget_(max_memory), loaded_(ResidentBytes()) {}
+  // `unreclaimable` stands for UnreclaimableBytes in tests.
+  explicit MemoryAdmission(const std::string& max_memory,
+                           std::function<int64_t()> unreclaimable = {});
 
   // Throws RESOURCE_EXHAUSTED, reason MEMORY, with both numbers where `what` (a noun) does not fit.
   // `held` = results, waiting requests and whatever else lies beside it.
@@ -42,11 +45,18 @@ class MemoryAdmission {
   // that the gaps of one job do not add to the next one's. `held` as above.
   void ReturnUnused(int64_t held) const;
 
+  // For the ladder, as it is now; empty where nothing limits it. `promised` and `counted` as it has
+  // them.
+  std::optional<MemoryReading> Read(int64_t promised, int64_t counted) const;
+  // Gives back all that the heap keeps, so that a reading is of what is in use.
+  void ReturnAllUnused() const;
+
  private:
   std::optional<MemoryBudget::Limit> RecentLimit() const;
 
   const MemoryBudget budget_;
-  const int64_t loaded_;
+  const std::function<int64_t()> unreclaimable_;
+  const int64_t loaded_, unreclaimable_at_load_;
   mutable std::mutex mutex_;  // guards what follows
   mutable std::optional<MemoryBudget::Limit> limit_;
   mutable std::optional<std::chrono::steady_clock::time_point> read_at_;

@@ -118,9 +118,9 @@ std::optional<int64_t> SmallestLimit(const Hierarchy& hierarchy, const std::stri
                      "wanted auto, none or a size such as 8GiB or 1500MiB, got '" + text + "'");
 }
 
-int64_t Reserve(int64_t bytes) { return std::max(bytes / 16, 64 * kMiB); }
-
 }  // namespace
+
+int64_t MemoryReserve(int64_t bytes) { return std::max(bytes / 16, 64 * kMiB); }
 
 std::string BytesText(int64_t bytes) {
   const bool large = bytes >= 1024 * kMiB;
@@ -166,6 +166,11 @@ std::optional<int64_t> CgroupMemoryLimit(const fs::path& root) {
 
 int64_t ResidentBytes() { return KibField("/proc/self/status", "VmRSS:").value_or(0); }
 
+int64_t UnreclaimableBytes() {
+  const auto anonymous = KibField("/proc/self/status", "RssAnon:");
+  return anonymous ? *anonymous : ResidentBytes();  // kernels before 4.5 do not say
+}
+
 MemoryBudget::MemoryBudget(const std::string& text, fs::path root) : root_(std::move(root)) {
   if (text == "auto") return;
   if (text == "none" || text == "0") {
@@ -186,7 +191,7 @@ std::optional<MemoryBudget::Limit> MemoryBudget::Now() const {
   const bool by_group = group && (!machine || *group < *machine);
   const int64_t bytes = by_group ? *group : *machine;
   const std::string whose = by_group ? "the control group's limit" : "this machine's memory";
-  return Limit{std::max<int64_t>(0, bytes - Reserve(bytes)),
+  return Limit{std::max<int64_t>(0, bytes - MemoryReserve(bytes)),
                whose + " of " + BytesText(bytes) + " less a reserve"};
 }
 

@@ -22,8 +22,14 @@ std::optional<int64_t> ParseBytes(const std::string& text);
 std::optional<int64_t> MachineMemory(const std::filesystem::path& root = "/");
 std::optional<int64_t> CgroupMemoryLimit(const std::filesystem::path& root = "/");
 
-// What this process holds in memory now (VmRSS).
+// What this process holds in memory now (VmRSS); and without what the kernel can take back, as
+// pages of files that are read again when they are needed (RssAnon).
 int64_t ResidentBytes();
+int64_t UnreclaimableBytes();
+
+// What a limit of so many bytes keeps free: a sixteenth (64 MiB at least) for the kernel's tables
+// and what a formula overlooks.
+int64_t MemoryReserve(int64_t bytes);
 
 class MemoryBudget {
  public:
@@ -35,8 +41,8 @@ class MemoryBudget {
     int64_t bytes;
     std::string source;  // "--max_memory", "the container's limit of 1.5 GiB less a reserve", ...
   };
-  // Empty: no limit. "auto" is the smaller of machine and control group, less a sixteenth (64 MiB
-  // at least) for the kernel's tables and what a formula overlooks; a size is taken as it is.
+  // Empty: no limit. "auto" is the smaller of machine and control group, less MemoryReserve; a size
+  // is taken as it is.
   std::optional<Limit> Now() const;
 
  private:

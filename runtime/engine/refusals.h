@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backends/error.h"
+#include "runtime/engine/memory_ladder.h"
 
 namespace denoised {
 
@@ -29,6 +30,15 @@ inline Error Stopped() {
   return Error(StatusCode::kUnavailable, "the server stopped before the work was done", "",
                "DRAINING")
       .RetryAfter(kAnotherServer);
+}
+
+// About what it takes until somebody has left and the memory is free.
+inline constexpr std::chrono::seconds kMemoryRelief{5};
+
+// Of new work. Work that would never fit is refused otherwise, and without a time to retry.
+inline Error MemoryIsShort(const MemoryPressure& pressure) {
+  return Error(StatusCode::kResourceExhausted, ShortText(pressure), "", "MEMORY")
+      .RetryAfter(kMemoryRelief);
 }
 
 // Of a job that would be nobody's.

@@ -141,6 +141,7 @@ void EngineImpl::EnterSession(const SessionPtr& session) {
                 std::to_string(table_.sessions()) + " sessions are open, as many as there may be",
                 "", "TOO_MANY_SESSIONS");
   }
+  RequireNoPressure();
   table_.OpenSession(session);
 }
 

@@ -338,13 +338,17 @@ bool WorkQueue::WouldBeGivenUp(const Kept& kept, double now) {
 }
 
 double WorkQueue::PredictedFinish(const Work& work, TimePoint now) {
+  return PredictedBegin(work, now) + Keep(work).length;
+}
+
+double WorkQueue::PredictedBegin(const Work& work, TimePoint now) {
   GiveUpWhatCannotBeMet(SecondsOf(now));
   Kept kept = Keep(work);
   kept.key.id = std::numeric_limits<WorkId>::max();  // after all that are due at once
   if (kept.bound && WouldBeGivenUp(kept, SecondsOf(now))) {
     kept.key.due = SoftDue(kept.work, SecondsOf(now));
   }
-  return Ahead(kept.key, TenantOf(work), kept.length).seconds + kept.length;
+  return Ahead(kept.key, TenantOf(work), kept.length).seconds;
 }
 
 std::vector<WorkId> WorkQueue::Expired(TimePoint now) const {

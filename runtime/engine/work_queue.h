@@ -117,6 +117,7 @@ class WorkQueue {
   // a deadline. Not the whole queue, only what comes before it in the order; where its deadline
   // would be given up so that others are met, as if it had none.
   double PredictedFinish(const Work& work, TimePoint now);
+  double PredictedBegin(const Work& work, TimePoint now);  // likewise
   // Those whose deadline has come, the earliest first; they stay until they are removed.
   std::vector<WorkId> Expired(TimePoint now) const;
 

@@ -257,16 +257,15 @@ std::vector<AcceptedJob> DurableJobStore::Recover() {
 
 void DurableJobStore::Accept(const JobSnapshot& job, const GenerationRequest& request,
                              std::function<void(Added)> done) {
-  std::optional<JobSnapshot> known;
-  bool reserved = false;
+  JobRow row;
+  auto place = Feed::Place::kMadeBefore;
   const auto refused = Caught([&] {
     if (!IsPlainId(job.id)) throw InvalidField("id", "letters, digits, '_' and '-'");
-    JobRow row = NewRow(job, request);
+    row = NewRow(job, request);
     row.accepted = MomentOf(Now());
     // A retry of what is kept already needs no room, so this comes first.
-    known = feed_.Reserve(&row);
-    if (known) return;
-    reserved = true;
+    place = feed_.Reserve(&row);
+    if (place != Feed::Place::kTaken) return;
     if (const auto why = folder_.WhyNoRoom(BytesOf(request))) throw DiskFull(*why);
     ledger_.Accept(row, request, [this, id = job.id, done](const std::optional<Error>& error) {
       if (!error) return done(std::pair(feed_.Publish(id), true));
@@ -274,10 +273,11 @@ void DurableJobStore::Accept(const JobSnapshot& job, const GenerationRequest& re
       done(*error);
     });
   });
-  if (known) return done(std::pair(*std::move(known), false));
-  if (!refused) return;
-  if (reserved) feed_.Abandon(job.id);
-  done(*refused);
+  if (refused && place == Feed::Place::kTaken) feed_.Abandon(job.id);
+  if (refused) return done(*refused);
+  if (place == Feed::Place::kMadeBefore) return done(std::pair(std::move(row.job), false));
+  if (place == Feed::Place::kTaken) return;
+  feed_.OnceSettled(row.key, [this, job, request, done] { Accept(job, request, done); });
 }
 
 Feed::Keep DurableJobStore::Keep(std::string verb) {

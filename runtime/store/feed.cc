@@ -67,16 +67,14 @@ std::optional<JobSnapshot> Feed::MadeBefore(const std::string& key,
   return record.accepting ? std::nullopt : std::optional(record.row.job);
 }
 
-std::optional<JobSnapshot> Feed::Reserve(JobRow* row) {
-  std::unique_lock lock(mutex_);
-  for (auto found = keys_.find(row->key); !row->key.empty() && found != keys_.end();
-       found = keys_.find(row->key)) {
-    const JobRow& known = records_.at(found->second).row;
-    if (known.request_digest != row->request_digest) {
-      throw OtherRequest(known.job.id);
-    }
-    if (!records_.at(found->second).accepting) return known.job;
-    settled_.wait(lock);
+Feed::Place Feed::Reserve(JobRow* row) {
+  const std::lock_guard lock(mutex_);
+  if (const auto found = keys_.find(row->key); found != keys_.end()) {
+    const Record& known = records_.at(found->second);
+    if (known.row.request_digest != row->request_digest) throw OtherRequest(known.row.job.id);
+    if (known.accepting) return Place::kComing;
+    row->job = known.row.job;
+    return Place::kMadeBefore;
   }
   row->number = ++last_number_;
   row->job.sequence = 1;
@@ -84,25 +82,47 @@ std::optional<JobSnapshot> Feed::Reserve(JobRow* row) {
   records_[id] = Record{};
   records_[id].row = *row;
   if (!row->key.empty()) keys_[row->key] = id;
-  return std::nullopt;
+  return Place::kTaken;
+}
+
+void Feed::OnceSettled(const std::string& key, std::function<void()> settled) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = keys_.find(key);
+    if (found != keys_.end() && records_.at(found->second).accepting) {
+      records_.at(found->second).when_settled.push_back(std::move(settled));
+      return;
+    }
+  }
+  settled();
 }
 
 JobSnapshot Feed::Publish(const std::string& id) {
-  const std::lock_guard lock(mutex_);
-  Record& record = records_.at(id);
-  record.accepting = false;
-  record.events.Add(record.row.job);
-  Enrol(record);
-  settled_.notify_all();
-  return record.row.job;
+  std::vector<std::function<void()>> settled;
+  JobSnapshot job;
+  {
+    const std::lock_guard lock(mutex_);
+    Record& record = records_.at(id);
+    record.accepting = false;
+    record.events.Add(record.row.job);
+    Enrol(record);
+    settled.swap(record.when_settled);
+    job = record.row.job;
+  }
+  for (const auto& tell : settled) tell();
+  return job;
 }
 
 void Feed::Abandon(const std::string& id) {
-  const std::lock_guard lock(mutex_);
-  const auto found = records_.find(id);
-  keys_.erase(found->second.row.key);
-  records_.erase(found);
-  settled_.notify_all();
+  std::vector<std::function<void()>> settled;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = records_.find(id);
+    settled.swap(found->second.when_settled);
+    keys_.erase(found->second.row.key);
+    records_.erase(found);
+  }
+  for (const auto& tell : settled) tell();
 }
 
 void Feed::Restore(JobRow row, std::chrono::microseconds age) {

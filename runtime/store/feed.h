@@ -50,9 +50,14 @@ class Feed {
   explicit Feed(const Limits& limits, Clock clock = std::chrono::steady_clock::now)
       : limits_(limits), clock_(std::move(clock)) {}
 
-  // A place for a new job that nobody sees before Publish; gives it its number and sequence. Where
-  // its key made one before, that job's snapshot (once it is published itself), or ALREADY_EXISTS.
-  std::optional<JobSnapshot> Reserve(JobRow* row);
+  // kTaken: a place for a new job that nobody sees before Publish, with its number and sequence.
+  // kMadeBefore: the row has the job that its key made. kComing: a job of its key has such a place.
+  // Throws ALREADY_EXISTS where the key's request was another one.
+  enum class Place : uint8_t { kTaken, kMadeBefore, kComing };
+  Place Reserve(JobRow* row);
+  // `settled` runs once the job of this key that was kComing is published or abandoned, on the
+  // thread that does so, or at once where that has happened.
+  void OnceSettled(const std::string& key, std::function<void()> settled);
   std::optional<JobSnapshot> MadeBefore(const std::string& key, const std::string& digest) const;
   JobSnapshot Publish(const std::string& id);
   void Abandon(const std::string& id);
@@ -115,9 +120,10 @@ class Feed {
   };
   struct Record {
     JobRow row;
-    bool accepting = true;            // reserved, not published
-    std::optional<JobSnapshot> next;  // a change on its way to the disk
-    bool held = false;                // ... which takes its time: `next` is as good as done
+    bool accepting = true;                            // reserved, not published
+    std::vector<std::function<void()>> when_settled;  // while `accepting`
+    std::optional<JobSnapshot> next;                  // a change on its way to the disk
+    bool held = false;  // ... which takes its time: `next` is as good as done
     EventRing events;
     std::vector<std::weak_ptr<Watcher>> watchers;
     std::map<ArtifactFormat, Result> results;  // their `reading` unset
@@ -169,7 +175,7 @@ class Feed {
   const Limits limits_;
   const Clock clock_;
   mutable std::mutex mutex_;
-  std::condition_variable settled_;  // a record was published, abandoned, changed or held
+  std::condition_variable settled_;  // a record was changed or held
   std::unordered_map<std::string, Record> records_;
   Order order_;                                        // all but those that are reserved
   std::map<JobState, Order> of_state_;                 // likewise

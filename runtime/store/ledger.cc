@@ -15,6 +15,8 @@ namespace {
 
 // While the disk takes nothing, it is asked again this often.
 constexpr std::chrono::milliseconds kRetry{250};
+// One transaction writes no more, but for a single verb: who comes next waits for its end.
+constexpr size_t kMostBytes = 16 << 20;
 
 std::vector<uint64_t> NumbersOf(const std::vector<JobRow>& rows) {
   std::vector<uint64_t> numbers;
@@ -56,12 +58,14 @@ void Ledger::Await(Verb verb) {
 
 void Ledger::Accept(const JobRow& row, const GenerationRequest& request,
                     std::function<void(const std::optional<Error>&)> done) {
-  Post({"accept",
-        [row, written = WriteRequest(request, ReadClocks(hooks_))](LedgerFile& file) {
-          file.InsertJob(row);
-          file.InsertRequest(row.number, written);
-        },
-        std::move(done)});
+  RequestRow written = WriteRequest(request, ReadClocks(hooks_));
+  Verb verb = {"accept", {}, std::move(done)};
+  verb.bytes = written.text.size() + written.latents.size();
+  verb.apply = [row, written = std::move(written)](LedgerFile& file) {
+    file.InsertJob(row);
+    file.InsertRequest(row.number, written);
+  };
+  Post(std::move(verb));
 }
 
 void Ledger::Change(std::string_view verb, const std::vector<JobRow>& rows) {
@@ -156,7 +160,7 @@ void Ledger::Loop() {
       } else {
         wake_.wait(lock, news);
       }
-      verbs.swap(verbs_);
+      verbs = TakeSome();
       last = stopping_ && verbs.empty();
     }
     // What was held goes first: it came first.
@@ -169,6 +173,17 @@ void Ledger::Loop() {
     Process(std::move(verbs));
     if (last) return;
   }
+}
+
+std::deque<Ledger::Verb> Ledger::TakeSome() {
+  std::deque<Verb> taken;
+  size_t bytes = 0;
+  while (!verbs_.empty() && (taken.empty() || bytes + verbs_.front().bytes <= kMostBytes)) {
+    bytes += verbs_.front().bytes;
+    taken.push_back(std::move(verbs_.front()));
+    verbs_.pop_front();
+  }
+  return taken;
 }
 
 void Ledger::Process(std::deque<Verb> verbs) {

@@ -64,6 +64,7 @@ class Ledger {
     std::vector<uint64_t> numbers = {};  // of the jobs whose rows it writes
     // It writes all that is to be written under its name: one that is tried again is enough.
     bool writes_all = false;
+    size_t bytes = 0;  // that it writes, where they may be many
   };
 
   void Post(Verb verb);
@@ -73,6 +74,7 @@ class Ledger {
 
   // The ledger's thread.
   void Loop();
+  std::deque<Verb> TakeSome();  // under mutex_
   void Process(std::deque<Verb> verbs);
   std::optional<Error> Try(const std::vector<Verb*>& verbs);
   void Answer(Verb verb, const std::optional<Error>& error);

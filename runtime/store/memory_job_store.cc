@@ -20,14 +20,16 @@ class MemoryJobStore : public JobStore {
   bool durable() const override { return false; }
   void Accept(const JobSnapshot& job, const GenerationRequest& request,
               std::function<void(Added)> done) override {
-    std::optional<JobSnapshot> known;
+    JobRow row;
+    auto place = Feed::Place::kMadeBefore;
     const auto refused = Caught([&] {
-      JobRow row = NewRow(job, request);
-      known = feed_.Reserve(&row);
+      row = NewRow(job, request);
+      place = feed_.Reserve(&row);
     });
     if (refused) return done(*refused);
-    if (known) return done(std::pair(*std::move(known), false));
-    done(std::pair(feed_.Publish(job.id), true));
+    if (place == Feed::Place::kMadeBefore) return done(std::pair(std::move(row.job), false));
+    if (place == Feed::Place::kTaken) return done(std::pair(feed_.Publish(job.id), true));
+    feed_.OnceSettled(row.key, [this, job, request, done] { Accept(job, request, done); });
   }
   std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {
     if (request.idempotency_key.empty()) return std::nullopt;

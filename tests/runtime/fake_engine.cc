@@ -6,11 +6,13 @@
 
 namespace denoised {
 
-std::pair<JobSnapshot, bool> RecordingStore::Add(const JobSnapshot& job,
-                                                 const GenerationRequest& request) {
-  auto added = inner().Add(job, request);
-  Record(added.first);
-  return added;
+void RecordingStore::Accept(const JobSnapshot& job, const GenerationRequest& request,
+                            std::function<void(Added)> done) {
+  if (on_add) on_add(request);
+  inner().Accept(job, request, [this, done = std::move(done)](Added added) {
+    if (const auto* kept = std::get_if<std::pair<JobSnapshot, bool>>(&added)) Record(kept->first);
+    done(std::move(added));
+  });
 }
 
 std::vector<JobStore::Started> RecordingStore::StartAll(const std::vector<std::string>& ids) {
@@ -97,7 +99,8 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
   auto recording = std::make_unique<RecordingStore>(std::move(inner));
   store = recording.get();
   engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
-                                        std::move(recording), &observer, &logger, clock.function());
+                                        std::move(recording), &observer, &logger, clock.function(),
+                                        std::vector<FailedModel>{}, model.unit_clock);
 }
 
 FakeEngine::~FakeEngine() {

@@ -149,8 +149,8 @@ class RecordingStore : public ForwardingStore {
  public:
   using ForwardingStore::ForwardingStore;
 
-  std::pair<JobSnapshot, bool> Add(const JobSnapshot& job,
-                                   const GenerationRequest& request) override;
+  void Accept(const JobSnapshot& job, const GenerationRequest& request,
+              std::function<void(Added)> done) override;
   std::vector<Started> StartAll(const std::vector<std::string>& ids) override;
   void Interrupt(const std::string& id) override;
   std::optional<JobSnapshot> Update(const std::string& id,
@@ -165,7 +165,9 @@ class RecordingStore : public ForwardingStore {
 
   // Every state that the job was in, by sequence number.
   std::vector<JobSnapshot> History(const std::string& id) const;
-  // Set before the first job. After each change, on the thread that made it; and before a result is
+  // Set before the first job. Before each is stored, on the thread that submits it.
+  std::function<void(const GenerationRequest&)> on_add;
+  // Likewise. After each change, on the thread that made it; and before a result is
   // kept, with what it throws as the disk's answer.
   std::function<void(const JobSnapshot&)> on_change;
   std::function<void(const ArtifactInfo&)> on_artifact;

@@ -108,6 +108,9 @@ struct FakeModel {
   std::function<void()> on_read;         // each time that latents are read; may throw
   std::function<std::string()> on_save;  // what a run keeps beside its step and prompt
   StoreHooks* store_hooks = nullptr;     // of the engine's durable store, when that is opened
+  // What its units are timed on, when the engine is made.
+  std::function<std::chrono::steady_clock::time_point()> unit_clock =
+      std::chrono::steady_clock::now;
 
   std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order

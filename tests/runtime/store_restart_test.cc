@@ -26,6 +26,7 @@ using std::chrono::seconds;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Pair;
 using testing::SizeIs;
 using testing::UnorderedElementsAre;
 
@@ -649,6 +650,27 @@ TEST_F(DurableStore, WhatOneClientSendsWithoutWaitingSharesACommit) {
   store_.reset();
   EXPECT_EQ(kept, 8);
   EXPECT_GE(counter.largest(), 4) << "the first commit waited for all: there are two at most";
+}
+
+// Nobody waits: a retry that comes while its job is being stored is answered with it.
+TEST_F(DurableStore, ARetryThatComesDuringTheCommitIsAnsweredWithTheJob) {
+  CommitCounter counter;
+  options_.hooks = &counter;
+  Reopen();
+  GenerationRequest request = NewRequest();
+  request.idempotency_key = "key";
+  std::vector<std::pair<std::string, bool>> kept;
+  for (const char* id : {"first", "retry", "again"}) {
+    store().Accept(NewJob(id), request, [&](JobStore::Added added) {
+      const auto& [job, made] = std::get<std::pair<JobSnapshot, bool>>(added);
+      kept.emplace_back(job.id, made);
+    });
+  }
+  EXPECT_THAT(kept, IsEmpty());
+  for (int i = 0; i < 8; ++i) counter.Arrive();
+  store_.reset();
+  EXPECT_THAT(
+      kept, UnorderedElementsAre(Pair("first", true), Pair("first", false), Pair("first", false)));
 }
 
 }  // namespace

@@ -78,6 +78,7 @@ class FakeEngine : public Engine {
     std::vector<std::function<void()>> held;
     {
       const std::lock_guard lock(mutex_);
+      hold_submits = false;
       held.swap(held_submits_);
     }
     for (const auto& answer : held) answer();
@@ -113,6 +114,16 @@ class FakeEngine : public Engine {
   std::optional<std::string> Hung() const override {
     const std::lock_guard lock(mutex_);
     return hung_;
+  }
+  MemoryPressure Pressure() const override {
+    const std::lock_guard lock(mutex_);
+    ++pressure_asked;
+    return pressure_;
+  }
+  mutable std::atomic<int> pressure_asked{0};
+  void SayPressure(const MemoryPressure& pressure) {
+    const std::lock_guard lock(mutex_);
+    pressure_ = pressure;
   }
   void SayHung(std::optional<std::string> unit) {
     const std::lock_guard lock(mutex_);
@@ -457,6 +468,7 @@ class FakeEngine : public Engine {
   std::vector<AskedSession> asked_;
   int64_t sessions_ = 0, verbs_ = 0;
   std::optional<std::string> hung_;
+  MemoryPressure pressure_;
   bool draining_ = false;
 };
 
