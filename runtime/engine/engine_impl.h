@@ -165,6 +165,8 @@ class EngineImpl : public Engine {
   Work Queued(const EngineWork& work) const;
   // Predicted, of a place for a job or a call; under mutex_.
   std::chrono::milliseconds TimeToPlace();
+  double SecondsToFirstEnd() const;
+  double LongestUnit() const;
   std::chrono::milliseconds TimeToCallPlace() const;
 
   // loop.cc. Engine thread.

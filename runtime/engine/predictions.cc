@@ -123,9 +123,9 @@ Work EngineImpl::Queued(const EngineWork& work) const {
   return queued;
 }
 
-// A place is free when a job that waits begins: when its turn comes, or where no more may begin,
-// when one that has begun is done. Jobs that are being stored wait from then on: their turn too is
-// known.
+// A place is free when a job that waits begins: when its turn comes and the unit under way has
+// ended, or where no more may begin, when one that has begun is done. Jobs that are being stored
+// wait from then on: their turn too is known.
 std::chrono::milliseconds EngineImpl::TimeToPlace() {
   double turn = std::numeric_limits<double>::infinity();
   if (table_.waiting_jobs() > 0) turn = table_.queue.SecondsToNextBegin();
@@ -133,17 +133,36 @@ std::chrono::milliseconds EngineImpl::TimeToPlace() {
     turn = std::min(turn, table_.queue.PredictedBegin(work, clock_()));
   }
   const int64_t most = options_.max_running_jobs;
-  if (most == 0 || table_.running_jobs() < most) return RetryAfter(turn);
-  // The first of them in the order: the others wait for it.
+  const bool waits = most > 0 && table_.running_jobs() >= most;
+  return RetryAfter(std::max(turn, waits ? SecondsToFirstEnd() : LongestUnit()));
+}
+
+// Of those that have begun the first in the order: the others wait for it. Its files are written
+// beside a unit of another one, and only after that may the next one begin.
+double EngineImpl::SecondsToFirstEnd() const {
+  if (table_.encodes()) return LongestUnit();
   std::optional<int64_t> first;
-  double end = 0;  // where all are at their files, one of them is done next
+  double end = 0;
   for (const WorkId number : table_.begun_works()) {
     const int64_t rank = table_.queue.Rank(number);
-    if (!table_.InQueue(number)->is_job() || rank >= first.value_or(rank + 1)) continue;
+    if (!table_.InQueue(number)->is_job() || rank > first.value_or(rank)) continue;
     first = rank;
     end = table_.queue.SecondsLeft(number);
   }
-  return RetryAfter(std::max(turn, end));
+  return table_.begun() > 1 ? end + LongestUnit() : end;
+}
+
+// What may be under way.
+double EngineImpl::LongestUnit() const {
+  double longest = 0;
+  for (const WorkId number : table_.begun_works()) {
+    const WorkPtr work = table_.InQueue(number);
+    for (const PlannedUnits& planned : work->left) {
+      if (planned.count == 0) continue;
+      longest = std::max(longest, cost_.Seconds(KeyOf(*work, planned.unit), planned.unit.rows));
+    }
+  }
+  return longest;
 }
 
 std::chrono::milliseconds EngineImpl::TimeToCallPlace() const {
