@@ -19,6 +19,7 @@ import sys
 import batching_rows
 import decoder_rows
 import gpu_rows
+import growth_rows
 import model_rows
 import server_rows
 import transformer_rows
@@ -76,6 +77,7 @@ GROUPS = (
     (model_rows.ROWS, pinned(model_rows.measure)),
     (server_rows.ROWS, pinned(server_rows.measure)),
     (batching_rows.ROWS, pinned(batching_rows.measure)),
+    (growth_rows.ROWS, pinned(growth_rows.measure)),
     (gpu_rows.ROWS, gpu_rows.measure),
     (("G1", "G2"), in_one_process("gemm_bench")),
     (("B1", "B1b", "B2", "B4", "B5", "B15", "B16"), in_one_process("queue_bench")),
