@@ -31,6 +31,7 @@ Json Fill(const Json& request) {
     const auto stub = v1::GenerationService::NewStub(Connect(request, number));
     while (sent++ < count) {
       grpc::ClientContext context;
+      context.set_wait_for_ready(true);
       v1::Job reply;
       Require(stub->SubmitJob(&context, job, &reply));
     }

@@ -145,7 +145,7 @@ def steps_row(options):
 
 
 def shadow_row(options):
-    """Every call of a long job is in the scope of a shadow, at the default --shadow_budget; by the server's counters."""
+    """Every call of a long job is in a shadow's scope, at the default --shadow_budget; by the server's counters."""
     with denoised(options, ROOT / "model_repository", f"--threads={options.threads}") as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
         shadow = [str(ROOT / "build/bin/denoisectl"), "shadow", f"--admin={address(ready, 'admin')}", "--json"]
@@ -193,7 +193,8 @@ def rate_row(options):
     ours = sorted(rates["ours"])
     return {"row": "C10", "name": "GetJob on 8 connections with 16 calls at once, a second",
             "value": statistics.median(ours), "min": ours[0], "max": ours[-1],
-            "echo": statistics.median(rates["echo"]), "server_threads": threads, "error": failed, "error_limit": 0}
+            "echo": statistics.median(rates["echo"]), "server_threads": threads, "error": failed,
+            "error_limit": 0}
 
 
 def measure(options, rows):
