@@ -37,10 +37,10 @@ def waiting_row(options):
 
 def streams_rows(options, rows):
     """All watch a job that is put aside. Submits are timed as in C1: of the smallest job, to an idle server; with one
-    stream and with all in turns.
+    stream and with all in turns. Nothing is kept on disk, whose patience varies more than that.
     """
     counts, p99, kib = (1, STREAMS), {1: [], STREAMS: []}, {}
-    with denoised(options, model_folder("tiny", "float32"), f"--threads={options.threads}") as ready, \
+    with denoised(options, model_folder("tiny", "float32"), f"--threads={options.threads}", durable=False) as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client, \
             Worker("rpc_streams", [RPC_BENCH, "client"], 1) as watchers:
         target = address(ready)
