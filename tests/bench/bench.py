@@ -19,8 +19,10 @@ import sys
 import batching_rows
 import decoder_rows
 import gpu_rows
+import growth_rows
 import model_rows
 import server_rows
+import serving_model_rows
 import transformer_rows
 from marks import judge, sentence
 from pairs import LEVELS, ROOT, cpu, levels, summary, surroundings, under_roofline
@@ -74,15 +76,18 @@ GROUPS = (
     (transformer_rows.ROWS, pinned(transformer_rows.measure)),
     (decoder_rows.ROWS, pinned(decoder_rows.measure)),
     (model_rows.ROWS, pinned(model_rows.measure)),
+    (serving_model_rows.ROWS, pinned(serving_model_rows.measure)),
     (server_rows.ROWS, pinned(server_rows.measure)),
     (batching_rows.ROWS, pinned(batching_rows.measure)),
+    (growth_rows.ROWS, pinned(growth_rows.measure)),
     (gpu_rows.ROWS, gpu_rows.measure),
     (("G1", "G2"), in_one_process("gemm_bench")),
-    (("B1", "B1b", "B2", "B4", "B5", "B15", "B16"), in_one_process("queue_bench")),
+    (("B1", "B1b", "B2", "B3", "B4", "B5", "B15", "B16"), in_one_process("queue_bench")),
     (("A0", "A4", "A5", "A6", "A6b", "A6c", "A6s", "E1", "E2", "E3", "E11", "E17", "H1"),
      in_one_process("attention_bench")),
-    (("H2",), in_one_process("control_bench")),
-    (("B12", "B14", "B17", "E14"), in_one_process("engine_bench")),
+    (("E10", "E10f", "E10m", "E10o", "E12", "E12m", "H2"), in_one_process("control_bench")),
+    (("E8",), in_one_process("watch_bench")),
+    (("B12", "B14", "B17", "E9", "E14", "E16"), in_one_process("engine_bench")),
 )
 
 

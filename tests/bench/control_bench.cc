@@ -1,7 +1,9 @@
+// Rows of control_growth.cc, and
 // H2: what receipts and metrics cost a step: a planner that books a forward and completes a step
 // under the server's own Metrics, beside the same that only selects.
 #include "runtime/attention/attention_planner.h"
 #include "server/metrics.h"
+#include "tests/bench/control_growth.h"
 #include "tests/bench/timing.h"
 
 namespace denoised {
@@ -64,5 +66,7 @@ void EmitH2(const BenchOptions& options, const Emit& emit) {
 }  // namespace denoised
 
 int main(int argc, char** argv) {
-  return denoised::RunBench(argc, argv, {{"H2", denoised::EmitH2}});
+  denoised::Rows rows = denoised::ControlGrowthRows();
+  rows.emplace_back("H2", denoised::EmitH2);
+  return denoised::RunBench(argc, argv, rows);
 }

@@ -1,18 +1,16 @@
 // Rows of the engine itself: the whole of it, with a pipeline whose units are nothing but time
 // (tests/runtime/fake_pipeline.h), so that what is measured is what stands between the units.
 //
-//   engine_bench [ROW...]   prints a JSON line a row
+//   engine_bench [--pairs=N] [ROW...]   prints a JSON line a row
+#include "tests/bench/engine_bench.h"
+
 #include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <set>
 #include <stdexcept>
@@ -20,95 +18,10 @@
 #include <thread>
 #include <vector>
 
-#include "runtime/engine/engine_impl.h"
-#include "runtime/log.h"
 #include "runtime/pipelines/run_state.h"
-#include "tests/runtime/fake_pipeline.h"
 
 namespace denoised {
 namespace {
-
-using Json = nlohmann::json;
-using SteadyClock = std::chrono::steady_clock;
-using Seconds = std::chrono::duration<double>;
-
-double Since(SteadyClock::time_point start) { return Seconds(SteadyClock::now() - start).count(); }
-
-// On a disk, whose patience is part of what is measured.
-class DiskFolder {
- public:
-  DiskFolder() {
-    std::string name = std::filesystem::temp_directory_path() / "denoised_bench_XXXXXX";
-    path_ = mkdtemp(name.data());
-  }
-  ~DiskFolder() { std::filesystem::remove_all(path_); }
-  DiskFolder(const DiskFolder&) = delete;
-  DiskFolder& operator=(const DiskFolder&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
-// Computes, as a unit would: a sleeping thread would be late in waking.
-void Spin(double seconds) {
-  const auto start = SteadyClock::now();
-  while (Since(start) < seconds) {
-  }
-}
-
-class CheckpointSeconds : public Observer {
- public:
-  void OnCheckpoint(const std::string&, double seconds) override {
-    total = total + seconds;
-    ++count;
-  }
-  std::atomic<double> total = 0;
-  std::atomic<int64_t> count = 0;
-};
-
-// Members end in the right order.
-struct BenchEngine {
-  explicit BenchEngine(EngineOptions options) {
-    auto policy = std::make_unique<SelectionPolicy>(std::nullopt);
-    std::vector<std::unique_ptr<Pipeline>> pipelines;
-    pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));
-    auto store = options.state_dir.empty()
-                     ? MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
-                                          static_cast<size_t>(options.max_artifact_bytes))
-                     : OpenJobStore({.state_dir = options.state_dir,
-                                     .max_finished = static_cast<size_t>(options.max_finished_jobs),
-                                     .hooks = nullptr},
-                                    &logger);
-    engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
-                                          std::move(store), &observer, &logger);
-  }
-  std::string Submit(GenerationRequest request) {
-    auto result = engine->Submit(std::move(request));
-    if (const auto* error = std::get_if<Error>(&result)) throw *error;
-    return std::get<JobSnapshot>(result).id;
-  }
-  void AwaitIdle() {
-    while (!engine->WaitIdle(std::chrono::hours(1))) {
-    }
-  }
-
-  FakeModel model;
-  CheckpointSeconds observer;
-  std::FILE* const log_stream = std::fopen("/dev/null", "w");
-  Logger logger{log_stream};
-  std::unique_ptr<EngineImpl> engine;
-};
-
-GenerationRequest JobOf(int64_t steps, ArtifactFormat format = ArtifactFormat::kSafetensors) {
-  GenerationRequest request;
-  request.prompt = "a prompt";
-  request.seed = 7;
-  request.num_inference_steps = steps;
-  request.formats = {format};
-  return request;
-}
 
 // ---- B12 ---------------------------------------------------------------------------------------
 
@@ -281,9 +194,11 @@ Json MemorySlope() {
 
 int Measure(int argc, char** argv) {
   std::set<std::string> rows;
+  int pairs = 5;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument.rfind("--", 0) != 0) rows.insert(argument);  // flags are other programs'
+    if (argument.rfind("--pairs=", 0) == 0) pairs = std::stoi(argument.substr(8));
+    if (argument.rfind("--", 0) != 0) rows.insert(argument);  // other flags are other programs'
   }
   const auto emit = [&](const char* row, const std::function<Json()>& measure) {
     if (rows.empty() || rows.count(row) > 0) std::cout << measure().dump() << std::endl;
@@ -292,7 +207,9 @@ int Measure(int argc, char** argv) {
   emit("B14", [] { return IdleBetweenUnits(false, 20); });
   emit("B14", [] { return IdleBetweenUnits(true, 20); });
   emit("B17", CheckpointCost);
+  emit("E9", QueueOverhead);
   emit("E14", MemorySlope);
+  emit("E16", [&] { return CancelledShare(pairs); });
   return 0;
 }
 

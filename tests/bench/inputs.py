@@ -3,13 +3,16 @@ the shared cache; tensors travel as files of raw float32.
 """
 
 import contextlib
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import numpy
+from safetensors.torch import load_file, save_file
 
 from pairs import OUR_ALLOCATOR, ROOT, Worker, alternate, limits, summary
 
@@ -28,6 +31,35 @@ def model_folder(preset, dtype, vae="small"):
                         dtype, "--vae", vae, str(partial / "model")], check=True, stdout=sys.stderr)
         partial.rename(repository)
     return repository
+
+
+def deep_transformer(layers):
+    """A transformer of mid's width with so many blocks, 93 MB each in bfloat16: mid's own in turns."""
+    folder = MODELS / f"mid-bfloat16-{layers}-layers"
+    if folder.exists():
+        return folder
+    mid = model_folder("mid", "bfloat16") / "model/transformer"
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    config = json.loads((mid / "config.json").read_text(encoding="utf-8"))
+    own = config["num_layers"]
+    (partial / "config.json").write_text(json.dumps({**config, "num_layers": layers}), encoding="utf-8")
+    tensors = {name: tensor for file in sorted(mid.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    parts = {"rest": {name: tensor for name, tensor in tensors.items() if not name.startswith("blocks.")}}
+    for layer in range(layers):
+        source = f"blocks.{layer % own}."
+        parts[f"block-{layer:05}"] = {name.replace(source, f"blocks.{layer}.", 1): tensor
+                                      for name, tensor in tensors.items() if name.startswith(source)}
+    places = {}
+    for part, some in parts.items():
+        file = f"diffusion_pytorch_model-{part}.safetensors"
+        save_file(some, partial / file)
+        places.update({name: file for name in some})
+    (partial / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    partial.rename(folder)
+    return folder
 
 
 class Inputs:

@@ -174,6 +174,7 @@ class Bench {
 
   Json LoadTransformer(const Json& request) {
     transformer_.reset();
+    const PeakMemory peak;
     const ModelFolder folder(request.at("folder").get<std::string>());
     const double seconds = Seconds(
         [&] {
@@ -181,7 +182,7 @@ class Bench {
                                               Numerics(request));
         },
         1);
-    return {{"seconds", seconds}};
+    return {{"seconds", seconds}, {"peak_bytes", peak.Bytes()}};
   }
 
   // The text is embedded in each forward, as the peer does; a job does that once.

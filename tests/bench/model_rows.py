@@ -1,19 +1,21 @@
 """Rows about what is around the networks: A9 (text encoder), A10 and A10f (a whole job), A12 (start), A13
-(loading).
+(loading), E15 and E15m (loading over the size of a model).
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
 
-from inputs import (dtype_error, level_error, model_folder, our_worker, pairwise, peer_worker, scratch_inputs)
+from inputs import (deep_transformer, dtype_error, level_error, model_folder, our_worker, pairwise, peer_worker,
+                    scratch_inputs)
 from pairs import OUR_ALLOCATOR, ROOT, alternate, limits, summary, unpinned
 
-ROWS = ("A9", "A10", "A10f", "A12", "A13")
+ROWS = ("A9", "A10", "A10f", "A12", "A13", "E15", "E15m")
 PROMPT_TOKENS, PADDED_TOKENS = 40, 512
 
 
@@ -130,9 +132,36 @@ def load_row(options):
                 "peer_gb_s": size / result["peer"] / 1e9}
 
 
+def size_rows(options, rows):
+    """One block and 43 of mid's width, 0.1 and 4 GB, in bfloat16, packed for the kernels; files in the page cache. A
+    process for each size, for their peaks; times in turns. Memory is the process' own, without the file's pages.
+    """
+    folders = {layers: deep_transformer(layers) for layers in (1, 43)}
+    sizes = {layers: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+             for layers, folder in folders.items()}
+    answers = {layers: [] for layers in folders}
+    with our_worker(options) as small, our_worker(options, "large") as large:
+        for pair in range(options.pairs + 1):  # the first one brings the files to memory, and shows the peak
+            for layers, worker in ((1, small), (43, large)):
+                told = worker.ask(do="load_transformer", folder=str(folders[layers]), dtype="bfloat16")
+                answers[layers].append(told)
+    seconds = {layers: statistics.median(told["seconds"] for told in some[1:]) * 1e9 / sizes[layers]
+               for layers, some in answers.items()}
+    over = {layers: (some[0]["peak_bytes"] - sizes[layers]) / 2**20 for layers, some in answers.items()}
+    names = {layers: f"{sizes[layers] / 1e9:.1f} GB" for layers in sizes}
+    if "E15" in rows:
+        yield {"row": "E15", "name": f"loading a GB of {names[43]} over one of {names[1]}, less 1",
+               "value": seconds[43] / seconds[1] - 1, "seconds_a_gb": {names[n]: s for n, s in seconds.items()}}
+    if "E15m" in rows:
+        yield {"row": "E15m", "name": f"peak memory of loading {names[43]} over the file, MiB", "value": over[43],
+               "over_mib": {names[n]: mib for n, mib in over.items()}}
+
+
 def measure(options, rows):
     if "A10" in rows:
         yield job_row(options, "A10")
     for row, function in (("A9", text_row), ("A10f", float_job_row), ("A12", start_row), ("A13", load_row)):
         if row in rows:
             yield function(options)
+    if {"E15", "E15m"} & set(rows):
+        yield from size_rows(options, rows)

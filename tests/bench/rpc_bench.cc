@@ -3,7 +3,8 @@
 //   rpc_bench echo FILE   serves SubmitJob and GetJob by answering with the Job in FILE; prints its
 //                         address; ends with its standard input
 //   rpc_bench client      answers a JSON line for each JSON line: {"do": "sample" | "submit" |
-//                         "get" | "begin", ..}, and the loads of rpc_load.h by their names
+//                         "get" | "begin", ..}, and the loads of rpc_load.h and
+//                         rpc_growth.h by their names
 //
 // The echo does what every gRPC server must, and nothing else: it is the floor of the real one.
 #include <grpcpp/grpcpp.h>
@@ -22,6 +23,8 @@
 #include <vector>
 
 #include "denoised/v1/generation.grpc.pb.h"
+#include "tests/bench/rpc_clients.h"
+#include "tests/bench/rpc_growth.h"
 #include "tests/bench/rpc_load.h"
 
 namespace denoised {
@@ -75,10 +78,6 @@ int ServeEcho(const std::string& path) {
   return 0;
 }
 
-void Require(const grpc::Status& status) {
-  if (!status.ok()) throw std::runtime_error(status.error_message());
-}
-
 class Client {
  public:
   Json Answer(const Json& request) {
@@ -93,10 +92,37 @@ class Client {
     if (what == "jobs") return Jobs(request);
     if (what == "calls") return Calls(request);
     if (what == "watchers") return Watchers(request);
+    if (what == "fill") return Fill(request);
+    if (what == "rate") return Rate(request);
+    if (what == "hold") return Hold(stub, request);
+    if (what == "open") return Open(request);
     return {{"error", "unknown 'do'"}};
   }
 
  private:
+  // Runs a job until it is put aside: nothing happens to it any more.
+  static Json Hold(Stub& stub, const Json& request) {
+    const std::string id = Submit(stub, JobOf(request)).id();
+    v1::SuspendJobRequest suspend;
+    suspend.set_job_id(id);
+    grpc::ClientContext context;
+    v1::Job job;
+    Require(stub.SuspendJob(&context, suspend, &job));
+    while (job.state() != v1::SUSPENDED) {
+      if (job.state() >= v1::SUCCEEDED) throw std::runtime_error("the job has ended");
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      job = Get(stub, id);
+    }
+    return {{"job_id", id}};
+  }
+
+  // Streams of earlier ones are closed first.
+  Json Open(const Json& request) {
+    streams_.reset();
+    streams_ = std::make_unique<IdleStreams>(request);
+    return {{"streams", streams_->open()}};
+  }
+
   Stub& StubFor(const std::string& target) {
     std::unique_ptr<Stub>& stub = stubs_[target];
     if (!stub) {
@@ -175,6 +201,7 @@ class Client {
   }
 
   std::map<std::string, std::unique_ptr<Stub>> stubs_;
+  std::unique_ptr<IdleStreams> streams_;
 };
 
 Json AnswerOrError(Client& client, const std::string& line) {

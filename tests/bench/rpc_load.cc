@@ -2,9 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
 #include <condition_variable>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,6 +13,7 @@
 
 #include "denoised/v1/denoise.grpc.pb.h"
 #include "denoised/v1/generation.grpc.pb.h"
+#include "tests/bench/rpc_clients.h"
 
 namespace denoised {
 namespace {
@@ -22,45 +21,6 @@ namespace {
 using Json = nlohmann::json;
 using SteadyClock = std::chrono::steady_clock;
 using Stub = v1::GenerationService::Stub;
-
-void Require(const grpc::Status& status) {
-  if (!status.ok()) throw std::runtime_error(status.error_message());
-}
-
-// A connection of its own: gRPC would share one between channels of equal arguments.
-std::shared_ptr<grpc::Channel> Connect(const Json& request, int number) {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt("number", number);
-  arguments.SetMaxReceiveMessageSize(-1);
-  return grpc::CreateCustomChannel(request.at("target").get<std::string>(),
-                                   grpc::InsecureChannelCredentials(), arguments);
-}
-
-// Runs `work` in so many threads; what one throws is thrown.
-void InThreads(int count, const std::function<void(int)>& work) {
-  std::vector<std::thread> threads;
-  std::mutex mutex;
-  std::string failed;
-  for (int i = 0; i < count; ++i) {
-    threads.emplace_back([&, i] {
-      try {
-        work(i);
-      } catch (const std::exception& error) {
-        const std::lock_guard lock(mutex);
-        failed = error.what();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  if (!failed.empty()) throw std::runtime_error(failed);
-}
-
-double Quantile(std::vector<double> values, double share) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const auto last = static_cast<double>(values.size() - 1);
-  return values[static_cast<size_t>(share * last)];
-}
 
 v1::Job RunToItsEnd(Stub& stub, const v1::GenerationRequest& request) {
   v1::Job job;

@@ -1,5 +1,6 @@
 """Rows about the server, which keeps its state on disk as it does by default: C1, unary calls on an idle server
-against a bare echo of the same messages, which keeps nothing either; C1d, what the promise to keep adds to them; A14, a job's steps while the server is asked a thousand other things a
+against a bare echo of the same messages, which keeps nothing either; C1d, what the promise to keep adds to them;
+C10, how many calls a second it answers; A14, a job's steps while the server is asked a thousand other things a
 second; A15, what comparisons of backends add to a job's time.
 """
 
@@ -8,6 +9,7 @@ import contextlib
 import json
 import pathlib
 import re
+import statistics
 import subprocess
 import tempfile
 import time
@@ -16,16 +18,25 @@ import urllib.request
 from inputs import model_folder
 from pairs import ROOT, Worker, alternate, summary
 
-ROWS = ("C1", "C1d", "A14", "A15")
+ROWS = ("C1", "C1d", "C10", "A14", "A15")
 RPC_BENCH = str(ROOT / "build/bin/rpc_bench")
+
+
+class Ready(str):
+    """The line that a server prints when it is ready, and its process."""
+
+    def __new__(cls, line, pid):
+        ready = super().__new__(cls, line)
+        ready.pid = pid
+        return ready
 
 
 @contextlib.contextmanager
 def running(command, **options):
-    """A server process and the line it prints when it is ready; ended with the block."""
+    """A server process, as Ready; ended with the block."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
-            yield process.stdout.readline().strip()
+            yield Ready(process.stdout.readline().strip(), process.pid)
         finally:
             process.terminate()
             process.wait(timeout=60)
@@ -134,7 +145,7 @@ def steps_row(options):
 
 
 def shadow_row(options):
-    """Every call of a long job is in the scope of a shadow, at the default --shadow_budget; by the server's counters."""
+    """Every call of a long job is in a shadow's scope, at the default --shadow_budget; by the server's counters."""
     with denoised(options, ROOT / "model_repository", f"--threads={options.threads}") as ready, \
             Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client:
         shadow = [str(ROOT / "build/bin/denoisectl"), "shadow", f"--admin={address(ready, 'admin')}", "--json"]
@@ -161,10 +172,37 @@ def call_rows(options, row):
             yield call_row(options, row, client, targets, "submit", 50)
 
 
+def rate_row(options):
+    """128 calls are open at any moment; the echo's rate is what the same client and gRPC allow here."""
+    threads = max(1, options.threads // 2)
+    request = dict(do="rate", connections=8, streams=16)
+    with denoised(options, model_folder("tiny", "float32"), f"--threads={threads}") as ready, \
+            Worker("rpc_bench", [RPC_BENCH, "client"], 1) as client, tempfile.NamedTemporaryFile() as job:
+        sample = client.ask(do="sample", target=address(ready), file=job.name)
+        request["job_id"] = sample["job_id"]
+        rates, failed = {"ours": [], "echo": []}, 0
+        with running([RPC_BENCH, "echo", job.name]) as echo:
+            targets = {"ours": address(ready), "echo": echo}
+            for side in targets:
+                client.ask(target=targets[side], seconds=0.5, **request)
+            for _ in range(options.pairs):
+                for side in targets:
+                    told = client.ask(target=targets[side], seconds=3.0, **request)
+                    rates[side].append(told["answered"] / told["seconds"])
+                    failed += told["failed"]
+    ours = sorted(rates["ours"])
+    return {"row": "C10", "name": "GetJob on 8 connections with 16 calls at once, a second",
+            "value": statistics.median(ours), "min": ours[0], "max": ours[-1],
+            "echo": statistics.median(rates["echo"]), "server_threads": threads, "error": failed,
+            "error_limit": 0}
+
+
 def measure(options, rows):
     for row in ("C1", "C1d"):
         if row in rows:
             yield from call_rows(options, row)
+    if "C10" in rows:
+        yield rate_row(options)
     if "A14" in rows:
         yield steps_row(options)
     if "A15" in rows:

@@ -7,9 +7,9 @@ import statistics
 
 from inputs import (dtype_error, model_folder, our_worker, pairwise, peer_worker, psnr, relative_error,
                     scratch_inputs)
-from pairs import ROOT, under_roofline
+from pairs import ROOT, alternate, summary, under_roofline
 
-ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9", "H3")
+ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9", "B10", "H3")
 
 # Latents of a forward: frames, height, width. Patches are 1 x 2 x 2.
 LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104), "shipped": (5, 16, 16)}
@@ -158,6 +158,29 @@ def shared_forward_row(options, row, preset, counts, repeat):
             "cpu_rates": rates["cpu_seconds"], "seconds": answer["seconds"], "dtype": dtype}
 
 
+def mixed_sizes_row(options):
+    """Four rows of 1,560, 780, 390 and 390 tokens: ours each by itself, as sizes that differ share no forward, and the
+    peer all of them padded to the largest in one. By tokens that would be twice as many.
+    """
+    height, width = LATENTS["mid"][1:]
+    sizes = [(height, width), (height // 2, width), (height // 2, width // 2), (height // 2, width // 2)]
+    with our_worker(options) as ours, scratch_inputs() as inputs:
+        dtype = ours.ask(do="auto_dtype")["dtype"]
+        load((ours,), folder_of("mid"), dtype)
+        padded = {**forward_request(inputs, "mid", 1), "do": "forward_rows", "forwards": [[""] * len(sizes)],
+                  "passes": 1}
+        requests = [{**padded, "forwards": [[""]],
+                     "latents": inputs.normal(f"latents{i}", (1, CHANNELS["mid"], 1, *size))}
+                    for i, size in enumerate(sizes)]
+
+        def seconds(*wanted):
+            return sum(ours.ask(**request)["seconds"][0] for request in wanted)
+
+        result = summary(alternate([lambda: seconds(*requests), lambda: seconds(padded)], options.pairs, warm_ups=0))
+        return {"row": "B10", "name": f"rows of three sizes each by itself against all padded, mid, {dtype}", **result,
+                "unit": "s", "token_ratio": 2.0, "share_of_token_ratio": result["ratio"] / 2, "dtype": dtype}
+
+
 def two_backends_row(options, preset, repeat):
     """Forwards of two rows: both on one backend, both on the other, and one on each."""
     backends = ("FLASH_ATTN", "SAGE_ATTN")
@@ -173,6 +196,8 @@ def measure(options, rows):
     for row, preset, counts, repeat in (("B8f", "tiny", [1, 2, 4, 8, 16], 40), ("B9", "mid", [1, 2, 4, 8], 2)):
         if row in rows:
             yield shared_forward_row(options, row, preset, counts, repeat)
+    if "B10" in rows:
+        yield mixed_sizes_row(options)
     if "H3" in rows:
         yield two_backends_row(options, "tiny", 100)
         yield two_backends_row(options, "mid", 5)

@@ -1,0 +1,117 @@
+"""Rows of the engine with a real model: B6 and B6u, what it costs to let somebody pass; B11, decoding beside
+denoising; E13 and E13m, cost and memory over steps.
+"""
+
+import json
+import statistics
+
+from inputs import model_folder
+from pairs import ROOT, Worker
+
+ROWS = ("B6", "B6u", "B11", "E13", "E13m")
+SMALL = dict(height=256, width=416, frames=9)  # 1,248 tokens
+TINY = dict(height=96, width=128, frames=5)  # 96 tokens
+
+
+def serving(options, preset):
+    """An engine with the preset in the dtype of a server here."""
+    worker = Worker("serving", [str(ROOT / "build/bin/serving_bench"), f"--cpu_isa={options.cpu_isa}"],
+                    options.threads)
+    worker.ask(do="load", repository=str(model_folder(preset, "bfloat16")), dtype="auto", threads=options.threads)
+    return worker
+
+
+def preemption_rows(options, rows):
+    """A job whose device a Denoise call of another size takes after every fourth step, and gives back. Of each time
+    that it does: what stands between the job's forward, the call's and the job's next, less what stands between two
+    of the job's (B6u), and how much longer the job's next one takes. That the call begins and is answered counts, so
+    this is from above.
+    """
+    config = json.loads((model_folder("small", "bfloat16") / "model/transformer/config.json").read_text())
+    calls = dict(every=4, shape=[1, config["in_channels"], 1, 4, 4], text=[1, 8, config["text_dim"]])
+    with serving(options, "small") as worker:
+        worker.ask(do="run", jobs=[dict(steps=4, **SMALL)])
+        told = [worker.ask(do="run", jobs=[dict(steps=50, **SMALL)], calls=calls)["forwards"]
+                for _ in range(options.pairs)]
+    alone, between, plain, after = [], [], [], []
+    for forwards in told:
+        size = max(forward["tokens"] for forward in forwards)
+        gaps = [later["end"] - later["seconds"] - sooner["end"] for sooner, later in zip(forwards, forwards[1:])]
+        ours = [forward["tokens"] == size for forward in forwards]
+        for i in range(2, len(forwards)):
+            if ours[i - 2] and not ours[i - 1] and ours[i]:
+                between.append(gaps[i - 2] + gaps[i - 1])
+                after.append(forwards[i]["seconds"])
+            elif ours[i - 1] and ours[i]:
+                alone.append(gaps[i - 1])
+                plain.append(forwards[i]["seconds"])
+    if len(between) < 5:
+        raise RuntimeError(f"B6: {len(between)} calls came between the steps")
+    step = statistics.median(plain) + statistics.median(alone)
+    switch = statistics.median(between) - statistics.median(alone)
+    slower = statistics.median(after) - statistics.median(plain)
+    shared = {"switches": len(between), "step_seconds": step, "switch_seconds": switch, "next_step_slower": slower}
+    if "B6" in rows:
+        yield {"row": "B6", "name": "a step let pass and gone on from, small: share of a step",
+               "value": (switch + slower) / step, **shared}
+    if "B6u" in rows:
+        yield {"row": "B6u", "name": "the same without what its next step takes longer, us", "value": switch * 1e6,
+               **shared}
+
+
+def overlap_row(options):
+    """One job that only denoises and one that hardly does but decodes: alone each, and both at once. With every thread
+    of the machine in either there is nothing to hide behind; where stages have devices of their own there is.
+    """
+    denoises, decodes = dict(steps=20, **SMALL), dict(steps=1, decode=True, height=256, width=256, frames=17)
+    hidden, seconds = [], []
+    with serving(options, "small") as worker:
+        def run(*jobs):
+            return worker.ask(do="run", jobs=jobs)["seconds"]
+
+        run(denoises, decodes)
+        for _ in range(options.pairs):
+            seconds.append((run(denoises), run(decodes), run(denoises, decodes)))
+    for one, other, both in seconds:
+        hidden.append((one + other - both) / min(one, other))
+    denoise, decode, both = (statistics.median(some) for some in zip(*seconds))
+    return {"row": "B11", "name": "share of the shorter stage that two jobs at once hide, small",
+            "value": statistics.median(hidden), "min": min(hidden), "max": max(hidden), "denoise_seconds": denoise,
+            "decode_seconds": decode, "both_seconds": both}
+
+
+def steps_rows(options, rows):
+    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next."""
+    few, many = 4, 100
+    paces, peaks = {few: [], many: []}, {}
+    with serving(options, "tiny") as worker:
+        def run(steps):
+            told = worker.ask(do="run", jobs=[dict(steps=steps, **TINY)])
+            ends = [forward["end"] for forward in told["forwards"]]
+            paces[steps] += [later - sooner for sooner, later in zip(ends, ends[1:])]
+            return told["peak_bytes"]
+
+        run(few)
+        run(many)
+        peaks = {steps: run(steps) for steps in (few, many)}
+        paces = {few: [], many: []}
+        for _ in range(5 * options.pairs):
+            for _ in range(many // few):
+                run(few)
+            run(many)
+    if "E13" in rows:
+        pace = {steps: statistics.median(some) for steps, some in paces.items()}
+        yield {"row": "E13", "name": f"a step of {many} against one of {few}, tiny: difference, share",
+               "value": abs(pace[many] / pace[few] - 1), "step_seconds": pace}
+    if "E13m" in rows:
+        yield {"row": "E13m", "name": f"memory of a job of {many} steps over one of {few}, tiny, MiB",
+               "value": (peaks[many] - peaks[few]) / 2**20, "bytes": peaks}
+
+
+def measure(options, rows):
+    if {"B6", "B6u"} & set(rows):
+        yield from preemption_rows(options, rows)
+    if "B11" in rows:
+        yield overlap_row(options)
+    if {"E13", "E13m"} & set(rows):
+        yield from steps_rows(options, rows)
