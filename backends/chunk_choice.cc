@@ -2,21 +2,58 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
 
+#include "backends/cpu_isa.h"
 #include "backends/intra_op.h"
+#include "backends/kernels/gates.h"
+#include "backends/kernels/share_choice.h"
+#include "backends/kernels/thread_buffer.h"
 #include "backends/stop_point.h"
 
 namespace denoised {
 namespace {
 
-constexpr int64_t kRun = 64;  // queries whose gates are held at once
+constexpr int64_t kRun = kernels::kGateLanes;  // queries whose gates are held at once
 constexpr float kOwnChunk = 1e9f;
 constexpr int kDigitBits = 8, kDigits = 1 << kDigitBits;
 constexpr double kFixedPoint = 1 << 30;  // stretched gates are summed exactly, in any order
 
+const kernels::GateKernels& Gates() {
+  static const kernels::GateKernels& gates = kernels::GateKernelsOf(QueryCpu());
+  return gates;
+}
+
+int64_t RowStride(int64_t head_size) { return (head_size + 7) / 8 * 8; }
+
+std::vector<kernels::Buffer<float>> PackedMeans(const SparseCall& call, const Partition& chunks) {
+  std::vector<kernels::Buffer<float>> packed;
+  std::vector<std::vector<float>> heads = MeansOfHeads(call, call.host_key, chunks);
+  for (std::vector<float>& means : heads) {
+    packed.push_back(
+        kernels::Allocate<float>(kernels::PaddedChunks(chunks.blocks()) * call.head_size()));
+    kernels::PackMeans(means.data(), chunks.blocks(), call.head_size(), packed.back().get());
+    std::vector<float>().swap(means);  // one copy of all at a time
+  }
+  return packed;
+}
+
 }  // namespace
+
+struct ChunkChoice::Desk {
+  Desk(int64_t chunks, int64_t head_size)
+      : rows(kRun * RowStride(head_size)),
+        queries(kRun * head_size),
+        gates(kRun * kernels::PaddedChunks(chunks)),
+        share(Gates(), chunks) {}
+  const kernels::ThreadBuffer<float> rows, queries, gates;
+  kernels::ShareChoice share;
+  std::vector<float> row;
+  kernels::ChoiceScratch scratch;
+  std::vector<int32_t> most;
+};
 
 // Of entries that agree with the cut so far: how many have each next digit, and what they weigh
 // together (in fixed point, so that the order of adding does not matter).
@@ -42,7 +79,7 @@ ChunkChoice::ChunkChoice(const SparseCall& call, const Partition& chunks,
       chunk_of_(chunk_of),
       rule_(rule),
       chunks_(chunks.blocks()),
-      means_(MeansOfHeads(call, call.host_key, chunks)) {
+      means_(PackedMeans(call, chunks)) {
   if (rule.type == SelectType::kQueryHead) return;
   cuts_.resize(call.batch());
   for (int64_t batch = 0; batch < call.batch(); ++batch) FindCuts(batch, &cuts_[batch]);
@@ -75,29 +112,34 @@ int64_t ChunkChoice::GroupOf(int64_t head, int64_t chunk) const {
   }
 }
 
-void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count,
-                            std::vector<float>* gates) const {
-  const int64_t size = call_.head_size();
+int64_t ChunkChoice::ChooseBytes(int64_t chunks, int64_t head_size) {
+  constexpr int64_t kMostBytes = 4 + 4 + 2 * 8;  // of a chunk, where the largest are chosen
+  return kRun * 4 * (RowStride(head_size) + head_size + kernels::PaddedChunks(chunks)) +
+         kernels::ShareChoice::Bytes(chunks) + chunks * kMostBytes;
+}
+
+void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, Desk* desk) const {
+  const int64_t size = call_.head_size(), stride = RowStride(size);
   const kernels::HeadRows rows = call_.Rows(call_.host_query, head);
-  std::vector<float> queries(count * size);
   for (int64_t i = 0; i < count; ++i) {
-    kernels::LoadRow(rows, cut_.order[first + i], queries.data() + i * size);
+    kernels::LoadRow(rows, cut_.order[first + i], desk->rows.get() + i * stride);
   }
-  gates->resize(count * chunks_);
-  kernels::Products(queries.data(), count, means_[head].data(), chunks_, size, gates->data());
+  kernels::PackQueries(desk->rows.get(), stride, static_cast<int>(count), size,
+                       desk->queries.get());
+  Gates().multiply(means_[head].get(), desk->queries.get(), chunks_, size, desk->gates.get());
 }
 
 void ChunkChoice::ForAllQueries(int64_t batch, const Visit& visit) const {
   const int64_t runs = (call_.tokens() + kRun - 1) / kRun, tasks = call_.heads() * runs;
   SharedStop stop;
   ParallelFor(kParts, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> gates;
+    Desk desk(chunks_, call_.head_size());
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t task = part; task < tasks && !stop.Asked(); task += kParts) {
         const int64_t head = batch * call_.heads() + task / runs, first = task % runs * kRun;
         const int64_t count = std::min(kRun, call_.tokens() - first);
-        FillGates(head, first, count, &gates);
-        visit(part, head, first, count, gates);
+        FillGates(head, first, count, &desk);
+        visit(part, head, first, count, desk.gates.get());
       }
     }
   });
@@ -113,13 +155,15 @@ float ChunkChoice::ValueOf(const Cut& cut, float gate, bool own) const {
 void ChunkChoice::FindRanges(int64_t batch, std::vector<Cut>* cuts) const {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   std::vector<std::vector<Cut>> parts(kParts, std::vector<Cut>(Groups(), {kInfinity, -kInfinity}));
-  ForAllQueries(batch, [&](int64_t part, int64_t head, int64_t, int64_t count,
-                           const std::vector<float>& gates) {
-    for (int64_t i = 0; i < count * chunks_; ++i) {
-      Cut& cut = parts[part][GroupOf(head, i % chunks_)];
-      cut.low = std::min(cut.low, gates[i]);
-      cut.high = std::max(cut.high, gates[i]);
-      cut.all = cut.all || !std::isfinite(gates[i]);
+  ForAllQueries(batch, [&](int64_t part, int64_t head, int64_t, int64_t count, const float* gates) {
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      Cut& cut = parts[part][GroupOf(head, chunk)];
+      for (int64_t i = 0; i < count; ++i) {
+        const float gate = gates[chunk * kRun + i];
+        cut.low = std::min(cut.low, gate);
+        cut.high = std::max(cut.high, gate);
+        cut.all = cut.all || !std::isfinite(gate);
+      }
     }
   });
   *cuts = parts[0];
@@ -154,17 +198,17 @@ void ChunkChoice::CountEntry(const Cut& cut, int shift, float gate, int64_t grou
 ChunkChoice::Histogram ChunkChoice::CountDigits(int64_t batch, const std::vector<Cut>& cuts,
                                                 int shift) const {
   std::vector<Histogram> parts(kParts, Histogram(Groups()));
-  ForAllQueries(batch, [&](int64_t part, int64_t head, int64_t first, int64_t count,
-                           const std::vector<float>& gates) {
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-        const int64_t group = GroupOf(head, chunk);
-        if (cuts[group].all) continue;
-        CountEntry(cuts[group], shift, gates[i * chunks_ + chunk], group,
-                   chunk_of_[first + i] == chunk, &parts[part]);
-      }
-    }
-  });
+  ForAllQueries(batch,
+                [&](int64_t part, int64_t head, int64_t first, int64_t count, const float* gates) {
+                  for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+                    const int64_t group = GroupOf(head, chunk);
+                    if (cuts[group].all) continue;
+                    for (int64_t i = 0; i < count; ++i) {
+                      CountEntry(cuts[group], shift, gates[chunk * kRun + i], group,
+                                 chunk_of_[first + i] == chunk, &parts[part]);
+                    }
+                  }
+                });
   for (int64_t part = 1; part < kParts; ++part) parts[0].Add(parts[part]);
   return parts[0];
 }
@@ -214,40 +258,58 @@ int ChunkChoice::CutDigit(const Histogram& histogram, int64_t group, double want
   return cut;
 }
 
-void ChunkChoice::ChooseByCut(int64_t head, int64_t own, const float* gates,
-                              std::vector<int32_t>* chosen) const {
+void ChunkChoice::ChooseByCut(int64_t head, const int32_t* own, int64_t count, const float* gates,
+                              uint64_t* chosen, int64_t stride) const {
   const std::vector<Cut>& cuts = cuts_[head / call_.heads()];
   for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
     const Cut& cut = cuts[GroupOf(head, chunk)];
-    const float value = ValueOf(cut, gates[chunk], chunk == own);
-    if (chunk == own || cut.all || kernels::KeyOf(value) >= cut.least_key) {
-      chosen->push_back(static_cast<int32_t>(chunk));
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool is_own = own[i] == chunk;
+      const float value = ValueOf(cut, gates[chunk * kRun + i], is_own);
+      const bool stays = is_own || cut.all || kernels::KeyOf(value) >= cut.least_key;
+      bits |= uint64_t{stays} << i;
     }
+    chosen[chunk * stride] = bits;
   }
 }
 
-void ChunkChoice::ForQueries(int64_t head, int64_t first, int64_t count, const Emit& emit) const {
-  std::vector<float> gates;
-  FillGates(head, first, count, &gates);
-  kernels::ChoiceScratch scratch;
-  std::vector<int32_t> chosen;
+// The top_k largest of each query, its own chunk first.
+void ChunkChoice::ChooseMost(const int32_t* own, int64_t count, Desk* desk, uint64_t* chosen,
+                             int64_t stride) const {
+  for (int64_t chunk = 0; chunk < chunks_; ++chunk) chosen[chunk * stride] = 0;
+  desk->row.resize(chunks_);
   for (int64_t i = 0; i < count; ++i) {
-    float* row = gates.data() + i * chunks_;
-    const int32_t own = chunk_of_[first + i];
-    chosen.clear();
-    if (rule_.type != SelectType::kQueryHead) {
-      ChooseByCut(head, own, row, &chosen);
-    } else {
-      chosen.push_back(own);
-      if (rule_.by_threshold) {
-        const double total = kernels::StretchRow(row, chunks_);
-        kernels::ChooseShare(row, chunks_, own, total, rule_.threshold, &scratch, &chosen);
-      } else {
-        row[own] += kOwnChunk;
-        kernels::ChooseLargest(row, chunks_, rule_.top_k, &scratch, &chosen);
-      }
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      desk->row[chunk] = desk->gates[chunk * kRun + i];
     }
-    emit(i, chosen);
+    desk->row[own[i]] += kOwnChunk;
+    desk->most.assign(1, own[i]);
+    kernels::ChooseLargest(desk->row.data(), chunks_, rule_.top_k, &desk->scratch, &desk->most);
+    for (const int32_t chunk : desk->most) chosen[chunk * stride] |= uint64_t{1} << i;
+  }
+}
+
+void ChunkChoice::ChooseRun(int64_t head, int64_t first, int64_t count, Desk* desk,
+                            uint64_t* chosen, int64_t stride) const {
+  FillGates(head, first, count, desk);
+  const int32_t* own = chunk_of_.data() + first;
+  if (rule_.type != SelectType::kQueryHead) {
+    ChooseByCut(head, own, count, desk->gates.get(), chosen, stride);
+  } else if (rule_.by_threshold) {
+    desk->share.Run(desk->gates.get(), static_cast<int>(count), own, rule_.threshold, chosen,
+                    stride);
+  } else {
+    ChooseMost(own, count, desk, chosen, stride);
+  }
+}
+
+void ChunkChoice::Choose(int64_t head, int64_t first, int64_t count, uint64_t* chosen) const {
+  Desk desk(chunks_, call_.head_size());
+  const int64_t words = (count + kRun - 1) / kRun;
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t done = word * kRun;
+    ChooseRun(head, first + done, std::min(kRun, count - done), &desk, chosen + word, words);
   }
 }
 
@@ -259,14 +321,13 @@ bool ChunkChoice::AnyExtra(int64_t batch) const {
   std::atomic<bool> any{false};
   SharedStop stop;
   ParallelFor(call_.heads() * runs, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> chosen(chunks_);
     for (int64_t task = begin; task < end && !any && !stop.Asked(); ++task) {
-      const int64_t first = task % runs * kRun;
-      ForQueries(batch * call_.heads() + task / runs, first, std::min(kRun, call_.tokens() - first),
-                 [&](int64_t i, const std::vector<int32_t>& chosen) {
-                   for (const int32_t chunk : chosen) {
-                     if (chunk != chunk_of_[first + i]) any = true;
-                   }
-                 });
+      const int64_t first = task % runs * kRun, count = std::min(kRun, call_.tokens() - first);
+      Choose(batch * call_.heads() + task / runs, first, count, chosen.data());
+      int64_t pairs = 0;
+      for (const uint64_t queries : chosen) pairs += std::popcount(queries);
+      if (pairs > count) any = true;  // each has its own chunk
     }
   });
   stop.ThrowIfAsked();

@@ -1,8 +1,8 @@
 // VMoBA's gate: which chunks of keys each query chooses beside its own (arXiv 2506.23858).
 //
-// Gates (a query times the mean key of a chunk) are made for a few queries at a time and forgotten:
-// no array holds one for each query. Where entries of many queries compete with each other, their
-// cut is found digit by digit, in as many passes over the gates.
+// Gates (a query times the mean key of a chunk) are made for 64 queries at a time (kernels/gates.h)
+// and forgotten: no array holds one for each query. Where entries of many queries compete with each
+// other, their cut is found digit by digit, in as many passes over the gates.
 #ifndef DENOISED_BACKENDS_CHUNK_CHOICE_H_
 #define DENOISED_BACKENDS_CHUNK_CHOICE_H_
 
@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "backends/kernels/row_choice.h"
+#include "backends/kernels/buffer.h"
 #include "backends/sparse_backend.h"
 
 namespace denoised {
@@ -41,10 +41,13 @@ class ChunkChoice {
 
   int64_t chunks() const { return chunks_; }
 
-  // For queries at positions first .. first + count - 1 (at most 64) of `head` (of batch * heads):
-  // the chunks that each attends, its own among them. emit(i, chosen) for each of them.
-  using Emit = std::function<void(int64_t i, const std::vector<int32_t>& chosen)>;
-  void ForQueries(int64_t head, int64_t first, int64_t count, const Emit& emit) const;
+  // For queries at positions first .. first + count - 1 of `head` (of batch * heads): the chunks
+  // that each attends, its own among them. chosen[chunk][words], words = (count + 63) / 64: bit i
+  // of a chunk's words: query first + i attends it.
+  void Choose(int64_t head, int64_t first, int64_t count, uint64_t* chosen) const;
+
+  // Bytes that a thread takes for that.
+  static int64_t ChooseBytes(int64_t chunks, int64_t head_size);
 
   // Whether any query of the batch row chose a chunk beside its own.
   bool AnyExtra(int64_t batch) const;
@@ -61,11 +64,14 @@ class ChunkChoice {
   static int64_t GroupsOf(const ChunkRule& rule, int64_t chunks, int64_t heads);
   int64_t Groups() const { return GroupsOf(rule_, chunks_, call_.heads()); }
   int64_t GroupOf(int64_t head, int64_t chunk) const;
-  void FillGates(int64_t head, int64_t first, int64_t count, std::vector<float>* gates) const;
+  // What one thread needs to make gates and to choose by them.
+  struct Desk;
+  // The desk's gates of up to 64 queries: [chunk][kGateLanes].
+  void FillGates(int64_t head, int64_t first, int64_t count, Desk* desk) const;
   // visit(part, head, first position, count, gates) over all queries of a batch row, on all
   // threads; `part` numbers the pieces of work that run one after the other.
   using Visit = std::function<void(int64_t part, int64_t head, int64_t first, int64_t count,
-                                   const std::vector<float>& gates)>;
+                                   const float* gates)>;
   static constexpr int64_t kParts = 16;
   void ForAllQueries(int64_t batch, const Visit& visit) const;
   void FindRanges(int64_t batch, std::vector<Cut>* cuts) const;
@@ -77,16 +83,21 @@ class ChunkChoice {
   static int CutDigit(const Histogram& histogram, int64_t group, double wanted, uint64_t* above);
   // The value by which an entry competes: stretched, or with own chunks far above.
   float ValueOf(const Cut& cut, float gate, bool own) const;
-  void ChooseByCut(int64_t head, int64_t own, const float* gates,
-                   std::vector<int32_t>* chosen) const;
+  // Of up to 64 queries: a word for each chunk, `stride` words apart.
+  void ChooseRun(int64_t head, int64_t first, int64_t count, Desk* desk, uint64_t* chosen,
+                 int64_t stride) const;
+  void ChooseByCut(int64_t head, const int32_t* own, int64_t count, const float* gates,
+                   uint64_t* chosen, int64_t stride) const;
+  void ChooseMost(const int32_t* own, int64_t count, Desk* desk, uint64_t* chosen,
+                  int64_t stride) const;
 
   const SparseCall& call_;
   const Partition& cut_;
   const std::vector<int32_t>& chunk_of_;  // [position]
   const ChunkRule rule_;
   const int64_t chunks_;
-  const std::vector<std::vector<float>> means_;  // [head]: of the chunks' keys
-  std::vector<std::vector<Cut>> cuts_;           // [batch][group]; none for kQueryHead
+  const std::vector<kernels::Buffer<float>> means_;  // [head]: of the chunks' keys, packed
+  std::vector<std::vector<Cut>> cuts_;               // [batch][group]; none for kQueryHead
 };
 
 }  // namespace denoised

@@ -118,26 +118,13 @@ class VmobaBands final : public SparseBands {
       std::iota(out->columns.begin(), out->columns.end(), 0);
       return;
     }
-    AddSteps(ChosenBy(head, first, count, out->words()), out);
+    std::vector<uint64_t> chosen_by(choice_.chunks() * out->words());
+    choice_.Choose(head, first, count, chosen_by.data());
+    AddSteps(chosen_by, out);
   }
 
  private:
-  // [chunk][words]: which queries of the band chose it.
-  std::vector<uint64_t> ChosenBy(int64_t head, int64_t first, int64_t count, int64_t words) const {
-    std::vector<uint64_t> chosen_by(choice_.chunks() * words, 0);
-    for (int64_t word = 0; word < words; ++word) {
-      const int64_t run = std::min<int64_t>(64, count - word * 64);
-      choice_.ForQueries(head, first + word * 64, run,
-                         [&](int64_t i, const std::vector<int32_t>& chosen) {
-                           for (const int32_t chunk : chosen) {
-                             chosen_by[chunk * words + word] |= uint64_t{1} << i;
-                           }
-                         });
-    }
-    return chosen_by;
-  }
-
-  // A step for each chunk that somebody chose.
+  // [chunk][words]: which queries chose it. A step for each chunk that somebody chose.
   void AddSteps(const std::vector<uint64_t>& chosen_by, kernels::Band* out) const {
     const int64_t words = out->words();
     out->step_begin = {0};
@@ -208,9 +195,10 @@ PlanSize VmobaBackend::SizeOf(const SparseSetting& setting, const AttentionSpec&
           .scores = spec.q_len * most,
           .entries = runs * most,
           .means = most,
-          // Gates of 64 queries; bits and columns, which grow; the running softmax.
-          .band_bytes = 64 * (most * 4 + spec.head_size * 4) + most * (words * 8 * 4 + 16) +
-                        spans * 8 + kernels::kBandQueries * (spec.head_size + 16) * 4,
+          // The choice; bits and columns, which grow; the running softmax.
+          .band_bytes = ChunkChoice::ChooseBytes(most, spec.head_size) +
+                        most * (words * 8 * 4 + 16) + spans * 8 +
+                        kernels::kBandQueries * (spec.head_size + 16) * 4,
           .kept_bytes = ChunkChoice::CutBytes(vmoba.rule, most, spec.num_heads),
           .kept_parameter = "chunk"};
 }

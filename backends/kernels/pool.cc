@@ -100,8 +100,10 @@ HeadRows HeadOf(const View& view, Element element, int64_t head_size, int64_t ba
 }
 
 void LoadRow(const HeadRows& rows, int64_t token, float* out) {
-  const int32_t only = static_cast<int32_t>(token);
-  BlockMean(rows, &only, 1, out);
+  const int64_t at = token * rows.stride;
+  int64_t d = 0;
+  for (; d + 8 <= rows.head_size; d += 8) _mm256_storeu_ps(out + d, LoadEight(rows, at + d));
+  for (; d < rows.head_size; ++d) out[d] = LoadOne(rows, at + d);
 }
 
 void BlockMean(const HeadRows& rows, const int32_t* tokens, int64_t count, float* mean) {

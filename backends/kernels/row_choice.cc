@@ -11,15 +11,6 @@ namespace {
 
 constexpr int kBuckets = 64;
 
-// Larger for a higher score, then for a lower index.
-uint64_t Sortable(uint32_t key, int64_t index) {
-  return (uint64_t{key} << 32) | ~static_cast<uint32_t>(index);
-}
-
-int32_t IndexOf(uint64_t sortable) {
-  return static_cast<int32_t>(~static_cast<uint32_t>(sortable));
-}
-
 void FillKeys(const float* scores, int64_t n, std::vector<uint64_t>* keys) {
   keys->resize(n);
   for (int64_t i = 0; i < n; ++i) (*keys)[i] = Sortable(KeyOf(scores[i]), i);

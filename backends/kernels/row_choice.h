@@ -19,6 +19,14 @@ inline float RankOf(float score) {
 // A number that is the larger the higher the score ranks; equal for 0 and -0.
 uint32_t KeyOf(float score);
 
+// Larger for a larger key, then for a lower index; and the index again.
+inline uint64_t Sortable(uint32_t key, int64_t index) {
+  return (uint64_t{key} << 32) | ~static_cast<uint32_t>(index);
+}
+inline int32_t IndexOf(uint64_t sortable) {
+  return static_cast<int32_t>(~static_cast<uint32_t>(sortable));
+}
+
 // What a thread keeps from row to row.
 struct ChoiceScratch {
   std::vector<uint64_t> keys;

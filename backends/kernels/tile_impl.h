@@ -2,10 +2,10 @@
 // unnamed namespace and includes this there, so that no two files share a symbol.
 //
 // S: F (vector), kLanes, kColumns (vectors of the register tile's width), kPairs (units are pairs
-// of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, MulAdd(acc, unit, unit),
-// BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8; with kInt8 also
-// I (vector of int32), LoadInts, DotUnits(acc, query unit, key unit), ToFloat; kTiles, kKeyGroup
-// (what blocks are padded to); with kTiles it runs a job in its own way, RunJob.
+// of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, Exp2Float, MulAdd(acc,
+// unit, unit), BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8;
+// with kInt8 also I (vector of int32), LoadInts, DotUnits(acc, query unit, key unit), ToFloat;
+// kTiles, kKeyGroup (what blocks are padded to); with kTiles it runs a job in its own way, RunJob.
 
 // C[4][kV vectors] (+)= a^T b over `units`: a is [units][4] broadcast, b is [units][width].
 template <class S, int kV>
@@ -147,6 +147,14 @@ inline typename S::F ScaleOf(const TileJob& job, int lane) {
   return scale;
 }
 
+// The factor by which what was summed before shrinks. It is applied once a pass to all passes
+// before: where the largest score stays it must be 1 and no 0.9999, or early keys weigh less than
+// late ones, the more the longer the row is.
+template <class S>
+inline typename S::F ShrinkOf(typename S::F before, typename S::F finite, typename S::F scale) {
+  return S::Exp2Float(S::Mul(S::Sub(before, finite), scale));
+}
+
 // Scores of one pass become probabilities; updates the running maximum and sum of kLanes queries
 // and gives the factor by which what was summed before shrinks.
 template <class S>
@@ -158,7 +166,7 @@ inline typename S::F SoftmaxLanes(const TileJob& job, int lane, int keys, int wi
   FindMost<S>(scores, keys, width, &top, &top2);
   top = S::Max(top, top2);
   const F finite = FiniteMax<S>(top);
-  const F shrink = S::Exp2(S::Mul(S::Sub(before, finite), scale));
+  const F shrink = ShrinkOf<S>(before, finite, scale);
   F total = S::Mul(S::Load(job.sums + lane), shrink), total2 = S::Zero();
   Weigh<S>(scores, keys, width, finite, scale, &total, &total2, job.probs + lane);
   S::Store(job.max + lane, top);

@@ -155,7 +155,7 @@ struct TileProducts : Vector {
       top_ = Vector::Max(top_, top2_);
       finite_ = FiniteMax<TileProducts>(top_);
       scale_ = ScaleOf<TileProducts>(job_, lane_);
-      const F shrink = Vector::Exp2(Vector::Mul(Vector::Sub(before_, finite_), scale_));
+      const F shrink = ShrinkOf<TileProducts>(before_, finite_, scale_);
       Vector::Store(pass_.shrink + lane_, shrink);
       total_ = Vector::Mul(Vector::Load(job_.sums + lane_), shrink);
       total2_ = Vector::Zero();

@@ -328,6 +328,21 @@ TEST_P(BlockSparse, NoWeightIsADenormalNumber) {
   EXPECT_FALSE(denormal.any().item<bool>());
 }
 
+// All scores are level, so that all keys weigh the same, however many passes came after them.
+void ExpectEarlyKeysWeighAsLateOnes(const Variant& variant) {
+  const Shape shape{1, 16, 4096, 1, 64};
+  AttentionInputs inputs = Draw(shape, variant.element);
+  inputs.query.zero_();
+  inputs.value.narrow(1, 0, 2048).fill_(1);
+  inputs.value.narrow(1, 2048, 2048).fill_(-1);
+  const at::Tensor got = Attend(inputs, DensePlan(shape.q_len, shape.kv_len), variant);
+  EXPECT_EQ(got.abs().max().item<double>(), 0.0);
+}
+
+TEST_P(BlockSparse, EarlyKeysWeighAsMuchAsLateOnes) { ExpectEarlyKeysWeighAsLateOnes(GetParam()); }
+
+TEST_P(Int8Scores, EarlyKeysWeighAsMuchAsLateOnes) { ExpectEarlyKeysWeighAsLateOnes(GetParam()); }
+
 TEST_P(Int8Scores, KeepTheDirectionAndForgetTheMeanKey) {
   for (const Shape& shape : std::vector<Shape>{
            {2, 130, 513, 3, 128}, {1, 20, 70, 2, 40}, {1, 40, 33, 1, 96}, {1, 1, 1, 1, 3}}) {
