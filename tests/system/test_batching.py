@@ -1,7 +1,6 @@
 """Many jobs at once on the checkpoint that ships: they share forwards, and each result is the one that it
 would have alone."""
 
-import concurrent.futures
 import json
 
 import harness
@@ -9,6 +8,10 @@ import numpy
 import pytest
 
 SHAPES = harness.ROOT / "model_repository"
+# What sharing pays is learnt from times, which other programs on the machine may spoil for a while: of so many rounds
+# one has to share, and all have to be right.
+ROUNDS = 12
+SHARED = 6  # rows a forward, in the mean of a round
 # Different in all that may differ inside one forward.
 JOBS = [
     dict(prompt="a red circle moving left", seed=1),
@@ -24,7 +27,9 @@ JOBS = [
 
 @pytest.fixture(scope="module")
 def shapes():
-    with harness.Server("--threads=2", repository=SHAPES) as running:
+    # Threads of OpenMP that wait for one another sleep: where others want the processors too, they would wait for
+    # each other's turn, and a step would take a hundred times as long.
+    with harness.Server("--threads=2", repository=SHAPES, environment={"OMP_WAIT_POLICY": "passive"}) as running:
         yield running
 
 
@@ -56,21 +61,31 @@ def alone(shapes, pb):
 def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, linear, request):
     how = dict(numerics=pb.NumericsOptions(linear=linear))
     alone = request.getfixturevalue("alone") if linear == "packed" else drawn_alone(shapes, pb, **how)
-    before = harness.forwards(shapes)
-    with concurrent.futures.ThreadPoolExecutor(len(JOBS)) as pool:
-        jobs = list(pool.map(lambda job: shapes.generation.SubmitJob(request_of(pb, job, **how), timeout=30), JOBS))
-    together = [results_of(shapes, pb, job.id) for job in jobs]
-    after = harness.forwards(shapes)
-    rows = (after[1] - before[1]) / (after[0] - before[0])
-    assert rows >= 6, f"{rows:.1f} rows a forward"
-    for job, one, many in zip(JOBS, alone, together):
-        assert many[0] == one[0], f"latents of {job}"
-        assert many[1] == one[1], f"frames of {job}"
-        assert many[2].receipt.fingerprint == one[2].receipt.fingerprint
-        assert many[2].receipt.linear == linear
-        asked = job.get("backend")
-        ran = {entry.ran for entry in many[2].receipt.entries if entry.role == "self"}
-        assert asked is None or asked in ran
+
+    def draw_together():
+        jobs = [shapes.generation.SubmitJob.future(request_of(pb, job, **how), timeout=60) for job in JOBS]
+        together = [results_of(shapes, pb, job.result().id) for job in jobs]
+        for job, one, many in zip(JOBS, alone, together):
+            assert many[0] == one[0], f"latents of {job}"
+            assert many[1] == one[1], f"frames of {job}"
+            assert many[2].receipt.fingerprint == one[2].receipt.fingerprint
+            assert many[2].receipt.linear == linear
+            asked = job.get("backend")
+            ran = {entry.ran for entry in many[2].receipt.entries if entry.role == "self"}
+            assert asked is None or asked in ran
+
+    share(shapes, draw_together)
+
+
+def share(server, work):
+    """Does `work` until its rows have shared forwards."""
+    rows = []
+    while not rows or max(rows) < SHARED:
+        assert len(rows) < ROUNDS, f"rows a forward: {rows}"
+        before = harness.forwards(server)
+        work()
+        after = harness.forwards(server)
+        rows.append((after[1] - before[1]) / (after[0] - before[0]))
 
 
 def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
@@ -89,24 +104,15 @@ def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
     noise_text = [noise.standard_normal((1, 8 + i, width)).astype("<f4") for i in range(8)]
     requests = [request(i) for i in range(8)]
 
-    def answers(i, calls):
-        return [shapes.denoise.Denoise(requests[i], timeout=60).result.data for _ in range(calls)]
+    one = [shapes.denoise.Denoise(each, timeout=60).result.data for each in requests]
 
-    one = [answers(i, 1)[0] for i in range(8)]
-    rows = 0
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: answers(i, 20), range(8)))  # what a forward of many takes is learnt
-        # The clients share the machine with the server, and with others. Whether calls wait for each other follows
-        # from times that are learnt meanwhile: there are many rounds of half the calls, and many of all of them.
-        for _ in range(100):
-            before = harness.forwards(shapes)
-            for alone, many in zip(one, pool.map(lambda i: answers(i, 20), range(8))):
-                assert set(many) == {alone}
-            after = harness.forwards(shapes)
-            rows = max(rows, (after[1] - before[1]) / (after[0] - before[0]))
-            if rows >= 6:
-                break
-    assert rows >= 6, f"{rows:.1f} rows a forward"
+    # Far more than run: how quick the client is, on a machine that it shares with the server, does not matter.
+    def ask_all():
+        calls = [(i, shapes.denoise.Denoise.future(requests[i], timeout=120)) for i in [*range(8)] * 20]
+        for i, call in calls:
+            assert call.result().result.data == one[i], f"call {i}"
+
+    share(shapes, ask_all)
 
 
 def test_an_urgent_job_overtakes_a_long_one_whose_video_stays_the_same(shapes, pb):
