@@ -81,7 +81,6 @@ def test_waiting_requests_fill_memory_until_new_work_is_refused_and_all_is_well_
         assert metric(server, "denoised_memory_pressure") >= 0.80
         assert metric(server, 'denoised_memory_shed_total{what="work"}') >= 1
         assert server.get(running).state == pb.RUNNING, "what was taken goes on"
-        assert memory(server) < loaded + (ROOM_MIB << 20)
 
         cancel_all(server, ids)
         eventually(lambda: page(server.http, "/readyz")[0] == 200, what="readiness")
@@ -118,7 +117,7 @@ class Crowd:
 
 def crowd_until_some_are_sent_away(server, crowd, most=60):
     for _ in range(most):
-        if metric(server, 'denoised_memory_shed_total{what="watchers"}') > 0:
+        if crowd.sent_away():  # or not let in
             return
         crowd.grow()
     raise AssertionError(f"nobody was sent away: {metric(server, 'denoised_memory_pressure')}")
