@@ -10,7 +10,7 @@ from pairs import ROOT, Worker
 
 ROWS = ("B6", "B6u", "B11", "E13", "E13m")
 SMALL = dict(height=256, width=416, frames=9)  # 1,248 tokens
-TINY = dict(height=96, width=128, frames=5)  # 96 tokens
+SHORT = dict(height=128, width=208, frames=9)  # 312 tokens
 
 
 def serving(options, preset):
@@ -63,7 +63,7 @@ def overlap_row(options):
     """One job that only denoises and one that hardly does but decodes: alone each, and both at once. With every thread
     of the machine in either there is nothing to hide behind; where stages have devices of their own there is.
     """
-    denoises, decodes = dict(steps=20, **SMALL), dict(steps=1, decode=True, height=256, width=256, frames=17)
+    denoises, decodes = dict(steps=8, **SMALL), dict(steps=1, decode=True, height=256, width=256, frames=9)
     hidden, seconds = [], []
     with serving(options, "small") as worker:
         def run(*jobs):
@@ -84,9 +84,9 @@ def steps_rows(options, rows):
     """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next."""
     few, many = 4, 100
     paces, peaks = {few: [], many: []}, {}
-    with serving(options, "tiny") as worker:
+    with serving(options, "small") as worker:
         def run(steps):
-            told = worker.ask(do="run", jobs=[dict(steps=steps, **TINY)])
+            told = worker.ask(do="run", jobs=[dict(steps=steps, **SHORT)])
             ends = [forward["end"] for forward in told["forwards"]]
             paces[steps] += [later - sooner for sooner, later in zip(ends, ends[1:])]
             return told["peak_bytes"]
@@ -95,16 +95,16 @@ def steps_rows(options, rows):
         run(many)
         peaks = {steps: run(steps) for steps in (few, many)}
         paces = {few: [], many: []}
-        for _ in range(5 * options.pairs):
+        for _ in range(options.pairs):
             for _ in range(many // few):
                 run(few)
             run(many)
     if "E13" in rows:
         pace = {steps: statistics.median(some) for steps, some in paces.items()}
-        yield {"row": "E13", "name": f"a step of {many} against one of {few}, tiny: difference, share",
+        yield {"row": "E13", "name": f"a step of {many} against one of {few}, small: difference, share",
                "value": abs(pace[many] / pace[few] - 1), "step_seconds": pace}
     if "E13m" in rows:
-        yield {"row": "E13m", "name": f"memory of a job of {many} steps over one of {few}, tiny, MiB",
+        yield {"row": "E13m", "name": f"memory of a job of {many} steps over one of {few}, small, MiB",
                "value": (peaks[many] - peaks[few]) / 2**20, "bytes": peaks}
 
 
