@@ -124,10 +124,6 @@ void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, Desk* de
   for (int64_t i = 0; i < count; ++i) {
     kernels::LoadRow(rows, cut_.order[first + i], desk->rows.get() + i * stride);
   }
-  const int64_t next = first + count;  // whose rows come while these are multiplied
-  for (int64_t i = next; i < std::min(next + kRun, call_.tokens()); ++i) {
-    kernels::FetchRow(rows, cut_.order[i]);
-  }
   kernels::PackQueries(desk->rows.get(), stride, static_cast<int>(count), size,
                        desk->queries.get());
   Gates().multiply(means_[head].get(), desk->queries.get(), chunks_, size, desk->gates.get());

@@ -106,13 +106,6 @@ void LoadRow(const HeadRows& rows, int64_t token, float* out) {
   for (; d < rows.head_size; ++d) out[d] = LoadOne(rows, at + d);
 }
 
-void FetchRow(const HeadRows& rows, int64_t token) {
-  constexpr int64_t kLine = 64;
-  const int64_t element = rows.element == Element::kFloat32 ? 4 : 2;
-  const char* row = static_cast<const char*>(rows.data) + token * rows.stride * element;
-  for (int64_t at = 0; at < rows.head_size * element; at += kLine) __builtin_prefetch(row + at);
-}
-
 void BlockMean(const HeadRows& rows, const int32_t* tokens, int64_t count, float* mean) {
   int64_t d = 0;
   for (; d + 64 <= rows.head_size; d += 64) SumColumns<8>(rows, tokens, count, d, mean);
