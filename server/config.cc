@@ -8,9 +8,10 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
-#include <system_error>
 
 #include "denoised/v1/config.pb.h"
+#include "runtime/caught.h"
+#include "runtime/store/state_folder.h"
 #include "server/config_flags.h"
 
 namespace denoised {
@@ -85,8 +86,7 @@ void CheckPublic(const std::string& name, const ListenAddress& address, const Co
 
 void CheckStateDir(const std::string& path) {
   if (path.empty()) return;
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
+  const auto error = Caught([&] { MakeFolder(path); });
   if (error || access(path.c_str(), W_OK | X_OK) != 0) {
     throw UsageError("--state_dir: cannot write to folder '" + path + "'");
   }

@@ -27,22 +27,6 @@ Error Unusable(const fs::path& path, const std::string& why) {
 
 std::string MiB(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-// For its owner alone: prompts are people's own. What is kept in it is kept when the power fails,
-// so its name is too, and those of the new folders above it.
-const fs::path& MakeFolder(const fs::path& path) {
-  std::error_code error;
-  std::vector<fs::path> fresh;
-  for (fs::path folder = fs::absolute(path);
-       !fs::exists(folder, error) && folder != folder.root_path(); folder = folder.parent_path()) {
-    fresh.push_back(folder);
-  }
-  fs::create_directories(path, error);
-  if (error) throw Unusable(path, "cannot be made (" + error.message() + ")");
-  if (!fresh.empty()) fs::permissions(path, fs::perms::owner_all, error);
-  for (const fs::path& folder : fresh) SyncFolder(folder.parent_path());
-  return path;
-}
-
 std::string PidIn(int lock) {
   std::string text(32, '\0');
   const ssize_t count = pread(lock, text.data(), text.size(), 0);
@@ -134,6 +118,20 @@ OwnedFd::~OwnedFd() {
 void SyncFolder(const fs::path& path) {
   const OwnedFd folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() >= 0) (void)!fsync(folder.get());
+}
+
+const fs::path& MakeFolder(const fs::path& path) {
+  std::error_code error;
+  std::vector<fs::path> fresh;
+  for (fs::path folder = fs::absolute(path);
+       !fs::exists(folder, error) && folder != folder.root_path(); folder = folder.parent_path()) {
+    fresh.push_back(folder);
+  }
+  fs::create_directories(path, error);
+  if (error) throw Unusable(path, "cannot be made (" + error.message() + ")");
+  if (!fresh.empty()) fs::permissions(path, fs::perms::owner_all, error);
+  for (const fs::path& folder : fresh) SyncFolder(folder.parent_path());
+  return path;
 }
 
 // ---- FileFolder

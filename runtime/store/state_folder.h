@@ -42,6 +42,11 @@ class OwnedFd {
 // So that names that were made or changed in it outlive a cut of the power, where it can be.
 void SyncFolder(const std::filesystem::path& path);
 
+// Made where it is missing, for its owner alone: prompts are people's own. What is kept in it is
+// kept when the power fails, so its name is too, and those of the new folders above it. Throws
+// FAILED_PRECONDITION (STATE_DIR_UNUSABLE). Returns its argument.
+const std::filesystem::path& MakeFolder(const std::filesystem::path& path);
+
 // One folder of files that are written once.
 class FileFolder {
  public:
