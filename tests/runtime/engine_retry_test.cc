@@ -14,7 +14,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// A device whose units take their time on the engine's manual clock, and nothing else does.
+// A device whose units take their time on the engine's manual clock, and nothing else does: while
+// files are written, time stands still.
 class ManualDevice {
  public:
   // `length` of a unit.
@@ -29,7 +30,15 @@ class ManualDevice {
     changed_.notify_all();
   }
 
-  // Test thread: so much time passes, and units with it; at the end the engine stands in a unit, or
+  // Test thread, as the next.
+  Engine::SubmitResult Submit(GenerationRequest request) {
+    request.formats = {ArtifactFormat::kNpy};  // of frames, so that one unit is of decoding
+    auto result = fake.engine->Submit(std::move(request));
+    if (std::holds_alternative<JobSnapshot>(result)) ++taken_;
+    return result;
+  }
+
+  // So much time passes, and units with it; at the end the engine stands in a unit, or
   // has nothing to do.
   void Pass(milliseconds time) {
     const auto until = fake.clock.now() + time;
@@ -48,14 +57,23 @@ class ManualDevice {
     runs_ = true;
     ends_ = fake.clock.now() + length_(unit);
     changed_.wait(lock, [this] { return !runs_ || ending_; });
+    if (unit.kind == UnitKind::kDecode) ++decoded_;
+  }
+
+  // Of jobs whose only unit of decoding is done.
+  bool FilesAreWritten() {
+    const int64_t ended = taken_ - fake.engine->queue_depth() - fake.engine->running_jobs();
+    const std::lock_guard lock(mutex_);
+    return decoded_ == ended;
   }
 
   // False: nothing is left to do.
   bool AwaitUnit() {
     for (;;) {
+      const bool written = FilesAreWritten();
       {
         const std::lock_guard lock(mutex_);
-        if (runs_) return true;
+        if (runs_ && written) return true;
       }
       if (fake.engine->WaitIdle(milliseconds(1))) return false;
     }
@@ -65,6 +83,8 @@ class ManualDevice {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool runs_ = false, ending_ = false;          // guarded by mutex_
+  int64_t decoded_ = 0;                         // likewise
+  int64_t taken_ = 0;                           // the test's thread alone
   std::chrono::steady_clock::time_point ends_;  // of the unit; stands while it runs
 
  public:
@@ -100,7 +120,7 @@ TEST_P(EngineRetryObeyed, OfThoseWhoComeWhenTheyWereToldNineteenOfTwentyGetAPlac
     GenerationRequest request = SmallRequest("some job");
     request.num_inference_steps = std::uniform_int_distribution<int64_t>(2, 30)(random);
     request.width = random() % 2 == 0 ? 64 : 128;
-    return device.fake.engine->Submit(std::move(request));
+    return device.Submit(std::move(request));
   };
   submit();
   device.Pass(std::chrono::minutes(2));  // it has taught how long units take
