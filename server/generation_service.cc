@@ -252,20 +252,17 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
     stream->Keep(with_.open_calls->Enter(context->peer()));
     stream->Hold();
     const auto deadline = SteadyDeadline(context->deadline());
-    const bool posted =
-        with_.pool->Post(in->Length(), [this, stream, &engine, deadline, bytes = *in] {
-          stream->Open([&] {
-            v1::GenerationRequest message;
-            ParseMessage(bytes, &message);
-            GenerationRequest request = FromProto(std::move(message));
-            BelongTo(deadline, &request);
-            const bool own = request.belongs_to_call;
-            const std::string id = JobOf(engine.Submit(std::move(request))).id;
-            if (own) return stream->Own(id);
-            stream->Keep(with_.watchers->Enter(stream));
-            stream->Follow(id, 0);
-          });
-        });
+    const bool posted = with_.pool->Post(in->Length(), [stream, &engine, deadline, bytes = *in] {
+      stream->Open([&] {
+        v1::GenerationRequest message;
+        ParseMessage(bytes, &message);
+        GenerationRequest request = FromProto(std::move(message));
+        BelongTo(deadline, &request);
+        const bool own = request.belongs_to_call;
+        const std::string id = JobOf(engine.Submit(std::move(request))).id;
+        own ? stream->Own(id) : stream->Follow(id, 0);
+      });
+    });
     if (!posted) stream->Open([] { throw TooBusy(); });
     return stream.get();
   });

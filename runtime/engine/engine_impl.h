@@ -150,7 +150,8 @@ class EngineImpl : public Engine {
   // pressure.cc: memory that no estimate accounts for.
   std::optional<MemoryReading> ReadMemory() const;  // any thread
   void RequireNoPressure();  // under mutex_; throws where new work is refused
-  void LookAtMemory();       // of the ticker, as the next
+  bool IsTimeToTrim(const MemoryPressure& now);
+  void LookAtMemory();  // of the ticker, as the next
   void ForgetForOthers(const MemoryPressure& pressure);
 
   // predictions.cc. Of work that has begun: engine thread.
@@ -369,7 +370,7 @@ class EngineImpl : public Engine {
   TaskThread watchman_;            // tells what the watchdog found; its ticks wait for nothing
   std::unique_ptr<Ticker> ticks_;  // the watchdog's
   std::thread thread_, deadlines_thread_;  // start when everything else is there
-  bool trimmed_ = false;                   // before the last look at memory; the ticker's
+  int looks_since_trim_ = 0;               // at memory; the ticker's
   // So do these, and they end first: one tells watchers, the other looks at memory.
   std::optional<Ticker> places_, memory_looks_;
 };

@@ -168,7 +168,10 @@ int64_t ResidentBytes() { return KibField("/proc/self/status", "VmRSS:").value_o
 
 int64_t UnreclaimableBytes() {
   const auto anonymous = KibField("/proc/self/status", "RssAnon:");
-  return anonymous ? *anonymous : ResidentBytes();  // kernels before 4.5 do not say
+  if (!anonymous) return ResidentBytes();  // kernels before 4.5 do not say
+  // What is swapped out was not given back.
+  return *anonymous + KibField("/proc/self/status", "RssShmem:").value_or(0) +
+         KibField("/proc/self/status", "VmSwap:").value_or(0);
 }
 
 MemoryBudget::MemoryBudget(const std::string& text, fs::path root) : root_(std::move(root)) {

@@ -45,6 +45,22 @@ const MemoryPressure& MemoryLadder::Take(const MemoryReading& reading) {
   return now_;
 }
 
+bool MemoryLadder::WouldClimb(const MemoryPressure& pressure) {
+  const auto next = static_cast<size_t>(pressure.step) + 1;
+  return next < kFrom.size() && pressure.fraction >= kFrom[next];
+}
+
+bool MemoryLadder::Insists(const MemoryReading& reading) const {
+  const MemoryPressure pressure = Judge(reading);
+  if (pressure.step != MemoryStep::kNone) return pressure.fraction >= kUntil[1];
+  // All of the looks before but the oldest, which this one replaces.
+  size_t asked = pressure.fraction >= kFrom[1] ? 1 : 0;
+  for (size_t i = 1; i < recent_.size(); ++i) {
+    asked += recent_[(looks_ + i) % recent_.size()] >= kFrom[1] ? 1 : 0;
+  }
+  return asked == recent_.size();
+}
+
 int64_t MemoryLadder::Excess(const MemoryPressure& pressure) {
   const double from = pressure.step == MemoryStep::kNone ? kFrom[1] : kUntil[1];
   if (pressure.fraction < from) return 0;

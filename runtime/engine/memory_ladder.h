@@ -49,6 +49,12 @@ class MemoryLadder {
   const MemoryPressure& Take(const MemoryReading& reading);
   const MemoryPressure& now() const { return now_; }
 
+  // Whether it asks for a further step.
+  static bool WouldClimb(const MemoryPressure& pressure);
+  // Whether this look, if it were taken, would be the last before the first step, or the first step
+  // stands: time to let go of what may go.
+  bool Insists(const MemoryReading& reading) const;
+
   void CountRefusal() { ++now_.refused_works; }
 
   // What would have to go for the first step to end, or not to begin.

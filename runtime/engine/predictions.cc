@@ -104,6 +104,11 @@ WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   progress.resident = work.begun || !work.is_job();  // a call needs no leave to begin
   const Unit step = StepUnitOf(work);
   progress.seconds_to_step = SecondsOf(work, {UnitKind::kEncodePrompt});
+  for (const PlannedUnits& planned : work.left) {
+    if (planned.count == 0) continue;
+    progress.longest_unit = std::max(progress.longest_unit,
+                                     cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows));
+  }
   const auto steps_left = std::any_of(work.left.begin(), work.left.end(), [](const auto& planned) {
     return planned.unit.kind == UnitKind::kStep && planned.count > 0;
   });
@@ -156,11 +161,7 @@ double EngineImpl::SecondsToFirstEnd() const {
 double EngineImpl::LongestUnit() const {
   double longest = 0;
   for (const WorkId number : table_.begun_works()) {
-    const WorkPtr work = table_.InQueue(number);
-    for (const PlannedUnits& planned : work->left) {
-      if (planned.count == 0) continue;
-      longest = std::max(longest, cost_.Seconds(KeyOf(*work, planned.unit), planned.unit.rows));
-    }
+    longest = std::max(longest, table_.queue.LongestUnit(number));
   }
   return longest;
 }

@@ -8,6 +8,9 @@
 namespace denoised {
 namespace {
 
+// So many looks apart the heap is trimmed where no step is about to be taken.
+constexpr int kSeldom = 40;
+
 std::string Percent(double fraction) {
   return std::to_string(static_cast<int64_t>(100 * fraction)) + " %";
 }
@@ -51,8 +54,18 @@ void EngineImpl::ForgetForOthers(const MemoryPressure& pressure) {
   }
 }
 
-// Where it is about to matter, or does, every other look is of a heap that keeps nothing for later:
-// the ladder climbs by several in a row, so never by memory that nobody uses.
+// Where a step is about to be taken every other look is of a heap that keeps nothing for later: the
+// ladder climbs by several in a row, so never by memory that nobody uses. Where it only stands
+// there this is done now and then: whoever computes pays for it.
+bool EngineImpl::IsTimeToTrim(const MemoryPressure& now) {
+  const bool often = MemoryLadder::WouldClimb(now);
+  if (now.fraction < MemoryLadder::kUntil[1] || ++looks_since_trim_ < (often ? 2 : kSeldom)) {
+    return false;
+  }
+  looks_since_trim_ = 0;
+  return true;
+}
+
 void EngineImpl::LookAtMemory() {
   auto reading = ReadMemory();
   if (!reading) return;
@@ -62,10 +75,19 @@ void EngineImpl::LookAtMemory() {
     before = ladder_.now();
     now = ladder_.Judge(*reading);
   }
-  trimmed_ = !trimmed_ && now.fraction >= MemoryLadder::kUntil[1];
-  if (trimmed_) {
-    ForgetForOthers(now);
+  if (IsTimeToTrim(now)) {
     memory_.ReturnAllUnused();
+    reading = ReadMemory();
+    if (!reading) return;
+  }
+  bool insists = false;
+  {
+    const std::lock_guard lock(mutex_);
+    now = ladder_.Judge(*reading);
+    insists = ladder_.Insists(*reading);
+  }
+  if (insists) {
+    ForgetForOthers(now);
     reading = ReadMemory();
     if (!reading) return;
   }

@@ -329,6 +329,11 @@ double WorkQueue::SecondsLeft(WorkId id) const {
   return found == works_.end() ? 0 : found->second.work.seconds_left;
 }
 
+double WorkQueue::LongestUnit(WorkId id) const {
+  const auto found = works_.find(id);
+  return found == works_.end() ? 0 : found->second.work.longest_unit;
+}
+
 bool WorkQueue::WouldBeGivenUp(const Kept& kept, double now) {
   order_.Insert(EntryOf(kept));
   const auto late = order_.FirstLate(now);

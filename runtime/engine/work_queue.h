@@ -45,6 +45,7 @@ struct WorkProgress {
   std::string batch;
   int64_t rows = 1;            // of its step
   double seconds_to_step = 0;  // predicted, of the units before its next step; 0 = that is next
+  double longest_unit = 0;     // predicted seconds of the longest of those that are to come
   bool resident = false;       // has begun: has state in memory
 };
 
@@ -113,6 +114,7 @@ class WorkQueue {
   double SecondsToTurn(const std::string& tenant) const;
   // What is left of a work. 0: not here.
   double SecondsLeft(WorkId id) const;
+  double LongestUnit(WorkId id) const;
   // Predicted seconds from now to the end of such a work if it came now: what Submit holds against
   // a deadline. Not the whole queue, only what comes before it in the order; where its deadline
   // would be given up so that others are met, as if it had none.
