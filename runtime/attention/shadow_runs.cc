@@ -83,10 +83,15 @@ void Shadows::Keep(std::unique_ptr<ShadowCall> call) {
   const double seconds = SecondsSince(start);
   copy_rate_ = seconds / static_cast<double>(bytes);
   HeldUp(seconds, /*inside_unit=*/true);
-  RethrowDeviceLost(failed);
+  RethrowLost(failed);
   if (failed) return;
   const std::lock_guard lock(mutex_);
   if (IsLive(call->comparison->id)) queue_.push_back(std::move(call));
+}
+
+void Shadows::RethrowLost(const std::optional<Error>& error) {
+  if (error && IsDeviceLost(*error)) lost_device_ = true;
+  RethrowDeviceLost(error);
 }
 
 // A budget's, and what is too large to be kept.
@@ -117,7 +122,7 @@ Shadows::Outcome Shadows::Take(const ShadowCall& call, std::optional<double> mos
     Record(call, Compare(call));
   });
   *seconds = SecondsSince(start);
-  RethrowDeviceLost(error);
+  RethrowLost(error);
   const Outcome outcome = !error      ? Outcome::kDone
                           : too_long  ? Outcome::kTooLong
                           : WhyStop() ? Outcome::kStopped

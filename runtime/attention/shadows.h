@@ -67,6 +67,8 @@ class Shadows {
   // Whether any is live.
   bool any() const;
   bool on() const { return time_.share() > 0; }
+  // A comparison lost it: no work that ran then.
+  bool lost_device() const { return lost_device_; }
 
   // Engine thread, all that follow.
 
@@ -101,6 +103,7 @@ class Shadows {
  private:
   using Place = std::tuple<AttnBackend, AttentionRole, std::string>;  // baseline, role, band
   enum class Outcome : uint8_t { kDone, kFailed, kStopped, kTooLong };
+  void RethrowLost(const std::optional<Error>& error);
 
   struct Shadow {
     std::string id;
@@ -136,6 +139,7 @@ class Shadows {
   ShadowBudget time_;
   std::map<std::string, Pace> paces_;
   uint64_t forgotten_at_ = 0;
+  std::atomic<bool> lost_device_{false};
   double copy_rate_ = 0;                  // seconds a byte
   bool judges_ = false, judged_ = false;  // budgets had calls in this unit, in the last
   std::minstd_rand random_;

@@ -164,7 +164,9 @@ bool EngineImpl::LosesDevice(const std::vector<WorkPtr>& works,
   const auto error =
       std::ranges::find_if(errors, [](const auto& each) { return each && IsDeviceLost(*each); });
   if (error == errors.end()) return false;
-  if (!EndsFor(*error, works.front()->pipeline->info().name, JobsOf(works))) return false;
+  // A comparison inside the unit is nobody's.
+  const auto whose = shadows_.lost_device() ? std::vector<std::string>() : JobsOf(works);
+  if (!EndsFor(*error, works.front()->pipeline->info().name, whose)) return false;
   for (const WorkPtr& work : works) Leave(work, **error);
   return true;
 }

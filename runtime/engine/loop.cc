@@ -59,7 +59,7 @@ std::optional<SteadyClock::time_point> EngineImpl::LooksAgainAt() const {
   const auto now = SteadyClock::now();
   std::optional<SteadyClock::time_point> at;
   if (table_.sessions() > 0 || tuning_.HasOwn()) at = now + kLook;
-  const bool pauses = table_.queue.size() > 0 && no_begin_until_ > now;
+  const bool pauses = no_begin_until_ > now;  // also for what comes meanwhile
   return pauses ? std::min(at.value_or(no_begin_until_), no_begin_until_) : at;
 }
 

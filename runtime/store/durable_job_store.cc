@@ -268,7 +268,7 @@ void DurableJobStore::Accept(const JobSnapshot& job, const GenerationRequest& re
     if (place != Feed::Place::kTaken) return;
     if (const auto why = folder_.WhyNoRoom(BytesOf(request))) throw DiskFull(*why);
     ledger_.Accept(row, request, [this, id = job.id, done](const std::optional<Error>& error) {
-      if (!error) return done(std::pair(feed_.Publish(id), true));
+      if (!error) return feed_.Publish(id, Made(done));
       feed_.Abandon(id);
       done(*error);
     });

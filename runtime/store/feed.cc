@@ -97,7 +97,7 @@ void Feed::OnceSettled(const std::string& key, std::function<void()> settled) {
   settled();
 }
 
-JobSnapshot Feed::Publish(const std::string& id) {
+void Feed::Publish(const std::string& id, const std::function<void(JobSnapshot)>& first) {
   std::vector<std::function<void()>> settled;
   JobSnapshot job;
   {
@@ -109,8 +109,8 @@ JobSnapshot Feed::Publish(const std::string& id) {
     settled.swap(record.when_settled);
     job = record.row.job;
   }
+  first(std::move(job));
   for (const auto& tell : settled) tell();
-  return job;
 }
 
 void Feed::Abandon(const std::string& id) {

@@ -59,7 +59,8 @@ class Feed {
   // thread that does so, or at once where that has happened.
   void OnceSettled(const std::string& key, std::function<void()> settled);
   std::optional<JobSnapshot> MadeBefore(const std::string& key, const std::string& digest) const;
-  JobSnapshot Publish(const std::string& id);
+  // The job is seen from now on; `first` hears of it before any of OnceSettled.
+  void Publish(const std::string& id, const std::function<void(JobSnapshot)>& first);
   void Abandon(const std::string& id);
   // A job of an earlier life. Ended ones come in the order in which they ended, and with the age of
   // their end.
@@ -192,6 +193,11 @@ class Feed {
   uint64_t result_bytes_ = 0;
   uint64_t last_number_ = 0;
 };
+
+// What publishing a new job tells a client of Accept.
+inline std::function<void(JobSnapshot)> Made(std::function<void(JobStore::Added)> done) {
+  return [done = std::move(done)](JobSnapshot job) { done(std::pair(std::move(job), true)); };
+}
 
 // Of a store on disk: results go by age and size alone, and what is known of their jobs, keys among
 // it, by age; but for the bounds that keep this process small.

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <map>
 #include <memory>
-#include <set>
 #include <utility>
 
 #include "runtime/caught.h"
@@ -196,14 +196,19 @@ void Ledger::Process(std::deque<Verb> verbs) {
     for (Verb& verb : verbs) Answer(std::move(verb), error);
     return;
   }
-  std::set<uint64_t> held;  // jobs of verbs that are tried again: no later one overtakes them
+  std::map<uint64_t, Error>
+      held;  // jobs of verbs that are tried again: no later one overtakes them
   for (Verb& verb : verbs) {
-    const bool behind =
-        std::ranges::any_of(verb.numbers, [&](uint64_t number) { return held.contains(number); });
-    if (!behind) error = Try({&verb});
-    if (error && verb.keep_trying) held.insert(verb.numbers.begin(), verb.numbers.end());
-    Note(error);
-    Answer(std::move(verb), error);
+    std::optional<Error> why;
+    for (const uint64_t number : verb.numbers) {
+      if (const auto before = held.find(number); before != held.end()) why = before->second;
+    }
+    if (!why) why = Try({&verb});
+    if (why && verb.keep_trying) {
+      for (const uint64_t number : verb.numbers) held.emplace(number, *why);
+    }
+    Note(why);
+    Answer(std::move(verb), why);
   }
 }
 

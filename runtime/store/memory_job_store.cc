@@ -28,7 +28,7 @@ class MemoryJobStore : public JobStore {
     });
     if (refused) return done(*refused);
     if (place == Feed::Place::kMadeBefore) return done(std::pair(std::move(row.job), false));
-    if (place == Feed::Place::kTaken) return done(std::pair(feed_.Publish(job.id), true));
+    if (place == Feed::Place::kTaken) return feed_.Publish(job.id, Made(done));
     feed_.OnceSettled(row.key, [this, job, request, done] { Accept(job, request, done); });
   }
   std::optional<JobSnapshot> MadeBefore(const GenerationRequest& request) const override {

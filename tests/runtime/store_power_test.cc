@@ -95,6 +95,7 @@ Outcome CutAgainAndAgain(int most, bool loses_all, const std::string& synchronou
     if (!outcome.violations.empty())
       outcome.violations.push_back("in round " + std::to_string(round));
   }
+  if (store) outcome.jobs += store->jobs();
   return outcome;
 }
 

@@ -15,10 +15,14 @@ SHAPES = harness.ROOT / "model_repository"
 CALLS = "openat,mkdir,mkdirat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,sendmsg,sendto,writev"
 
 
+# -D: the server is the child, and gets the signals.
+STRACE = ("strace", "-D", "-f", "--seccomp-bpf", "-y", "-s", "100000", "-e", f"trace={CALLS}")
+
+
 def why_no_strace():
     if shutil.which("strace") is None:
         return "strace is not installed"
-    tried = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, text=True)
+    tried = subprocess.run([*STRACE, "-o", "/dev/null", "true"], capture_output=True, text=True)
     return None if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()}"
 
 
@@ -72,8 +76,7 @@ def trace(tmp_path):
 
 
 def start(trace, state):
-    # -D: the server is the child, and gets the signals.
-    strace = ("strace", "-D", "-f", "--seccomp-bpf", "-y", "-s", "100000", "-e", f"trace={CALLS}", "-o", str(trace))
+    strace = (*STRACE, "-o", str(trace))
     return harness.Server(f"--state_dir={state}", "--checkpoint_every=1", "--threads=1", repository=SHAPES,
                           wrapper=strace)
 
