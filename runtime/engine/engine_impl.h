@@ -37,13 +37,11 @@ class EngineImpl : public Engine {
  public:
   using Clock = std::function<std::chrono::steady_clock::time_point()>;
 
-  // `pipelines` has exactly one default; deadlines and the order of work are looked up on `clock`.
-  // Takes up the leases of an earlier process and the jobs that it has not ended, and starts the
-  // threads.
+  // Deadlines and the order of work are looked up on `clock`. Takes up the leases of an earlier
+  // process and the jobs that it has not ended, and starts the threads.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
-             std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
-             Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now,
-             std::vector<FailedModel> failed_models = {});
+             LoadedRepository models, std::unique_ptr<JobStore> store, Observer* observer,
+             Logger* logger, Clock clock = std::chrono::steady_clock::now);
   ~EngineImpl() override;
 
   SubmitResult Submit(GenerationRequest request) override;
@@ -62,7 +60,10 @@ class EngineImpl : public Engine {
   void LeaveSessions(const std::shared_ptr<SessionOwner>& owner) override;
   int64_t open_sessions() const override;
   std::vector<ModelInfo> ListModels() const override { return models_.List(); }
-  std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
+  std::vector<FailedModel> ListFailedModels() const override { return models_.ListFailed(); }
+  // model_changes.cc.
+  void LoadModel(ModelChange change, LoadDone done) override;
+  void UnloadModel(ModelChange change, UnloadDone done) override;
   SelectionPolicy& policy() override { return *policy_; }
   Audit& audit() override { return audit_; }
   Tuner& tuner() override { return tuning_; }
@@ -98,6 +99,7 @@ class EngineImpl : public Engine {
   };
 
   // engine.cc: the callers' side. Any thread.
+  void Guard(const Pipeline& pipeline);
   SubmitResult Accept(const JobPtr& job);
   int64_t Waiting() const;  // under mutex_, as the next four
   bool Full() const;
@@ -117,11 +119,34 @@ class EngineImpl : public Engine {
   void Close(const WorkPtr& work);  // under mutex_
   void EndWaiting(const WorkPtr& work, const Error& error);
 
+  // model_changes.cc: of operators, one at a time. The changes' thread, or as the comment says.
+  void PostChange(const std::string& name, std::function<void()> change);  // any thread; throws
+  void EndChange();
+  ModelLoaded Load(const std::string& name);
+  void RequireMemoryToLoad(const std::string& name, int64_t bytes);
+  int64_t Serve(std::unique_ptr<Pipeline> pipeline, std::unique_ptr<PassingBytes> passing);
+  Error NotLoaded(const ModelChange& change, const Error& error);
+  void AuditLoad(const ModelChange& change, const std::string& before, const std::string& after);
+  ModelUnloaded Unload(const ModelChange& change);
+  void RequireUnused(const std::string& model) const;  // under mutex_, as the next
+  ModelUnloaded TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting,
+                         std::vector<std::weak_ptr<Pipeline>>* going);
+  void AwaitGone(const std::vector<std::weak_ptr<Pipeline>>& pipelines);
+
+  // following.cc: jobs that have not begun go over to the models that serve by now. Engine thread.
+  void NoteStale(const EngineWork& work) {  // any thread, under mutex_
+    follows_ = follows_ || !models_.Serves(*work.pipeline);
+  }
+  void FollowModels();
+  void Follow(const JobPtr& job);
+  void EndUnserved(const JobPtr& job, const Error& error);
+
   // admission.cc. Any thread. What requires throws RESOURCE_EXHAUSTED, reason MEMORY, or
   // FAILED_PRECONDITION, reason DEADLINE_UNREACHABLE.
   enum class Attention : uint8_t { kLeftOut, kIncluded };
   JobPtr Admit(GenerationRequest request);
   void FillIn(JobWork* job) const;
+  void Estimate(JobWork* job) const;
   void FillIn(CallWork* call) const;
   void FillIn(SessionWork* session) const;
   void CheckAttention(TrajectoryWork* work) const;
@@ -299,8 +324,8 @@ class EngineImpl : public Engine {
 
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;
-  const Models models_;
-  const std::vector<FailedModel> failed_models_;
+  const std::unique_ptr<ModelSource> source_;
+  Models models_;
   const std::unique_ptr<JobStore> store_;
   Observer* const observer_;
   Logger* const logger_;
@@ -310,10 +335,11 @@ class EngineImpl : public Engine {
   Drills drills_;
   Shadows shadows_;
   const MemoryAdmission memory_;
-  CostModel cost_;                        // by itself thread-safe
-  CostFile cost_file_;                    // likewise; before any work is predicted
-  std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start
-  std::map<Pipeline*, Palette> colours_;  // of those that had to make previews; engine thread
+  CostModel cost_;                    // by itself thread-safe
+  CostFile cost_file_;                // likewise; before any work is predicted
+  std::atomic<bool> ending_ = false;  // all work ends, or is put away for the next start
+  // Of models that had to make previews; engine thread.
+  std::map<std::weak_ptr<Pipeline>, Palette, std::owner_less<>> colours_;
 
   std::mutex suspend_mutex_;  // one suspension or resumption at a time; before mutex_
   mutable std::mutex mutex_;  // guards all below
@@ -326,7 +352,9 @@ class EngineImpl : public Engine {
   bool session_news_ = false;                            // a session has something to do, or to end
   std::chrono::steady_clock::time_point sessions_seen_;  // when they were last looked through
   int64_t entering_ = 0;                                 // jobs on their way to the disk
-  bool draining_ = false;                                // no new work
+  std::atomic<bool> draining_ = false;                   // no new work
+  std::string changing_;                                 // model that is loaded or unloaded
+  bool follows_ = false;                                 // jobs have models that serve no longer
   bool begins_no_more_ = false;                          // what waits stays in the store
   bool stopping_ = false;                                // the thread ends
   // Until then nothing begins: there was no room, in memory or on the disk.
@@ -338,6 +366,7 @@ class EngineImpl : public Engine {
 
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
+  TaskThread changes_;  // of models
   Tuning tuning_;
   std::string places_told_up_to_;  // the last job of the round of tellings under way
   uint64_t order_told_ = 0;        // the queue's changes() at that round's beginning

@@ -34,7 +34,7 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        return stopping_ || session_news_ || !asked_.empty() || shadows_.pending() ||
+        return stopping_ || session_news_ || follows_ || !asked_.empty() || shadows_.pending() ||
                NextLead() != nullptr || tuning_.Due(/*idle=*/true);
       };
       // What waits without being able to begin, or is put aside, can still be late.
@@ -45,6 +45,7 @@ void EngineImpl::Loop() {
     }
     EndAsked();
     ServeSessions();
+    FollowModels();
     const std::vector<WorkPtr> turn = NextTurn();
     if (!turn.empty()) {
       tuning_.MakeWay();
@@ -105,6 +106,7 @@ WorkPtr EngineImpl::NextLead() {
 std::vector<WorkPtr> EngineImpl::NextTurn() {
   std::unique_lock lock(mutex_);
   AwaitCompany(&lock);
+  if (follows_) return {};
   const WorkPtr lead = NextLead();
   if (lead == nullptr) return {};
   company_.Leave();
@@ -215,8 +217,9 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
   if (!work->is_job() || (error.reason() != "MEMORY" && error.reason() != "DISK")) return false;
   const bool disk = error.reason() == "DISK";
   const std::lock_guard lock(mutex_);
-  if (!disk && table_.holders() == 1) return false;  // it is its own size
+  if (!disk && table_.holders() == 1 && memory_.passing() == 0) return false;  // its own size
   table_.TakeBack(work.get());
+  NoteStale(*work);
   Refresh(*work);
   work->planner.reset();
   no_begin_until_ = SteadyClock::now() + (disk ? kDiskPause : kMemoryPause);
@@ -373,6 +376,7 @@ bool EngineImpl::Late(const EngineWork& work) const {
 std::optional<Error> EngineImpl::WhyStop(const EngineWork& work) const {
   if (work.cancel && work.cancel->cancelled) return Cancelled();
   if (Late(work)) return DeadlinePassed();
+  if (work.unloaded) return Unloaded(work.pipeline->info().name);
   if (!ending_) return std::nullopt;
   return work.is_job() && !IsKept(work) ? Cancelled() : Stopped();
 }

@@ -33,7 +33,7 @@ uint64_t MostRowBytes(const std::string& max_memory) {
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,
                               int64_t held) const {
   const auto limit = RecentLimit();
-  const int64_t before = loaded_ + held, needed = before + estimate.peak_bytes;
+  const int64_t before = loaded() + held, needed = before + estimate.peak_bytes;
   if (!limit || needed <= limit->bytes) return;
   // Where both round to one figure, exactly.
   const bool close = BytesText(needed) == BytesText(limit->bytes);
@@ -61,17 +61,17 @@ std::optional<MemoryBudget::Limit> MemoryAdmission::RecentLimit() const {
 
 int64_t MemoryAdmission::Available(int64_t held) const {
   const auto limit = RecentLimit();
-  return limit ? limit->bytes - loaded_ - held : std::numeric_limits<int64_t>::max();
+  return limit ? limit->bytes - loaded() - held : std::numeric_limits<int64_t>::max();
 }
 
 int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) const {
   const auto limit = RecentLimit();
-  return limit ? std::max<int64_t>(0, loaded_ + held + estimate.peak_bytes - limit->bytes) : 0;
+  return limit ? std::max<int64_t>(0, loaded() + held + estimate.peak_bytes - limit->bytes) : 0;
 }
 
 void MemoryAdmission::ReturnUnused(int64_t held) const {
   constexpr int64_t kMuch = int64_t{512} << 20;  // less is kept: pages that are there cost nothing
-  if (ResidentBytes() > loaded_ + held + kMuch) malloc_trim(0);
+  if (ResidentBytes() > loaded() + held + kMuch) malloc_trim(0);
 }
 
 int64_t BytesOf(const GenerationRequest& request) {

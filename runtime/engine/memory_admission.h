@@ -4,11 +4,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "runtime/engine/memory_budget.h"
+#include "runtime/engine/model_bytes.h"
 #include "runtime/job.h"
 #include "runtime/pipelines/estimate.h"
 #include "runtime/session.h"
@@ -23,9 +26,9 @@ uint64_t MostRowBytes(const std::string& max_memory);
 class MemoryAdmission {
  public:
   // `max_memory` as MemoryBudget takes it. What the process holds at this moment, its loaded
-  // models, counts from now on.
-  explicit MemoryAdmission(const std::string& max_memory)
-      : budget_(max_memory), loaded_(ResidentBytes()) {}
+  // models, counts from now on, and what `models` say of those that come and go.
+  MemoryAdmission(const std::string& max_memory, std::shared_ptr<const ModelBytes> models)
+      : budget_(max_memory), models_(std::move(models)), at_start_(ResidentBytes()) {}
 
   // Throws RESOURCE_EXHAUSTED, reason MEMORY, with both numbers where `what` (a noun) does not fit.
   // `held` = results, waiting requests and whatever else lies beside it.
@@ -42,11 +45,17 @@ class MemoryAdmission {
   // that the gaps of one job do not add to the next one's. `held` as above.
   void ReturnUnused(int64_t held) const;
 
+  // Of models that are loaded, or still used, beside those that serve: room that there will be.
+  int64_t passing() const { return models_->passing; }
+
  private:
+  int64_t loaded() const { return at_start_ + models_->serving + models_->passing; }
+
   std::optional<MemoryBudget::Limit> RecentLimit() const;
 
   const MemoryBudget budget_;
-  const int64_t loaded_;
+  const std::shared_ptr<const ModelBytes> models_;
+  const int64_t at_start_;
   mutable std::mutex mutex_;  // guards what follows
   mutable std::optional<MemoryBudget::Limit> limit_;
   mutable std::optional<std::chrono::steady_clock::time_point> read_at_;

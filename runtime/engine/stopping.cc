@@ -66,6 +66,7 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
       table_.LeaveQueue(job.get());
       wake_.notify_one();
       job->started = false;
+      NoteStale(*job);
     }
     (job->begun ? runs : waits) = job;
   }

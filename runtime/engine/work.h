@@ -53,7 +53,9 @@ struct EngineWork {
   virtual bool is_session() const { return false; }
 
   WorkId number = 0;
-  Pipeline* pipeline = nullptr;
+  // Of a job, while it has no run: changed by the engine thread under the mutex (following.cc).
+  PipelinePtr pipeline;
+  std::atomic<bool> unloaded{false};  // the model was taken away from it: it ends
   std::string tenant;
   Priority priority = Priority::kNormal;
   std::optional<std::chrono::steady_clock::time_point> deadline;

@@ -81,6 +81,8 @@ AttentionSpec CrossSpec();  // lists TORCH_SDPA and REFERENCE
 // of its parameters, one chunk of frames; jobs of one size are of one group, calls of one dtype.
 struct FakeModel {
   std::string name = "fake";
+  std::string weights;  // in its digests: models of one name may differ
+  int64_t weight_bytes = 0;
   Gate steps{true};    // each forward with a job in it passes here after its plans are made
   Gate denoise{true};  // and each of Denoise calls alone here
   Gate finish{true};   // and each chunk of frames
@@ -107,7 +109,7 @@ struct FakeModel {
   std::function<std::string()> on_save;  // what a run keeps beside its step and prompt
   StoreHooks* store_hooks = nullptr;     // of the engine's durable store, when that is opened
 
-  std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
+  std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0}, live_pipelines{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order
   void NoteBegin(const std::string& prompt);
   // The prompts of each forward's jobs ("" of a Denoise call), in order.
@@ -122,7 +124,8 @@ struct FakeModel {
 
 class FakePipeline : public Pipeline {
  public:
-  FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default = true,
+  ~FakePipeline() override { --model_->live_pipelines; }
+  FakePipeline(FakeModel* model, const SelectionPolicy* policy,
                Breakers::Clock clock = std::chrono::steady_clock::now);
 
   const ModelInfo& info() const override { return info_; }
