@@ -19,7 +19,7 @@ struct ModelInfo {
   std::vector<LinearNumerics> linear;  // what a request may ask for; defaults.linear is one
   // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
   std::string weights_digest, model_digest;
-  int64_t weight_bytes = 0;  // that loading took, by the files' headers
+  int64_t weight_bytes = 0;  // that it holds since loading, about, by the files' headers
   bool is_default = false;   // told by whoever lists it: loading does not decide it
   int64_t transformer_parameters = 0, num_layers = 0, num_heads = 0, head_size = 0;
   bool has_gate = false;  // to_gate_compress weights for VIDEO_SPARSE_ATTN

@@ -217,7 +217,8 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
   if (!work->is_job() || (error.reason() != "MEMORY" && error.reason() != "DISK")) return false;
   const bool disk = error.reason() == "DISK";
   const std::lock_guard lock(mutex_);
-  if (!disk && table_.holders() == 1 && memory_.passing() == 0) return false;  // its own size
+  const bool loads = !changing_.empty() && memory_.passing() > 0;  // a model that goes or comes
+  if (!disk && !loads && table_.holders() == 1) return false;      // it is its own size
   table_.TakeBack(work.get());
   NoteStale(*work);
   Refresh(*work);

@@ -161,8 +161,8 @@ inline int64_t PassesInACall(double guidance_scale, const Pipeline& pipeline) {
   return together ? PassesOf(guidance_scale) : 1;
 }
 
-// Told once a load, before the weights are read, how many bytes they will take. What it throws ends
-// the load.
+// Told before weights are read how many bytes of the host's memory they will take at most. What it
+// throws ends the load.
 using AdmitWeights = std::function<void(int64_t bytes)>;
 
 struct RepositoryOptions {

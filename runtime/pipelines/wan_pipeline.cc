@@ -133,7 +133,10 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   const Manifest manifest = folder.Seal();
   pipeline->Describe(manifest);
   pipeline->text_encoder_source_.emplace(folder, manifest);
-  if (pipeline->keep_text_encoder_ == KeepTextEncoder::kNever) pipeline->ReleaseTextEncoder();
+  if (pipeline->keep_text_encoder_ == KeepTextEncoder::kNever) {
+    pipeline->info_.weight_bytes -= pipeline->TextEncoderBytes();
+    pipeline->ReleaseTextEncoder();
+  }
   pipeline->text_encoder_bytes_at_load_ = pipeline->TextEncoderBytes();
   pipeline->WarnUnused(logger);
   if (wanted) pipeline->WarnOtherNumerics(*wanted, logger);
@@ -161,8 +164,13 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
       Tokenizer::Load(folder.Sub("tokenizer"), index.components.at("tokenizer").class_name);
   const at::ScalarType dtype = ParseDType(options.dtype, setting_.device);
   const at::ScalarType vae_dtype = ParseVaeDType(options.vae_dtype, setting_.device);
-  info_.weight_bytes = WeightBytes(folder, dtype, vae_dtype);
-  if (admit) admit(info_.weight_bytes);
+  // Of the host's memory: a card's own is nobody's count.
+  if (device_.is_cpu()) {
+    const int64_t most = WeightBytes(folder, dtype, vae_dtype);
+    if (admit) admit(most);
+    const bool small = linear == LinearNumerics::kInt8;
+    info_.weight_bytes = small ? WeightBytes(folder, at::kChar, vae_dtype) : most;
+  }
   text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
   transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);
   vae_ = WanVaeDecoder::Load(folder.Sub("vae"), vae_dtype, device_, linear);
