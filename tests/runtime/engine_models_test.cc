@@ -209,7 +209,7 @@ TEST(EngineModels, BothMustFit) {
   const Error error = ErrorOf(fake.Load("fake"));
   EXPECT_EQ(error.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(error.reason(), "MEMORY");
-  EXPECT_THAT(error.what(), AllOf(HasSubstr("loading model fake needs"), HasSubstr("64.0 GiB"),
+  EXPECT_THAT(error.what(), AllOf(HasSubstr("loading model fake needs"), HasSubstr("64.00 GiB"),
                                   HasSubstr("unload")));
   EXPECT_THAT(fake.engine->ListFailedModels(), IsEmpty());
   EXPECT_EQ(fake.Served(), kOld);
