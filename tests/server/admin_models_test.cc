@@ -42,7 +42,7 @@ TEST_F(AdminModelsTest, WhatTheEngineDidIsAnswered) {
   EXPECT_EQ(unloaded.ended_jobs(), 0);
 }
 
-TEST_F(AdminModelsTest, RefusalsKeepTheirCodesReasonsAndFields) {
+TEST_F(AdminModelsTest, RefusalsKeepTheirCodesReasonsAndMessages) {
   struct Case {
     Error error;
     grpc::StatusCode code;
@@ -65,7 +65,6 @@ TEST_F(AdminModelsTest, RefusalsKeepTheirCodesReasonsAndFields) {
       EXPECT_EQ(status.error_code(), code);
       EXPECT_EQ(status.error_message(), error.what());
       EXPECT_EQ(Reason(status), error.reason());
-      EXPECT_EQ(Field(status), error.field());
     }
   }
   v1::LoadModelRequest wordy;
