@@ -70,7 +70,7 @@ def audited(server, pb):
 def cut(folder):
     path = folder / TRANSFORMER
     put(path, path.read_bytes()[:100000])
-    return TRANSFORMER, "offset"
+    return TRANSFORMER, "data reach past the end of the file"
 
 
 def without_a_tensor(folder):
