@@ -18,7 +18,7 @@ constexpr char kWhatIf[] = "what-if";
 
 // Whose selection is explained, and where.
 struct Question {
-  const Pipeline* pipeline = nullptr;
+  PipelinePtr pipeline;
   ResolvedParameters parameters;
   PlannerSubject subject;
   StepPlace step;

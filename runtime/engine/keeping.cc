@@ -149,6 +149,7 @@ void EngineImpl::PutAside(const JobPtr& job) {
     if (job->cancel->cancelled) return;
     table_.PutAside(job.get());
     job->started = false;
+    NoteStale(*job);
   }
   idle_.notify_all();
 }

@@ -34,7 +34,7 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        return stopping_ || session_news_ || !asked_.empty() || shadows_.pending() ||
+        return stopping_ || session_news_ || follows_ || !asked_.empty() || shadows_.pending() ||
                NextLead() != nullptr || tuning_.Due(/*idle=*/true);
       };
       const auto look = LooksAgainAt();
@@ -43,6 +43,7 @@ void EngineImpl::Loop() {
     }
     EndAsked();
     ServeSessions();
+    FollowModels();
     const std::vector<WorkPtr> turn = NextTurn();
     if (!turn.empty()) {
       tuning_.MakeWay();
@@ -108,6 +109,7 @@ WorkPtr EngineImpl::NextLead() {
 std::vector<WorkPtr> EngineImpl::NextTurn() {
   std::unique_lock lock(mutex_);
   AwaitCompany(&lock);
+  if (follows_) return {};
   const WorkPtr lead = NextLead();
   if (lead == nullptr) return {};
   company_.Leave();
@@ -218,8 +220,10 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
   if (!work->is_job() || (error.reason() != "MEMORY" && error.reason() != "DISK")) return false;
   const bool disk = error.reason() == "DISK";
   const std::lock_guard lock(mutex_);
-  if (!disk && table_.holders() == 1) return false;  // it is its own size
+  const bool loads = !changing_.empty() && memory_.passing() > 0;  // a model that goes or comes
+  if (!disk && !loads && table_.holders() == 1) return false;      // it is its own size
   table_.TakeBack(work.get());
+  NoteStale(*work);
   Refresh(*work);
   work->planner.reset();
   no_begin_until_ = SteadyClock::now() + (disk ? kDiskPause : kMemoryPause);
@@ -348,11 +352,6 @@ void EngineImpl::PutBack(const WorkPtr& work) {
   Refresh(*work);
 }
 
-// Only the engine's end stops it, and the store keeps it.
-bool EngineImpl::GoesOnLater(const JobWork& job) const {
-  return ending_ && IsKept(job) && !job.cancel->cancelled && !Late(job);
-}
-
 void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
   if (const SessionPtr session = SessionOf(work)) return StepsEnded(session, error);
   {
@@ -372,27 +371,6 @@ void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
 void EngineImpl::ReturnUnusedMemory() const {
   const auto artifacts = static_cast<int64_t>(store_->kept_bytes());
   memory_.ReturnUnused(HeldByAll() + artifacts);
-}
-
-bool EngineImpl::Late(const EngineWork& work) const {
-  return work.deadline && clock_() >= *work.deadline;
-}
-
-std::optional<Error> EngineImpl::WhyStop(const EngineWork& work) const {
-  if (work.cancel && work.cancel->cancelled) return Cancelled();
-  if (Late(work)) return DeadlinePassed();
-  if (!ending_) return std::nullopt;
-  return work.is_job() && !IsKept(work) ? Cancelled() : Stopped();
-}
-
-// A shared step goes on while somebody needs it.
-std::optional<Error> EngineImpl::WhyStopAll(const std::vector<WorkPtr>& works) const {
-  std::optional<Error> why;
-  for (const WorkPtr& work : works) {
-    why = WhyStop(*work);
-    if (!why) return std::nullopt;
-  }
-  return why;
 }
 
 }  // namespace denoised

@@ -69,6 +69,10 @@ void EngineImpl::ServeSessions() {
     sessions = table_.Sessions();
   }
   for (const SessionPtr& session : sessions) Serve(session);
+  for (const SessionPtr& session : sessions) {
+    const bool ends = session->unloaded && !session->steps;
+    if (ends) CloseSession(session, Unloaded(session->parameters.model));
+  }
   EndOwners();
 }
 

@@ -1,10 +1,12 @@
 // Work comes: jobs on their way to the store and into the order, jobs of an earlier server, Denoise
 // calls. Any thread.
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
+#include "runtime/engine/receipt.h"
 #include "runtime/engine/refusals.h"
 
 namespace denoised {
@@ -33,7 +35,7 @@ JobSnapshot FirstSnapshot(const JobWork& job) {
   snapshot.num_steps = job.parameters.num_inference_steps;
   snapshot.priority = job.priority;
   snapshot.tenant = job.tenant;
-  snapshot.created_at = SystemClock::now();
+  snapshot.created_at = std::chrono::system_clock::now();
   snapshot.sequence = 1;
   return snapshot;
 }
@@ -130,6 +132,7 @@ Error EngineImpl::QueueFull() {
 }
 
 void EngineImpl::Enter(const JobPtr& job) {
+  NoteStale(*job);
   table_.KnowById(job);
   table_.Enter(job, Queued(*job));
   if (job->deadline) deadlines_.notify_one();

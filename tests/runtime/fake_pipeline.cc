@@ -388,14 +388,14 @@ void FakeModel::NoteForward(std::vector<std::string> prompts) {
   forwards_.push_back(std::move(prompts));
 }
 
-FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default,
-                           Breakers::Clock clock)
+FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, Breakers::Clock clock)
     : model_(model) {
+  ++model->live_pipelines;
   info_.name = model->name;
-  info_.is_default = is_default;
   info_.dtype = info_.vae_dtype = "float32";
-  info_.weights_digest = "digest of " + model->name;
-  info_.model_digest = "model digest of " + model->name;
+  info_.weights_digest = "digest of " + model->name + model->weights;
+  info_.model_digest = "model digest of " + model->name + model->weights;
+  info_.weight_bytes = model->weight_bytes;
   info_.scheduler = "FakeScheduler";
   ResolvedParameters& d = info_.defaults;
   d.model = model->name;
