@@ -17,6 +17,7 @@ struct ModelInfo {
   std::string description;
   std::string device, dtype, vae_dtype;
   std::vector<LinearNumerics> linear;  // what a request may ask for; defaults.linear is one
+  std::string folder;                  // that they were read from
   // Over the files that were read (loaders/manifest.h): the weight files', and all files'.
   std::string weights_digest, model_digest;
   int64_t weight_bytes = 0;  // that it holds since loading, about, by the files' headers

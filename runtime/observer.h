@@ -61,6 +61,8 @@ class Observer {
   virtual void OnModelLoaded(const std::string& model, double seconds) {}
   // A folder that could not be loaded; the values are FailedModel's.
   virtual void OnModelFailed(const std::string& model, const std::string& reason) {}
+  // Its folder is well again, or gone.
+  virtual void OnModelFailureGone(const std::string& model) {}
   virtual void OnModelUnloaded(const std::string& model) {}
 };
 

@@ -323,7 +323,7 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   }
   families_->prompt_cache_hits.At({model});
   families_->prompt_cache_misses.At({model});
-  families_->prompt_cache_bytes.At({model});
+  families_->prompt_cache_bytes.At({model}).Set(0);  // of the one that served before
   families_->preemptions.At({model});
   families_->checkpoint_seconds.At({model});
   families_->jobs_put_away.At({model});
@@ -338,6 +338,7 @@ void Metrics::OnModelFailed(const std::string& model, const std::string& reason)
 
 void Metrics::OnModelUnloaded(const std::string& model) {
   families_->model_unloads.At({model}).Increment();
+  families_->prompt_cache_bytes.At({model}).Set(0);
 }
 
 // A folder has one, of its last loading.

@@ -84,16 +84,16 @@ void EngineImpl::FillIn(JobWork* job) const {
   job->cancel = std::make_shared<CancelToken>();
   job->queued_at = std::chrono::steady_clock::now();
   job->arrived = clock_();
-  Estimate(job);
-}
-
-// First without attention, so that no plan is made for what is too large anyway.
-void EngineImpl::Estimate(JobWork* job) const {
+  // First without attention, so that no plan is made for what is too large anyway.
   job->estimate = EstimateOf(*job, Attention::kLeftOut, 0);
   RequireMemoryLater(*job);
+  Estimate(job);
+  RequireMemoryLater(*job);
+}
+
+void EngineImpl::Estimate(JobWork* job) const {
   CheckAttention(job);
   job->estimate = EstimateOf(*job, Attention::kIncluded, 0);
-  RequireMemoryLater(*job);
   job->left = job->estimate.units;
 }
 
@@ -168,8 +168,13 @@ void EngineImpl::RequireTime(const JobWork& job) {
 WorkEstimate EngineImpl::EstimateOf(const TrajectoryWork& work, Attention attention,
                                     int64_t beside) const {
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
+  int64_t held = beside;
+  {
+    const std::lock_guard lock(mutex_);
+    held += HeldLater();
+  }
   WorkEstimate estimate = work.pipeline->EstimateRun(
-      work.request, work.parameters, memory_.Available(HeldLater() + beside),
+      work.request, work.parameters, memory_.Available(held),
       attention == Attention::kLeftOut ? CostOfAttention(nothing) : CostOf(work));
   if (work.has_prompts) return estimate;
   std::erase_if(estimate.units, [](const PlannedUnits& planned) {
@@ -180,12 +185,16 @@ WorkEstimate EngineImpl::EstimateOf(const TrajectoryWork& work, Attention attent
 
 // A job that waits may count on what is left of older results, and of models that go, by then.
 void EngineImpl::RequireMemoryLater(const JobWork& job) const {
-  memory_.Require(Described(job), job.estimate, HeldLater());
+  int64_t held = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    held = HeldLater();
+  }
+  memory_.Require(Described(job), job.estimate, held);
 }
 
 int64_t EngineImpl::HeldLater() const {
   const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
-  const std::lock_guard lock(mutex_);
   return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults() -
          memory_.passing();
 }

@@ -133,6 +133,7 @@ class EngineImpl : public Engine {
   void RequireMemoryToLoad(const std::string& name, int64_t bytes);
   int64_t Serve(std::unique_ptr<Pipeline> pipeline, std::unique_ptr<PassingBytes> passing);
   Error NotLoaded(const ModelChange& change, const Error& error);
+  void ForgetFailed(const std::string& name);
   void AuditLoad(const ModelChange& change, const std::string& before, const std::string& after);
   ModelUnloaded Unload(const ModelChange& change);
   void RequireUnused(const std::string& model) const;  // under mutex_, as the next
@@ -165,8 +166,8 @@ class EngineImpl : public Engine {
   int64_t BytesAtHand() const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
-  int64_t HeldLater() const;
-  int64_t HeldBesideResults() const;  // under mutex_, as the next two
+  int64_t HeldLater() const;  // under mutex_, as the next three
+  int64_t HeldBesideResults() const;
   bool FitsBesideResidents(const EngineWork& work) const;
   int64_t RowsThatFit(const EngineWork& lead) const;
 
@@ -206,7 +207,8 @@ class EngineImpl : public Engine {
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
   void RunTurn(const std::vector<WorkPtr>& turn);
   std::vector<WorkPtr> Begin(const std::vector<WorkPtr>& turn);
-  bool WaitsForRoom(const WorkPtr& work, const Error& error);
+  bool WaitsForRoom(const WorkPtr& work, const Error& error, bool beside_models);
+  bool WaitsForModels(const EngineWork& work);
   void BeginRun(const WorkPtr& work);  // of what is ready and started
   void BeginCall(CallWork* call);
   double UnitSecondsSince(std::chrono::steady_clock::time_point start);
@@ -312,6 +314,7 @@ class EngineImpl : public Engine {
   // sessions.cc. Engine thread.
   void ServeSessions();
   void Serve(const SessionPtr& session);
+  void CloseUnloaded(const SessionPtr& session);
   void Open(const SessionPtr& session);
   void BeginSession(SessionWork* session);
   void Answer(SessionWork* session, const SessionDone& done, SessionReply reply);
@@ -368,16 +371,15 @@ class EngineImpl : public Engine {
   int64_t unanswered_ = 0;              // submits that the store has not given back
   std::atomic<bool> draining_ = false;  // no new work
   std::string changing_;                // model that is loaded or unloaded
-  bool follows_ = false;                // jobs have models that serve no longer
-  bool begins_no_more_ = false;         // what waits stays in the store
-  bool stopping_ = false;               // the thread ends
-  // Until then nothing begins: there was no room, in memory or on the disk.
-  std::chrono::steady_clock::time_point no_begin_until_;
-  bool device_lost_ = false;      // nothing more is done
+  // Jobs have models that serve no longer; also those that were put away.
+  bool follows_ = false, away_follow_ = false;
+  bool begins_no_more_ = false;                           // what waits stays in the store
+  bool stopping_ = false;                                 // the thread ends
+  std::chrono::steady_clock::time_point no_begin_until_;  // no room: in memory, on the disk
+  bool device_lost_ = false;                              // nothing more is done
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
   std::vector<WorkId> last_turn_;
   Company company_;  // of calls
-
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
   TaskThread changes_;  // of models

@@ -4,12 +4,12 @@
 
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
+#include "runtime/engine/refusals.h"
 #include "runtime/request_check.h"
 
 namespace denoised {
 namespace {
 
-// The job as if it came now, for that model. What it was told stays: sizes, steps, seed.
 JobPtr AskedOf(const JobWork& job, PipelinePtr pipeline) {
   const auto asked = std::make_shared<JobWork>();
   asked->pipeline = std::move(pipeline);
@@ -19,16 +19,7 @@ JobPtr AskedOf(const JobWork& job, PipelinePtr pipeline) {
   asked->order = job.order;
   asked->request = job.request;
   asked->parameters = job.parameters;
-  const ModelInfo& model = asked->pipeline->info();
-  asked->parameters.scheduler = model.defaults.scheduler;
-  asked->parameters.linear = job.request.numerics.linear.value_or(model.defaults.linear);
   return asked;
-}
-
-void Check(const JobWork& asked) {
-  const ResolvedParameters& sizes = asked.parameters;
-  CheckGeometry(sizes.height, sizes.width, sizes.num_frames, asked.pipeline->rules());
-  asked.pipeline->CheckRun(asked.request, sizes);
 }
 
 }  // namespace
@@ -37,15 +28,33 @@ void EngineImpl::NoteStale(const EngineWork& work) {
   follows_ = follows_ || !models_.Serves(*work.pipeline);
 }
 
+// What it was told stays: sizes, steps, seed.
+bool AskAnew(JobWork* job) {
+  const ResolvedParameters& defaults = job->pipeline->info().defaults;
+  ResolvedParameters& now = job->parameters;
+  const ResolvedParameters before = now;
+  now.scheduler = defaults.scheduler;
+  now.linear = job->request.numerics.linear.value_or(defaults.linear);
+  if (!job->request.flow_shift) now.flow_shift = defaults.flow_shift;
+  CheckGeometry(now.height, now.width, now.num_frames, job->pipeline->rules());
+  job->pipeline->CheckRun(job->request, now);
+  return before.scheduler != now.scheduler || before.linear != now.linear ||
+         before.flow_shift != now.flow_shift;
+}
+
 // A job whose checkpoint is another model's begins again (GoOnFrom); one that was only put away for
-// a while runs, and stays.
+// a while runs, and stays, where others do not wait for its model's memory. Where the server ends
+// they are the next one's.
 void EngineImpl::FollowModels() {
   std::vector<JobPtr> stale;
   {
     const std::lock_guard lock(mutex_);
-    if (!std::exchange(follows_, false)) return;
+    const bool follows = std::exchange(follows_, false);
+    const bool away = std::exchange(away_follow_, false);
+    if (!follows || ending_ || begins_no_more_) return;
     for (const JobPtr& job : table_.Jobs()) {
-      const bool runs = job->begun || (job->put_away && table_.InQueue(job->number) != nullptr);
+      const bool runs =
+          job->begun || (job->put_away && !away && table_.InQueue(job->number) != nullptr);
       if (!runs && !job->closing && !models_.Serves(*job->pipeline)) stale.push_back(job);
     }
   }
@@ -57,17 +66,14 @@ void EngineImpl::FollowModels() {
 
 void EngineImpl::Follow(const JobPtr& job) {
   const JobPtr asked = AskedOf(*job, models_.Find(job->parameters.model));
-  Check(*asked);
+  const bool differs = AskAnew(asked.get());
   Estimate(asked.get());
   const ResolvedParameters& now = asked->parameters;
-  const bool differs =
-      job->parameters.scheduler != now.scheduler || job->parameters.linear != now.linear;
   PipelinePtr before;  // goes without the lock
   {
     const std::lock_guard lock(mutex_);
     before = std::exchange(job->pipeline, asked->pipeline);
-    job->parameters.scheduler = now.scheduler;
-    job->parameters.linear = now.linear;
+    job->parameters = now;
     job->estimate = asked->estimate;
     job->left = asked->left;
     job->backend = asked->backend;
@@ -84,7 +90,8 @@ void EngineImpl::EndUnserved(const JobPtr& job, const Error& error) {
     if (job->closing) return;
     Close(job);
   }
-  EndWaiting(job, error);
+  const bool gone = error.reason() == "MODEL_NOT_FOUND";
+  EndWaiting(job, gone ? Unloaded(job->parameters.model) : error);
 }
 
 }  // namespace denoised

@@ -8,6 +8,7 @@
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/refusals.h"
+#include "runtime/loaders/visible_text.h"
 #include "runtime/threads.h"
 
 namespace denoised {
@@ -25,8 +26,9 @@ bool IsRefusal(const Error& error) {
   return error.code() == StatusCode::kUnavailable || error.reason() == "MEMORY";
 }
 
-bool Has(const std::vector<FailedModel>& failed, const std::string& name) {
-  return std::ranges::any_of(failed, [&](const auto& model) { return model.name == name; });
+// Then the name is the caller's alone.
+bool IsOfNoFolder(const Error& error) {
+  return error.reason() == "MODEL_NOT_FOUND" || error.reason() == "REPOSITORY_UNREADABLE";
 }
 
 std::string Counted(int64_t count, const std::string& one, const std::string& many) {
@@ -66,7 +68,7 @@ void EngineImpl::LoadModel(ModelChange change, LoadDone done) {
       ModelLoaded loaded;
       auto error = Caught([&] {
         loaded = Load(change.name);
-        models_.NoteLoad(change.name, std::nullopt);
+        ForgetFailed(change.name);
         AuditLoad(change, loaded.previous_digest, loaded.model.model_digest);
       });
       if (error) error = NotLoaded(change, *error);
@@ -91,10 +93,15 @@ ModelLoaded EngineImpl::Load(const std::string& name) {
   });
   ModelLoaded loaded;
   loaded.model = pipeline->info();
+  std::string folder;
   for (const ModelInfo& model : models_.List()) {
-    if (model.name == name) loaded.previous_digest = model.model_digest;
+    if (model.name != name) continue;
+    loaded.previous_digest = model.model_digest;
+    folder = model.folder;
   }
-  loaded.unchanged = loaded.previous_digest == loaded.model.model_digest;
+  // Elsewhere they are swapped in all the same: the place of the older ones may go.
+  loaded.unchanged =
+      loaded.previous_digest == loaded.model.model_digest && folder == loaded.model.folder;
   if (!loaded.unchanged) loaded.on_previous = Serve(std::move(pipeline), std::move(passing));
   for (ModelInfo& model : models_.List()) {
     if (model.name == name) loaded.model = std::move(model);
@@ -148,12 +155,12 @@ Error EngineImpl::NotLoaded(const ModelChange& change, const Error& error) {
   if (IsRefusal(error)) return error;
   const std::vector<ModelInfo> served = models_.List();
   const auto serving = std::ranges::find(served, change.name, &ModelInfo::name);
-  if (error.reason() == "MODEL_NOT_FOUND" && serving == served.end() &&
-      !Has(models_.ListFailed(), change.name)) {
+  if (serving == served.end() && IsOfNoFolder(error)) {
+    if (error.reason() == "MODEL_NOT_FOUND") ForgetFailed(change.name);
     return error;
   }
   const FailedModel failed = FailureOf(change.name, error);
-  models_.NoteLoad(change.name, failed);
+  models_.NoteFailed(failed);
   observer_->OnModelFailed(failed.name, failed.reason);
   logger_->Error("model_failed",
                  {{"model", failed.name},
@@ -165,6 +172,12 @@ Error EngineImpl::NotLoaded(const ModelChange& change, const Error& error) {
   const bool gone = error.reason() == "MODEL_NOT_FOUND";
   return Error(gone ? StatusCode::kNotFound : StatusCode::kFailedPrecondition, failed.message,
                gone ? "name" : "", failed.reason);
+}
+
+void EngineImpl::ForgetFailed(const std::string& name) {
+  const std::string shown = VisibleText(name);
+  models_.ForgetFailed(shown);
+  observer_->OnModelFailureGone(shown);
 }
 
 void EngineImpl::AuditLoad(const ModelChange& change, const std::string& before,
@@ -233,6 +246,7 @@ void EngineImpl::RequireUnused(const std::string& model) const {
     const bool queued = table_.InQueue(job->number) != nullptr;
     (job->begun ? running : queued ? waiting : suspended) += queued || !job->begun;
   }
+  for (const auto& [job, work] : entering_) waiting += job->parameters.model == model;
   for (const WorkPtr& work : table_.All()) {
     calls += !work->is_job() && !work->is_session() && work->pipeline->info().name == model;
   }

@@ -88,6 +88,14 @@ class ForceCheck {
   std::optional<Error> unfit_;  // the backend could serve, but not with these parameters
 };
 
+AttentionSpec SelfOf(const Pipeline& pipeline) {
+  AttentionSpec self;
+  for (const AttentionSpec& spec : pipeline.DenoiseSpecs(pipeline.info().defaults)) {
+    if (spec.role == AttentionRole::kSelf) self = spec;
+  }
+  return self;
+}
+
 std::string NamesOf(const std::vector<PipelinePtr>& pipelines) {
   std::string names;
   for (const PipelinePtr& pipeline : pipelines) names += " " + pipeline->info().name;
@@ -97,7 +105,9 @@ std::string NamesOf(const std::vector<PipelinePtr>& pipelines) {
 }  // namespace
 
 Models::Models(LoadedRepository* loaded)
-    : default_(std::move(loaded->default_model)), failed_(std::move(loaded->failed)) {
+    : default_(std::move(loaded->default_model)),
+      registry_(loaded->pipelines.at(0)->planner_setting().registry),
+      failed_(std::move(loaded->failed)) {
   for (auto& pipeline : loaded->pipelines) {
     serving_.push_back(std::make_shared<Entry>(nullptr, std::move(pipeline)));
   }
@@ -193,35 +203,41 @@ PipelinePtr Models::Remove(const std::string& name) {
   return before ? PipelineOf(before) : nullptr;
 }
 
-void Models::NoteLoad(const std::string& name, std::optional<FailedModel> failed) {
+void Models::NoteFailed(FailedModel failed) {
+  ForgetFailed(failed.name);
+  const std::lock_guard lock(mutex_);
+  const auto place = std::ranges::find_if(
+      failed_, [&](const FailedModel& other) { return other.name > failed.name; });
+  failed_.insert(place, std::move(failed));
+}
+
+void Models::ForgetFailed(const std::string& name) {
   const std::lock_guard lock(mutex_);
   std::erase_if(failed_, [&](const FailedModel& other) { return other.name == name; });
-  if (!failed) return;
-  const auto place = std::ranges::find_if(
-      failed_, [&](const FailedModel& other) { return other.name > failed->name; });
-  failed_.insert(place, std::move(*failed));
 }
 
 // ---- attention ---------------------------------------------------------------------------------
 
-std::optional<Error> Models::CheckForce(const LeaseRequest& request,
-                                        const ResolvedParameters* job) const {
+std::optional<Error> Models::CheckForce(const LeaseRequest& request, const Subject* work) const {
   const LeaseScope& scope = request.scope;
   if (auto error = Caught([&] { CheckScope(scope, "scope"); })) return error;
   const auto is_in_scope = [&](const auto& pipeline) {
     return !scope.model || pipeline->info().name == *scope.model;
   };
-  const std::vector<PipelinePtr> all = All();
-  if (scope.model && std::ranges::none_of(all, is_in_scope)) {
+  std::vector<PipelinePtr> all = All();
+  const bool own = work != nullptr && is_in_scope(work->pipeline);
+  if (scope.model && !own && std::ranges::none_of(all, is_in_scope)) {
     return Error(StatusCode::kNotFound,
                  "scope.model: no model is called \"" + scope.model->substr(0, 64) +
                      "\"; there is:" + NamesOf(all),
                  "scope.model", "MODEL_NOT_FOUND");
   }
+  if (work != nullptr) all = {work->pipeline};
   ForceCheck check(request);
   for (const PipelinePtr& pipeline : all) {
-    if (!is_in_scope(pipeline) || (job != nullptr && job->model != pipeline->info().name)) continue;
-    const ResolvedParameters& sizes = job != nullptr ? *job : pipeline->info().defaults;
+    if (!is_in_scope(pipeline)) continue;
+    const ResolvedParameters& sizes =
+        work != nullptr ? work->parameters : pipeline->info().defaults;
     for (const AttentionSpec& spec : pipeline->DenoiseSpecs(sizes)) {
       if (check.CanServe(*pipeline, spec)) return std::nullopt;
     }
@@ -230,19 +246,22 @@ std::optional<Error> Models::CheckForce(const LeaseRequest& request,
 }
 
 std::vector<BackendInfo> Models::ListBackends() const {
-  const PipelinePtr pipeline = Find("");
-  const PlannerSetting& setting = pipeline->planner_setting();
-  AttentionSpec self;
-  for (const AttentionSpec& spec : pipeline->DenoiseSpecs(pipeline->info().defaults)) {
-    if (spec.role == AttentionRole::kSelf) self = spec;
-  }
+  const std::vector<PipelinePtr> all = All();
+  const auto chosen = std::ranges::find_if(
+      all, [&](const PipelinePtr& pipeline) { return pipeline->info().name == default_; });
+  const PipelinePtr pipeline = chosen != all.end() ? *chosen : all.empty() ? nullptr : all.front();
+  const AttentionSpec self = pipeline ? SelfOf(*pipeline) : AttentionSpec();
+  const auto why_not = [&](AttnBackend backend) -> std::optional<std::string> {
+    if (!pipeline) return "no model is loaded";
+    return registry_->WhyNot(backend, self, pipeline->planner_setting().device);
+  };
   const std::vector<BreakerInfo> breakers = Breakers();
   std::vector<BackendInfo> backends;
-  for (const BackendRegistry::Entry& entry : setting.registry->entries()) {
+  for (const BackendRegistry::Entry& entry : registry_->entries()) {
     backends.push_back({entry.id,
-                        std::string(setting.registry->Summary(entry.id)),
+                        std::string(registry_->Summary(entry.id)),
                         entry.automatic && entry.backend != nullptr,
-                        setting.registry->WhyNot(entry.id, self, setting.device),
+                        why_not(entry.id),
                         {}});
     std::ranges::copy_if(breakers, std::back_inserter(backends.back().breakers),
                          [&](const BreakerInfo& open) { return open.backend == entry.id; });

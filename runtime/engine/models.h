@@ -38,11 +38,17 @@ class Models {
   void RequireRemovable(const std::string& name) const;
   // Its name stands for nothing from now on.
   PipelinePtr Remove(const std::string& name);
-  // What the folder's last loading failed with; nothing where it went well.
-  void NoteLoad(const std::string& name, std::optional<FailedModel> failed);
+  // What a folder's last loading failed with; and that it went well, or the folder is gone.
+  void NoteFailed(FailedModel failed);
+  void ForgetFailed(const std::string& name);
 
-  // As Engine has it. `job`: what the one job in scope became; null where the scope names none.
-  std::optional<Error> CheckForce(const LeaseRequest& request, const ResolvedParameters* job) const;
+  // Work that a question is about, with the model that it has: perhaps no longer one that serves.
+  struct Subject {
+    PipelinePtr pipeline;
+    ResolvedParameters parameters;
+  };
+  // As Engine has it. `work`: the one in scope; null where the scope names none.
+  std::optional<Error> CheckForce(const LeaseRequest& request, const Subject* work) const;
   std::vector<BackendInfo> ListBackends() const;
   std::vector<BreakerInfo> Breakers() const;
 
@@ -59,6 +65,7 @@ class Models {
   EntryPtr Take(const std::string& name);
 
   const std::string default_;
+  const BackendRegistry* const registry_;  // of all models
   const std::shared_ptr<ModelBytes> bytes_ = std::make_shared<ModelBytes>();
   mutable std::mutex mutex_;       // guards what follows
   std::vector<EntryPtr> serving_;  // by name

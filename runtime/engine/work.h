@@ -175,6 +175,10 @@ PlannerSubject SubjectOf(const CallWork& call);
 AttnBackend CheckedAttention(const Pipeline& pipeline, const ResolvedParameters& parameters,
                              const PlannerSubject& subject);
 
+// following.cc: as if it came now, for the model that it has; throws where that cannot do it.
+// Whether that changes what it was told.
+bool AskAnew(JobWork* job);
+
 using JobPtr = std::shared_ptr<JobWork>;
 using CallPtr = std::shared_ptr<CallWork>;
 

@@ -75,14 +75,24 @@ class RepositoryLoader : public ModelSource {
   // Of those that are there now, also where others came and went since the start.
   FoundModel FindModel(const std::string& name) const {
     std::string names;
-    for (FoundModel& model : FindModels(options_.repository)) {
+    for (FoundModel& model : FindThem()) {
       if (model.name == name) return std::move(model);
       names += " " + VisibleText(model.name);
     }
     throw Error(StatusCode::kNotFound,
                 "name: " + options_.repository + " has no model folder \"" + VisibleText(name) +
-                    "\"; there is:" + names,
+                    "\"; there is:" + (names.empty() ? " none" : names),
                 "name", "MODEL_NOT_FOUND");
+  }
+
+  // Where nothing there is a model: none.
+  std::vector<FoundModel> FindThem() const {
+    std::vector<FoundModel> found;
+    const auto error = Caught([&] { found = FindModels(options_.repository); });
+    if (error && error->code() != StatusCode::kNotFound) {
+      throw Error(error->code(), error->what(), error->field(), "REPOSITORY_UNREADABLE");
+    }
+    return found;
   }
 
   std::unique_ptr<Pipeline> LoadModel(const FoundModel& model, const AdmitWeights& admit) {

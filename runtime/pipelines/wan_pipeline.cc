@@ -120,6 +120,7 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->setting_.measurements = options.measurements;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
   pipeline->info_.name = pipeline->setting_.model = name;
+  pipeline->info_.folder = folder.PathOf("");
   pipeline->keep_text_encoder_ = ParseKeepTextEncoder(options.keep_text_encoder);
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "tests/runtime/fake_engine.h"
+#include "tests/temporary_folder.h"
 
 namespace denoised {
 namespace {
@@ -24,12 +25,19 @@ struct ChangedFolder {
   FakeModel mended;
 };
 struct SwappingEngine : ChangedFolder, FakeEngine {
-  explicit SwappingEngine(const EngineOptions& options = {}, bool steps_open = true)
-      : FakeEngine(options, steps_open) {
+  explicit SwappingEngine(const EngineOptions& options = {},
+                          const std::function<void(FakeModel*)>& set_up = {})
+      : FakeEngine(options, /*steps_open=*/true, 2, set_up) {
     mended.weights = ", mended";
     source->folders["fake"] = &mended;
   }
   ~SwappingEngine() { mended.steps.Open(); }
+
+  std::vector<std::string> Failed() {
+    std::vector<std::string> names;
+    for (const FailedModel& failed : engine->ListFailedModels()) names.push_back(failed.name);
+    return names;
+  }
 
   // Stands in its first step.
   std::string Running() {
@@ -229,7 +237,133 @@ TEST(EngineModels, BothMustFit) {
   fake.engine.reset();
 }
 
+TEST(EngineModels, AJobThatFitsBesideOneModelWaitsUntilTheOtherIsGone) {
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  EngineOptions options;
+  options.max_memory = "64GiB";
+  // The thread that writes a job's files still has its model when the job has ended.
+  Gate counted(false);
+  std::atomic<std::thread::id> writer;
+  std::atomic<bool> ended = false;
+  SwappingEngine fake(options, [](FakeModel* model) { model->weight_bytes = 40 * kGiB; });
+  fake.mended.weight_bytes = 40 * kGiB;
+  fake.mended.estimate.peak_bytes = 30 * kGiB;
+  fake.store->on_artifact = [&](const ArtifactInfo&) { writer = std::this_thread::get_id(); };
+  fake.store->on_change = [&](const JobSnapshot& job) { ended = ended || IsTerminal(job.state); };
+  fake.store->on_kept_bytes = [&] {
+    if (ended && writer.load() == std::this_thread::get_id()) counted.Pass();
+  };
+  const std::string older = fake.Running();
+  Done(fake.Load("fake"));
+  const std::string large = fake.Submit("large");
+  fake.model.steps.Open();
+  ASSERT_TRUE(counted.AwaitArrival(1));
+  EXPECT_EQ(fake.Get(older).state, JobState::kSucceeded);
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // it is tried in this time
+  EXPECT_EQ(fake.Get(large).state, JobState::kQueued);
+  counted.Open();
+  EXPECT_EQ(fake.AwaitEnd(large).state, JobState::kSucceeded);
+  fake.engine->Shutdown();
+}
+
+TEST(EngineModels, ARunningJobIsExplainedAndForcedByItsOwnModel) {
+  SwappingEngine fake;
+  for (AttentionSpec& spec : fake.mended.specs) spec.supported = {AttnBackend::kReference};
+  const std::string running = fake.Running();
+  Done(fake.Load("fake"));
+  LeaseRequest force{AttnBackend::kTorchSdpa};
+  EXPECT_TRUE(fake.engine->CheckForce(force)) << "the new model does not list it";
+  force.scope.job = running;
+  EXPECT_FALSE(fake.engine->CheckForce(force));
+  ExplainQuery query;
+  query.job_id = running;
+  EXPECT_EQ(fake.engine->Explain(query).front().selection.granted.backend, AttnBackend::kTorchSdpa);
+  fake.model.steps.Open();
+}
+
+TEST(EngineModels, WhatADefaultWasFollowsTheNewModelAlsoAtTheNextStart) {
+  const TemporaryFolder folder;
+  std::string id;
+  const auto shift = [](FakeModel* model) {
+    model->weights = ", mended";
+    model->flow_shift = 9;
+  };
+  {
+    SwappingEngine fake(KeepingIn(folder.path()));
+    fake.mended.flow_shift = 5;
+    id = fake.Running();
+    EXPECT_FALSE(fake.engine->Suspend(id));
+    fake.model.steps.Open();
+    fake.Await(id, [](const JobSnapshot& job) { return job.state == JobState::kSuspended; });
+    Done(fake.Load("fake"));
+    EXPECT_TRUE(fake.Freed(fake.model));
+    EXPECT_EQ(fake.Get(id).parameters.flow_shift, 5);
+  }
+  SwappingEngine fake(KeepingIn(folder.path()), shift);
+  EXPECT_EQ(fake.Get(id).parameters.flow_shift, 9);
+  EXPECT_FALSE(fake.engine->Resume(id));
+  const JobSnapshot job = fake.AwaitEnd(id);
+  EXPECT_EQ(job.state, JobState::kSucceeded);
+  EXPECT_EQ(job.receipt.model_digest, kNew);
+}
+
+TEST(EngineModels, AFolderThatFailedAndIsGoneIsForgotten) {
+  FakeModel other;
+  other.name = "other";
+  SwappingEngine fake;
+  fake.source->folders["other"] = &other;
+  fake.source->on_load = [] { throw Error(StatusCode::kInvalidArgument, "header is cut"); };
+  ErrorOf(fake.Load("other"));
+  EXPECT_THAT(fake.Failed(), ElementsAre("other"));
+  fake.source->folders.erase("other");
+  EXPECT_EQ(ErrorOf(fake.Load("other")).reason(), "MODEL_NOT_FOUND");
+  EXPECT_THAT(fake.Failed(), IsEmpty());
+  EXPECT_EQ(ErrorOf(fake.Load("anybody's")).reason(), "MODEL_NOT_FOUND");
+  EXPECT_THAT(fake.Failed(), IsEmpty());
+}
+
 // ---- unload
+
+TEST(EngineModels, AJobOnItsWayToTheDiskIsWork) {
+  SwappingEngine fake;
+  std::optional<Error> busy;
+  fake.store->on_add = [&](const GenerationRequest&) { busy = ErrorOf(fake.Unload("fake")); };
+  EXPECT_EQ(fake.AwaitEnd(fake.Submit("coming")).state, JobState::kSucceeded);
+  ASSERT_TRUE(busy);
+  EXPECT_EQ(busy->reason(), "MODEL_BUSY");
+  EXPECT_THAT(busy->what(), HasSubstr("1 job waits"));
+}
+
+TEST(EngineModels, AJobThatIsPutAwayWhileItsModelIsTakenEnds) {
+  const TemporaryFolder folder;
+  EngineOptions options = KeepingIn(folder.path());
+  options.checkpoint_every = 0;
+  options.max_resident_bytes = 90;
+  SwappingEngine fake(options, [](FakeModel* model) {
+    model->estimate.held_bytes = model->estimate.peak_bytes = 60;
+  });
+  const std::string slow = fake.Running();
+  const std::string urgent = fake.Submit("urgent", [](GenerationRequest& request) {
+    request.width = 128;
+    request.priority = Priority::kUrgent;
+  });
+  const std::string aside = fake.Submit("aside");
+  EXPECT_FALSE(fake.engine->Suspend(aside));
+  Promised<std::variant<ModelUnloaded, Error>> forced;
+  std::atomic<bool> once = false;
+  fake.model.on_save = [&] {
+    if (once.exchange(true)) return std::string();
+    fake.engine->UnloadModel({"fake", true, "", ""},
+                             [&](auto outcome) { forced.Set(std::move(outcome)); });
+    fake.AwaitEnd(aside);
+    return std::string();
+  };
+  fake.model.steps.Open();
+  ASSERT_TRUE(forced.Await());
+  EXPECT_TRUE(once);
+  EXPECT_EQ(fake.AwaitEnd(slow).error->reason, "MODEL_UNLOADED");
+  EXPECT_EQ(fake.AwaitEnd(urgent).error->reason, "MODEL_UNLOADED");
+}
 
 TEST(EngineModels, AModelWithWorkGoesOnlyByForceAndItsWorkEndsByName) {
   FakeModel other;
@@ -279,6 +413,9 @@ TEST(EngineModels, TheOnlyOneCanGoAndComesBackAsTheDefault) {
   SwappingEngine fake;
   Done(fake.Unload("fake"));
   EXPECT_THAT(fake.engine->ListModels(), IsEmpty());
+  const std::vector<BackendInfo> backends = fake.engine->ListBackends();
+  ASSERT_FALSE(backends.empty());
+  EXPECT_EQ(backends.front().why_not, "no model is loaded");
   EXPECT_EQ(std::get<Error>(fake.engine->Submit(SmallRequest("nobody's"))).reason(),
             "MODEL_NOT_FOUND");
   EXPECT_TRUE(Done(fake.Load("fake")).model.is_default);
@@ -304,7 +441,12 @@ TEST(EngineModels, ASessionEndsWithItsModelAndAForcedUnloadEndsIt) {
   EXPECT_EQ(Done(fake.Load("fake")).on_previous, 1);
   EXPECT_EQ(ask(id, SessionStep{1}).receipt->model_digest, kOld);
   EXPECT_EQ(ErrorOf(fake.Unload("fake")).reason(), "MODEL_BUSY");
+  Promised<Error> ended;
+  owner->ended = [&](const Error& why) { ended.Set(why); };
   EXPECT_EQ(Done(fake.Unload("fake", /*force=*/true)).ended_sessions, 1);
+  ASSERT_TRUE(ended.Await()) << "a client that asks for nothing hears nothing";
+  EXPECT_EQ(ended.value().code(), StatusCode::kAborted);
+  EXPECT_EQ(ended.value().reason(), "MODEL_UNLOADED");
   EXPECT_EQ(ask(id, SessionStep{1}).error->reason(), "SESSION_NOT_FOUND");
   EXPECT_TRUE(fake.Freed(fake.model));
 }

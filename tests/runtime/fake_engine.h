@@ -161,6 +161,10 @@ class RecordingStore : public ForwardingStore {
   std::optional<std::string> WhyNotReady() const override {
     return full ? std::optional<std::string>("full") : ForwardingStore::WhyNotReady();
   }
+  size_t kept_bytes() const override {
+    if (on_kept_bytes) on_kept_bytes();
+    return ForwardingStore::kept_bytes();
+  }
   std::atomic<bool> full{false};  // its disk, as it says
 
   // Every state that the job was in, by sequence number.
@@ -171,6 +175,8 @@ class RecordingStore : public ForwardingStore {
   // kept, with what it throws as the disk's answer.
   std::function<void(const JobSnapshot&)> on_change;
   std::function<void(const ArtifactInfo&)> on_artifact;
+  // Likewise. Whenever memory is counted, on any thread.
+  std::function<void()> on_kept_bytes;
 
  private:
   void Record(const JobSnapshot& job);

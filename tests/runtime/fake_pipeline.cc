@@ -404,7 +404,7 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, Brea
   d.fps = 16;
   d.num_inference_steps = 3;
   d.guidance_scale = 5;
-  d.flow_shift = 3;
+  d.flow_shift = model->flow_shift;
   d.max_sequence_length = 512;
   d.negative_prompt = "the model's own";
   setting_.registry = &model->backends.registry;

@@ -83,9 +83,10 @@ struct FakeModel {
   std::string name = "fake";
   std::string weights;  // in its digests: models of one name may differ
   int64_t weight_bytes = 0;
-  Gate steps{true};    // each forward with a job in it passes here after its plans are made
-  Gate denoise{true};  // and each of Denoise calls alone here
-  Gate finish{true};   // and each chunk of frames
+  double flow_shift = 3;  // its default
+  Gate steps{true};       // each forward with a job in it passes here after its plans are made
+  Gate denoise{true};     // and each of Denoise calls alone here
+  Gate finish{true};      // and each chunk of frames
   // Engine thread, after the gate; may throw. What on_step throws concerns its run alone, or is a
   // stop point's.
   std::function<void(const RunRequest&)> on_begin;
