@@ -175,7 +175,10 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
         {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
         {},
         7,
-        {{"public", {5, 6}}}};
+        {{"public", {5, 6}}},
+        false,
+        0,
+        {}};
   });
   const std::vector<std::string> series = SeriesOf(metrics.Text());
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
@@ -193,7 +196,10 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
         {{{AttnBackend::kReference, "server"}, 2}, {{AttnBackend::kSageAttn, "job"}, 1}},
         {},
         7,
-        {{"public", {5, 6}}}};
+        {{"public", {5, 6}}},
+        false,
+        0,
+        {}};
   });
   const std::string page = metrics.Text();
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
