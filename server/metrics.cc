@@ -323,7 +323,7 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   }
   families_->prompt_cache_hits.At({model});
   families_->prompt_cache_misses.At({model});
-  families_->prompt_cache_bytes.At({model}).Set(0);  // of the one that served before
+  families_->prompt_cache_bytes.At({model});
   families_->preemptions.At({model});
   families_->checkpoint_seconds.At({model});
   families_->jobs_put_away.At({model});
