@@ -36,7 +36,12 @@ void SetIntraOpThreads(int threads) {
     at::init_num_threads();  // LibTorch's default is one a physical core
     threads = at::get_num_threads();
   }
-  g_threads = t_threads = threads;
+  g_threads = threads;
+  SetOwnIntraOpThreads(threads);
+}
+
+void SetOwnIntraOpThreads(int threads) {
+  t_threads = threads;
   t_lingers = false;
   at::set_num_threads(1);
 }

@@ -19,6 +19,8 @@ namespace denoised {
 // later begin with; 0 = what was last set by any, at first one a physical core. Before the first
 // call LibTorch has threads of its own.
 void SetIntraOpThreads(int threads);
+// Likewise of this thread alone: others begin with what they would have begun with.
+void SetOwnIntraOpThreads(int threads);
 
 // Of this thread's calls.
 int IntraOpThreads();

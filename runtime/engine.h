@@ -205,9 +205,25 @@ class Engine {
   virtual void LeaveSessions(const std::shared_ptr<SessionOwner>& owner) = 0;
   virtual int64_t open_sessions() const = 0;
 
+  // By name, as they serve now.
   virtual std::vector<ModelInfo> ListModels() const = 0;
-  // By name; constant after Create.
+  // By name: folders whose last loading failed, whether an earlier one serves or not.
   virtual std::vector<FailedModel> ListFailedModels() const = 0;
+  // Reads a model's folder again beside all work, checks it as Create does, and only then has it
+  // serve in the place of the one of its name. What has begun, sessions and calls end with the
+  // model that they began with; jobs that wait or are suspended go over, from step 0 where they had
+  // reached more, and so does all that comes. `done` runs exactly once, on a thread of the engine,
+  // or on the caller's for an early refusal: INVALID_ARGUMENT (name), NOT_FOUND (reason
+  // MODEL_NOT_FOUND), FAILED_PRECONDITION with the reason and message of ListFailedModels,
+  // RESOURCE_EXHAUSTED (reason MEMORY: both must fit), ABORTED (reason MODEL_CHANGING: one change
+  // of models at a time), UNAVAILABLE (draining, also while it loads). What served goes on then.
+  using LoadDone = std::function<void(std::variant<ModelLoaded, Error>)>;
+  virtual void LoadModel(ModelChange change, LoadDone done) = 0;
+  // Takes a model away; done when its memory is free. NOT_FOUND; FAILED_PRECONDITION for the
+  // default among others (reason MODEL_IS_DEFAULT) and, without `force`, for one with work (reason
+  // MODEL_BUSY); with it that work ends as ABORTED (reason MODEL_UNLOADED). Else as LoadModel.
+  using UnloadDone = std::function<void(std::variant<ModelUnloaded, Error>)>;
+  virtual void UnloadModel(ModelChange change, UnloadDone done) = 0;
   // Its leases of an earlier process are there from the beginning, where the store is durable; each
   // change of them is in the audit.
   virtual SelectionPolicy& policy() = 0;

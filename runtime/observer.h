@@ -57,9 +57,13 @@ class Observer {
   virtual void OnPutAway(const std::string& model, double seconds) {}
   // A job goes on from a checkpoint, or from its beginning after another attempt.
   virtual void OnJobResumed(const std::string& model, bool from_checkpoint) {}
+  // Any thread, as the next two.
   virtual void OnModelLoaded(const std::string& model, double seconds) {}
   // A folder that could not be loaded; the values are FailedModel's.
   virtual void OnModelFailed(const std::string& model, const std::string& reason) {}
+  // Its folder is well again, or gone.
+  virtual void OnModelFailureGone(const std::string& model) {}
+  virtual void OnModelUnloaded(const std::string& model) {}
 };
 
 }  // namespace denoised

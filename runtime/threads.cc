@@ -14,18 +14,16 @@
 namespace denoised {
 
 void RunOnPassingThread(int threads, const std::function<void()>& work) {
-  const int own = IntraOpThreads();
   std::exception_ptr thrown;
   std::thread([&] {
     try {
-      SetIntraOpThreads(threads);
+      SetOwnIntraOpThreads(threads);
       const ScopedLibTorchThreads for_conversions;
       work();
     } catch (...) {
       thrown = std::current_exception();
     }
   }).join();
-  SetIntraOpThreads(own);  // later threads begin with what was set last, wherever
   if (thrown) std::rethrow_exception(thrown);
 }
 

@@ -8,7 +8,7 @@
 namespace denoised {
 
 // Runs `work` on a thread that ends with it, with so many intra-op threads; throws what it throws.
-// Threads that come later begin with the caller's number.
+// No other thread's number changes.
 // For what is computed beside the engine's thread: OpenMP keeps the helpers of every thread that
 // ever had some, and once they are more than the processors, it lets none of them spin from one
 // parallel loop to the next. Each of a forward's loops would then wake its helpers from their

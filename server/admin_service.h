@@ -1,5 +1,6 @@
 // AdminService on gRPC's callback API: leases (admin_leases.cc), measurements (tune_calls.cc),
-// rehearsals and comparisons (admin_guard.cc), explanations, draining (admin_service.cc).
+// rehearsals and comparisons (admin_guard.cc), models (admin_models.cc), explanations, draining
+// (admin_service.cc).
 // Registered on the admin listener only.
 #ifndef DENOISED_SERVER_ADMIN_SERVICE_H_
 #define DENOISED_SERVER_ADMIN_SERVICE_H_
@@ -14,6 +15,8 @@
 
 namespace denoised {
 
+using RawModelChanges = v1::AdminService::WithRawCallbackMethod_LoadModel<
+    v1::AdminService::WithRawCallbackMethod_UnloadModel<v1::AdminService::Service>>;
 using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
     v1::AdminService::WithRawCallbackMethod_HoldBackend<v1::AdminService::WithRawCallbackMethod_RenewLease<
         v1::AdminService::WithRawCallbackMethod_ReleaseForce<
@@ -28,15 +31,13 @@ using RawAdminService = v1::AdminService::WithRawCallbackMethod_ForceBackend<
                                             v1::AdminService::WithRawCallbackMethod_ImportMeasurements<
                                                 v1::AdminService::WithRawCallbackMethod_Drill<
                                                     v1::AdminService::WithRawCallbackMethod_Shadow<
-                                                        v1::AdminService::
-                                                            WithRawCallbackMethod_ListShadows<
-                                                                v1::AdminService::
-                                                                    WithRawCallbackMethod_StopShadow<
-                                                                        v1::AdminService::
-                                                                            Service>>>>>>>>>>>>>>>>>;
+                                                        v1::AdminService::WithRawCallbackMethod_ListShadows<
+                                                            v1::AdminService::
+                                                                WithRawCallbackMethod_StopShadow<
+                                                                    RawModelChanges>>>>>>>>>>>>>>>>>;
 
 // Thread-safe. Each change is in the audit: those of leases by the policy's listener, others by
-// what makes them here.
+// what makes them here, and those of models by the engine.
 class AdminService : public RawAdminService {
  public:
   // `drain` refuses new work and turns health off; idempotent.
@@ -77,6 +78,12 @@ class AdminService : public RawAdminService {
                                                          const grpc::ByteBuffer* in) override {
     return denoised::WatchAudit(with_, context, in);
   }
+
+  // admin_models.cc
+  grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
+  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context,
+                                        const grpc::ByteBuffer* in, grpc::ByteBuffer* out) override;
 
   // tune_calls.cc
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Tune(grpc::CallbackServerContext* context,

@@ -250,4 +250,29 @@ v1::FailedModel ToProto(const FailedModel& model) {
   return message;
 }
 
+v1::LoadModelResponse ToProto(const ModelLoaded& loaded) {
+  v1::LoadModelResponse message;
+  *message.mutable_model() = ToProto(loaded.model);
+  message.set_unchanged(loaded.unchanged);
+  message.set_previous_model_digest(loaded.previous_digest);
+  message.set_on_previous(loaded.on_previous);
+  message.set_seconds(loaded.seconds);
+  return message;
+}
+
+v1::UnloadModelResponse ToProto(const ModelUnloaded& unloaded) {
+  v1::UnloadModelResponse message;
+  message.set_ended_jobs(unloaded.ended_jobs);
+  message.set_ended_sessions(unloaded.ended_sessions);
+  return message;
+}
+
+ModelChange FromProto(const v1::LoadModelRequest& message, const std::string& peer) {
+  return {message.name(), false, peer, CheckedReason(message.reason())};
+}
+
+ModelChange FromProto(const v1::UnloadModelRequest& message, const std::string& peer) {
+  return {message.name(), message.force(), peer, CheckedReason(message.reason())};
+}
+
 }  // namespace denoised

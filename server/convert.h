@@ -40,6 +40,10 @@ v1::ArtifactInfo ToProto(const ArtifactInfo& info);
 v1::DenoiseResponse ToProto(DenoiseResult&& result);
 v1::Model ToProto(const ModelInfo& model);
 v1::FailedModel ToProto(const FailedModel& model);
+v1::LoadModelResponse ToProto(const ModelLoaded& loaded);
+v1::UnloadModelResponse ToProto(const ModelUnloaded& unloaded);
+ModelChange FromProto(const v1::LoadModelRequest& message, const std::string& peer);
+ModelChange FromProto(const v1::UnloadModelRequest& message, const std::string& peer);
 
 }  // namespace denoised
 

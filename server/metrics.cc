@@ -140,10 +140,13 @@ struct Metrics::Families {
       Spread("denoised_model_load_seconds", "Time to load a model.", {"model"}, SecondsBuckets());
   // At most as many as a repository may have models.
   GaugeSeries model_load_failed =
-      Level("denoised_model_load_failed", "1 for a model folder that could not be loaded, and why.",
+      Level("denoised_model_load_failed",
+            "1 for a model folder whose last loading failed, and why; an earlier one may serve.",
             {"model", "reason"});
   GaugeSeries models_failed =
-      Level("denoised_models_failed", "Model folders that could not be loaded.", {});
+      Level("denoised_models_failed", "Model folders whose last loading failed.", {});
+  Counters model_unloads =
+      Count("denoised_model_unloads_total", "Models that an operator took away.", {"model"});
   GaugeSeries connections =
       Level("denoised_connections", "Connections that are open now.", {"listener"});
   Counters connections_refused =
@@ -313,6 +316,8 @@ void Metrics::OnJobFinished(const std::string& model, JobState outcome) {
 
 void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   families_->model_load_seconds.At({model}).Observe(seconds);
+  families_->model_unloads.At({model});
+  ForgetFailure(model);
   for (JobState outcome : {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
     families_->jobs.At({model, ToText(JobStateName(outcome))});
   }
@@ -326,8 +331,21 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
 }
 
 void Metrics::OnModelFailed(const std::string& model, const std::string& reason) {
+  ForgetFailure(model);
   families_->model_load_failed.At({model, reason}).Set(1);
   families_->models_failed.At({}).Increment();
+}
+
+void Metrics::OnModelUnloaded(const std::string& model) {
+  families_->model_unloads.At({model}).Increment();
+  families_->prompt_cache_bytes.At({model}).Set(0);
+}
+
+// A folder has one, of its last loading.
+void Metrics::ForgetFailure(const std::string& model) {
+  const size_t left = families_->model_load_failed.Forget(
+      [&](const std::vector<std::string>& values) { return values.front() == model; });
+  families_->models_failed.At({}).Set(static_cast<double>(left));
 }
 
 void Metrics::OnRpc(std::string_view method, std::string_view code, double seconds) {

@@ -66,6 +66,8 @@ class Metrics : public Observer {
   void OnJobFinished(const std::string& model, JobState outcome) override;
   void OnModelLoaded(const std::string& model, double seconds) override;
   void OnModelFailed(const std::string& model, const std::string& reason) override;
+  void OnModelFailureGone(const std::string& model) override { ForgetFailure(model); }
+  void OnModelUnloaded(const std::string& model) override;
 
   // A finished call: `method` as in the .proto, `code` as in "NOT_FOUND".
   void OnRpc(std::string_view method, std::string_view code, double seconds);
@@ -83,6 +85,7 @@ class Metrics : public Observer {
   // point.
   void StartCounters();
   void StartFallbacks(AttnBackend from);
+  void ForgetFailure(const std::string& model);
 
   const std::unique_ptr<Families> families_;
 };

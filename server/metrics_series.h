@@ -61,12 +61,19 @@ class Series {
   }
 
   void KeepOnly(const std::set<std::vector<std::string>>& values) {
+    Forget([&](const std::vector<std::string>& own) { return !values.contains(own); });
+  }
+
+  // Those whose values are such; how many are left.
+  template <typename Which>
+  size_t Forget(const Which& which) {
     std::lock_guard lock(mutex_);
     std::erase_if(metrics_, [&](const auto& entry) {
-      if (values.contains(entry.first)) return false;
+      if (!which(entry.first)) return false;
       family_.Remove(entry.second);
       return true;
     });
+    return metrics_.size();
   }
 
  private:

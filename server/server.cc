@@ -215,6 +215,7 @@ std::string Server::NotReady() const {
   if (engine == nullptr) return "loading";
   if (engine->draining()) return "draining";
   if (const auto hung = engine->Hung()) return "HUNG: " + *hung;
+  if (engine->ListModels().empty()) return "no model is loaded";
   if (const auto why = gate_.engine()->jobs().WhyNotReady()) return *why;
   const MemoryPressure pressure = engine->Pressure();
   return pressure.step == MemoryStep::kNone ? "" : "MEMORY: " + ShortText(pressure);
@@ -222,8 +223,11 @@ std::string Server::NotReady() const {
 
 std::string Server::ReadyNote() const {
   std::string note;
-  for (const FailedModel& model : gate_.engine()->ListFailedModels()) {
-    note += "\nnot loaded: " + model.name + ": " + model.reason + ": " + model.message;
+  const std::vector<ModelInfo> models = gate_.engine()->ListModels();
+  for (const FailedModel& failed : gate_.engine()->ListFailedModels()) {
+    const bool serves = std::ranges::count(models, failed.name, &ModelInfo::name) > 0;
+    note += "\nnot loaded" + std::string(serves ? ", an earlier one serves: " : ": ") +
+            failed.name + ": " + failed.reason + ": " + failed.message;
   }
   return note;
 }

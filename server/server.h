@@ -3,9 +3,9 @@
 // All three ports are bound before anything else. Then HTTP and gRPC begin to answer (health says
 // NOT_SERVING, calls are refused with reason LOADING), then the engine loads, then the gate opens.
 // From then on health follows what the server can do: while a full disk takes no job, the port and
-// its GenerationService are NOT_SERVING, and well again with room; likewise while memory is short,
-// when it also sends watchers away and closes new connections (runtime/memory_pressure.h); while a
-// unit hangs, all are.
+// its GenerationService are NOT_SERVING, and well again with room, as while no model is loaded;
+// likewise while memory is short, when it also sends watchers away and closes new connections
+// (runtime/memory_pressure.h); while a unit hangs, all are.
 #ifndef DENOISED_SERVER_SERVER_H_
 #define DENOISED_SERVER_SERVER_H_
 

@@ -32,8 +32,8 @@ struct Comparison {
 // What layers of one segment of a plan are watched for, at one step of one piece of work.
 struct WatchedCalls {
   AttentionRole role = AttentionRole::kSelf;
-  std::string_view sigma_band;  // SigmaBand
-  CallGuard* guard = nullptr;   // of the model
+  std::string_view sigma_band;       // SigmaBand
+  std::shared_ptr<CallGuard> guard;  // of the model, which calls that are kept may outlive
   std::vector<Comparison> comparisons;
 };
 

@@ -95,7 +95,7 @@ std::shared_ptr<const WatchedCalls> WatchedBy(const Watching& w, const LayerChoi
   auto calls = std::make_shared<WatchedCalls>();
   calls->role = w.spec.role;
   calls->sigma_band = SigmaBand(w.place.sigma);
-  calls->guard = w.setting.guard.get();
+  calls->guard = w.setting.guard;
   const WorkIdentity work{w.setting.model, w.subject.tenant, w.subject.id};
   for (const auto& [id, request] : w.setting.guard->shadows()->Live(work)) {
     Caught([&] { AddShadow(w, choice, id, request, calls.get()); });  // no work fails by it

@@ -62,8 +62,9 @@ WorkEstimate Beside(WorkEstimate estimate, int64_t excess) {
 }  // namespace
 
 JobPtr EngineImpl::Admit(GenerationRequest request) {
-  const Pipeline& pipeline = *models_.Find(request.model);
   const auto job = std::make_shared<JobWork>();
+  job->pipeline = models_.Find(request.model);
+  const Pipeline& pipeline = *job->pipeline;
   job->id = NewId();
   job->parameters = ResolveRequest(request, pipeline.info().defaults, pipeline.rules());
   if (!request.seed) job->parameters.seed = DrawSeed();
@@ -74,21 +75,25 @@ JobPtr EngineImpl::Admit(GenerationRequest request) {
   return job;
 }
 
-// What follows from a request, checked or taken from the store. First without attention, so that no
-// plan is made for what is too large anyway.
+// What follows from a request, checked or taken from the store.
 void EngineImpl::FillIn(JobWork* job) const {
-  job->pipeline = models_.Find(job->parameters.model);
+  if (!job->pipeline) job->pipeline = models_.Find(job->parameters.model);
   job->tenant = job->request.tenant;
   job->priority = job->request.priority;
   job->deadline = job->request.deadline;
   job->cancel = std::make_shared<CancelToken>();
   job->queued_at = std::chrono::steady_clock::now();
   job->arrived = clock_();
+  // First without attention, so that no plan is made for what is too large anyway.
   job->estimate = EstimateOf(*job, Attention::kLeftOut, 0);
   RequireMemoryLater(*job);
+  Estimate(job);
+  RequireMemoryLater(*job);
+}
+
+void EngineImpl::Estimate(JobWork* job) const {
   CheckAttention(job);
   job->estimate = EstimateOf(*job, Attention::kIncluded, 0);
-  RequireMemoryLater(*job);
   job->left = job->estimate.units;
 }
 
@@ -111,7 +116,6 @@ void EngineImpl::FillIn(CallWork* call) const {
 
 // Its estimate counts from its opening on.
 void EngineImpl::FillIn(SessionWork* session) const {
-  session->pipeline = models_.Find(session->parameters.model);
   session->tenant = session->request.tenant;
   session->priority = session->request.priority;
   session->queued_at = std::chrono::steady_clock::now();
@@ -164,8 +168,13 @@ void EngineImpl::RequireTime(const JobWork& job) {
 WorkEstimate EngineImpl::EstimateOf(const TrajectoryWork& work, Attention attention,
                                     int64_t beside) const {
   const auto nothing = [](const AttentionSpec&, int64_t) { return AttentionCost{}; };
+  int64_t held = beside;
+  {
+    const std::lock_guard lock(mutex_);
+    held += HeldLater();
+  }
   WorkEstimate estimate = work.pipeline->EstimateRun(
-      work.request, work.parameters, memory_.Available(HeldLater() + beside),
+      work.request, work.parameters, memory_.Available(held),
       attention == Attention::kLeftOut ? CostOfAttention(nothing) : CostOf(work));
   if (work.has_prompts) return estimate;
   std::erase_if(estimate.units, [](const PlannedUnits& planned) {
@@ -174,15 +183,20 @@ WorkEstimate EngineImpl::EstimateOf(const TrajectoryWork& work, Attention attent
   return estimate;
 }
 
-// A job that waits may count on what is left of older results then.
+// A job that waits may count on what is left of older results, and of models that go, by then.
 void EngineImpl::RequireMemoryLater(const JobWork& job) const {
-  memory_.Require(Described(job), job.estimate, HeldLater());
+  int64_t held = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    held = HeldLater();
+  }
+  memory_.Require(Described(job), job.estimate, held);
 }
 
 int64_t EngineImpl::HeldLater() const {
   const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
-  const std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults();
+  return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults() -
+         memory_.passing();
 }
 
 // Engine thread. What the models and others hold by now may be other than when the work came: its

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "backends/intra_op.h"
 #include "runtime/caught.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/receipt.h"
@@ -24,19 +23,6 @@ constexpr std::chrono::milliseconds kMemoryPeriod(250);
 // Why no shadow goes on.
 constexpr char kDraining[] = "the server is draining";
 
-std::unique_ptr<JobStore> OpenStore(const EngineOptions& options, Logger* logger) {
-  const auto finished = static_cast<size_t>(options.max_finished_jobs);
-  const auto bytes = static_cast<size_t>(options.max_artifact_bytes);
-  if (options.state_dir.empty()) return MakeMemoryJobStore(finished, bytes);
-  StoreOptions store;
-  store.state_dir = options.state_dir;
-  store.max_finished = finished;
-  store.max_row_bytes = MostRowBytes(options.max_memory);
-  store.max_artifact_bytes = bytes;
-  store.keep_results = options.keep_results;
-  return OpenJobStore(store, logger);
-}
-
 QueueOptions QueueOptionsOf(const EngineOptions& options) {
   return {options.policy == EngineOptions::Policy::kFifo ? QueueOptions::Policy::kFifo
                                                          : QueueOptions::Policy::kDeadline,
@@ -46,13 +32,12 @@ QueueOptions QueueOptionsOf(const EngineOptions& options) {
 }  // namespace
 
 EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
-                       std::vector<std::unique_ptr<Pipeline>> pipelines,
-                       std::unique_ptr<JobStore> store, Observer* observer, Logger* logger,
-                       Clock clock, std::vector<FailedModel> failed_models, Clock unit_clock)
+                       LoadedRepository models, std::unique_ptr<JobStore> store, Observer* observer,
+                       Logger* logger, Clock clock, Clock unit_clock)
     : options_(options),
       policy_(std::move(policy)),
-      models_(std::move(pipelines)),
-      failed_models_(std::move(failed_models)),
+      source_(std::move(models.source)),
+      models_(&models),
       store_(std::move(store)),
       observer_(observer),
       logger_(logger),
@@ -62,17 +47,17 @@ EngineImpl::EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPo
       lease_keeping_(policy_.get(), store_->control(), &audit_, clock_),
       drills_(clock_),
       shadows_(options.shadow_budget, MostShadowBytes(options.max_memory), clock_, observer),
-      memory_(options.max_memory, options.unreclaimable_bytes),
+      memory_(options.max_memory, models_.bytes(), options.unreclaimable_bytes),
       cost_file_(options.state_dir, &cost_, logger),
       table_(QueueOptionsOf(options)),
       tuning_(models_, {options.auto_error, options.tune_when_idle},
               {&store_->control(), &audit_, logger_, [this] { Wake(); },
                [this] { return BytesAtHand(); }}) {
-  models_.SetGuards(options_.enable_drills ? &drills_ : nullptr,
-                    shadows_.on() ? &shadows_ : nullptr);
+  for (const PipelinePtr& pipeline : models_.All()) Guard(*pipeline);
   EndUnjudged();
   for (AcceptedJob& accepted : store_->Recover()) Readmit(std::move(accepted));
   encoder_.Post(ComputeInBackground);
+  changes_.Post(ComputeInBackground);
   WatchUnits();
   if (options_.before_work) options_.before_work([this] { store_->NoteStop(); });
   thread_ = std::thread([this] { Loop(); });
@@ -85,6 +70,13 @@ EngineImpl::~EngineImpl() {
   Shutdown();
   std::unique_lock lock(mutex_);
   idle_.wait(lock, [this] { return unanswered_ == 0; });
+}
+
+// Before any work of its.
+void EngineImpl::Guard(const Pipeline& pipeline) {
+  CallGuard& guard = *pipeline.planner_setting().guard;
+  guard.set_drills(options_.enable_drills ? &drills_ : nullptr);
+  guard.set_shadows(shadows_.on() ? &shadows_ : nullptr);
 }
 
 void EngineImpl::Drill(const DrillRequest& request) {
@@ -215,33 +207,13 @@ void EngineImpl::Shutdown() {
   deadlines_.notify_all();
   const std::lock_guard join(join_mutex_);
   if (!thread_.joinable()) return;
+  changes_.Join();
   deadlines_thread_.join();
   thread_.join();
   encoder_.Join();
   places_.reset();  // whom it tells may go now
   memory_looks_.reset();
   cost_file_.Save();
-}
-
-std::unique_ptr<Engine> Engine::Create(const EngineOptions& options, Observer* observer,
-                                       Logger* logger) {
-  auto store = OpenStore(options, logger);  // first: a folder in use is found before any load
-  auto policy = std::make_unique<SelectionPolicy>(options.environment_backend);
-  LoadedRepository loaded;
-  // Of this thread too: what a measurement says of the machine names the number.
-  SetIntraOpThreads(options.threads);
-  // Half of them: files are hashed beside it, and helpers that wait for work would hold the hashers
-  // up.
-  RunOnPassingThread(std::max(1, IntraOpThreads() / 2), [&] {
-    loaded = LoadPipelines(
-        {options.model_repository, options.device, options.dtype, options.admit_unmeasured,
-         options.variant, options.strict_repository, options.state_dir, options.linear,
-         options.vae_dtype, options.keep_text_encoder},
-        policy.get(), observer, logger);
-  });
-  return std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded.pipelines),
-                                      std::move(store), observer, logger,
-                                      std::chrono::steady_clock::now, std::move(loaded.failed));
 }
 
 }  // namespace denoised

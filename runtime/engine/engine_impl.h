@@ -37,14 +37,12 @@ class EngineImpl : public Engine {
  public:
   using Clock = std::function<std::chrono::steady_clock::time_point()>;
 
-  // `pipelines` has exactly one default; deadlines and the order of work are looked up on `clock`,
-  // and units are timed on `unit_clock`.
+  // Deadlines and the order of work are looked up on `clock`, and units are timed on `unit_clock`.
   // Takes up the leases of an earlier process and the jobs that it has not ended, and starts the
   // threads.
   EngineImpl(const EngineOptions& options, std::unique_ptr<SelectionPolicy> policy,
-             std::vector<std::unique_ptr<Pipeline>> pipelines, std::unique_ptr<JobStore> store,
-             Observer* observer, Logger* logger, Clock clock = std::chrono::steady_clock::now,
-             std::vector<FailedModel> failed_models = {},
+             LoadedRepository models, std::unique_ptr<JobStore> store, Observer* observer,
+             Logger* logger, Clock clock = std::chrono::steady_clock::now,
              Clock unit_clock = std::chrono::steady_clock::now);
   ~EngineImpl() override;
 
@@ -65,7 +63,10 @@ class EngineImpl : public Engine {
   void LeaveSessions(const std::shared_ptr<SessionOwner>& owner) override;
   int64_t open_sessions() const override;
   std::vector<ModelInfo> ListModels() const override { return models_.List(); }
-  std::vector<FailedModel> ListFailedModels() const override { return failed_models_; }
+  std::vector<FailedModel> ListFailedModels() const override { return models_.ListFailed(); }
+  // model_changes.cc.
+  void LoadModel(ModelChange change, LoadDone done) override;
+  void UnloadModel(ModelChange change, UnloadDone done) override;
   SelectionPolicy& policy() override { return *policy_; }
   Audit& audit() override { return audit_; }
   Tuner& tuner() override { return tuning_; }
@@ -96,10 +97,7 @@ class EngineImpl : public Engine {
   Watchdog* watchdog() { return watchdog_.get(); }
 
  private:
-  struct UnitTime {
-    double seconds;  // that the unit took
-    double share;    // this work's part of it
-  };
+  void Guard(const Pipeline& pipeline);
 
   // submits.cc: the callers' side. Any thread.
   std::optional<Error> TakePlace(const JobPtr& job);
@@ -123,12 +121,38 @@ class EngineImpl : public Engine {
   bool IsKept(const EngineWork& work) const;
   void Close(const WorkPtr& work);  // under mutex_
   void EndWaiting(const WorkPtr& work, const Error& error);
+  bool GoesOnLater(const JobWork& job) const;
+  bool Late(const EngineWork& work) const;
+  std::optional<Error> WhyStop(const EngineWork& work) const;
+  std::optional<Error> WhyStopAll(const std::vector<WorkPtr>& works) const;  // engine thread
+
+  // model_changes.cc: of operators, one at a time. The changes' thread, or as the comment says.
+  void PostChange(const std::string& name, std::function<void()> change);  // any thread; throws
+  void EndChange();
+  ModelLoaded Load(const std::string& name);
+  void RequireMemoryToLoad(const std::string& name, int64_t bytes);
+  int64_t Serve(std::unique_ptr<Pipeline> pipeline, std::unique_ptr<PassingBytes> passing);
+  Error NotLoaded(const ModelChange& change, const Error& error);
+  void ForgetFailed(const std::string& name);
+  void AuditLoad(const ModelChange& change, const std::string& before, const std::string& after);
+  ModelUnloaded Unload(const ModelChange& change);
+  void RequireUnused(const std::string& model) const;  // under mutex_, as the next
+  ModelUnloaded TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting,
+                         std::vector<std::weak_ptr<Pipeline>>* going);
+  void AwaitGone(const std::vector<std::weak_ptr<Pipeline>>& pipelines);
+
+  // following.cc: jobs that have not begun go over to the models that serve by now. Engine thread.
+  void NoteStale(const EngineWork& work);  // any thread, under mutex_
+  void FollowModels();
+  void Follow(const JobPtr& job);
+  void EndUnserved(const JobPtr& job, const Error& error);
 
   // admission.cc. Any thread. What requires throws RESOURCE_EXHAUSTED, reason MEMORY, or
   // FAILED_PRECONDITION, reason DEADLINE_UNREACHABLE.
   enum class Attention : uint8_t { kLeftOut, kIncluded };
   JobPtr Admit(GenerationRequest request);
   void FillIn(JobWork* job) const;
+  void Estimate(JobWork* job) const;
   void FillIn(CallWork* call) const;
   void FillIn(SessionWork* session) const;
   void CheckAttention(TrajectoryWork* work) const;
@@ -142,8 +166,8 @@ class EngineImpl : public Engine {
   int64_t BytesAtHand() const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
-  int64_t HeldLater() const;
-  int64_t HeldBesideResults() const;  // under mutex_, as the next two
+  int64_t HeldLater() const;  // under mutex_, as the next three
+  int64_t HeldBesideResults() const;
   bool FitsBesideResidents(const EngineWork& work) const;
   int64_t RowsThatFit(const EngineWork& lead) const;
 
@@ -184,7 +208,8 @@ class EngineImpl : public Engine {
   void NotePreemptions(const std::vector<WorkPtr>& turn);  // under mutex_
   void RunTurn(const std::vector<WorkPtr>& turn);
   std::vector<WorkPtr> Begin(const std::vector<WorkPtr>& turn);
-  bool WaitsForRoom(const WorkPtr& work, const Error& error);
+  bool WaitsForRoom(const WorkPtr& work, const Error& error, bool beside_models);
+  bool WaitsForModels(const EngineWork& work);
   void BeginRun(const WorkPtr& work);  // of what is ready and started
   void BeginCall(CallWork* call);
   double UnitSecondsSince(std::chrono::steady_clock::time_point start);
@@ -237,12 +262,8 @@ class EngineImpl : public Engine {
   void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);
-  void ReturnUnusedMemory() const;                             // also encoder thread
-  void Wake();                                                 // any thread
-  bool GoesOnLater(const JobWork& job) const;                  // any thread
-  bool Late(const EngineWork& work) const;                     // any thread
-  std::optional<Error> WhyStop(const EngineWork& work) const;  // any thread
-  std::optional<Error> WhyStopAll(const std::vector<WorkPtr>& works) const;
+  void ReturnUnusedMemory() const;  // also encoder thread
+  void Wake();                      // any thread
 
   // jobs.cc: what a job's store and watchers see. Engine thread, or as the comment says.
   void HoldOrder(TrajectoryWork* work);
@@ -294,6 +315,7 @@ class EngineImpl : public Engine {
   // sessions.cc. Engine thread.
   void ServeSessions();
   void Serve(const SessionPtr& session);
+  void CloseUnloaded(const SessionPtr& session);
   void Open(const SessionPtr& session);
   void BeginSession(SessionWork* session);
   void Answer(SessionWork* session, const SessionDone& done, SessionReply reply);
@@ -310,10 +332,6 @@ class EngineImpl : public Engine {
   void EndOwners();
 
   // previews.cc. Engine thread, or as the comment says.
-  struct Palette {
-    const LatentColours* colours = nullptr;  // the pipeline's
-    std::string why_not;                     // there are none; "" where there are
-  };
   bool LearnColours(const std::vector<WorkPtr>& works);
   bool PreviewIsDue(const JobWork& job) const;
   void MaybePreview(const JobPtr& job);
@@ -322,8 +340,8 @@ class EngineImpl : public Engine {
 
   const EngineOptions options_;
   const std::unique_ptr<SelectionPolicy> policy_;
-  const Models models_;
-  const std::vector<FailedModel> failed_models_;
+  const std::unique_ptr<ModelSource> source_;
+  Models models_;
   const std::unique_ptr<JobStore> store_;
   Observer* const observer_;
   Logger* const logger_;
@@ -333,10 +351,11 @@ class EngineImpl : public Engine {
   Drills drills_;
   Shadows shadows_;
   const MemoryAdmission memory_;
-  CostModel cost_;                        // by itself thread-safe
-  CostFile cost_file_;                    // likewise; before any work is predicted
-  std::atomic<bool> ending_ = false;      // all work ends, or is put away for the next start
-  std::map<Pipeline*, Palette> colours_;  // of those that had to make previews; engine thread
+  CostModel cost_;                    // by itself thread-safe
+  CostFile cost_file_;                // likewise; before any work is predicted
+  std::atomic<bool> ending_ = false;  // all work ends, or is put away for the next start
+  // Of models that had to make previews; engine thread.
+  std::map<std::weak_ptr<Pipeline>, Palette, std::owner_less<>> colours_;
 
   std::mutex suspend_mutex_;  // one suspension or resumption at a time; before mutex_
   mutable std::mutex mutex_;  // guards all below
@@ -350,19 +369,21 @@ class EngineImpl : public Engine {
   bool session_news_ = false;                            // a session has something to do, or to end
   std::chrono::steady_clock::time_point sessions_seen_;  // when they were last looked through
   std::map<const JobWork*, Work> entering_;              // jobs on their way to the disk
-  int64_t unanswered_ = 0;       // submits that the store has not given back
-  bool draining_ = false;        // no new work
-  bool begins_no_more_ = false;  // what waits stays in the store
-  bool stopping_ = false;        // the thread ends
-  // Until then nothing begins: there was no room, in memory or on the disk.
-  std::chrono::steady_clock::time_point no_begin_until_;
-  bool device_lost_ = false;      // nothing more is done
+  int64_t unanswered_ = 0;              // submits that the store has not given back
+  std::atomic<bool> draining_ = false;  // no new work
+  std::string changing_;                // model that is loaded or unloaded
+  // Jobs have models that serve no longer; also those that were put away.
+  bool follows_ = false, away_follow_ = false;
+  bool begins_no_more_ = false;                           // what waits stays in the store
+  bool stopping_ = false;                                 // the thread ends
+  std::chrono::steady_clock::time_point no_begin_until_;  // no room: in memory, on the disk
+  bool device_lost_ = false;                              // nothing more is done
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
   std::vector<WorkId> last_turn_;
   Company company_;  // of calls
-
   std::mutex join_mutex_;
   TaskThread encoder_;  // writes files: x264, SHA-256 and disks hold no step up
+  TaskThread changes_;  // of models
   Tuning tuning_;
   std::string places_told_up_to_;  // the last job of the round of tellings under way
   uint64_t order_told_ = 0;        // the queue's changes() at that round's beginning

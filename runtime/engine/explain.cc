@@ -18,7 +18,7 @@ constexpr char kWhatIf[] = "what-if";
 
 // Whose selection is explained, and where.
 struct Question {
-  const Pipeline* pipeline = nullptr;
+  PipelinePtr pipeline;
   ResolvedParameters parameters;
   PlannerSubject subject;
   StepPlace step;
@@ -27,6 +27,7 @@ struct Question {
 
 // What a job or a session has that a query may leave unsaid.
 struct KnownWork {
+  PipelinePtr pipeline;
   AttentionOptions attention;
   std::string tenant;
   ResolvedParameters parameters;
@@ -75,8 +76,9 @@ void CheckPlace(const ExplainQuery& query, const PlannerSetting& setting,
 Question QuestionOf(const ExplainQuery& query, const KnownWork* work, const Models& models,
                     const SelectionPolicy& policy) {
   Question question;
-  const bool own_model = query.model.empty() && work != nullptr;
-  question.pipeline = models.Find(own_model ? work->parameters.model : query.model);
+  const bool own_model =
+      work != nullptr && (query.model.empty() || query.model == work->parameters.model);
+  question.pipeline = own_model ? work->pipeline : models.Find(query.model);
   question.parameters = ParametersOf(query, work, *question.pipeline);
   PlannerSubject& subject = question.subject;
   subject.attention = query.attention;
@@ -130,12 +132,12 @@ std::optional<Error> EngineImpl::CheckForce(const LeaseRequest& request) const {
         "scope.job_id: job " + id + " has ended as " + std::string(JobStateName(snapshot->state)),
         "scope.job_id", "JOB_FINISHED");
   }
-  std::shared_ptr<const TrajectoryWork> work;
+  std::optional<Models::Subject> subject;
   {
     const std::lock_guard lock(mutex_);
-    work = table_.Trajectory(id);
+    if (const auto work = table_.Trajectory(id)) subject = {work->pipeline, work->parameters};
   }
-  if (work) return models_.CheckForce(request, &work->parameters);
+  if (subject) return models_.CheckForce(request, &*subject);
   return Error(StatusCode::kNotFound, "scope.job_id: no job or session '" + id.substr(0, 64) + "'",
                "scope.job_id", "JOB_NOT_FOUND");
 }
@@ -146,8 +148,9 @@ std::vector<Explanation> EngineImpl::Explain(const ExplainQuery& query) const {
     const auto snapshot = store_->Get(query.job_id);
     const std::lock_guard lock(mutex_);
     if (const auto known = table_.Trajectory(query.job_id)) {
-      work = {known->request.attention,      known->tenant, known->parameters,
-              snapshot ? snapshot->step : 0, known->pinned, known->order};
+      work = {known->pipeline,   known->request.attention,      known->tenant,
+              known->parameters, snapshot ? snapshot->step : 0, known->pinned,
+              known->order};
     }
   }
   const Question question = QuestionOf(query, work ? &*work : nullptr, models_, *policy_);

@@ -149,6 +149,7 @@ void EngineImpl::PutAside(const JobPtr& job) {
     if (job->cancel->cancelled) return;
     table_.PutAside(job.get());
     job->started = false;
+    NoteStale(*job);
   }
   idle_.notify_all();
 }
@@ -211,7 +212,7 @@ bool EngineImpl::PutAway(const JobPtr& job) {
   }
   {
     const std::lock_guard lock(mutex_);
-    if (job->cancel->cancelled || job->suspend) return true;  // it is in asked_ by now
+    if (job->cancel->cancelled || job->suspend || job->unloaded) return true;  // it is in asked_
     table_.TakeBack(job.get());
   }
   LetGo(job.get());

@@ -34,7 +34,7 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        return stopping_ || session_news_ || !asked_.empty() || shadows_.pending() ||
+        return stopping_ || session_news_ || follows_ || !asked_.empty() || shadows_.pending() ||
                NextLead() != nullptr || tuning_.Due(/*idle=*/true);
       };
       const auto look = LooksAgainAt();
@@ -43,6 +43,7 @@ void EngineImpl::Loop() {
     }
     EndAsked();
     ServeSessions();
+    FollowModels();
     const std::vector<WorkPtr> turn = NextTurn();
     if (!turn.empty()) {
       tuning_.MakeWay();
@@ -90,7 +91,8 @@ bool EngineImpl::MayBegin() const {
 }
 
 // Where the next one does not fit beside what has begun, that goes on alone until there is room;
-// where nothing has, it is begun, and fails by itself.
+// where nothing has, it is begun, and fails by itself. Beside models that come or go a smaller one
+// may begin before it.
 WorkPtr EngineImpl::NextLead() {
   const auto now = clock_();
   const auto at = [&](std::optional<WorkId> number) {
@@ -100,7 +102,12 @@ WorkPtr EngineImpl::NextLead() {
   const WorkPtr lead = at(table_.queue.Lead(now, MayBegin()));
   takes_companions_ = true;
   if (lead == nullptr || lead->begun || FitsBesideResidents(*lead)) return lead;
-  if (table_.holders() == 0) return lead;
+  if (table_.holders() == 0) {
+    if (memory_.passing() == 0) return lead;
+    const auto fits = [&](WorkId number) { return FitsBesideResidents(*at(number)); };
+    const auto smaller = MayBegin() ? table_.queue.FirstOutside(fits) : std::nullopt;
+    return smaller ? at(smaller) : lead;
+  }
   takes_companions_ = false;
   return at(table_.queue.Lead(now, false));
 }
@@ -108,6 +115,7 @@ WorkPtr EngineImpl::NextLead() {
 std::vector<WorkPtr> EngineImpl::NextTurn() {
   std::unique_lock lock(mutex_);
   AwaitCompany(&lock);
+  if (follows_) return {};
   const WorkPtr lead = NextLead();
   if (lead == nullptr) return {};
   company_.Leave();
@@ -179,9 +187,10 @@ void EngineImpl::RunTurn(const std::vector<WorkPtr>& turn) {
 std::vector<WorkPtr> EngineImpl::Begin(const std::vector<WorkPtr>& turn) {
   std::vector<WorkPtr> ready, begun;
   std::vector<JobPtr> starting;
-  const auto out = [this](const WorkPtr& work, const Error& error) {
+  const bool beside_models = memory_.passing() > 0;  // they may be gone when it is refused
+  const auto out = [&](const WorkPtr& work, const Error& error) {
     if (LosesDevice({work}, {error})) return;
-    if (!WaitsForRoom(work, error)) End(work, error);
+    if (!WaitsForRoom(work, error, beside_models)) End(work, error);
   };
   for (const WorkPtr& work : turn) {
     const JobPtr job = work->run() == nullptr ? JobOf(work) : nullptr;
@@ -214,15 +223,26 @@ void EngineImpl::BeginRun(const WorkPtr& work) {
 
 // What was accepted does not fail for want of room that others will give back, or of a disk that
 // may be emptied: it waits on, and nothing begins for a while.
-bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error) {
+bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error, bool beside_models) {
   if (!work->is_job() || (error.reason() != "MEMORY" && error.reason() != "DISK")) return false;
   const bool disk = error.reason() == "DISK";
   const std::lock_guard lock(mutex_);
-  if (!disk && table_.holders() == 1) return false;  // it is its own size
+  const bool alone = table_.holders() == 1;
+  if (!disk && alone && !(beside_models && WaitsForModels(*work))) return false;  // its own size
   table_.TakeBack(work.get());
+  NoteStale(*work);
   Refresh(*work);
   work->planner.reset();
   no_begin_until_ = SteadyClock::now() + (disk ? kDiskPause : kMemoryPause);
+  return true;
+}
+
+// Under mutex_: whether a model that comes or goes has the room, or had. What only jobs hold that
+// were put away it gets as well: they go over.
+bool EngineImpl::WaitsForModels(const EngineWork& work) {
+  if (!changing_.empty()) return true;
+  if (memory_.Lacking(work.estimate, HeldLater()) > 0) return false;
+  if (memory_.passing() > 0) follows_ = away_follow_ = true;
   return true;
 }
 
@@ -348,11 +368,6 @@ void EngineImpl::PutBack(const WorkPtr& work) {
   Refresh(*work);
 }
 
-// Only the engine's end stops it, and the store keeps it.
-bool EngineImpl::GoesOnLater(const JobWork& job) const {
-  return ending_ && IsKept(job) && !job.cancel->cancelled && !Late(job);
-}
-
 void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
   if (const SessionPtr session = SessionOf(work)) return StepsEnded(session, error);
   {
@@ -372,27 +387,6 @@ void EngineImpl::End(const WorkPtr& work, const std::optional<Error>& error) {
 void EngineImpl::ReturnUnusedMemory() const {
   const auto artifacts = static_cast<int64_t>(store_->kept_bytes());
   memory_.ReturnUnused(HeldByAll() + artifacts);
-}
-
-bool EngineImpl::Late(const EngineWork& work) const {
-  return work.deadline && clock_() >= *work.deadline;
-}
-
-std::optional<Error> EngineImpl::WhyStop(const EngineWork& work) const {
-  if (work.cancel && work.cancel->cancelled) return Cancelled();
-  if (Late(work)) return DeadlinePassed();
-  if (!ending_) return std::nullopt;
-  return work.is_job() && !IsKept(work) ? Cancelled() : Stopped();
-}
-
-// A shared step goes on while somebody needs it.
-std::optional<Error> EngineImpl::WhyStopAll(const std::vector<WorkPtr>& works) const {
-  std::optional<Error> why;
-  for (const WorkPtr& work : works) {
-    why = WhyStop(*work);
-    if (!why) return std::nullopt;
-  }
-  return why;
 }
 
 }  // namespace denoised

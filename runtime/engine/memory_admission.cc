@@ -32,16 +32,18 @@ uint64_t MostRowBytes(const std::string& max_memory) {
 }
 
 MemoryAdmission::MemoryAdmission(const std::string& max_memory,
+                                 std::shared_ptr<const ModelBytes> models,
                                  std::function<int64_t()> unreclaimable)
     : budget_(max_memory),
+      models_(std::move(models)),
       unreclaimable_(unreclaimable ? std::move(unreclaimable) : UnreclaimableBytes),
-      loaded_(ResidentBytes()),
-      unreclaimable_at_load_(unreclaimable_()) {}
+      at_start_(ResidentBytes()),
+      unreclaimable_at_start_(unreclaimable_()) {}
 
 void MemoryAdmission::Require(const std::string& what, const WorkEstimate& estimate,
                               int64_t held) const {
   const auto limit = RecentLimit();
-  const int64_t before = loaded_ + held, needed = before + estimate.peak_bytes;
+  const int64_t before = loaded() + held, needed = before + estimate.peak_bytes;
   if (!limit || needed <= limit->bytes) return;
   // Where both round to one figure, exactly.
   const bool close = BytesText(needed) == BytesText(limit->bytes);
@@ -69,24 +71,26 @@ std::optional<MemoryBudget::Limit> MemoryAdmission::RecentLimit() const {
 
 int64_t MemoryAdmission::Available(int64_t held) const {
   const auto limit = RecentLimit();
-  return limit ? limit->bytes - loaded_ - held : std::numeric_limits<int64_t>::max();
+  return limit ? limit->bytes - loaded() - held : std::numeric_limits<int64_t>::max();
 }
 
 int64_t MemoryAdmission::Lacking(const WorkEstimate& estimate, int64_t held) const {
   const auto limit = RecentLimit();
-  return limit ? std::max<int64_t>(0, loaded_ + held + estimate.peak_bytes - limit->bytes) : 0;
+  return limit ? std::max<int64_t>(0, loaded() + held + estimate.peak_bytes - limit->bytes) : 0;
 }
 
 void MemoryAdmission::ReturnUnused(int64_t held) const {
   constexpr int64_t kMuch = int64_t{512} << 20;  // less is kept: pages that are there cost nothing
-  if (ResidentBytes() > loaded_ + held + kMuch) ReturnAllUnused();
+  if (ResidentBytes() > loaded() + held + kMuch) ReturnAllUnused();
 }
 
 std::optional<MemoryReading> MemoryAdmission::Read(int64_t promised, int64_t counted) const {
   const auto limit = RecentLimit();
   if (!limit) return std::nullopt;
-  return MemoryReading{limit->bytes, loaded_, unreclaimable_() - unreclaimable_at_load_, promised,
-                       counted};
+  // Models that came since the start were let in by their size, as work is.
+  const int64_t came = std::max<int64_t>(0, models_->serving + models_->passing);
+  return MemoryReading{limit->bytes, at_start_, unreclaimable_() - unreclaimable_at_start_,
+                       promised + came, counted};
 }
 
 void MemoryAdmission::ReturnAllUnused() const { malloc_trim(0); }

@@ -5,12 +5,15 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "runtime/engine/memory_budget.h"
 #include "runtime/engine/memory_ladder.h"
+#include "runtime/engine/model_bytes.h"
 #include "runtime/job.h"
 #include "runtime/pipelines/estimate.h"
 #include "runtime/session.h"
@@ -25,10 +28,10 @@ uint64_t MostRowBytes(const std::string& max_memory);
 class MemoryAdmission {
  public:
   // `max_memory` as MemoryBudget takes it. What the process holds at this moment, its loaded
-  // models, counts from now on.
+  // models, counts from now on, and what `models` say of those that come and go.
   // `unreclaimable` stands for UnreclaimableBytes in tests.
-  explicit MemoryAdmission(const std::string& max_memory,
-                           std::function<int64_t()> unreclaimable = {});
+  MemoryAdmission(const std::string& max_memory, std::shared_ptr<const ModelBytes> models,
+                  std::function<int64_t()> unreclaimable = {});
 
   // Throws RESOURCE_EXHAUSTED, reason MEMORY, with both numbers where `what` (a noun) does not fit.
   // `held` = results, waiting requests and whatever else lies beside it.
@@ -51,12 +54,18 @@ class MemoryAdmission {
   // Gives back all that the heap keeps, so that a reading is of what is in use.
   void ReturnAllUnused() const;
 
+  // Of models that are loaded, or still used, beside those that serve: room that there will be.
+  int64_t passing() const { return models_->passing; }
+
  private:
+  int64_t loaded() const { return at_start_ + models_->serving + models_->passing; }
+
   std::optional<MemoryBudget::Limit> RecentLimit() const;
 
   const MemoryBudget budget_;
+  const std::shared_ptr<const ModelBytes> models_;
   const std::function<int64_t()> unreclaimable_;
-  const int64_t loaded_, unreclaimable_at_load_;
+  const int64_t at_start_, unreclaimable_at_start_;
   mutable std::mutex mutex_;  // guards what follows
   mutable std::optional<MemoryBudget::Limit> limit_;
   mutable std::optional<std::chrono::steady_clock::time_point> read_at_;

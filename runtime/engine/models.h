@@ -3,37 +3,73 @@
 #define DENOISED_RUNTIME_ENGINE_MODELS_H_
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "runtime/engine.h"
+#include "runtime/engine/model_bytes.h"
 #include "runtime/pipelines/pipeline.h"
 
 namespace denoised {
 
-// Any thread.
+// Any thread. A model that is taken away lives on for as long as work has it.
 class Models {
  public:
-  // Exactly one is the default.
-  explicit Models(std::vector<std::unique_ptr<Pipeline>> all) : all_(std::move(all)) {}
+  // Takes the models of `loaded`, one at least.
+  explicit Models(LoadedRepository* loaded);
 
   // "" = the default. Throws NOT_FOUND naming what there is.
-  Pipeline* Find(const std::string& name) const;
+  PipelinePtr Find(const std::string& name) const;
+  // Whether it is what its name stands for now.
+  bool Serves(const Pipeline& pipeline) const;
+  std::vector<PipelinePtr> All() const;
   std::vector<ModelInfo> List() const;
+  std::vector<FailedModel> ListFailed() const;
   int64_t MadeBytes() const;
-  // Before any work: of the calls of all of them.
-  void SetGuards(const Drills* drills, Shadows* shadows) const;
+  const std::shared_ptr<ModelBytes>& bytes() const { return bytes_; }
 
-  // As Engine has it. `job`: what the one job in scope became; null where the scope names none.
-  std::optional<Error> CheckForce(const LeaseRequest& request, const ResolvedParameters* job) const;
+  // The model that the next work of its name gets; `passing` is what was counted for it until now.
+  // What served in that name, null where nothing did.
+  PipelinePtr Serve(std::unique_ptr<Pipeline> pipeline, std::unique_ptr<PassingBytes> passing);
+  // Throws NOT_FOUND, and FAILED_PRECONDITION (reason MODEL_IS_DEFAULT) for the default among
+  // others.
+  void RequireRemovable(const std::string& name) const;
+  // Its name stands for nothing from now on.
+  PipelinePtr Remove(const std::string& name);
+  // What a folder's last loading failed with; and that it went well, or the folder is gone.
+  void NoteFailed(FailedModel failed);
+  void ForgetFailed(const std::string& name);
+
+  // Work that a question is about, with the model that it has: perhaps no longer one that serves.
+  struct Subject {
+    PipelinePtr pipeline;
+    ResolvedParameters parameters;
+  };
+  // As Engine has it. `work`: the one in scope; null where the scope names none.
+  std::optional<Error> CheckForce(const LeaseRequest& request, const Subject* work) const;
   std::vector<BackendInfo> ListBackends() const;
   std::vector<BreakerInfo> Breakers() const;
 
  private:
-  std::string Names() const;
+  struct Entry {
+    std::unique_ptr<PassingBytes> passing;  // of one that serves: none
+    std::unique_ptr<Pipeline> pipeline;     // goes first
+  };
+  using EntryPtr = std::shared_ptr<Entry>;
 
-  const std::vector<std::unique_ptr<Pipeline>> all_;
+  static PipelinePtr PipelineOf(const EntryPtr& entry) {
+    return PipelinePtr(entry, entry->pipeline.get());
+  }
+  EntryPtr Take(const std::string& name);
+
+  const std::string default_;
+  const BackendRegistry* const registry_;  // of all models
+  const std::shared_ptr<ModelBytes> bytes_ = std::make_shared<ModelBytes>();
+  mutable std::mutex mutex_;       // guards what follows
+  std::vector<EntryPtr> serving_;  // by name
+  std::vector<FailedModel> failed_;
 };
 
 }  // namespace denoised

@@ -1,6 +1,7 @@
 // What the engine tells the queue and the clients about time.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "runtime/engine/engine_impl.h"
@@ -113,7 +114,9 @@ WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
     return planned.unit.kind == UnitKind::kStep && planned.count > 0;
   });
   if (!steps_left || step.group.empty() || work.suspect) return progress;
-  progress.batch = work.pipeline->info().name + "\n" + step.group;
+  // Of one model, and not of two that are called so one after the other.
+  progress.batch =
+      std::to_string(reinterpret_cast<uintptr_t>(work.pipeline.get())) + "\n" + step.group;
   progress.rows = step.rows;
   return progress;
 }

@@ -47,14 +47,16 @@ bool EngineImpl::PreviewIsDue(const JobWork& job) const {
 // After a step.
 void EngineImpl::MaybePreview(const JobPtr& job) {
   if (!job->request.preview) return;
-  const Palette& palette = colours_.at(job->pipeline);
+  const Palette& palette = colours_.find(job->pipeline)->second;
   if (!palette.why_not.empty()) return job->planner->AddNote("no previews: " + palette.why_not);
   if (!PreviewIsDue(*job)) return;
   job->next_preview = clock_() + kPace;
   const auto error = OnDevice(job.get(), [&] {
     HostTensor latents = job->generation->Latents();
     ++job->previews_on_way;
-    encoder_.Post([this, job, colours = palette.colours, step = job->generation->steps_done(),
+    // The colours are the model's, which the job may leave before they are used.
+    encoder_.Post([this, job, model = job->pipeline, colours = palette.colours,
+                   step = job->generation->steps_done(),
                    latents = std::move(latents)] { ShowPreview(job, *colours, step, latents); });
   });
   if (error) job->planner->AddNote("no preview: " + std::string(error->what()));

@@ -41,6 +41,12 @@ inline Error MemoryIsShort(const MemoryPressure& pressure) {
       .RetryAfter(kMemoryRelief);
 }
 
+// Of work whose model an operator took away.
+inline Error Unloaded(const std::string& model) {
+  return Error(StatusCode::kAborted, "model " + model + " was unloaded before the work was done",
+               "", "MODEL_UNLOADED");
+}
+
 // Of a job that would be nobody's.
 inline Error CallIsGone() {
   return Error(StatusCode::kCancelled, "the call that the job belonged to ended with its server",

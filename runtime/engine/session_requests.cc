@@ -112,11 +112,12 @@ SessionReply RefusedReply(const std::string& id, const Error& why) {
 }  // namespace
 
 SessionPtr EngineImpl::Admit(SessionRequest asked) const {
-  const Pipeline& pipeline = *models_.Find(asked.generation.model);
+  const auto session = std::make_shared<SessionWork>();
+  session->pipeline = models_.Find(asked.generation.model);
+  const Pipeline& pipeline = *session->pipeline;
   CheckGiven(asked.generation, asked.given);
   TakeSizes(asked.given, pipeline.rules(), &asked.generation);
   asked.generation.formats = {ArtifactFormat::kSafetensors};  // reading copies as much
-  const auto session = std::make_shared<SessionWork>();
   session->id = NewId();
   session->parameters =
       ResolveRequest(asked.generation, pipeline.info().defaults, pipeline.rules());
@@ -136,6 +137,7 @@ SessionPtr EngineImpl::Admit(SessionRequest asked) const {
 }
 
 void EngineImpl::EnterSession(const SessionPtr& session) {
+  models_.Find(session->parameters.model);  // throws where it was unloaded meanwhile
   if (table_.sessions() >= options_.max_sessions) {
     throw Error(StatusCode::kResourceExhausted,
                 std::to_string(table_.sessions()) + " sessions are open, as many as there may be",

@@ -69,7 +69,24 @@ void EngineImpl::ServeSessions() {
     sessions = table_.Sessions();
   }
   for (const SessionPtr& session : sessions) Serve(session);
+  for (const SessionPtr& session : sessions) {
+    if (session->unloaded && !session->steps) CloseUnloaded(session);
+  }
   EndOwners();
+}
+
+// Whom it leaves without a session is told.
+void EngineImpl::CloseUnloaded(const SessionPtr& session) {
+  const Error why = Unloaded(session->parameters.model);
+  CloseSession(session, why);
+  const std::shared_ptr<SessionOwner> owner = session->owner;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const SessionPtr& other : table_.Sessions()) {
+      if (other->owner == owner) return;
+    }
+  }
+  if (!owner->gone->cancelled && owner->ended) owner->ended(why);
 }
 
 void EngineImpl::Serve(const SessionPtr& session) {
@@ -301,7 +318,7 @@ std::optional<Error> EngineImpl::WhyEnd(const std::vector<SessionPtr>& sessions)
   bool waits = false;
   auto used = sessions.front()->used;
   for (const SessionPtr& session : sessions) {
-    if (session->steps) return std::nullopt;
+    if (session->steps || session->unloaded) return std::nullopt;
     waits = waits || session->opened || !session->asked.empty();
     used = std::max(used, session->used);
   }

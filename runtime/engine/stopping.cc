@@ -66,6 +66,7 @@ std::optional<Error> EngineImpl::Suspend(const std::string& job_id) {
       table_.LeaveQueue(job.get());
       wake_.notify_one();
       job->started = false;
+      NoteStale(*job);
     }
     (job->begun ? runs : waits) = job;
   }
@@ -197,6 +198,35 @@ void EngineImpl::EndWaiting(const WorkPtr& work, const Error& error) {
   } else {
     EndCall(std::static_pointer_cast<CallWork>(work), error);
   }
+}
+
+// ---- why work stops ----------------------------------------------------------------------------
+
+bool EngineImpl::Late(const EngineWork& work) const {
+  return work.deadline && clock_() >= *work.deadline;
+}
+
+std::optional<Error> EngineImpl::WhyStop(const EngineWork& work) const {
+  if (work.cancel && work.cancel->cancelled) return Cancelled();
+  if (Late(work)) return DeadlinePassed();
+  if (work.unloaded) return Unloaded(work.pipeline->info().name);
+  if (!ending_) return std::nullopt;
+  return work.is_job() && !IsKept(work) ? Cancelled() : Stopped();
+}
+
+// A shared step goes on while somebody needs it.
+std::optional<Error> EngineImpl::WhyStopAll(const std::vector<WorkPtr>& works) const {
+  std::optional<Error> why;
+  for (const WorkPtr& work : works) {
+    why = WhyStop(*work);
+    if (!why) return std::nullopt;
+  }
+  return why;
+}
+
+// Only the engine's end stops it, and the store keeps it.
+bool EngineImpl::GoesOnLater(const JobWork& job) const {
+  return ending_ && IsKept(job) && !job.cancel->cancelled && !Late(job);
 }
 
 }  // namespace denoised

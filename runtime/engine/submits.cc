@@ -75,6 +75,7 @@ std::optional<Error> EngineImpl::TakePlace(const JobPtr& job) {
   if (draining_) return Draining();
   if (Full()) return QueueFull();
   const auto refusal = Caught([&] {
+    models_.Find(job->parameters.model);  // throws where it was unloaded meanwhile
     RequireNoPressure();
     RequireTime(*job);
     entering_[job.get()] = Queued(*job);
@@ -132,6 +133,7 @@ Error EngineImpl::QueueFull() {
 }
 
 void EngineImpl::Enter(const JobPtr& job) {
+  NoteStale(*job);
   table_.KnowById(job);
   table_.Enter(job, Queued(*job));
   if (job->deadline) deadlines_.notify_one();
@@ -146,6 +148,7 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
   job->attempt = accepted.snapshot.attempt;
   job->told_start = job->attempt > 0;
   job->suspect = accepted.crashes > 0;
+  bool differs = false;
   const auto error = Caught([&] {
     if (accepted.snapshot.asked == JobState::kCancelled) throw Cancelled();
     if (job->request.belongs_to_call) throw CallIsGone();
@@ -155,11 +158,16 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
                       std::to_string(accepted.crashes) + " attempts",
                   "", "POISON");
     }
+    job->pipeline = models_.Find(job->parameters.model);
+    differs = AskAnew(job.get());
     FillIn(job.get());
     job->queued_at = job->arrived = accepted.queued_at;
     job->left = UnitsLeft(job->estimate, accepted.checkpoint_step);
   });
   if (error) return EndJob(job, error, {});
+  if (differs) {
+    store_->Update(job->id, [&](JobSnapshot& snapshot) { snapshot.parameters = job->parameters; });
+  }
   const std::lock_guard lock(mutex_);
   if (accepted.snapshot.state == JobState::kSuspended) return table_.KnowById(job);
   Enter(job);
@@ -188,6 +196,7 @@ void EngineImpl::Denoise(DenoiseRequest request, std::shared_ptr<CancelToken> ca
     }  // a refusal digests nothing
     call->fields = DenoiseFields(call->request);
     const std::lock_guard lock(mutex_);
+    models_.Find(call->request.model);  // as for jobs
     RequireCallPlace();
     table_.Enter(call, Queued(*call));
     if (call->deadline) deadlines_.notify_one();

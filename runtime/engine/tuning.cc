@@ -135,9 +135,13 @@ struct Tuning::Run {
 };
 
 Tuning::Tuning(const Models& models, const Options& options, With with)
-    : models_(models), options_(options), with_(std::move(with)) {
-  measurements().Open(HereOf(setting().device), options_.auto_error,
-                      TableFrom(*with_.store, with_.logger));
+    : models_(models),
+      registry_(*models.Find("")->planner_setting().registry),
+      device_(models.Find("")->planner_setting().device),
+      measurements_(models.Find("")->planner_setting().measurements),
+      options_(options),
+      with_(std::move(with)) {
+  measurements().Open(HereOf(device_), options_.auto_error, TableFrom(*with_.store, with_.logger));
   const Measurements::Taken kept = measurements().Ignored();
   if (kept.ignored == 0) return;
   with_.logger->Warning("measurements_ignored", {{"count", std::to_string(kept.ignored)},
@@ -160,7 +164,7 @@ void Tuning::Tune(TuneQuery query, std::shared_ptr<CancelToken> cancel,
   const auto error = Caught([&] {
     run->shapes = WantedBy(query);
     for (const MeasureShape& shape : run->shapes) {
-      run->total += static_cast<int64_t>(ListedOf(shape.spec, *setting().registry).size());
+      run->total += static_cast<int64_t>(ListedOf(shape.spec, registry_).size());
     }
     const std::lock_guard lock(mutex_);
     if (stopped_) throw Draining();
@@ -173,15 +177,11 @@ void Tuning::Tune(TuneQuery query, std::shared_ptr<CancelToken> cancel,
 std::vector<MeasureShape> Tuning::WantedBy(const TuneQuery& query) const {
   CheckList("lengths", query.lengths, TuneQuery::kMaxLengths, TuneQuery::kLongest);
   CheckList("rows", query.rows, TuneQuery::kMaxRows, TuneQuery::kMostRows);
-  std::vector<const Pipeline*> pipelines;
-  if (!query.model.empty()) {
-    pipelines = {models_.Find(query.model)};
-  } else {
-    for (const ModelInfo& model : models_.List()) pipelines.push_back(models_.Find(model.name));
-  }
+  const std::vector<PipelinePtr> pipelines =
+      query.model.empty() ? models_.All() : std::vector<PipelinePtr>{models_.Find(query.model)};
   std::vector<MeasureShape> shapes;
   std::set<MeasuredKey> keys;  // each once: models may be alike
-  for (const Pipeline* pipeline : pipelines) {
+  for (const PipelinePtr& pipeline : pipelines) {
     for (MeasureShape& shape : ShapesOf(*pipeline, query)) {
       if (keys.insert(KeyOf(shape.spec, shape.rows)).second) shapes.push_back(std::move(shape));
     }
@@ -319,15 +319,14 @@ void Tuning::Step(Run* run) {
 std::optional<Measured> Tuning::MeasureOn(Run* run, AttnBackend backend) {
   if (!run->why_no_call.empty()) return Measured{std::nullopt, run->why_no_call};
   if (!run->measuring) {
-    run->measuring =
-        std::make_unique<Measuring>(backend, run->call.get(), *setting().registry, run->limits);
+    run->measuring = std::make_unique<Measuring>(backend, run->call.get(), registry_, run->limits);
   }
   return run->measuring->Advance();
 }
 
 void Tuning::BeginGroup(Run* run) {
   const MeasureShape& shape = run->shapes[run->shape];
-  run->backends = ListedOf(shape.spec, *setting().registry);
+  run->backends = ListedOf(shape.spec, registry_);
   std::ranges::reverse(run->backends);
   run->limits = {};
   if (run->own) run->limits.most_seconds = kMostOwnSeconds;
@@ -335,7 +334,7 @@ void Tuning::BeginGroup(Run* run) {
   run->limits.why_stop = [this, run] { return WhyStop(*run); };
   run->group = MeasuredGroup{};
   const auto error = Caught([&] {
-    run->call = std::make_unique<MeasuredCall>(shape, setting().device, run->limits);
+    run->call = std::make_unique<MeasuredCall>(shape, device_, run->limits);
     run->group = run->call->Group();
   });
   RethrowDeviceLost(error);
@@ -364,7 +363,7 @@ void Tuning::EndGroup(Run* run) {
 
 // "FLASH_ATTN, 0.00021 s a call, error 1.6e-07"; "" = nothing is measured.
 std::string Tuning::FirstFor(const MeasuredKey& key) const {
-  const auto fastest = measurements().OrderOf(key, *setting().registry).fastest_first;
+  const auto fastest = measurements().OrderOf(key, registry_).fastest_first;
   if (fastest.empty()) return "";
   return std::string(AttnBackendName(fastest.front().backend)) + ", " + ToText(fastest.front());
 }

@@ -75,10 +75,13 @@ class Tuning : public Tuner {
   void End(const RunPtr& run, const std::optional<Error>& error);
   void KeepTable();
   std::string FirstFor(const MeasuredKey& key) const;
-  const PlannerSetting& setting() const { return models_.Find("")->planner_setting(); }
-  Measurements& measurements() const { return *setting().measurements; }
+  Measurements& measurements() const { return *measurements_; }
 
   const Models& models_;
+  // The same for every model of the process.
+  const BackendRegistry& registry_;
+  const DeviceInfo device_;
+  const std::shared_ptr<Measurements> measurements_;
   const Options options_;
   const With with_;
 

@@ -53,7 +53,9 @@ struct EngineWork {
   virtual bool is_session() const { return false; }
 
   WorkId number = 0;
-  Pipeline* pipeline = nullptr;
+  // Of a job, while it has no run: changed by the engine thread under the mutex (following.cc).
+  PipelinePtr pipeline;
+  std::atomic<bool> unloaded{false};  // the model was taken away from it: it ends
   std::string tenant;
   Priority priority = Priority::kNormal;
   std::optional<std::chrono::steady_clock::time_point> deadline;
@@ -83,6 +85,17 @@ using WorkPtr = std::shared_ptr<EngineWork>;
 inline double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
+
+struct UnitTime {
+  double seconds;  // that the unit took
+  double share;    // this work's part of it
+};
+
+// What previews of a model are made with.
+struct Palette {
+  const LatentColours* colours = nullptr;  // the pipeline's
+  std::string why_not;                     // there are none; "" where there are
+};
 
 // A step of it, alone.
 Unit StepUnitOf(const EngineWork& work);
@@ -161,6 +174,10 @@ PlannerSubject SubjectOf(const CallWork& call);
 // self-attention.
 AttnBackend CheckedAttention(const Pipeline& pipeline, const ResolvedParameters& parameters,
                              const PlannerSubject& subject);
+
+// following.cc: as if it came now, for the model that it has; throws where that cannot do it.
+// Whether that changes what it was told.
+bool AskAnew(JobWork* job);
 
 using JobPtr = std::shared_ptr<JobWork>;
 using CallPtr = std::shared_ptr<CallWork>;

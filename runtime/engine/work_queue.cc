@@ -222,6 +222,15 @@ std::optional<WorkId> WorkQueue::Lead(TimePoint now, bool may_begin) {
   return head->key.id;
 }
 
+std::optional<WorkId> WorkQueue::FirstOutside(const std::function<bool(WorkId)>& wanted) const {
+  int passed = 0;
+  for (const OrderKey& key : outside_) {
+    if (wanted(key.id)) return key.id;
+    if (++passed == kPassedBy) break;
+  }
+  return std::nullopt;
+}
+
 // Whether a forward of `rows` rows had better take this one too: what it saves are the seconds that
 // its step would take alone, less what it adds to this forward.
 bool WorkQueue::Pays(const Kept& rider, int64_t rows, const Room& room, double now) const {

@@ -87,6 +87,8 @@ class WorkQueue {
 
   // Whose unit is next. `may_begin`: whether it may be one that is not resident.
   std::optional<WorkId> Lead(TimePoint now, bool may_begin);
+  // Of what is not resident the first few, in order: the first of them that is `wanted`.
+  std::optional<WorkId> FirstOutside(const std::function<bool(WorkId)>& wanted) const;
   // Of a lead whose next unit is a step: the lead, first, and those that share its forward, in
   // order. Among them are some whose step is not next yet: they are brought that far first, one
   // unit at a time, then it is asked again. Nobody comes along at the cost of a deadline that is

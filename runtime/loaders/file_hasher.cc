@@ -1,8 +1,10 @@
 #include "runtime/loaders/file_hasher.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
+#include "backends/stop_point.h"
 #include "runtime/loaders/sha256.h"
 
 namespace denoised {
@@ -10,6 +12,8 @@ namespace {
 
 constexpr uint64_t kChunkBytes = 1 << 20;
 constexpr size_t kMaxThreads = 8;
+// How often who waits asks whether to go on.
+constexpr std::chrono::milliseconds kLook(50);
 
 size_t ThreadLimit() {
   return std::clamp<size_t>(std::thread::hardware_concurrency() / 2, 1, kMaxThreads);
@@ -39,7 +43,9 @@ void FileHasher::Add(std::shared_ptr<const ReadOnlyFile> file, std::string* sha2
 
 void FileHasher::Wait() {
   std::unique_lock lock(mutex_);
-  idle_.wait(lock, [this] { return queue_.empty() && busy_ == 0; });
+  while (!idle_.wait_for(lock, kLook, [this] { return queue_.empty() && busy_ == 0; })) {
+    StopPoint();
+  }
   if (failure_) std::rethrow_exception(failure_);
 }
 

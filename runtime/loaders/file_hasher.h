@@ -28,7 +28,8 @@ class FileHasher {
 
   // `sha256` gets the hex digest; it outlives Wait or the hasher.
   void Add(std::shared_ptr<const ReadOnlyFile> file, std::string* sha256);
-  // Until all are done. Throws the first Error of a file; DATA_LOSS where one changed meanwhile.
+  // Until all are done; a stop point. Throws the first Error of a file; DATA_LOSS where one changed
+  // meanwhile.
   void Wait();
 
  private:

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backends/error.h"
+#include "backends/stop_point.h"
 #include "runtime/loaders/config.h"
 #include "runtime/loaders/safetensors.h"
 #include "runtime/loaders/weight_files.h"
@@ -17,6 +18,8 @@ namespace {
 
 // Converted in pieces that stay in the second-level cache.
 constexpr uint64_t kChunkBytes = 512 << 10;
+// Read at once where nothing is converted: some milliseconds.
+constexpr uint64_t kReadBytes = 16 << 20;
 
 Error Bad(const std::string& file, const std::string& message) {
   return Error(StatusCode::kInvalidArgument, file + ": " + message, file);
@@ -52,6 +55,13 @@ void CheckMemory(const std::string& file, const SafetensorsEntry& entry, at::Sca
               file);
 }
 
+void ReadWhole(const ReadOnlyFile& file, const SafetensorsEntry& entry, char* out) {
+  for (uint64_t at = entry.begin; at < entry.end; at += kReadBytes) {
+    StopPoint();
+    file.ReadAt(at, out + (at - entry.begin), std::min(kReadBytes, entry.end - at));
+  }
+}
+
 // Reads the tensor into fresh memory, through a small buffer where the dtype changes.
 at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
                       at::ScalarType dtype) {
@@ -59,7 +69,7 @@ at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
   CheckMemory(file.path(), entry, dtype);
   at::Tensor out = at::empty(entry.shape, at::TensorOptions(dtype));
   if (source == dtype) {
-    file.ReadAt(entry.begin, out.data_ptr(), entry.end - entry.begin);
+    ReadWhole(file, entry, static_cast<char*>(out.data_ptr()));
     return out;
   }
   const int64_t width = static_cast<int64_t>(c10::elementSize(source));
@@ -67,6 +77,7 @@ at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
   at::Tensor buffer = at::empty({std::min(chunk, out.numel())}, at::TensorOptions(source));
   at::Tensor flat = out.view({-1});
   for (int64_t done = 0; done < out.numel(); done += chunk) {
+    StopPoint();
     const int64_t count = std::min(chunk, out.numel() - done);
     file.ReadAt(entry.begin + static_cast<uint64_t>(done * width), buffer.data_ptr(),
                 static_cast<uint64_t>(count * width));
@@ -259,6 +270,16 @@ at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::Sca
   at::Tensor tensor = ReadTensor(*shard.file, *entry, dtype);
   impl_->unused.erase(name);
   return device.is_cpu() ? tensor : tensor.to(device);
+}
+
+int64_t Weights::BytesAs(at::ScalarType dtype) const {
+  int64_t bytes = 0;
+  for (const Shard& shard : impl_->shards) {
+    for (const SafetensorsEntry& entry : shard.header.tensors) {
+      bytes += c10::multiply_integers(entry.shape) * static_cast<int64_t>(c10::elementSize(dtype));
+    }
+  }
+  return bytes;
 }
 
 std::vector<std::string> Weights::Unused() const {

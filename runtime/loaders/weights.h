@@ -26,9 +26,11 @@ class Weights {
   Weights& operator=(Weights&&) noexcept;
 
   bool Contains(const std::string& name) const;
+  // Of all its tensors, in memory in this dtype.
+  int64_t BytesAs(at::ScalarType dtype) const;
 
-  // A copy of tensor `name` in `dtype` on `device`. INVALID_ARGUMENT naming file, tensor, the
-  // wanted and the found shape where it is missing or of another shape.
+  // A copy of tensor `name` in `dtype` on `device`; has stop points. INVALID_ARGUMENT naming file,
+  // tensor, the wanted and the found shape where it is missing or of another shape.
   at::Tensor Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                   at::Device device = at::kCPU);
 

@@ -32,7 +32,7 @@ std::string ReasonOf(const Error& error) {
   }
 }
 
-class RepositoryLoader {
+class RepositoryLoader : public ModelSource {
  public:
   RepositoryLoader(const RepositoryOptions& options, const SelectionPolicy* policy,
                    Observer* observer, Logger* logger)
@@ -44,33 +44,64 @@ class RepositoryLoader {
                    ? std::filesystem::path()
                    : std::filesystem::path(options.state_dir) / "file_digests") {}
 
-  LoadedRepository Load() {
+  // Once; without the source itself.
+  LoadedRepository LoadAll() {
     ParseDevice(options_.device);  // what is wrong with the options is wrong with no folder
     for (const FoundModel& model : FindModels(options_.repository)) TryModel(model);
     SaveDigests();
     if (models_.empty()) throw AllFailed();
     CheckVariant();
-    ChooseDefault();
-    LoadedRepository loaded{{}, std::move(failed_)};
-    for (auto& model : models_) loaded.pipelines.push_back(std::move(model));
-    return loaded;
+    std::string chosen = ChooseDefault();
+    return {std::move(models_), std::move(chosen), std::move(failed_), nullptr};
+  }
+
+  std::unique_ptr<Pipeline> Load(const std::string& name, const AdmitWeights& admit) override {
+    const FoundModel model = FindModel(name);
+    if (model.problem) throw *model.problem;
+    std::unique_ptr<Pipeline> pipeline = LoadModel(model, admit);
+    SaveDigests();
+    return pipeline;
   }
 
  private:
   void TryModel(const FoundModel& model) {
     const auto error = Caught([&] {
       if (model.problem) throw *model.problem;
-      LoadModel(model);
+      models_.push_back(LoadModel(model, {}));
     });
     if (error) Keep(model, *error);
   }
 
-  void LoadModel(const FoundModel& model) {
+  // Of those that are there now, also where others came and went since the start.
+  FoundModel FindModel(const std::string& name) const {
+    std::string names;
+    for (FoundModel& model : FindThem()) {
+      if (model.name == name) return std::move(model);
+      names += " " + VisibleText(model.name);
+    }
+    throw Error(StatusCode::kNotFound,
+                "name: " + options_.repository + " has no model folder \"" + VisibleText(name) +
+                    "\"; there is:" + (names.empty() ? " none" : names),
+                "name", "MODEL_NOT_FOUND");
+  }
+
+  // Where nothing there is a model: none.
+  std::vector<FoundModel> FindThem() const {
+    std::vector<FoundModel> found;
+    const auto error = Caught([&] { found = FindModels(options_.repository); });
+    if (error && error->code() != StatusCode::kNotFound) {
+      throw Error(error->code(), error->what(), error->field(), "REPOSITORY_UNREADABLE");
+    }
+    return found;
+  }
+
+  std::unique_ptr<Pipeline> LoadModel(const FoundModel& model, const AdmitWeights& admit) {
     const auto start = std::chrono::steady_clock::now();
     const ModelFolder folder(model.folder, {options_.variant, &cache_});
     std::unique_ptr<WanPipeline> pipeline;
-    const auto error = Caught(
-        [&] { pipeline = WanPipeline::Load(folder, model.name, options_, policy_, logger_); });
+    const auto error = Caught([&] {
+      pipeline = WanPipeline::Load(folder, model.name, options_, policy_, logger_, admit);
+    });
     for (const std::string& text : folder.TakeWarnings()) {
       logger_->Warning("model_files", {{"model", model.name}, {"text", text}});
     }
@@ -84,7 +115,7 @@ class RepositoryLoader {
                                    {"device", pipeline->info().device},
                                    {"model_digest", pipeline->info().model_digest},
                                    {"seconds", std::to_string(seconds)}});
-    models_.push_back(std::move(pipeline));
+    return pipeline;
   }
 
   void NoteVariants(const ModelFolder& folder) {
@@ -112,7 +143,7 @@ class RepositoryLoader {
   // The others still serve, unless the operator wants all or nothing.
   void Keep(const FoundModel& model, const Error& error) {
     if (options_.strict) throw Error(error.code(), VisibleText(error.what()), error.field());
-    failed_.push_back({VisibleText(model.name), ReasonOf(error), VisibleText(error.what())});
+    failed_.push_back(FailureOf(model.name, error));
     const FailedModel& failed = failed_.back();
     observer_->OnModelFailed(failed.name, failed.reason);
     logger_->Error(
@@ -132,16 +163,17 @@ class RepositoryLoader {
   }
 
   // "shapes" where it was loaded, else the first that was.
-  void ChooseDefault() {
+  std::string ChooseDefault() const {
     auto chosen = std::find_if(models_.begin(), models_.end(),
                                [](const auto& model) { return model->info().name == "shapes"; });
     if (chosen == models_.end()) chosen = models_.begin();
-    (*chosen)->set_default(true);
-    WarnOfDefault((*chosen)->info().name);
+    const std::string& name = (*chosen)->info().name;
+    WarnOfDefault(name);
+    return name;
   }
 
   // Requests that name no model go elsewhere than they would.
-  void WarnOfDefault(const std::string& chosen) {
+  void WarnOfDefault(const std::string& chosen) const {
     for (const FailedModel& model : failed_) {
       const bool missed = chosen != "shapes" && (model.name == "shapes" || model.name < chosen);
       if (!missed) continue;
@@ -151,23 +183,30 @@ class RepositoryLoader {
     }
   }
 
-  const RepositoryOptions& options_;
+  const RepositoryOptions options_;
   const SelectionPolicy* const policy_;
   Observer* const observer_;
   Logger* const logger_;
   DigestCache cache_;
   std::set<std::string> variants_;
   bool variant_taken_ = false;
-  std::vector<std::unique_ptr<WanPipeline>> models_;
+  std::vector<std::unique_ptr<Pipeline>> models_;  // until LoadAll is done, as what follows
   std::vector<FailedModel> failed_;
   StatusCode last_code_ = StatusCode::kNotFound;
 };
 
 }  // namespace
 
+FailedModel FailureOf(const std::string& name, const Error& error) {
+  return {VisibleText(name), ReasonOf(error), VisibleText(error.what())};
+}
+
 LoadedRepository LoadPipelines(const RepositoryOptions& options, const SelectionPolicy* policy,
                                Observer* observer, Logger* logger) {
-  return RepositoryLoader(options, policy, observer, logger).Load();
+  auto loader = std::make_unique<RepositoryLoader>(options, policy, observer, logger);
+  LoadedRepository loaded = loader->LoadAll();
+  loaded.source = std::move(loader);
+  return loaded;
 }
 
 }  // namespace denoised

@@ -8,6 +8,7 @@
 #define DENOISED_RUNTIME_PIPELINES_PIPELINE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -147,6 +148,8 @@ class Pipeline {
   virtual std::vector<std::optional<Error>> Step(const std::vector<Run*>& runs) = 0;
 };
 
+using PipelinePtr = std::shared_ptr<Pipeline>;
+
 // What a request's layers compute.
 inline LinearNumerics LinearOf(const DenoiseRequest& request, const Pipeline& pipeline) {
   return request.numerics.linear.value_or(pipeline.info().defaults.linear);
@@ -157,6 +160,10 @@ inline int64_t PassesInACall(double guidance_scale, const Pipeline& pipeline) {
   const bool together = pipeline.planner_setting().device.type == DeviceInfo::Type::kCpu;
   return together ? PassesOf(guidance_scale) : 1;
 }
+
+// Told before weights are read how many bytes of the host's memory they will take at most. What it
+// throws ends the load.
+using AdmitWeights = std::function<void(int64_t bytes)>;
 
 struct RepositoryOptions {
   std::string repository;
@@ -172,14 +179,30 @@ struct RepositoryOptions {
   std::shared_ptr<Measurements> measurements = std::make_shared<Measurements>();  // of all models
 };
 
-// By name. Exactly one pipeline is the default.
+// Where models come from again while others serve. One thread at a time.
+class ModelSource {
+ public:
+  virtual ~ModelSource() = default;
+  // Reads and checks the folder of that name as it is now; has stop points. Throws NOT_FOUND (field
+  // "name", reason MODEL_NOT_FOUND) where the repository has none, else Error naming the file and
+  // what is wrong with it.
+  virtual std::unique_ptr<Pipeline> Load(const std::string& name, const AdmitWeights& admit) = 0;
+};
+
+// What became of a folder, of the Error that its loading ended with.
+FailedModel FailureOf(const std::string& name, const Error& error);
+
+// By name.
 struct LoadedRepository {
   std::vector<std::unique_ptr<Pipeline>> pipelines;
+  std::string default_model;  // one of them
   std::vector<FailedModel> failed;
+  std::unique_ptr<ModelSource> source;  // null: nothing is loaded later
 };
 
 // Loads every model folder that model_folders.h finds. Throws Error naming the folder or file where
 // none can be loaded, or with `strict` at the first that cannot.
+// `policy`, `observer` and `logger` outlive what it gives.
 LoadedRepository LoadPipelines(const RepositoryOptions& options, const SelectionPolicy* policy,
                                Observer* observer, Logger* logger);
 

@@ -33,11 +33,13 @@ void TextEncoderSource::RequireSame(const Manifest& now) const {
     if (!entry.weights) continue;
     if (loaded != weights_.end() && loaded->second.sha256 == entry.sha256) continue;
     const std::string file = (root_ / path).string();
-    throw Error(StatusCode::kDataLoss,
-                file +
-                    ": changed since the model was loaded: the text encoder, whose weights were "
-                    "released, cannot be read again; restart the server to load the new files",
-                file, "MODEL_CHANGED");
+    throw Error(
+        StatusCode::kDataLoss,
+        file +
+            ": changed since the model was loaded: the text encoder, whose weights were "
+            "released, cannot be read again; load the model again (LoadModel), or restart the "
+            "server, for the new files",
+        file, "MODEL_CHANGED");
   }
 }
 

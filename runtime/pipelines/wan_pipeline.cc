@@ -76,6 +76,17 @@ KeepTextEncoder ParseKeepTextEncoder(const std::string& name) {
   throw InvalidField("keep_text_encoder", "wanted auto, always or never, got \"" + name + "\"");
 }
 
+// Of what the folder's files hold, in these dtypes.
+int64_t WeightBytes(const ModelFolder& folder, at::ScalarType dtype, at::ScalarType vae_dtype) {
+  const auto bytes = [&](const std::string& component, const std::string& stem,
+                         at::ScalarType type) {
+    return Weights::Open(folder.Sub(component), stem).BytesAs(type);
+  };
+  return bytes("text_encoder", "model", dtype) +
+         bytes("transformer", "diffusion_pytorch_model", dtype) +
+         bytes("vae", "diffusion_pytorch_model", vae_dtype);
+}
+
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
 void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
   const auto check = [&](const std::string& key, int64_t said, int64_t real) {
@@ -98,7 +109,8 @@ const LatentColours& WanPipeline::Colours() {
 
 std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const std::string& name,
                                                const RepositoryOptions& options,
-                                               const SelectionPolicy* policy, Logger* logger) {
+                                               const SelectionPolicy* policy, Logger* logger,
+                                               const AdmitWeights& admit) {
   const ModelIndex index = ReadModelIndex(folder);
   CheckSupported(index);
   std::unique_ptr<WanPipeline> pipeline(new WanPipeline(ParseDevice(options.device)));
@@ -108,6 +120,7 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   pipeline->setting_.measurements = options.measurements;
   pipeline->setting_.device = QueryDevice(pipeline->device_);
   pipeline->info_.name = pipeline->setting_.model = name;
+  pipeline->info_.folder = folder.PathOf("");
   pipeline->keep_text_encoder_ = ParseKeepTextEncoder(options.keep_text_encoder);
   // What is small first: a wrong key is found before the weights are read.
   pipeline->LoadScheduler(folder, index);
@@ -115,13 +128,16 @@ std::unique_ptr<WanPipeline> WanPipeline::Load(const ModelFolder& folder, const 
   if (folder.Has(kOwnFile)) own = ConfigReader::FromFile(folder, kOwnFile);
   const std::optional<LinearNumerics> said = own ? ReadLinear(*own) : std::nullopt;
   const std::optional<LinearNumerics> wanted = options.linear ? options.linear : said;
-  pipeline->LoadComponents(folder, index, options, wanted.value_or(LinearNumerics::kPacked));
+  pipeline->LoadComponents(folder, index, options, wanted.value_or(LinearNumerics::kPacked), admit);
   pipeline->SetDefaults();
   if (own) pipeline->ReadDefaults(*own);
   const Manifest manifest = folder.Seal();
   pipeline->Describe(manifest);
   pipeline->text_encoder_source_.emplace(folder, manifest);
-  if (pipeline->keep_text_encoder_ == KeepTextEncoder::kNever) pipeline->ReleaseTextEncoder();
+  if (pipeline->keep_text_encoder_ == KeepTextEncoder::kNever) {
+    pipeline->info_.weight_bytes -= pipeline->TextEncoderBytes();
+    pipeline->ReleaseTextEncoder();
+  }
   pipeline->text_encoder_bytes_at_load_ = pipeline->TextEncoderBytes();
   pipeline->WarnUnused(logger);
   if (wanted) pipeline->WarnOtherNumerics(*wanted, logger);
@@ -143,13 +159,21 @@ void WanPipeline::LoadScheduler(const ModelFolder& folder, const ModelIndex& ind
 }
 
 void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& index,
-                                 const RepositoryOptions& options, LinearNumerics linear) {
+                                 const RepositoryOptions& options, LinearNumerics linear,
+                                 const AdmitWeights& admit) {
   tokenizer_ =
       Tokenizer::Load(folder.Sub("tokenizer"), index.components.at("tokenizer").class_name);
   const at::ScalarType dtype = ParseDType(options.dtype, setting_.device);
+  const at::ScalarType vae_dtype = ParseVaeDType(options.vae_dtype, setting_.device);
+  // Of the host's memory: a card's own is nobody's count.
+  if (device_.is_cpu()) {
+    const int64_t most = WeightBytes(folder, dtype, vae_dtype);
+    if (admit) admit(most);
+    const bool small = linear == LinearNumerics::kInt8;
+    info_.weight_bytes = small ? WeightBytes(folder, at::kChar, vae_dtype) : most;
+  }
   text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
   transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);
-  const at::ScalarType vae_dtype = ParseVaeDType(options.vae_dtype, setting_.device);
   vae_ = WanVaeDecoder::Load(folder.Sub("vae"), vae_dtype, device_, linear);
   info_.vae_dtype = DTypeName(FromScalarType(vae_dtype));
   SetNumerics(linear);

@@ -32,7 +32,8 @@ class WanPipeline : public Pipeline {
   // Throws Error naming the file, key or tensor that does not fit. `name` is what requests say.
   static std::unique_ptr<WanPipeline> Load(const ModelFolder& folder, const std::string& name,
                                            const RepositoryOptions& options,
-                                           const SelectionPolicy* policy, Logger* logger);
+                                           const SelectionPolicy* policy, Logger* logger,
+                                           const AdmitWeights& admit = {});
 
   const ModelInfo& info() const override { return info_; }
   const GeometryRules& rules() const override { return rules_; }
@@ -55,9 +56,6 @@ class WanPipeline : public Pipeline {
   std::unique_ptr<DenoiseRun> NewDenoiseRun(const DenoiseRequest& request, const Unit& step,
                                             AttentionPlanner* planner, Observer* observer) override;
   std::vector<std::optional<Error>> Step(const std::vector<Run*>& runs) override;
-
-  // Which is the default model of its repository; set once, while loading.
-  void set_default(bool is_default) { info_.is_default = is_default; }
 
   // For runs; engine thread.
 
@@ -92,7 +90,8 @@ class WanPipeline : public Pipeline {
   int64_t TextEncoderBytes() const;
   void LoadScheduler(const ModelFolder& folder, const ModelIndex& index);
   void LoadComponents(const ModelFolder& folder, const ModelIndex& index,
-                      const RepositoryOptions& options, LinearNumerics linear);
+                      const RepositoryOptions& options, LinearNumerics linear,
+                      const AdmitWeights& admit);
   void CheckComponents(const ModelFolder& folder) const;
   void SetNumerics(LinearNumerics linear);
   void CheckNumerics(const NumericsOptions& numerics) const;

@@ -1,9 +1,7 @@
-// models, health; backends, drain, log_level on the admin port.
-#include <cstdio>
+// health; backends, drain, log_level on the admin port.
 #include <memory>
 
 #include "denoised/v1/admin.grpc.pb.h"
-#include "denoised/v1/model.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "server/cli/command.h"
 #include "server/cli/connection.h"
@@ -17,32 +15,6 @@ using Stub = v1::AdminService::Stub;
 
 std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
   return v1::AdminService::NewStub(Connect(options.admin));
-}
-
-int Models(const Invocation& call) {
-  CommonOptions options;
-  if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
-  const auto stub = v1::ModelService::NewStub(Connect(options.server));
-  const auto reply =
-      Call(stub, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), options.server);
-  if (options.json) {
-    PrintJson(reply);
-    return kExitOk;
-  }
-  std::vector<std::vector<std::string>> rows = {
-      {"NAME", "PIPELINE", "PARAMETERS", "DTYPE", "DEVICE", "DEFAULT SIZE"}};
-  for (const v1::Model& model : reply.models()) {
-    const v1::GenerationParameters& sizes = model.defaults();
-    rows.push_back({model.name() + (model.is_default() ? " (default)" : ""), model.pipeline(),
-                    std::to_string(model.transformer_parameters()), model.dtype(), model.device(),
-                    std::to_string(sizes.width()) + "x" + std::to_string(sizes.height()) + ", " +
-                        std::to_string(sizes.num_frames()) + " frames"});
-  }
-  PrintTable(rows);
-  for (const v1::FailedModel& model : reply.failed()) {
-    std::printf("not loaded: %s: %s\n", model.name().c_str(), model.message().c_str());
-  }
-  return kExitOk;
 }
 
 int Health(const Invocation& call) {
@@ -125,8 +97,6 @@ int LogLevel(const Invocation& call) {
 
 std::vector<Command> AdminCommands() {
   return {
-      {"models", "", "Lists the server's models.", Uses::kServer, Models,
-       "  denoisectl models --json\n"},
       {"health", "", "Asks whether the server serves; exit 1 where it does not.", Uses::kServer,
        Health, "  denoisectl health --server=127.0.0.1:50051\n"},
       {"backends", "", "Lists the attention backends and why some are not usable.", Uses::kAdmin,

@@ -51,7 +51,8 @@ struct Invocation {
 // Each file's part of the table, in the order of --help.
 std::vector<Command> JobCommands();      // generate submit jobs watch cancel fetch
 std::vector<Command> LocalCommands();    // run attend
-std::vector<Command> AdminCommands();    // models health backends drain log_level
+std::vector<Command> ModelCommands();    // models load unload
+std::vector<Command> AdminCommands();    // health backends drain log_level
 std::vector<Command> LeaseCommands();    // force hold renew leases release
 std::vector<Command> ExplainCommands();  // explain
 std::vector<Command> AuditCommands();    // audit

@@ -21,14 +21,16 @@ void RequireUtf8(const google::protobuf::Message& request);
 // where the server cannot be reached or does not know the call, the address.
 void CheckStatus(const grpc::Status& status, const std::string& address);
 
-// A blocking unary call: `stub->*method`, with half a minute for the reply.
+// A blocking unary call: `stub->*method`, with half a minute for the reply unless `patience` says
+// otherwise.
 template <typename Stub, typename Request, typename Response>
 Response Call(const std::unique_ptr<Stub>& stub,
               grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-              const Request& request, const std::string& address) {
+              const Request& request, const std::string& address,
+              std::chrono::seconds patience = std::chrono::seconds(30)) {
   RequireUtf8(request);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+  context.set_deadline(std::chrono::system_clock::now() + patience);
   Response response;
   CheckStatus(((*stub).*method)(&context, request, &response), address);
   return response;

@@ -22,8 +22,9 @@ namespace {
 
 std::vector<Command> AllCommands() {
   std::vector<Command> commands;
-  for (auto part : {JobCommands(), LocalCommands(), AdminCommands(), LeaseCommands(),
-                    ExplainCommands(), AuditCommands(), TuneCommands(), GuardCommands()}) {
+  for (auto part :
+       {JobCommands(), LocalCommands(), ModelCommands(), AdminCommands(), LeaseCommands(),
+        ExplainCommands(), AuditCommands(), TuneCommands(), GuardCommands()}) {
     commands.insert(commands.end(), part.begin(), part.end());
   }
   return commands;

@@ -64,8 +64,9 @@ class CheckpointSeconds : public Observer {
 struct BenchEngine {
   explicit BenchEngine(EngineOptions options) {
     auto policy = std::make_unique<SelectionPolicy>(std::nullopt);
-    std::vector<std::unique_ptr<Pipeline>> pipelines;
-    pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));
+    LoadedRepository loaded;
+    loaded.pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get()));
+    loaded.default_model = model.name;
     auto store = options.state_dir.empty()
                      ? MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                           static_cast<size_t>(options.max_artifact_bytes))
@@ -73,7 +74,7 @@ struct BenchEngine {
                                      .max_finished = static_cast<size_t>(options.max_finished_jobs),
                                      .hooks = nullptr},
                                     &logger);
-    engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
+    engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded),
                                           std::move(store), &observer, &logger);
   }
   std::string Submit(GenerationRequest request) {

@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "backends/stop_point.h"
+
 namespace denoised {
 
 void RecordingStore::Accept(const JobSnapshot& job, const GenerationRequest& request,
@@ -87,8 +89,13 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
   model.num_layers = num_layers;
   if (set_up) set_up(&model);
   auto policy = std::make_unique<SelectionPolicy>(options.environment_backend, clock.function());
-  std::vector<std::unique_ptr<Pipeline>> pipelines;
-  pipelines.push_back(std::make_unique<FakePipeline>(&model, policy.get(), true, clock.function()));
+  LoadedRepository loaded;
+  loaded.pipelines.push_back(
+      std::make_unique<FakePipeline>(&model, policy.get(), clock.function()));
+  loaded.default_model = model.name;
+  auto folders = std::make_unique<FakeSource>(policy.get());
+  source = folders.get();
+  loaded.source = std::move(folders);
   auto inner = options.state_dir.empty()
                    ? MakeMemoryJobStore(static_cast<size_t>(options.max_finished_jobs),
                                         static_cast<size_t>(options.max_artifact_bytes))
@@ -98,9 +105,9 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
                                   &logger);
   auto recording = std::make_unique<RecordingStore>(std::move(inner));
   store = recording.get();
-  engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(pipelines),
+  engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded),
                                         std::move(recording), &observer, &logger, clock.function(),
-                                        std::vector<FailedModel>{}, model.unit_clock);
+                                        model.unit_clock);
 }
 
 FakeEngine::~FakeEngine() {
@@ -153,6 +160,33 @@ bool FakeEngine::Await(const std::string& id,
 JobSnapshot FakeEngine::AwaitEnd(const std::string& id) {
   Await(id, [](const JobSnapshot& job) { return IsTerminal(job.state); });
   return Get(id);
+}
+
+std::unique_ptr<Pipeline> FakeSource::Load(const std::string& name, const AdmitWeights& admit) {
+  const auto found = folders.find(name);
+  if (found == folders.end()) {
+    throw Error(StatusCode::kNotFound, "name: no folder " + name, "name", "MODEL_NOT_FOUND");
+  }
+  admit(found->second->weight_bytes);
+  loads.Pass();
+  StopPoint();
+  if (on_load) on_load();
+  return std::make_unique<FakePipeline>(found->second, policy_);
+}
+
+std::variant<ModelLoaded, Error> FakeEngine::Load(const std::string& name) {
+  Promised<std::variant<ModelLoaded, Error>> outcome;
+  engine->LoadModel({name, false, "a test", ""}, [&](auto came) { outcome.Set(std::move(came)); });
+  EXPECT_TRUE(outcome.Await());
+  return outcome.value();
+}
+
+std::variant<ModelUnloaded, Error> FakeEngine::Unload(const std::string& name, bool force) {
+  Promised<std::variant<ModelUnloaded, Error>> outcome;
+  engine->UnloadModel({name, force, "a test", ""},
+                      [&](auto came) { outcome.Set(std::move(came)); });
+  EXPECT_TRUE(outcome.Await());
+  return outcome.value();
 }
 
 GenerationRequest SmallRequest(const std::string& prompt) {

@@ -161,6 +161,10 @@ class RecordingStore : public ForwardingStore {
   std::optional<std::string> WhyNotReady() const override {
     return full ? std::optional<std::string>("full") : ForwardingStore::WhyNotReady();
   }
+  size_t kept_bytes() const override {
+    if (on_kept_bytes) on_kept_bytes();
+    return ForwardingStore::kept_bytes();
+  }
   std::atomic<bool> full{false};  // its disk, as it says
 
   // Every state that the job was in, by sequence number.
@@ -171,6 +175,8 @@ class RecordingStore : public ForwardingStore {
   // kept, with what it throws as the disk's answer.
   std::function<void(const JobSnapshot&)> on_change;
   std::function<void(const ArtifactInfo&)> on_artifact;
+  // Likewise. Whenever memory is counted, on any thread.
+  std::function<void()> on_kept_bytes;
 
  private:
   void Record(const JobSnapshot& job);
@@ -181,6 +187,21 @@ class RecordingStore : public ForwardingStore {
 
   mutable std::mutex mutex_;
   std::map<std::string, std::map<uint64_t, JobSnapshot>> events_;
+};
+
+// A repository whose folders are what a test says, when they are read.
+class FakeSource : public ModelSource {
+ public:
+  explicit FakeSource(const SelectionPolicy* policy) : policy_(policy) {}
+  std::unique_ptr<Pipeline> Load(const std::string& name, const AdmitWeights& admit) override;
+
+  Gate loads{true};  // each load passes here, after its bytes were admitted
+  // Set before the load; what on_load throws is wrong with the folder.
+  std::map<std::string, FakeModel*> folders;
+  std::function<void()> on_load;
+
+ private:
+  const SelectionPolicy* const policy_;
 };
 
 // The engine with all that it borrows. Members end in the right order.
@@ -199,13 +220,17 @@ struct FakeEngine {
   // Waits until the job has ended.
   JobSnapshot AwaitEnd(const std::string& id);
   bool WaitIdle() { return engine->WaitIdle(kPatience); }
+  // Waits for what came of it.
+  std::variant<ModelLoaded, Error> Load(const std::string& name);
+  std::variant<ModelUnloaded, Error> Unload(const std::string& name, bool force = false);
 
   ManualClock clock;
   FakeModel model;
   CountingObserver observer;
   std::FILE* log_stream;
   Logger logger;
-  RecordingStore* store = nullptr;  // the engine's
+  RecordingStore* store = nullptr;  // the engine's, as the next
+  FakeSource* source = nullptr;
   std::unique_ptr<EngineImpl> engine;
 };
 

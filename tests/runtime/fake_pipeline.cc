@@ -388,14 +388,14 @@ void FakeModel::NoteForward(std::vector<std::string> prompts) {
   forwards_.push_back(std::move(prompts));
 }
 
-FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default,
-                           Breakers::Clock clock)
+FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, Breakers::Clock clock)
     : model_(model) {
+  ++model->live_pipelines;
   info_.name = model->name;
-  info_.is_default = is_default;
   info_.dtype = info_.vae_dtype = "float32";
-  info_.weights_digest = "digest of " + model->name;
-  info_.model_digest = "model digest of " + model->name;
+  info_.weights_digest = "digest of " + model->name + model->weights;
+  info_.model_digest = "model digest of " + model->name + model->weights;
+  info_.weight_bytes = model->weight_bytes;
   info_.scheduler = "FakeScheduler";
   ResolvedParameters& d = info_.defaults;
   d.model = model->name;
@@ -404,7 +404,7 @@ FakePipeline::FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool
   d.fps = 16;
   d.num_inference_steps = 3;
   d.guidance_scale = 5;
-  d.flow_shift = 3;
+  d.flow_shift = model->flow_shift;
   d.max_sequence_length = 512;
   d.negative_prompt = "the model's own";
   setting_.registry = &model->backends.registry;

@@ -81,9 +81,12 @@ AttentionSpec CrossSpec();  // lists TORCH_SDPA and REFERENCE
 // of its parameters, one chunk of frames; jobs of one size are of one group, calls of one dtype.
 struct FakeModel {
   std::string name = "fake";
-  Gate steps{true};    // each forward with a job in it passes here after its plans are made
-  Gate denoise{true};  // and each of Denoise calls alone here
-  Gate finish{true};   // and each chunk of frames
+  std::string weights;  // in its digests: models of one name may differ
+  int64_t weight_bytes = 0;
+  double flow_shift = 3;  // its default
+  Gate steps{true};       // each forward with a job in it passes here after its plans are made
+  Gate denoise{true};     // and each of Denoise calls alone here
+  Gate finish{true};      // and each chunk of frames
   // Engine thread, after the gate; may throw. What on_step throws concerns its run alone, or is a
   // stop point's.
   std::function<void(const RunRequest&)> on_begin;
@@ -112,7 +115,7 @@ struct FakeModel {
   std::function<std::chrono::steady_clock::time_point()> unit_clock =
       std::chrono::steady_clock::now;
 
-  std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0};
+  std::atomic<int64_t> steps_run{0}, denoise_calls{0}, live_runs{0}, live_pipelines{0};
   std::vector<std::string> began() const;  // prompts of the jobs that began, in order
   void NoteBegin(const std::string& prompt);
   // The prompts of each forward's jobs ("" of a Denoise call), in order.
@@ -127,7 +130,8 @@ struct FakeModel {
 
 class FakePipeline : public Pipeline {
  public:
-  FakePipeline(FakeModel* model, const SelectionPolicy* policy, bool is_default = true,
+  ~FakePipeline() override { --model_->live_pipelines; }
+  FakePipeline(FakeModel* model, const SelectionPolicy* policy,
                Breakers::Clock clock = std::chrono::steady_clock::now);
 
   const ModelInfo& info() const override { return info_; }

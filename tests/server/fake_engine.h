@@ -217,6 +217,22 @@ class FakeEngine : public Engine {
 
   std::vector<ModelInfo> ListModels() const override { return models; }
   std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
+  void LoadModel(ModelChange change, LoadDone done) override {
+    if (hold_load) {
+      std::lock_guard lock(mutex_);
+      pending_load_ = std::move(done);
+      changed_.notify_all();
+      return;
+    }
+    ModelLoaded loaded;
+    loaded.model.name = change.name + " by " + change.who.substr(0, 4) + ", " + change.reason;
+    loaded.previous_digest = "before";
+    loaded.on_previous = 2;
+    refuse_change ? done(*refuse_change) : done(std::move(loaded));
+  }
+  void UnloadModel(ModelChange change, UnloadDone done) override {
+    refuse_change ? done(*refuse_change) : done(ModelUnloaded{change.force ? 3 : 0, 1});
+  }
   SelectionPolicy& policy() override { return policy_; }
   Audit& audit() override { return audit_; }
   FakeTuner& tuner() override { return tuner_; }
@@ -339,6 +355,11 @@ class FakeEngine : public Engine {
   bool WaitForRequests(size_t count) {
     return WaitFor([&] { return requests_.size() >= count; });
   }
+  LoadDone TakePendingLoad() {
+    if (!WaitFor([&] { return pending_load_ != nullptr; })) return nullptr;
+    std::lock_guard lock(mutex_);
+    return std::exchange(pending_load_, nullptr);
+  }
   bool WaitForDenoise() {
     return WaitFor([&] { return pending_denoise_ != nullptr; });
   }
@@ -384,8 +405,10 @@ class FakeEngine : public Engine {
   bool throw_on_submit = false;
   bool hold_denoise = false;
   DenoiseOutcome denoise_outcome = DenoiseResult{};
-  std::vector<ModelInfo> models;
+  std::vector<ModelInfo> models = {ModelInfo{}};
   std::vector<FailedModel> failed_models;
+  std::optional<Error> refuse_change;  // of models
+  bool hold_load = false;
   std::optional<Error> refuse_session;
   std::vector<Explanation> explanations;  // what Explain answers where there are any
   std::vector<BreakerInfo> breakers;
@@ -460,6 +483,7 @@ class FakeEngine : public Engine {
   std::optional<DenoiseRequest> denoise_;
   std::shared_ptr<CancelToken> cancel_token_;
   std::function<void(DenoiseOutcome)> pending_denoise_;
+  LoadDone pending_load_;
   std::vector<DrillRequest> drills_;
   std::vector<ShadowInfo> shadows_;
   int64_t queued_ = 0, last_id_ = 0;

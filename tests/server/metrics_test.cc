@@ -92,6 +92,23 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
   }
 }
 
+TEST(MetricsTest, AFolderHasTheFailureOfItsLastLoadingAndNoneOnceItIsMended) {
+  Metrics metrics("1");
+  metrics.OnModelFailed("m", "MISSING_FILE");
+  metrics.OnModelFailed("n", "MISSING_FILE");
+  metrics.OnModelFailed("m", "INVALID_MODEL");
+  const std::string failed = "denoised_model_load_failed{model=\"m\",reason=";
+  EXPECT_THAT(metrics.Text(), HasSubstr(failed + "\"INVALID_MODEL\"} 1\n"));
+  EXPECT_THAT(metrics.Text(), Not(HasSubstr(failed + "\"MISSING_FILE\"")));
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_models_failed 2\n"));
+  metrics.OnModelLoaded("m", 1);
+  EXPECT_THAT(metrics.Text(), Not(HasSubstr(failed)));
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_models_failed 1\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_model_unloads_total{model=\"m\"} 0\n"));
+  metrics.OnModelUnloaded("m");
+  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_model_unloads_total{model=\"m\"} 1\n"));
+}
+
 TEST(MetricsTest, CountersOfClosedLabelSetsBeginAtZero) {
   Metrics metrics("1");
   metrics.OnModelLoaded("m", 1);

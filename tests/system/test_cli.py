@@ -14,7 +14,8 @@ from harness import BIN, clean_environment, ctl, eventually, model_repository
 
 SIZE = ("--height=64", "--width=64", "--frames=5")
 COMMANDS = ("generate", "submit", "jobs", "watch", "cancel", "fetch", "run", "attend", "models", "health",
-            "backends", "explain", "force", "hold", "leases", "release", "drain", "log_level", "shadow", "drill")
+            "backends", "explain", "force", "hold", "leases", "release", "drain", "log_level", "shadow", "drill",
+            "load", "unload")
 
 
 def generate(server, path, *flags, prompt="a red circle"):
