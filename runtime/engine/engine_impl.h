@@ -369,13 +369,12 @@ class EngineImpl : public Engine {
   bool session_news_ = false;                            // a session has something to do, or to end
   std::chrono::steady_clock::time_point sessions_seen_;  // when they were last looked through
   std::map<const JobWork*, Work> entering_;              // jobs on their way to the disk
-  int64_t unanswered_ = 0;              // submits that the store has not given back
-  std::atomic<bool> draining_ = false;  // no new work
-  std::string changing_;                // model that is loaded or unloaded
-  // Jobs have models that serve no longer; also those that were put away.
-  bool follows_ = false, away_follow_ = false;
-  bool begins_no_more_ = false;                           // what waits stays in the store
-  bool stopping_ = false;                                 // the thread ends
+  int64_t unanswered_ = 0;                      // submits that the store has not given back
+  std::atomic<bool> draining_ = false;          // no new work
+  std::string changing_;                        // model that is loaded or unloaded
+  bool follows_ = false, away_follow_ = false;  // jobs, and some put away, have models that left
+  bool begins_no_more_ = false;                 // what waits stays in the store
+  bool stopping_ = false;                       // the thread ends
   std::chrono::steady_clock::time_point no_begin_until_;  // no room: in memory, on the disk
   bool device_lost_ = false;                              // nothing more is done
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
