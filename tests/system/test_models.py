@@ -224,17 +224,27 @@ def test_a_long_load_holds_nothing_up_and_a_stop_ends_it(repository, pb):
     with Server("--max_memory=none", "--drain_grace=60s", repository=repository) as server:
         put_long_file(repository / "shapes" / TRANSFORMER)
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            loading = pool.submit(error_of, lambda: load(server, pb))
+            def reason_of_load(name):
+                error = error_of(lambda: load(server, pb, name))
+                return field_and_reason(error)[1], error.code().name
 
-            def under_way():
-                return field_and_reason(error_of(lambda: load(server, pb)))[1] == "MODEL_CHANGING"
+            def until_it_is_its_turn():
+                while True:
+                    reason, code = reason_of_load("shapes")
+                    if reason != "MODEL_CHANGING":
+                        return code
+
+            loading = pool.submit(until_it_is_its_turn)
+
+            def under_way():  # what is asked for is nowhere, and refused at once where nothing is
+                return reason_of_load("nowhere")[0] == "MODEL_CHANGING"
 
             eventually(under_way, what="the load")
             drawn(server, pb)
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(timeout=20)
             assert server.process.returncode == 0
-            assert loading.result().code().name in ("UNAVAILABLE", "CANCELLED")
+            assert loading.result() in ("UNAVAILABLE", "CANCELLED")
 
 
 def test_both_must_fit(repository, pb):
