@@ -26,7 +26,9 @@ const kernels::GateKernels& Gates() {
   return gates;
 }
 
-int64_t RowStride(int64_t head_size) { return (head_size + 7) / 8 * 8; }
+int64_t RowStride(int64_t head_size) {
+  return (head_size + kernels::kDotLanes - 1) / kernels::kDotLanes * kernels::kDotLanes;
+}
 
 std::vector<kernels::Buffer<float>> PackedMeans(const SparseCall& call, const Partition& chunks) {
   std::vector<kernels::Buffer<float>> packed;
@@ -322,9 +324,10 @@ bool ChunkChoice::AnyExtra(int64_t batch) const {
   SharedStop stop;
   ParallelFor(call_.heads() * runs, 1, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> chosen(chunks_);
+    Desk desk(chunks_, call_.head_size());
     for (int64_t task = begin; task < end && !any && !stop.Asked(); ++task) {
       const int64_t first = task % runs * kRun, count = std::min(kRun, call_.tokens() - first);
-      Choose(batch * call_.heads() + task / runs, first, count, chosen.data());
+      ChooseRun(batch * call_.heads() + task / runs, first, count, &desk, chosen.data(), 1);
       int64_t pairs = 0;
       for (const uint64_t queries : chosen) pairs += std::popcount(queries);
       if (pairs > count) any = true;  // each has its own chunk

@@ -1,6 +1,5 @@
 // VMOBA_ATTN.
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "backends/chunk_choice.h"

@@ -55,11 +55,7 @@ void CallTimer::Done(const grpc::Status& status) const {
   metrics_->OnRpc(method_, StatusCodeName(status.error_code()), seconds.count());
 }
 
-void PooledCall::Run(WorkPool* pool, size_t bytes, std::function<void()> body) {
-  RunOn(pool, bytes, [body = std::move(body)](const End& end) { end(body); });
-}
-
-void PooledCall::RunOn(WorkPool* pool, size_t bytes, std::function<void(End end)> body) {
+void PooledCall::Run(WorkPool* pool, size_t bytes, std::function<void(End end)> body) {
   const bool posted = pool->Post(bytes, [this, body = std::move(body)](WorkPool::Room room) {
     room_ = std::move(room);
     // Whoever left meanwhile wants nothing done.

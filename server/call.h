@@ -76,13 +76,10 @@ class PooledCall : public grpc::ServerUnaryReactor {
  public:
   explicit PooledCall(const CallTimer& timer) : timer_(timer) {}
 
-  // Runs `body`, which may throw Error, and ends the call with what came of it; once. `bytes` is
-  // the size of its message.
-  void Run(WorkPool* pool, size_t bytes, std::function<void()> body);
-  // As Run, of a body that goes on elsewhere: that calls `end` once, on any thread, with what
-  // writes the answer and may throw Error; or throws, and never calls it.
+  // Runs `body`, which calls `end` once, on any thread, with what writes the answer and may throw
+  // Error; or throws, and never calls it. `bytes` is the size of its message.
   using End = std::function<void(const std::function<void()>& write)>;
-  void RunOn(WorkPool* pool, size_t bytes, std::function<void(End end)> body);
+  void Run(WorkPool* pool, size_t bytes, std::function<void(End end)> body);
 
   void OnCancel() override { cancelled_ = true; }
   void OnDone() override { delete this; }
@@ -95,38 +92,35 @@ class PooledCall : public grpc::ServerUnaryReactor {
   std::atomic<bool> cancelled_{false};
 };
 
-// As AnswerUnary, for a handler that may take long or call LibTorch.
-template <typename Request, typename Handler>
-grpc::ServerUnaryReactor* AnswerFromPool(grpc::CallbackServerContext* context, WorkPool* pool,
-                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out,
-                                         Metrics* metrics, std::string_view method,
-                                         Handler handler) {
-  auto* call = new PooledCall(CallTimer(context, metrics, method));
-  call->Run(pool, in->Length(), [bytes = *in, out, handler = std::move(handler)] {
-    Request request;
-    ParseMessage(bytes, &request);
-    *out = SerializeMessage(handler(std::move(request)));
-  });
-  return call;
-}
-
-// As AnswerFromPool, for a handler that returns before the answer is there:
-// `handler(Request&&, reply)` sees to it that `reply(make)` is called once, on any thread, where
-// `make() -> Response` may throw Error; or throws itself.
+// As AnswerUnary, for a handler that may take long or call LibTorch, and returns before the answer
+// is there: `handler(Request&&, reply)` sees to it that `reply(make)` is called once, on any
+// thread, where `make() -> Response` may throw Error; or throws itself.
 template <typename Request, typename Handler>
 grpc::ServerUnaryReactor* AnswerLater(grpc::CallbackServerContext* context, WorkPool* pool,
                                       const grpc::ByteBuffer* in, grpc::ByteBuffer* out,
                                       Metrics* metrics, std::string_view method, Handler handler) {
   auto* call = new PooledCall(CallTimer(context, metrics, method));
-  call->RunOn(pool, in->Length(),
-              [bytes = *in, out, handler = std::move(handler)](PooledCall::End end) {
-                Request request;
-                ParseMessage(bytes, &request);
-                handler(std::move(request), [out, end = std::move(end)](const auto& make) {
-                  end([&] { *out = SerializeMessage(make()); });
-                });
+  call->Run(pool, in->Length(),
+            [bytes = *in, out, handler = std::move(handler)](PooledCall::End end) {
+              Request request;
+              ParseMessage(bytes, &request);
+              handler(std::move(request), [out, end = std::move(end)](const auto& make) {
+                end([&] { *out = SerializeMessage(make()); });
               });
+            });
   return call;
+}
+
+// Likewise, for a handler that returns with the answer.
+template <typename Request, typename Handler>
+grpc::ServerUnaryReactor* AnswerFromPool(grpc::CallbackServerContext* context, WorkPool* pool,
+                                         const grpc::ByteBuffer* in, grpc::ByteBuffer* out,
+                                         Metrics* metrics, std::string_view method,
+                                         Handler handler) {
+  return AnswerLater<Request>(context, pool, in, out, metrics, method,
+                              [handler = std::move(handler)](Request&& request, const auto& reply) {
+                                reply([&] { return handler(std::move(request)); });
+                              });
 }
 
 // A streaming call that fails before it begins.

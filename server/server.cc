@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <mutex>
 #include <utility>
 
 #include "runtime/engine/memory_budget.h"
@@ -211,20 +210,21 @@ std::string Server::ReadyLine() const {
 }
 
 std::string Server::NotReady() const {
-  const Engine* const engine = gate_.engine();
+  Engine* const engine = gate_.engine();
   if (engine == nullptr) return "loading";
   if (engine->draining()) return "draining";
   if (const auto hung = engine->Hung()) return "HUNG: " + *hung;
   if (engine->ListModels().empty()) return "no model is loaded";
-  if (const auto why = gate_.engine()->jobs().WhyNotReady()) return *why;
+  if (const auto why = engine->jobs().WhyNotReady()) return *why;
   const MemoryPressure pressure = engine->Pressure();
   return pressure.step == MemoryStep::kNone ? "" : "MEMORY: " + ShortText(pressure);
 }
 
 std::string Server::ReadyNote() const {
   std::string note;
-  const std::vector<ModelInfo> models = gate_.engine()->ListModels();
-  for (const FailedModel& failed : gate_.engine()->ListFailedModels()) {
+  const Engine* const engine = gate_.engine();
+  const std::vector<ModelInfo> models = engine->ListModels();
+  for (const FailedModel& failed : engine->ListFailedModels()) {
     const bool serves = std::ranges::count(models, failed.name, &ModelInfo::name) > 0;
     note += "\nnot loaded" + std::string(serves ? ", an earlier one serves: " : ": ") +
             failed.name + ": " + failed.reason + ": " + failed.message;

@@ -10,9 +10,8 @@
 namespace denoised::kernels {
 namespace {
 
-// Dot adds numbers up in eight lanes, and those in a tree whose leaves have this order. A row's
-// numbers are packed lane by lane, so that a kernel can do the same one lane after the other.
-constexpr int kDotLanes = 8;
+// The leaves of Dot's tree have this order. A row's numbers are packed lane by lane, so that a
+// kernel can do the same one lane after the other.
 constexpr int kPlace[kDotLanes] = {0, 4, 2, 6, 1, 5, 3, 7};
 
 // Where number d of a row goes; what Dot adds at the end stays at the end.

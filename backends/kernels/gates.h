@@ -20,6 +20,9 @@ inline constexpr int kGateLanes = 64;
 
 inline int64_t PaddedChunks(int64_t chunks) { return (chunks + 3) / 4 * 4; }
 
+// Dot adds up rows of eight numbers of a query and a mean: lane by lane, then in a tree.
+inline constexpr int kDotLanes = 8;
+
 // Each for kGateLanes queries.
 struct GateKernels {
   // gates[PaddedChunks(chunks)] of means and queries as PackMeans and PackQueries leave them.

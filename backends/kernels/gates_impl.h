@@ -3,9 +3,6 @@
 // AddAtLeast (sum, x, floor) (x where it is `floor` or more), and for float64 Doubles,
 // AddDoubles(&sums, F), Sum(a, b), StoreDoubles.
 
-// Rows of eight numbers of a query and a mean, as Dot adds them up: lane by lane, then in a tree.
-inline constexpr int kDotLanes = 8;
-
 // Sums of kRuns runs of `units` units each, as a tree over the runs.
 template <class S, int kV, int kRuns>
 inline void MultiplyRuns(const uint32_t* means, const uint32_t* queries, int units,

@@ -194,9 +194,12 @@ void EngineImpl::RequireMemoryLater(const JobWork& job) const {
 }
 
 int64_t EngineImpl::HeldLater() const {
+  return ResultsThatStay() + HeldBesideResults() - memory_.passing();
+}
+
+int64_t EngineImpl::ResultsThatStay() const {
   const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
-  return static_cast<int64_t>(kept - std::min(kept, movable)) + HeldBesideResults() -
-         memory_.passing();
+  return static_cast<int64_t>(kept - std::min(kept, movable));
 }
 
 // Engine thread. What the models and others hold by now may be other than when the work came: its
@@ -262,10 +265,8 @@ int64_t EngineImpl::BytesAtHand() const {
 
 // Whether it fits beside those that have begun, in its own largest unit and in theirs.
 bool EngineImpl::FitsBesideResidents(const EngineWork& work) const {
-  const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
-  const int64_t results = static_cast<int64_t>(kept - std::min(kept, movable));
   return memory_.Lacking(Beside(work.estimate, table_.largest_excess()),
-                         HeldBesideResults() + results + table_.resident_bytes()) == 0;
+                         HeldBesideResults() + ResultsThatStay() + table_.resident_bytes()) == 0;
 }
 
 // Rows of a forward that the lead's peak leaves room for.

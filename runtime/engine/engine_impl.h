@@ -166,6 +166,7 @@ class EngineImpl : public Engine {
   int64_t BytesAtHand() const;
   void RequireBesideResults(const std::string& what, const WorkEstimate& estimate,
                             int64_t held) const;
+  int64_t ResultsThatStay() const;
   int64_t HeldLater() const;  // under mutex_, as the next three
   int64_t HeldBesideResults() const;
   bool FitsBesideResidents(const EngineWork& work) const;
@@ -174,15 +175,14 @@ class EngineImpl : public Engine {
   // pressure.cc: memory that no estimate accounts for.
   std::optional<MemoryReading> ReadMemory() const;  // any thread
   void RequireNoPressure();  // under mutex_; throws where new work is refused
+  void LookAtMemory();       // of the ticker, as the next two
   bool IsTimeToTrim(const MemoryPressure& now);
-  void LookAtMemory();  // of the ticker, as the next
   void ForgetForOthers(const MemoryPressure& pressure);
 
   // predictions.cc. Of work that has begun: engine thread.
   UnitKey KeyOf(const EngineWork& work, const Unit& unit) const;
   // Of what is left of it: units of these kinds; all.
   double SecondsOf(const EngineWork& work, std::initializer_list<UnitKind> kinds) const;
-  double SecondsLeft(const EngineWork& work) const;
   bool Known(const EngineWork& work) const;
   // All of it; nothing where no time of such a unit was ever measured.
   std::optional<double> KnownSecondsLeft(const EngineWork& work) const;

@@ -50,11 +50,10 @@ bool MemoryLadder::WouldClimb(const MemoryPressure& pressure) {
   return next < kFrom.size() && pressure.fraction >= kFrom[next];
 }
 
-bool MemoryLadder::Insists(const MemoryReading& reading) const {
-  const MemoryPressure pressure = Judge(reading);
-  if (pressure.step != MemoryStep::kNone) return pressure.fraction >= kUntil[1];
+bool MemoryLadder::Insists(const MemoryPressure& judged) const {
+  if (judged.step != MemoryStep::kNone) return judged.fraction >= kUntil[1];
   // All of the looks before but the oldest, which this one replaces.
-  size_t asked = pressure.fraction >= kFrom[1] ? 1 : 0;
+  size_t asked = judged.fraction >= kFrom[1] ? 1 : 0;
   for (size_t i = 1; i < recent_.size(); ++i) {
     asked += recent_[(looks_ + i) % recent_.size()] >= kFrom[1] ? 1 : 0;
   }

@@ -51,9 +51,9 @@ class MemoryLadder {
 
   // Whether it asks for a further step.
   static bool WouldClimb(const MemoryPressure& pressure);
-  // Whether this look, if it were taken, would be the last before the first step, or the first step
-  // stands: time to let go of what may go.
-  bool Insists(const MemoryReading& reading) const;
+  // Of a judgement: whether that look, if it were taken, would be the last before the first step,
+  // or the first step stands: time to let go of what may go.
+  bool Insists(const MemoryPressure& judged) const;
 
   void CountRefusal() { ++now_.refused_works; }
 

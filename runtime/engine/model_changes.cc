@@ -93,19 +93,13 @@ ModelLoaded EngineImpl::Load(const std::string& name) {
   });
   ModelLoaded loaded;
   loaded.model = pipeline->info();
-  std::string folder;
-  for (const ModelInfo& model : models_.List()) {
-    if (model.name != name) continue;
-    loaded.previous_digest = model.model_digest;
-    folder = model.folder;
-  }
+  const auto before = models_.Served(name);
+  if (before) loaded.previous_digest = before->model_digest;
   // Elsewhere they are swapped in all the same: the place of the older ones may go.
-  loaded.unchanged =
-      loaded.previous_digest == loaded.model.model_digest && folder == loaded.model.folder;
+  loaded.unchanged = before && before->model_digest == loaded.model.model_digest &&
+                     before->folder == loaded.model.folder;
   if (!loaded.unchanged) loaded.on_previous = Serve(std::move(pipeline), std::move(passing));
-  for (ModelInfo& model : models_.List()) {
-    if (model.name == name) loaded.model = std::move(model);
-  }
+  if (auto served = models_.Served(name)) loaded.model = *std::move(served);
   loaded.seconds = SecondsSince(start);
   return loaded;
 }
@@ -153,22 +147,20 @@ int64_t EngineImpl::Serve(std::unique_ptr<Pipeline> pipeline,
 // What the caller is told. The model that served goes on.
 Error EngineImpl::NotLoaded(const ModelChange& change, const Error& error) {
   if (IsRefusal(error)) return error;
-  const std::vector<ModelInfo> served = models_.List();
-  const auto serving = std::ranges::find(served, change.name, &ModelInfo::name);
-  if (serving == served.end() && IsOfNoFolder(error)) {
+  const auto serving = models_.Served(change.name);
+  if (!serving && IsOfNoFolder(error)) {
     if (error.reason() == "MODEL_NOT_FOUND") ForgetFailed(change.name);
     return error;
   }
+  const std::string digest = serving ? serving->model_digest : "";
   const FailedModel failed = FailureOf(change.name, error);
   models_.NoteFailed(failed);
   observer_->OnModelFailed(failed.name, failed.reason);
-  logger_->Error("model_failed",
-                 {{"model", failed.name},
-                  {"reason", failed.reason},
-                  {"message", failed.message},
-                  {"serves", serving == served.end() ? "" : serving->model_digest}});
-  AuditLoad(change, serving == served.end() ? "" : serving->model_digest,
-            "not loaded: " + failed.reason + ": " + failed.message);
+  logger_->Error("model_failed", {{"model", failed.name},
+                                  {"reason", failed.reason},
+                                  {"message", failed.message},
+                                  {"serves", digest}});
+  AuditLoad(change, digest, "not loaded: " + failed.reason + ": " + failed.message);
   const bool gone = error.reason() == "MODEL_NOT_FOUND";
   return Error(gone ? StatusCode::kNotFound : StatusCode::kFailedPrecondition, failed.message,
                gone ? "name" : "", failed.reason);

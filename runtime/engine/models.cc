@@ -146,6 +146,12 @@ std::vector<ModelInfo> Models::List() const {
   return models;
 }
 
+std::optional<ModelInfo> Models::Served(const std::string& name) const {
+  std::vector<ModelInfo> all = List();
+  const auto found = std::ranges::find(all, name, &ModelInfo::name);
+  return found == all.end() ? std::nullopt : std::optional(std::move(*found));
+}
+
 std::vector<FailedModel> Models::ListFailed() const {
   const std::lock_guard lock(mutex_);
   return failed_;

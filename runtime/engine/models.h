@@ -26,6 +26,7 @@ class Models {
   bool Serves(const Pipeline& pipeline) const;
   std::vector<PipelinePtr> All() const;
   std::vector<ModelInfo> List() const;
+  std::optional<ModelInfo> Served(const std::string& name) const;  // of List()
   std::vector<FailedModel> ListFailed() const;
   int64_t MadeBytes() const;
   const std::shared_ptr<ModelBytes>& bytes() const { return bytes_; }

@@ -82,10 +82,6 @@ double EngineImpl::SecondsOf(const EngineWork& work, std::initializer_list<UnitK
   return seconds;
 }
 
-double EngineImpl::SecondsLeft(const EngineWork& work) const {
-  return SecondsOf(work, {UnitKind::kEncodePrompt, UnitKind::kStep, UnitKind::kDecode});
-}
-
 bool EngineImpl::Known(const EngineWork& work) const {
   return cost_.known(KeyOf(work, StepUnitOf(work)));
 }
@@ -94,22 +90,23 @@ std::optional<double> EngineImpl::KnownSecondsLeft(const EngineWork& work) const
   for (const PlannedUnits& planned : work.left) {
     if (planned.count > 0 && !cost_.known(KeyOf(work, planned.unit))) return std::nullopt;
   }
-  return SecondsLeft(work);
+  return SecondsOf(work, {UnitKind::kEncodePrompt, UnitKind::kStep, UnitKind::kDecode});
 }
 
 // Its steps, from now on, or all of what is to come: what it can share is the step that it is at or
 // goes to. A suspect shares nothing.
 WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   WorkProgress progress;
-  progress.seconds_left = SecondsLeft(work);
-  progress.resident = work.begun || !work.is_job();  // a call needs no leave to begin
-  const Unit step = StepUnitOf(work);
-  progress.seconds_to_step = SecondsOf(work, {UnitKind::kEncodePrompt});
   for (const PlannedUnits& planned : work.left) {
     if (planned.count == 0) continue;
-    progress.longest_unit = std::max(progress.longest_unit,
-                                     cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows));
+    const double unit = cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
+    const double all = static_cast<double>(planned.count) * unit;
+    progress.seconds_left += all;
+    if (planned.unit.kind == UnitKind::kEncodePrompt) progress.seconds_to_step += all;
+    progress.longest_unit = std::max(progress.longest_unit, unit);
   }
+  progress.resident = work.begun || !work.is_job();  // a call needs no leave to begin
+  const Unit step = StepUnitOf(work);
   const auto steps_left = std::any_of(work.left.begin(), work.left.end(), [](const auto& planned) {
     return planned.unit.kind == UnitKind::kStep && planned.count > 0;
   });

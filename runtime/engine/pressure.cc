@@ -35,8 +35,7 @@ void EngineImpl::RequireNoPressure() {
 }
 
 std::optional<MemoryReading> EngineImpl::ReadMemory() const {
-  const size_t kept = store_->kept_bytes(), movable = store_->forgettable_bytes();
-  int64_t counted = static_cast<int64_t>(kept - std::min(kept, movable)), promised = 0;
+  int64_t counted = ResultsThatStay(), promised = 0;
   {
     const std::lock_guard lock(mutex_);
     counted += table_.request_bytes();
@@ -84,7 +83,7 @@ void EngineImpl::LookAtMemory() {
   {
     const std::lock_guard lock(mutex_);
     now = ladder_.Judge(*reading);
-    insists = ladder_.Insists(*reading);
+    insists = ladder_.Insists(now);
   }
   if (insists) {
     ForgetForOthers(now);

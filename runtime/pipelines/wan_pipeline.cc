@@ -76,17 +76,6 @@ KeepTextEncoder ParseKeepTextEncoder(const std::string& name) {
   throw InvalidField("keep_text_encoder", "wanted auto, always or never, got \"" + name + "\"");
 }
 
-// Of what the folder's files hold, in these dtypes.
-int64_t WeightBytes(const ModelFolder& folder, at::ScalarType dtype, at::ScalarType vae_dtype) {
-  const auto bytes = [&](const std::string& component, const std::string& stem,
-                         at::ScalarType type) {
-    return Weights::Open(folder.Sub(component), stem).BytesAs(type);
-  };
-  return bytes("text_encoder", "model", dtype) +
-         bytes("transformer", "diffusion_pytorch_model", dtype) +
-         bytes("vae", "diffusion_pytorch_model", vae_dtype);
-}
-
 // The sizes of requests and latents follow the config's factors, the frames follow the network.
 void CheckVaeScale(const std::string& path, const WanVaeDecoder& vae) {
   const auto check = [&](const std::string& key, int64_t said, int64_t real) {
@@ -167,10 +156,15 @@ void WanPipeline::LoadComponents(const ModelFolder& folder, const ModelIndex& in
   const at::ScalarType vae_dtype = ParseVaeDType(options.vae_dtype, setting_.device);
   // Of the host's memory: a card's own is nobody's count.
   if (device_.is_cpu()) {
-    const int64_t most = WeightBytes(folder, dtype, vae_dtype);
+    const auto encoder = Weights::Open(folder.Sub("text_encoder"), "model");
+    const auto transformer = Weights::Open(folder.Sub("transformer"), "diffusion_pytorch_model");
+    const auto vae = Weights::Open(folder.Sub("vae"), "diffusion_pytorch_model");
+    const auto bytes = [&](at::ScalarType type) {
+      return encoder.BytesAs(type) + transformer.BytesAs(type) + vae.BytesAs(vae_dtype);
+    };
+    const int64_t most = bytes(dtype);
     if (admit) admit(most);
-    const bool small = linear == LinearNumerics::kInt8;
-    info_.weight_bytes = small ? WeightBytes(folder, at::kChar, vae_dtype) : most;
+    info_.weight_bytes = linear == LinearNumerics::kInt8 ? bytes(at::kChar) : most;
   }
   text_encoder_ = Umt5Encoder::Load(folder.Sub("text_encoder"), dtype, device_, linear);
   transformer_ = WanTransformer::Load(folder.Sub("transformer"), dtype, device_, linear);

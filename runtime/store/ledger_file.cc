@@ -1,6 +1,5 @@
 #include "runtime/store/ledger_file.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "runtime/loaders/sha256.h"

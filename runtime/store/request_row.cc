@@ -1,7 +1,6 @@
 #include "runtime/store/request_row.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "runtime/loaders/attention_schedule.h"
 #include "runtime/loaders/sha256.h"

@@ -13,10 +13,6 @@ namespace {
 
 using Stub = v1::AdminService::Stub;
 
-std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
-  return v1::AdminService::NewStub(Connect(options.admin));
-}
-
 int Health(const Invocation& call) {
   CommonOptions options;
   grpc::health::v1::HealthCheckRequest request;
@@ -51,7 +47,7 @@ int Backends(const Invocation& call) {
   CommonOptions options;
   if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
   const auto reply =
-      Call(MakeStub(options), &Stub::ListBackends, v1::ListBackendsRequest(), options.admin);
+      Call(AdminStub(options.admin), &Stub::ListBackends, v1::ListBackendsRequest(), options.admin);
   if (options.json) {
     PrintJson(reply);
     return kExitOk;
@@ -68,7 +64,8 @@ int Backends(const Invocation& call) {
 int Drain(const Invocation& call) {
   CommonOptions options;
   if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
-  const auto reply = Call(MakeStub(options), &Stub::Drain, v1::DrainRequest(), options.admin);
+  const auto reply =
+      Call(AdminStub(options.admin), &Stub::Drain, v1::DrainRequest(), options.admin);
   if (options.json) {
     PrintJson(reply);
   } else {
@@ -84,7 +81,7 @@ int LogLevel(const Invocation& call) {
   const auto rest = ParseCommand(call, {}, &options, 1, 1);
   if (!rest) return kExitOk;
   request.set_level(rest->front());
-  const auto reply = Call(MakeStub(options), &Stub::SetLogLevel, request, options.admin);
+  const auto reply = Call(AdminStub(options.admin), &Stub::SetLogLevel, request, options.admin);
   if (options.json) {
     PrintJson(reply);
   } else {

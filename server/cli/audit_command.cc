@@ -50,7 +50,7 @@ int Audit(const Invocation& call) {
   bool follow = false;
   if (!ParseCommand(call, AuditFlags(&request, &follow), &options, 0, 0)) return kExitOk;
   request.set_follow(follow);
-  const auto stub = v1::AdminService::NewStub(Connect(options.admin));
+  const auto stub = AdminStub(options.admin);
   grpc::ClientContext context;
   const auto reader = stub->WatchAudit(&context, request);
   for (v1::AuditEvent event; reader->Read(&event);) PrintEvent(event, options.json);

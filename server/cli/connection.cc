@@ -82,6 +82,10 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
+std::unique_ptr<v1::AdminService::Stub> AdminStub(const std::string& address) {
+  return v1::AdminService::NewStub(Connect(address));
+}
+
 void RequireUtf8(const Message& request) { RequireUtf8At(request, ""); }
 
 void CheckStatus(const grpc::Status& status, const std::string& address) {

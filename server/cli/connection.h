@@ -9,9 +9,12 @@
 #include <memory>
 #include <string>
 
+#include "denoised/v1/admin.grpc.pb.h"
+
 namespace denoised::cli {
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address);
+std::unique_ptr<v1::AdminService::Stub> AdminStub(const std::string& address);
 
 // Throws UsageError naming the field where text of a request is not UTF-8: protobuf would only
 // complain on standard error and send it.

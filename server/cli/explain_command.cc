@@ -220,7 +220,7 @@ int Explain(const Invocation& call) {
     backend = KnownBackend(options.why_not);
     if (!request.has_role()) request.set_role("self");
   }
-  const auto stub = v1::AdminService::NewStub(Connect(options.common.admin));
+  const auto stub = AdminStub(options.common.admin);
   const auto reply = Call(stub, &Stub::ExplainSelection, request, options.common.admin);
   if (options.common.json) {
     PrintJson(reply);

@@ -46,7 +46,7 @@ int Drill(const Invocation& call) {
   if (fault.empty() || !request.has_ttl()) throw UsageError("a drill needs --fault and --ttl");
   request.set_backend(rest->front());
   request.set_fault(fault);
-  const auto stub = v1::AdminService::NewStub(Connect(options.admin));
+  const auto stub = AdminStub(options.admin);
   const auto reply = Call(stub, &Stub::Drill, request, options.admin);
   if (options.json) {
     PrintJson(reply);
@@ -149,7 +149,7 @@ int Shadow(const Invocation& call) {
   if (!rest->empty() && !stop.empty()) throw UsageError("--stop takes no CANDIDATE");
   const bool lists = rest->empty() && stop.empty();
   if (lists && request.ByteSizeLong() > 0) throw UsageError("a CANDIDATE is missing");
-  const auto stub = v1::AdminService::NewStub(Connect(options.admin));
+  const auto stub = AdminStub(options.admin);
   if (lists) {
     Print(options, Call(stub, &Stub::ListShadows, v1::ListShadowsRequest(), options.admin));
   } else if (!stop.empty()) {

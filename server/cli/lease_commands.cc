@@ -26,10 +26,6 @@ constexpr char kNarrowness[] =
     "where both say the same,\nthe one with fewer layers, then fewer steps, then the shorter range "
     "of sigma, then less share.\n";
 
-std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
-  return v1::AdminService::NewStub(Connect(options.admin));
-}
-
 std::string Remaining(const v1::Lease& lease) {
   if (!lease.has_remaining()) return lease.held() ? "with its holder" : "no end";
   const int64_t ms = TimeUtil::DurationToMilliseconds(lease.remaining());
@@ -76,7 +72,8 @@ int Force(const Invocation& call) {
   CommonOptions options;
   v1::ForceBackendRequest request;
   if (!ParseForce(call, &options, &request)) return kExitOk;
-  PrintLease(Call(MakeStub(options), &Stub::ForceBackend, request, options.admin), options.json);
+  PrintLease(Call(AdminStub(options.admin), &Stub::ForceBackend, request, options.admin),
+             options.json);
   return kExitOk;
 }
 
@@ -102,7 +99,7 @@ int Hold(const Invocation& call) {
   if (!ParseForce(call, &options, &force)) return kExitOk;
   const v1::HoldBackendRequest request = HoldOf(force);
   RequireUtf8(request);
-  const auto stub = MakeStub(options);
+  const auto stub = AdminStub(options.admin);
   grpc::ClientContext context;
   const auto reader = stub->HoldBackend(&context, request);
   for (v1::Lease lease; reader->Read(&lease);) PrintLease(lease, options.json);
@@ -119,7 +116,8 @@ int Renew(const Invocation& call) {
   const auto rest = ParseCommand(call, flags, &options, 1, 1);
   if (!rest) return kExitOk;
   request.set_lease_id(rest->front());
-  PrintLease(Call(MakeStub(options), &Stub::RenewLease, request, options.admin), options.json);
+  PrintLease(Call(AdminStub(options.admin), &Stub::RenewLease, request, options.admin),
+             options.json);
   return kExitOk;
 }
 
@@ -145,7 +143,7 @@ int Leases(const Invocation& call) {
   CommonOptions options;
   if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
   const auto reply =
-      Call(MakeStub(options), &Stub::ListLeases, v1::ListLeasesRequest(), options.admin);
+      Call(AdminStub(options.admin), &Stub::ListLeases, v1::ListLeasesRequest(), options.admin);
   options.json ? PrintJson(reply) : PrintLeases(reply);
   return kExitOk;
 }
@@ -163,7 +161,7 @@ int Release(const Invocation& call) {
     throw UsageError("either an ID (denoisectl leases lists them) or --all");
   request.set_all(all);
   if (!all) request.set_lease_id(rest->front());
-  const auto reply = Call(MakeStub(options), &Stub::ReleaseForce, request, options.admin);
+  const auto reply = Call(AdminStub(options.admin), &Stub::ReleaseForce, request, options.admin);
   if (options.json) {
     PrintJson(reply);
   } else {

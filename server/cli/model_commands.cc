@@ -19,10 +19,6 @@ using Stub = v1::AdminService::Stub;
 // Tens of gigabytes from a slow disk.
 constexpr std::chrono::hours kLoadPatience(6);
 
-std::unique_ptr<Stub> MakeStub(const CommonOptions& options) {
-  return v1::AdminService::NewStub(Connect(options.admin));
-}
-
 int Models(const Invocation& call) {
   CommonOptions options;
   if (!ParseCommand(call, {}, &options, 0, 0)) return kExitOk;
@@ -79,7 +75,7 @@ int Load(const Invocation& call) {
   if (!rest) return kExitOk;
   request.set_name(rest->front());
   const auto reply =
-      Call(MakeStub(options), &Stub::LoadModel, request, options.admin, kLoadPatience);
+      Call(AdminStub(options.admin), &Stub::LoadModel, request, options.admin, kLoadPatience);
   options.json ? PrintJson(reply) : PrintLoaded(reply);
   return kExitOk;
 }
@@ -97,7 +93,7 @@ int Unload(const Invocation& call) {
   request.set_name(rest->front());
   request.set_force(force);
   const auto reply =
-      Call(MakeStub(options), &Stub::UnloadModel, request, options.admin, kLoadPatience);
+      Call(AdminStub(options.admin), &Stub::UnloadModel, request, options.admin, kLoadPatience);
   if (options.json) {
     PrintJson(reply);
   } else {

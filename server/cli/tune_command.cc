@@ -110,7 +110,7 @@ int Tune(const Invocation& call) {
        SetString(&read)}};
   if (!ParseCommand(call, flags, &options, 0, 0)) return kExitOk;
   if (!read.empty() && !write.empty()) throw UsageError("--read and --write exclude each other");
-  const auto stub = v1::AdminService::NewStub(Connect(options.admin));
+  const auto stub = AdminStub(options.admin);
   if (!read.empty()) return Import(read, stub, options);
   std::optional<OutputFile> file;
   if (!write.empty()) RefuseJsonAmongBytes(options, file.emplace(write, call.interrupts));

@@ -1,21 +1,17 @@
 // Rows about the engine's queue under traffic: E9 and E16.
 #include <algorithm>
 #include <atomic>
-#include <deque>
+#include <map>
 #include <random>
 #include <thread>
 
 #include "tests/bench/engine_bench.h"
+#include "tests/median.h"
 
 namespace denoised {
 namespace {
 
 using WallClock = std::chrono::system_clock;
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.at(values.size() / 2);
-}
 
 // ---- E9 ----------------------------------------------------------------------------------------
 

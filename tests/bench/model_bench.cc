@@ -32,6 +32,7 @@
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/device.h"
 #include "runtime/threads.h"
+#include "tests/bench/answers.h"
 #include "tests/bench/kernel_clock.h"
 #include "tests/bench/timing.h"
 #include "tests/peak_memory.h"
@@ -361,14 +362,6 @@ class Bench {
   std::unique_ptr<Engine> engine_;
 };
 
-Json AnswerOrError(Bench& bench, const std::string& line) {
-  try {
-    return bench.Answer(Json::parse(line));
-  } catch (const std::exception& error) {
-    return {{"error", error.what()}};
-  }
-}
-
 // Before the first call into LibTorch, which chooses its own instructions then.
 void PinTo(int argc, char** argv) {
   CpuIsa isa = CpuIsa::kAuto;
@@ -390,7 +383,5 @@ int main(int argc, char** argv) {
   denoised::PinTo(argc, argv);
   const c10::InferenceMode inference;
   denoised::Bench bench;
-  for (std::string line; std::getline(std::cin, line);) {
-    std::cout << denoised::AnswerOrError(bench, line).dump() << std::endl;
-  }
+  denoised::AnswerLines(bench);
 }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/median.h"
 #include "tests/runtime/queue_runner.h"
 #include "tests/runtime/simulated_traffic.h"
 
@@ -22,11 +23,6 @@ namespace {
 
 using Json = nlohmann::json;
 using End = SimulatedOutcome::End;
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 Json WithSpread(Json row, const std::vector<double>& values) {
   row["value"] = Median(values);

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "denoised/v1/generation.grpc.pb.h"
+#include "tests/bench/answers.h"
 #include "tests/bench/rpc_clients.h"
 #include "tests/bench/rpc_growth.h"
 #include "tests/bench/rpc_load.h"
@@ -120,7 +121,7 @@ class Client {
   Json Open(const Json& request) {
     streams_.reset();
     streams_ = std::make_unique<IdleStreams>(request);
-    return {{"streams", streams_->open()}};
+    return Json::object();
   }
 
   Stub& StubFor(const std::string& target) {
@@ -204,19 +205,9 @@ class Client {
   std::unique_ptr<IdleStreams> streams_;
 };
 
-Json AnswerOrError(Client& client, const std::string& line) {
-  try {
-    return client.Answer(Json::parse(line));
-  } catch (const std::exception& error) {
-    return {{"error", error.what()}};
-  }
-}
-
 int RunClient() {
   Client client;
-  for (std::string line; std::getline(std::cin, line);) {
-    std::cout << AnswerOrError(client, line).dump() << std::endl;
-  }
+  AnswerLines(client);
   return 0;
 }
 

@@ -24,7 +24,6 @@ class IdleStreams {
   // Returns when each has been told the job's state.
   explicit IdleStreams(const nlohmann::json& request);
   ~IdleStreams();
-  size_t open() const { return streams_.size(); }
 
  private:
   class Stream;

@@ -6,11 +6,8 @@
 //   {"do": "run", "jobs": [{"height", "width", "frames", "steps", "decode"}, ..],
 //    "calls": {"every", "shape", "text"}}   to the end of all jobs, sent at once; a Denoise call
 //                                           after each so many forwards of theirs
-#include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <iostream>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -22,6 +19,8 @@
 #include "runtime/engine.h"
 #include "runtime/log.h"
 #include "runtime/threads.h"
+#include "runtime/waited.h"
+#include "tests/bench/answers.h"
 #include "tests/peak_memory.h"
 
 namespace denoised {
@@ -133,14 +132,10 @@ class Bench {
       const int64_t next = forwards_.count + calls.at("every").get<int64_t>();
       while (forwards_.count < next && !ended()) std::this_thread::sleep_for(Seconds(0.002));
       if (ended()) return;
-      std::atomic<bool> done = false;
-      std::string failed;
-      engine_->Denoise(call, std::make_shared<CancelToken>(), [&](Engine::DenoiseOutcome outcome) {
-        if (const Error* error = std::get_if<Error>(&outcome)) failed = error->what();
-        done = true;
+      const auto outcome = Waited<Engine::DenoiseOutcome>([&](auto done) {
+        engine_->Denoise(call, std::make_shared<CancelToken>(), std::move(done));
       });
-      while (!done) std::this_thread::sleep_for(Seconds(0.002));
-      if (!failed.empty()) throw Error(StatusCode::kInternal, failed);
+      if (const Error* error = std::get_if<Error>(&outcome)) throw *error;
     }
   }
 
@@ -148,14 +143,6 @@ class Bench {
   Logger logger_;
   std::unique_ptr<Engine> engine_;
 };
-
-Json AnswerOrError(Bench& bench, const std::string& line) {
-  try {
-    return bench.Answer(Json::parse(line));
-  } catch (const std::exception& error) {
-    return {{"error", error.what()}};
-  }
-}
 
 }  // namespace
 }  // namespace denoised
@@ -165,7 +152,5 @@ int main(int argc, char** argv) {
   const std::string level = argc > 1 ? std::string(argv[1]).substr(10) : "auto";
   denoised::PinCpuIsa(denoised::CpuIsaFromName(level).value());
   denoised::Bench bench;
-  for (std::string line; std::getline(std::cin, line);) {
-    std::cout << denoised::AnswerOrError(bench, line).dump() << std::endl;
-  }
+  denoised::AnswerLines(bench);
 }

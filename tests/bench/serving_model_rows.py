@@ -83,22 +83,18 @@ def overlap_row(options):
 def steps_rows(options, rows):
     """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next."""
     few, many = 4, 100
-    paces, peaks = {few: [], many: []}, {}
+    paces = {few: [], many: []}
     with serving(options, "small") as worker:
         def run(steps):
-            told = worker.ask(do="run", jobs=[dict(steps=steps, **SHORT)])
-            ends = [forward["end"] for forward in told["forwards"]]
-            paces[steps] += [later - sooner for sooner, later in zip(ends, ends[1:])]
-            return told["peak_bytes"]
+            return worker.ask(do="run", jobs=[dict(steps=steps, **SHORT)])
 
         run(few)
         run(many)
-        peaks = {steps: run(steps) for steps in (few, many)}
-        paces = {few: [], many: []}
+        peaks = {steps: run(steps)["peak_bytes"] for steps in (few, many)}
         for _ in range(options.pairs):
-            for _ in range(many // few):
-                run(few)
-            run(many)
+            for steps in [few] * (many // few) + [many]:
+                ends = [forward["end"] for forward in run(steps)["forwards"]]
+                paces[steps] += [later - sooner for sooner, later in zip(ends, ends[1:])]
     if "E13" in rows:
         pace = {steps: statistics.median(some) for steps, some in paces.items()}
         yield {"row": "E13", "name": f"a step of {many} against one of {few}, small: difference, share",

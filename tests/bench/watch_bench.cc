@@ -2,12 +2,10 @@
 // around an engine that is nothing but its store.
 //
 //   watch_bench [--pairs=N] [ROW...]   prints a JSON line a row
-#include <grpcpp/grpcpp.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <ctime>
 #include <iostream>
@@ -16,6 +14,7 @@
 
 #include "server/server.h"
 #include "tests/bench/rpc_growth.h"
+#include "tests/median.h"
 #include "tests/server/fake_engine.h"
 
 namespace denoised {
@@ -80,11 +79,6 @@ class WatchedJob {
   Server server_;
   std::string id_;
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.at(values.size() / 2);
-}
 
 int Run(int argc, char** argv) {
   int pairs = 5;

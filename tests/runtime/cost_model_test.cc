@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/median.h"
+
 namespace denoised {
 namespace {
 
@@ -52,11 +54,6 @@ class Machine {
   const Law law_;
   std::mt19937_64 random_;
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 double ErrorOf(const CostModel& model, const Machine& machine, int64_t rows, int64_t tokens) {
   const double truth = machine.True(rows, tokens);

@@ -172,13 +172,7 @@ TEST(EngineRetry, AFullQueueNamesTheTimeThatItPredictsForAPlace) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   };
   fake.AwaitEnd(fake.Submit("teaches how long a step takes"));
-  fake.model.steps.Close();
-  const int64_t before = fake.model.steps.arrivals();
-  const auto steps = [](int64_t count) {
-    return [=](GenerationRequest& r) { r.num_inference_steps = count; };
-  };
-  fake.Submit("runs", steps(800));
-  ASSERT_TRUE(fake.model.steps.AwaitArrival(before + 1));
+  fake.StartBlocked("runs", [](GenerationRequest& r) { r.num_inference_steps = 800; });
   const auto other = [](GenerationRequest& r) {
     r.num_inference_steps = 1000;
     r.width = 128;
@@ -200,10 +194,7 @@ TEST(EngineRetry, WhereNoMoreMayBeginAPlaceIsFreeWhenOneHasEnded) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   };
   fake.AwaitEnd(fake.Submit("teaches how long a step takes"));
-  fake.model.steps.Close();
-  const int64_t before = fake.model.steps.arrivals();
-  fake.Submit("runs", [](GenerationRequest& r) { r.num_inference_steps = 800; });
-  ASSERT_TRUE(fake.model.steps.AwaitArrival(before + 1));
+  fake.StartBlocked("runs", [](GenerationRequest& r) { r.num_inference_steps = 800; });
   const std::string urgent =
       fake.Submit("urgent", [](GenerationRequest& r) { r.priority = Priority::kUrgent; });
   EXPECT_EQ(fake.Get(urgent).starts_in_seconds, 0) << "it is due first, and may not begin";

@@ -39,13 +39,7 @@ struct SwappingEngine : ChangedFolder, FakeEngine {
     return names;
   }
 
-  // Stands in its first step.
-  std::string Running() {
-    model.steps.Close();
-    const std::string id = Submit("running");
-    EXPECT_TRUE(model.steps.AwaitArrival(1));
-    return id;
-  }
+  std::string Running() { return StartBlocked("running"); }
   std::vector<std::string> Audited() {
     std::vector<std::string> rows;
     for (const AuditEntry& entry : engine->audit().ReadAfter(0, 100)) {
@@ -68,13 +62,6 @@ struct SwappingEngine : ChangedFolder, FakeEngine {
     return gone.live_pipelines == 0;
   }
 };
-
-template <typename Outcome>
-Error ErrorOf(const std::variant<Outcome, Error>& outcome) {
-  if (const auto* error = std::get_if<Error>(&outcome)) return *error;
-  ADD_FAILURE() << "it went well";
-  return Error(StatusCode::kOk, "");
-}
 
 template <typename Outcome>
 Outcome Done(const std::variant<Outcome, Error>& outcome) {

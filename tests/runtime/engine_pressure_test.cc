@@ -47,22 +47,14 @@ struct Pressed {
   FakeEngine fake;
 };
 
-Error RefusalOf(const Engine::SubmitResult& result) {
-  if (const auto* error = std::get_if<Error>(&result)) return *error;
-  ADD_FAILURE() << "was accepted";
-  return Error(StatusCode::kOk, "");
-}
-
 TEST(EnginePressure, NewWorkIsRefusedWithBothNumbersAndATimeAndIsTakenAgainLater) {
   Pressed pressed;
   FakeEngine& fake = pressed.fake;
-  fake.model.steps.Close();
-  const std::string running = fake.Submit("runs");
-  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  const std::string running = fake.StartBlocked("runs");
   pressed.grown = 870 * kMiB;
   ASSERT_TRUE(pressed.Await(MemoryStep::kNoNewWork));
 
-  const Error refusal = RefusalOf(fake.engine->Submit(SmallRequest("too many")));
+  const Error refusal = ErrorOf(fake.engine->Submit(SmallRequest("too many")));
   EXPECT_EQ(refusal.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(refusal.reason(), "MEMORY");
   EXPECT_THAT(refusal.what(),
@@ -110,9 +102,7 @@ TEST(EnginePressure, AJobThatTakesWhatItWasPromisedRefusesNobody) {
   FakeEngine& fake = pressed.fake;
   fake.model.estimate.held_bytes = 100 * kMiB;
   fake.model.estimate.peak_bytes = 950 * kMiB;
-  fake.model.steps.Close();
-  fake.Submit("large");
-  ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  fake.StartBlocked("large");
   pressed.grown = 950 * kMiB;
   pressed.AwaitLooks();
   EXPECT_EQ(fake.engine->Pressure().step, MemoryStep::kNone);

@@ -19,28 +19,13 @@ EngineOptions QueueOf(int64_t jobs) {
   return options;
 }
 
-Error RefusalOf(const Engine::SubmitResult& result) {
-  if (const auto* error = std::get_if<Error>(&result)) return *error;
-  ADD_FAILURE() << "was accepted";
-  return Error(StatusCode::kOk, "");
-}
-
 void SetLate(FakeEngine& fake, GenerationRequest& request) {
   request.deadline = fake.clock.now() - std::chrono::milliseconds(1);
 }
 
-// A running job that stands in its first step.
-std::string StartBlocked(FakeEngine& fake, const std::string& prompt) {
-  fake.model.steps.Close();
-  const int64_t before = fake.model.steps.arrivals();
-  const std::string id = fake.Submit(prompt);
-  EXPECT_TRUE(fake.model.steps.AwaitArrival(before + 1));
-  return id;
-}
-
 TEST(EngineQueue, JobsRunInTheOrderInWhichTheyCame) {
   FakeEngine fake;
-  StartBlocked(fake, "first");
+  fake.StartBlocked("first");
   for (const char* prompt : {"second", "third", "fourth"}) fake.Submit(prompt);
   fake.model.steps.Open();
   ASSERT_TRUE(fake.WaitIdle());
@@ -51,7 +36,7 @@ TEST(EngineQueue, QueuePositionsCountFromTheRunningJobAndMoveUp) {
   EngineOptions options;
   options.policy = EngineOptions::Policy::kFifo;
   FakeEngine fake(options);
-  const std::string first = StartBlocked(fake, "first");
+  const std::string first = fake.StartBlocked("first");
   const std::string second = fake.Submit("second");
   const std::string third = fake.Submit("third");
   EXPECT_EQ(fake.Get(first).queue_position, 0);
@@ -65,10 +50,10 @@ TEST(EngineQueue, QueuePositionsCountFromTheRunningJobAndMoveUp) {
 
 TEST(EngineQueue, AFullQueueRefusesAndStoresNothing) {
   FakeEngine fake(QueueOf(2));
-  StartBlocked(fake, "running");
+  fake.StartBlocked("running");
   fake.Submit("second");
   fake.Submit("third");
-  const Error refusal = RefusalOf(fake.engine->Submit(SmallRequest("too many")));
+  const Error refusal = ErrorOf(fake.engine->Submit(SmallRequest("too many")));
   EXPECT_EQ(refusal.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(refusal.reason(), "QUEUE_FULL");
   EXPECT_EQ(fake.engine->jobs().List(std::nullopt, 100, "").jobs.size(), 3u);
@@ -79,7 +64,7 @@ TEST(EngineQueue, AFullQueueRefusesAndStoresNothing) {
 
 TEST(EngineQueue, OfAHundredAtOnceExactlyTheCapacityIsAccepted) {
   FakeEngine fake(QueueOf(8));
-  StartBlocked(fake, "running");
+  fake.StartBlocked("running");
   std::atomic<int> accepted{0}, refused{0};
   std::vector<std::thread> clients;
   for (int client = 0; client < 4; ++client) {
@@ -98,11 +83,11 @@ TEST(EngineQueue, OfAHundredAtOnceExactlyTheCapacityIsAccepted) {
 
 TEST(EngineQueue, ALateJobGivesItsPlaceToANewOne) {
   FakeEngine fake(QueueOf(1));
-  StartBlocked(fake, "running");
+  fake.StartBlocked("running");
   const std::string late = fake.Submit("late", [&](GenerationRequest& r) {
     r.deadline = fake.clock.now() + std::chrono::milliseconds(5);
   });
-  EXPECT_EQ(RefusalOf(fake.engine->Submit(SmallRequest("early"))).reason(), "QUEUE_FULL");
+  EXPECT_EQ(ErrorOf(fake.engine->Submit(SmallRequest("early"))).reason(), "QUEUE_FULL");
   fake.clock.Advance(std::chrono::milliseconds(5));
   fake.Submit("in its place");
   EXPECT_EQ(fake.AwaitEnd(late).error->code, StatusCode::kDeadlineExceeded);
@@ -110,7 +95,7 @@ TEST(EngineQueue, ALateJobGivesItsPlaceToANewOne) {
 
 TEST(EngineDeadline, WhatWaitsIsEndedInTimeAlsoWithinALongStep) {
   FakeEngine fake(QueueOf(2));
-  const std::string running = StartBlocked(fake, "running");
+  const std::string running = fake.StartBlocked("running");
   const auto late = [&](GenerationRequest& r) {
     r.deadline = fake.clock.now() + std::chrono::seconds(5);
   };
@@ -161,7 +146,7 @@ TEST(EngineQueue, BadRequestsAreRefusedByFieldAndStoreNothing) {
   const auto refusal = [&](const std::function<void(GenerationRequest&)>& edit) {
     GenerationRequest request = SmallRequest("bad");
     edit(request);
-    return RefusalOf(fake.engine->Submit(request));
+    return ErrorOf(fake.engine->Submit(request));
   };
   EXPECT_EQ(refusal([](auto& r) { r.height = 63; }).field(), "height");
   EXPECT_EQ(refusal([](auto& r) { r.num_inference_steps = 0; }).field(), "num_inference_steps");
@@ -185,7 +170,7 @@ TEST(EngineQueue, AJobThatEndedAndWasForgottenBeforeTheReplyIsStillAnswered) {
 
 TEST(EngineCancel, AQueuedJobEndsAtOnceAndNeverRuns) {
   FakeEngine fake;
-  StartBlocked(fake, "running");
+  fake.StartBlocked("running");
   const std::string queued = fake.Submit("queued");
   EXPECT_EQ(fake.engine->Cancel(queued), Engine::CancelResult::kCancelling);
   const JobSnapshot job = fake.Get(queued);
@@ -201,7 +186,7 @@ TEST(EngineCancel, AQueuedJobEndsAtOnceAndNeverRuns) {
 TEST(EngineCancel, ARunningJobStopsWithinOneStep) {
   for (int64_t at = 1; at <= 3; ++at) {
     FakeEngine fake;
-    const std::string id = StartBlocked(fake, "running");
+    const std::string id = fake.StartBlocked("running");
     fake.model.steps.Allow(at - 1);
     ASSERT_TRUE(fake.model.steps.AwaitArrival(at));
     EXPECT_EQ(fake.engine->Cancel(id), Engine::CancelResult::kCancelling);
@@ -239,7 +224,7 @@ TEST(EngineCancel, FinishedAndUnknownJobsAreToldApart) {
 
 TEST(EngineDeadline, AJobThatIsLateInTheQueueNeverStarts) {
   FakeEngine fake;
-  const std::string running = StartBlocked(fake, "running");
+  const std::string running = fake.StartBlocked("running");
   const std::string late = fake.Submit(
       "late", [&](auto& r) { r.deadline = fake.clock.now() + std::chrono::seconds(1); });
   EXPECT_EQ(fake.Get(late).state, JobState::kQueued);
@@ -305,12 +290,12 @@ TEST(EngineDeadline, AJobThatIsDoneInTimeSucceeds) {
 
 TEST(EngineDrain, RefusesNewWorkAndFinishesTheOld) {
   FakeEngine fake;
-  const std::string running = StartBlocked(fake, "running");
+  const std::string running = fake.StartBlocked("running");
   const std::string queued = fake.Submit("queued");
   fake.engine->Drain();
   fake.engine->Drain();
   EXPECT_TRUE(fake.engine->draining());
-  const Error refusal = RefusalOf(fake.engine->Submit(SmallRequest("new")));
+  const Error refusal = ErrorOf(fake.engine->Submit(SmallRequest("new")));
   EXPECT_EQ(refusal.code(), StatusCode::kUnavailable);
   EXPECT_EQ(refusal.reason(), "DRAINING");
   EXPECT_FALSE(fake.engine->WaitIdle(std::chrono::milliseconds(0)));
@@ -329,7 +314,7 @@ TEST(EngineDrain, AnIdleEngineIsIdleAtOnce) {
 
 TEST(EngineShutdown, CancelsWhatRunsAndWhatWaits) {
   FakeEngine fake;
-  const std::string running = StartBlocked(fake, "running");
+  const std::string running = fake.StartBlocked("running");
   const std::string queued = fake.Submit("queued");
   std::thread shutdown([&] { fake.engine->Shutdown(); });
   // The flag is up once new work is refused; only then may the step end.
@@ -341,7 +326,7 @@ TEST(EngineShutdown, CancelsWhatRunsAndWhatWaits) {
   EXPECT_EQ(fake.model.steps_run, 1);
   EXPECT_EQ(fake.model.live_runs, 0);
   EXPECT_EQ(fake.engine->queue_depth(), 0);
-  EXPECT_EQ(RefusalOf(fake.engine->Submit(SmallRequest("new"))).code(), StatusCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(fake.engine->Submit(SmallRequest("new"))).code(), StatusCode::kUnavailable);
 }
 
 TEST(EngineShutdown, MayBeCalledTwiceAndFromTwoThreads) {

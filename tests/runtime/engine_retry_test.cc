@@ -156,10 +156,7 @@ struct Storing {
     fake.model.on_unit = [](const Unit&, int64_t) { std::this_thread::sleep_for(milliseconds(5)); };
     fake.AwaitEnd(fake.Submit("teaches how long a step takes"));
     if (steps_of_running > 0) {
-      fake.model.steps.Close();
-      const int64_t before = fake.model.steps.arrivals();
-      fake.Submit("runs", [&](auto& r) { r.num_inference_steps = steps_of_running; });
-      EXPECT_TRUE(fake.model.steps.AwaitArrival(before + 1));
+      fake.StartBlocked("runs", [&](auto& r) { r.num_inference_steps = steps_of_running; });
     }
     fake.store->on_add = [this](const GenerationRequest&) { disk.Pass(); };
     submits = std::thread([this] {

@@ -131,6 +131,15 @@ std::string FakeEngine::Submit(const std::string& prompt,
   return std::get<JobSnapshot>(result).id;
 }
 
+std::string FakeEngine::StartBlocked(const std::string& prompt,
+                                     std::function<void(GenerationRequest&)> edit) {
+  model.steps.Close();
+  const int64_t before = model.steps.arrivals();
+  const std::string id = Submit(prompt, std::move(edit));
+  EXPECT_TRUE(model.steps.AwaitArrival(before + 1));
+  return id;
+}
+
 bool FakeEngine::Await(const std::string& id,
                        const std::function<bool(const JobSnapshot&)>& condition) {
   struct Bell {

@@ -2,6 +2,8 @@
 #ifndef DENOISED_TESTS_RUNTIME_FAKE_ENGINE_H_
 #define DENOISED_TESTS_RUNTIME_FAKE_ENGINE_H_
 
+#include <gtest/gtest.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -214,6 +216,9 @@ struct FakeEngine {
 
   // Submits and gives the id; "" and a test failure where it is refused.
   std::string Submit(const std::string& prompt, std::function<void(GenerationRequest&)> edit = {});
+  // Submits a job that stands in its first step from then on, as every step does.
+  std::string StartBlocked(const std::string& prompt,
+                           std::function<void(GenerationRequest&)> edit = {});
   JobSnapshot Get(const std::string& id) { return engine->Job(id).value(); }
   // Waits until the condition holds of the job; false, and a test failure, where it does not.
   bool Await(const std::string& id, const std::function<bool(const JobSnapshot&)>& condition);
@@ -235,6 +240,14 @@ struct FakeEngine {
 };
 
 // Seed 7, the latents as the only result, else the model's defaults (3 steps).
+// Of an outcome that is to be one.
+template <typename Outcome>
+Error ErrorOf(const std::variant<Outcome, Error>& outcome) {
+  if (const auto* error = std::get_if<Error>(&outcome)) return *error;
+  ADD_FAILURE() << "it went well";
+  return Error(StatusCode::kOk, "");
+}
+
 GenerationRequest SmallRequest(const std::string& prompt);
 
 }  // namespace denoised

@@ -68,10 +68,11 @@ inline int AwaitChild(pid_t child) {
 }
 
 // How many processes die at each edge: 20, or as many as KILL_ROUNDS says.
-inline int KillRounds() {
-  const char* const asked = std::getenv("KILL_ROUNDS");
-  return asked == nullptr ? 20 : std::max(std::atoi(asked), 1);
+inline int Asked(const char* variable, int usual) {
+  const char* const asked = std::getenv(variable);
+  return asked == nullptr ? usual : std::max(std::atoi(asked), 1);
 }
+inline int KillRounds() { return Asked("KILL_ROUNDS", 20); }
 
 // What a test about an edge is called.
 inline std::string NameOfEdge(std::string edge) {

@@ -21,10 +21,7 @@ namespace {
 using testing::IsEmpty;
 
 // How many machines lose their power: 300, or as many as POWER_CUTS says.
-int Cuts() {
-  const char* const asked = std::getenv("POWER_CUTS");
-  return asked == nullptr ? 300 : std::max(std::atoi(asked), 1);
-}
+int Cuts() { return Asked("POWER_CUTS", 300); }
 
 // One machine after the other, on one folder.
 class PoweredStore {

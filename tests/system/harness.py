@@ -7,6 +7,7 @@ import importlib
 import os
 import pathlib
 import random
+import re
 import select
 import shutil
 import signal
@@ -209,6 +210,22 @@ def ctl(*arguments, timeout=120, **options):
     """Runs denoisectl as typed."""
     return subprocess.run([str(BIN / "denoisectl"), *map(str, arguments)], capture_output=True,
                           text=True, timeout=timeout, env=clean_environment(), **options)
+
+
+def tensor(pb, array):
+    return pb.Tensor(dtype="float32", shape=array.shape, data=array.astype("<f4").tobytes())
+
+
+def metric(server, series):
+    """The sample of this name and labels at /metrics; 0 where there is none."""
+    found = [row for row in page(server.http, "/metrics")[1].splitlines() if row.startswith(series + " ")]
+    return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
+
+
+def memory(server, field="VmRSS"):
+    """Bytes that the kernel says of the process."""
+    status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.M)[1]) * 1024
 
 
 def eventually(condition, timeout=20, what="it"):

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import struct_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from harness import CHANNEL_OPTIONS, Server, error_of, eventually, field_and_reason, page
+from harness import CHANNEL_OPTIONS, Server, error_of, eventually, field_and_reason, memory, metric, page
 
 LONG = dict(num_inference_steps=1000)
 
@@ -35,20 +35,9 @@ def healthy(address):
     return reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def memory_mib(server):
-    with open(f"/proc/{server.process.pid}/status", encoding="utf8") as status:
-        peak = next(line for line in status if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024
-
-
 def threads_of(server):
     with open(f"/proc/{server.process.pid}/status", encoding="utf8") as status:
         return int(next(line for line in status if line.startswith("Threads")).split()[1])
-
-
-def metric(server, line):
-    found = [row for row in page(server.http, "/metrics")[1].splitlines() if row.startswith(line + " ")]
-    return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
 
 
 # ---- HTTP
@@ -149,11 +138,11 @@ def test_a_large_struct_is_refused_before_it_costs_anything(server, pb, method):
              "Denoise": lambda: server.denoise.Denoise(pb.DenoiseRequest(attention=attention), timeout=60),
              "ExplainSelection": lambda: server.operator.ExplainSelection(
                  pb.ExplainSelectionRequest(attention=attention), timeout=60)}
-    before = memory_mib(server)
+    before = memory(server, "VmHWM")
     error = error_of(calls[method])
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert field_and_reason(error)[0] == "attention.parameters"
-    assert memory_mib(server) < before + 400, "a few times the message, not thirty"
+    assert memory(server, "VmHWM") < before + (400 << 20), "a few times the message, not thirty"
 
 
 @pytest.mark.parametrize("field, value", [

@@ -11,7 +11,7 @@ import harness
 import numpy as np
 import pytest
 
-from harness import ctl, error_of, eventually, field_and_reason, page
+from harness import ctl, error_of, eventually, field_and_reason, page, tensor
 
 BAD = "SAGE_ATTN"
 STEPS = 8
@@ -219,10 +219,6 @@ def test_a_session_and_a_call_go_on_without_the_lease(server, pb):
     assert reply.result.data == predicted
     assert any("the step was undone" in note and lease.id in note for note in reply.receipt.notes)
     assert leases(server, pb) == []
-
-
-def tensor(pb, array):
-    return pb.Tensor(dtype="float32", shape=array.shape, data=array.tobytes())
 
 
 def text_width():

@@ -1,7 +1,6 @@
 """What is garbage fails by name, what cannot fit is refused, and long steps can be left."""
 
 import json
-import pathlib
 import re
 import shutil
 import signal
@@ -13,7 +12,7 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from harness import BIN, ROOT, Server, error_of, field_and_reason
+from harness import BIN, ROOT, Server, error_of, field_and_reason, memory
 
 SHAPES = ROOT / "model_repository/shapes"
 LONG = dict(height=256, width=256, num_frames=65, num_inference_steps=3)  # minutes a step
@@ -179,11 +178,6 @@ def test_sigterm_ends_a_running_step_after_the_grace(pb):
 # ---- a limit of memory
 
 
-def peak_mib(server):
-    status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-
-
 def test_a_video_that_fits_in_bands_alone_is_decoded_in_bands_to_the_same_frames(pb):
     """What is refused says the least that would do; with that, and a little for what differs from one start
     to the next, the job is taken, stays within it, and gives what a server without a limit gives.
@@ -194,7 +188,7 @@ def test_a_video_that_fits_in_bands_alone_is_decoded_in_bands_to_the_same_frames
         with Server(f"--max_memory={limit}") as server:
             done = server.wait_for_end(server.submit(**job).id)
             assert done.state == pb.SUCCEEDED, done.error.message
-            return server.fetch(done.id, pb.NPY), peak_mib(server)
+            return server.fetch(done.id, pb.NPY), memory(server, "VmHWM") / 2**20
 
     with Server("--max_memory=200MiB") as server:
         refusal = error_of(lambda: server.submit(**job))

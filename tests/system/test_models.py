@@ -33,12 +33,16 @@ def put(path, data):
     os.replace(fresh, path)
 
 
-def put_other_weights(folder):
+def change_tensors(folder, change):
     path = folder / TRANSFORMER
     tensors = load_file(path)
-    tensors["proj_out.weight"] = tensors["proj_out.weight"] * 0.5
+    change(tensors)
     save_file(tensors, path.with_suffix(".fresh"))
     os.replace(path.with_suffix(".fresh"), path)
+
+
+def put_other_weights(folder):
+    change_tensors(folder, lambda tensors: tensors.update({"proj_out.weight": tensors["proj_out.weight"] * 0.5}))
 
 
 def load(server, pb, name="shapes", **fields):
@@ -74,11 +78,7 @@ def cut(folder):
 
 
 def without_a_tensor(folder):
-    path = folder / TRANSFORMER
-    tensors = load_file(path)
-    del tensors["proj_out.weight"]
-    save_file(tensors, path.with_suffix(".fresh"))
-    os.replace(path.with_suffix(".fresh"), path)
+    change_tensors(folder, lambda tensors: tensors.pop("proj_out.weight"))
     return TRANSFORMER, "tensor 'proj_out.weight' is missing"
 
 

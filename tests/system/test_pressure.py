@@ -8,22 +8,13 @@ import re
 import grpc
 import pytest
 
-from harness import CHANNEL_OPTIONS, ROOT, Server, eventually, field_and_reason, page, stubs
+from harness import CHANNEL_OPTIONS, ROOT, Server, eventually, field_and_reason, memory, metric, page, stubs
 
 SHAPES = ROOT / "model_repository/shapes"
 # A long first job that alone may run, so that those behind it wait; nothing is remembered of ended ones.
 WAITING = ("--max_running_jobs=1", "--max_queued_jobs=100000", "--max_finished_jobs=1")
 ROOM_MIB = 256
 PROMPT = "a red circle " * 5000  # 65,000 bytes, the most is 65,536
-
-
-def memory(server, field="VmRSS"):
-    status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.M)[1]) * 1024
-
-
-def metric(server, name):
-    return float(re.search(rf"^{re.escape(name)} (\S+)$", page(server.http, "/metrics")[1], re.M)[1])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +24,7 @@ def loaded():
         return memory(server)
 
 
-def limited(loaded, *flags, **options):
+def limited(*flags, **options):
     return Server(*WAITING, *flags, repository=SHAPES, **options)
 
 
@@ -64,7 +55,7 @@ def cancel_all(server, ids):
 
 
 def test_waiting_requests_fill_memory_until_new_work_is_refused_and_all_is_well_again_with_room(loaded, pb):
-    with limited(loaded, f"--max_memory={loaded + (ROOM_MIB << 20)}B") as server:
+    with limited(f"--max_memory={loaded + (ROOM_MIB << 20)}B") as server:
         running = begin(server)
         assert page(server.http, "/readyz") == (200, "ready\n")
         ids, refusal = fill(server)
@@ -124,7 +115,7 @@ def crowd_until_some_are_sent_away(server, crowd, most=60):
 
 
 def test_watchers_are_sent_away_and_come_back(loaded, pb):
-    with limited(loaded, f"--max_memory={loaded + (ROOM_MIB << 20)}B") as server:
+    with limited(f"--max_memory={loaded + (ROOM_MIB << 20)}B") as server:
         begin(server)
         ids, _ = fill(server)
         seen = server.get(ids[0]).sequence
@@ -177,7 +168,7 @@ def test_under_a_control_group_the_server_is_not_killed(loaded, pb):
     # auto keeps 64 MiB free of so small a limit.
     group = ControlGroup(loaded + ((ROOM_MIB + 64) << 20))
     try:
-        with limited(loaded, wrapper=group.wrapper()) as server:
+        with limited(wrapper=group.wrapper()) as server:
             begin(server)
             ids, refusal = fill(server)
             assert field_and_reason(refusal)[1] == "MEMORY", refusal.details()

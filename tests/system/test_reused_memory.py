@@ -10,7 +10,7 @@ import sys
 import numpy
 import pytest
 
-from harness import BIN, ROOT, Server, error_of, field_and_reason, stubs
+from harness import BIN, ROOT, Server, error_of, field_and_reason, stubs, tensor
 
 SHAPES = ROOT / "model_repository"
 FILLER = BIN.parent / "tests/system/libfill_memory.so"
@@ -23,10 +23,6 @@ def server_whose_memory_is(pattern, *flags):
     """`pattern` None: as it comes."""
     environment = {} if pattern is None else {"LD_PRELOAD": str(FILLER), "FILL_MEMORY_WITH": str(pattern)}
     return Server("--threads=2", *flags, repository=SHAPES, environment=environment)
-
-
-def tensor(pb, array):
-    return pb.Tensor(dtype="float32", shape=array.shape, data=array.astype("<f4").tobytes())
 
 
 def submit(server, pb, prompt, seed, **fields):

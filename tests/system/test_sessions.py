@@ -72,10 +72,6 @@ class Stream:
         return self.do(session, fork=self.pb.SessionFork()).session_id
 
 
-def tensor(pb, array):
-    return pb.Tensor(dtype="float32", shape=array.shape, data=array.astype("<f4").tobytes())
-
-
 def latents_of_job(server, pb, **more):
     """The numbers of the job's safetensors artifact, and the job."""
     job = server.generation.SubmitJob(pb.GenerationRequest(formats=[pb.SAFETENSORS], **(JOB | more)), timeout=30)
@@ -148,14 +144,14 @@ def test_a_fork_goes_its_own_way_after_set_and_write(shapes, pb, wanted):
         guided, written = stream.fork(), stream.fork()
         stream.do(guided, set=pb.SessionSet(guidance_scale=1.0))
         noise = numpy.random.default_rng(0).standard_normal((1, 8, 3, 16, 16))
-        stream.do(written, write=pb.SessionWrite(latents=tensor(pb, noise)))
+        stream.do(written, write=pb.SessionWrite(latents=harness.tensor(pb, noise)))
         ends = {one: (stream.step(4, one), stream.read(one)) for one in ("", guided, written)}
         assert ends[""][1] == wanted[0]
         assert len({latents for _, latents in ends.values()}) == 3
         assert len({response.stepped.receipt.fingerprint for response, _ in ends.values()}) == 3
         # What was written is what counts: the same written elsewhere ends the same.
         other = stream.fork()
-        stream.do(other, write=pb.SessionWrite(latents=tensor(pb, noise), step=4))
+        stream.do(other, write=pb.SessionWrite(latents=harness.tensor(pb, noise), step=4))
         stream.step(4, other)
         assert stream.read(other) == ends[written][1]
 
@@ -195,8 +191,8 @@ def test_a_step_from_embeddings_is_the_step_that_denoise_takes(shapes, pb):
     noise = numpy.random.default_rng(1)
     latents = noise.standard_normal((1, config["in_channels"], 3, 16, 16))
     text, away = noise.standard_normal((2, 1, 12, config["text_dim"]))
-    common = dict(latents=tensor(pb, latents), encoder_hidden_states=tensor(pb, text),
-                  negative_encoder_hidden_states=tensor(pb, away), guidance_scale=2.5)
+    common = dict(latents=harness.tensor(pb, latents), encoder_hidden_states=harness.tensor(pb, text),
+                  negative_encoder_hidden_states=harness.tensor(pb, away), guidance_scale=2.5)
     with Stream(shapes) as stream:
         opened = stream.open(sigmas=[0.9, 0.7, 0.2], **common)
         assert numpy.allclose(opened.opened.sigmas, [0.9, 0.7, 0.2, 0])
@@ -234,8 +230,8 @@ def bad_requests(pb):
     return {
         "too many steps": (dict(step=pb.SessionStep(count=9)), "count", "NO_STEPS_LEFT"),
         "no steps": (dict(step=pb.SessionStep(count=0)), "count", None),
-        "nan": (dict(write=pb.SessionWrite(latents=tensor(pb, nan))), "latents", "NON_FINITE"),
-        "shape": (dict(write=pb.SessionWrite(latents=tensor(pb, small))), "latents.shape", None),
+        "nan": (dict(write=pb.SessionWrite(latents=harness.tensor(pb, nan))), "latents", "NON_FINITE"),
+        "shape": (dict(write=pb.SessionWrite(latents=harness.tensor(pb, small))), "latents.shape", None),
         "dtype": (dict(write=pb.SessionWrite(latents=pb.Tensor(dtype="int32", shape=[1], data=b"1234"))),
                   "latents.dtype", None),
         "cut": (dict(write=pb.SessionWrite(latents=pb.Tensor(dtype="float32", shape=[2], data=b"1234"))),
