@@ -5,6 +5,7 @@
 #include "runtime/log.h"
 #include "runtime/task_thread.h"
 #include "server/engine_gate.h"
+#include "server/job_watches.h"
 #include "server/metrics.h"
 #include "server/open_calls.h"
 #include "server/watchers.h"
@@ -15,6 +16,7 @@ namespace denoised {
 struct CallContext {
   EngineGate* gate;
   TaskThread* dispatcher;  // wakes streams
+  JobWatches* watches;     // ... that follow a job
   WorkPool* pool;          // long checks
   WorkPool* answers;      // that take long to write: apart, so that none waits for checks and disks
   OpenCalls* open_calls;  // streams and steps

@@ -210,7 +210,7 @@ Stream* GenerationService::WatchJob(grpc::CallbackServerContext* context,
   const CallTimer timer(context, with_.metrics, "WatchJob");
   return StartStream(timer, [&] {
     Engine& engine = with_.gate->Require();
-    const auto stream = std::make_shared<WatchStream>(timer, &engine, with_.dispatcher);
+    const auto stream = std::make_shared<WatchStream>(timer, &engine, with_.watches);
     stream->Hold();
     stream->Open([&] {
       v1::WatchJobRequest request;
@@ -248,7 +248,7 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
   const CallTimer timer(context, with_.metrics, "Generate");
   return StartStream(timer, [&] {
     Engine& engine = with_.gate->Require();
-    const auto stream = std::make_shared<GenerateStream>(timer, &engine, with_.dispatcher);
+    const auto stream = std::make_shared<GenerateStream>(timer, &engine, with_.watches);
     stream->Keep(with_.open_calls->Enter(context->peer()));
     stream->Hold();
     const auto deadline = SteadyDeadline(context->deadline());

@@ -156,12 +156,7 @@ void WatchStream::Follow(const std::string& job_id, uint64_t after_sequence) {
   if (after_sequence > 0) {
     if (const auto now = engine_->jobs().Get(job_id)) missed_until_ = now->sequence;
   }
-  const std::weak_ptr<PulledStream> weak = weak_from_this();
-  watch_ = engine_->jobs().Watch(job_id_, [weak, dispatcher = dispatcher_] {
-    dispatcher->Post([weak] {
-      if (const auto stream = weak.lock()) stream->Pump();
-    });
-  });
+  watch_ = watches_->Follow(engine_->jobs(), job_id_, weak_from_this());
 }
 
 PulledStream::Action WatchStream::Next() {

@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "runtime/engine.h"
-#include "runtime/task_thread.h"
 #include "server/call.h"
 #include "server/convert.h"
+#include "server/job_watches.h"
 #include "server/open_calls.h"
 
 namespace denoised {
@@ -97,11 +97,11 @@ class ChunkSource {
   std::deque<Item> items_;
 };
 
-// Follows one job. `engine` and `dispatcher` are borrowed and outlive the stream.
+// Follows one job. `engine` and `watches` are borrowed and outlive the stream.
 class WatchStream : public PulledStream {
  public:
-  WatchStream(CallTimer timer, Engine* engine, TaskThread* dispatcher)
-      : PulledStream(timer), engine_(engine), dispatcher_(dispatcher) {}
+  WatchStream(CallTimer timer, Engine* engine, JobWatches* watches)
+      : PulledStream(timer), engine_(engine), watches_(watches) {}
   // Which job, and after which of its states. For Open().
   void Follow(const std::string& job_id, uint64_t after_sequence);
 
@@ -120,7 +120,7 @@ class WatchStream : public PulledStream {
  private:
   Action Tell(const JobSnapshot& job);
 
-  TaskThread* const dispatcher_;
+  JobWatches* const watches_;
   std::weak_ptr<const JobPreview> told_preview_;
   uint64_t missed_until_ = 0;  // the last state of before the stream; those up to it are told too
   uint64_t last_sequence_ = 0;

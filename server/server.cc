@@ -194,11 +194,13 @@ Server::Port Server::Serve(const std::string& name, const Listener& listener,
 }
 
 CallContext Server::PublicContext() {
-  return {&gate_, &dispatcher_, &pool_, &answers_, &open_calls_, &watchers_, &metrics_, logger_};
+  return {&gate_,       &dispatcher_, &watches_, &pool_, &answers_,
+          &open_calls_, &watchers_,   &metrics_, logger_};
 }
 
 CallContext Server::AdminContext() {
-  return {&gate_, &dispatcher_, &admin_pool_, &answers_, &holds_, &watchers_, &metrics_, logger_};
+  return {&gate_,  &dispatcher_, &watches_, &admin_pool_, &answers_,
+          &holds_, &watchers_,   &metrics_, logger_};
 }
 
 std::string Server::WithPort(const ListenAddress& address, const Listener& listener) {

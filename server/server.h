@@ -98,6 +98,7 @@ class Server {
   std::atomic<int64_t> watchers_shed_{0};
   std::unique_ptr<Engine> engine_;
   TaskThread dispatcher_;
+  JobWatches watches_{&dispatcher_};
   WorkPool pool_, answers_,
       admin_pool_;  // apart, so that a crowd at the public port keeps no operator waiting
   GenerationService generation_;

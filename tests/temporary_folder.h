@@ -33,6 +33,16 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
+// What a folder holds now: again where a file of it came or went meanwhile.
+inline void CopyLive(const std::filesystem::path& from, const std::filesystem::path& to) {
+  std::error_code error;
+  do {
+    std::filesystem::remove_all(to);
+    error.clear();
+    std::filesystem::copy(from, to, std::filesystem::copy_options::recursive, error);
+  } while (error);
+}
+
 }  // namespace denoised
 
 #endif  // DENOISED_TESTS_TEMPORARY_FOLDER_H_

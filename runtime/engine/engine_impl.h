@@ -138,8 +138,8 @@ class EngineImpl : public Engine {
   ModelUnloaded Unload(const ModelChange& change);
   void RequireUnused(const std::string& model) const;  // under mutex_, as the next
   ModelUnloaded TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting,
-                         std::vector<std::weak_ptr<Pipeline>>* going);
-  void AwaitGone(const std::vector<std::weak_ptr<Pipeline>>& pipelines);
+                         std::vector<std::weak_ptr<const void>>* going);
+  void AwaitGone(const std::vector<std::weak_ptr<const void>>& models);
 
   // following.cc: jobs that have not begun go over to the models that serve by now. Engine thread.
   void NoteStale(const EngineWork& work);  // any thread, under mutex_

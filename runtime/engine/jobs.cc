@@ -262,6 +262,10 @@ void EngineImpl::EndCall(const CallPtr& call, const std::optional<Error>& error)
   });
   call->call.reset();
   failed ? call->done(*failed) : call->done(std::move(result));
+  {
+    const std::lock_guard lock(mutex_);
+    table_.CallAnswered();
+  }
   wake_.notify_one();  // there may be room for another one
   idle_.notify_all();
 }

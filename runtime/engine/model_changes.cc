@@ -199,7 +199,7 @@ void EngineImpl::UnloadModel(ModelChange change, UnloadDone done) {
 ModelUnloaded EngineImpl::Unload(const ModelChange& change) {
   const std::string& name = change.name;
   std::vector<WorkPtr> waiting;
-  std::vector<std::weak_ptr<Pipeline>> going;
+  std::vector<std::weak_ptr<const void>> going;
   ModelUnloaded unloaded;
   PipelinePtr pipeline;
   {
@@ -208,7 +208,7 @@ ModelUnloaded EngineImpl::Unload(const ModelChange& change) {
     models_.RequireRemovable(name);
     if (!change.force) RequireUnused(name);
     pipeline = models_.Remove(name);
-    going = {pipeline};
+    going = {Models::PresenceOf(pipeline)};
     unloaded = TakeFrom(name, &waiting, &going);
     session_news_ = true;
   }
@@ -257,11 +257,11 @@ void EngineImpl::RequireUnused(const std::string& model) const {
 
 // Begun work ends at its next stop point; what waits is the caller's to end.
 ModelUnloaded EngineImpl::TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting,
-                                   std::vector<std::weak_ptr<Pipeline>>* going) {
+                                   std::vector<std::weak_ptr<const void>>* going) {
   ModelUnloaded taken;
   const auto end = [&](const WorkPtr& work) {
     work->unloaded = true;
-    going->push_back(work->pipeline);
+    going->push_back(Models::PresenceOf(work->pipeline));
     if (work->begun) {
       asked_.push_back(work->number);
     } else {
@@ -289,11 +289,11 @@ ModelUnloaded EngineImpl::TakeFrom(const std::string& model, std::vector<WorkPtr
 }
 
 // Whoever loads another one next counts on its memory.
-void EngineImpl::AwaitGone(const std::vector<std::weak_ptr<Pipeline>>& pipelines) {
+void EngineImpl::AwaitGone(const std::vector<std::weak_ptr<const void>>& models) {
   constexpr std::chrono::milliseconds kLook(10);
   std::unique_lock lock(mutex_);
   const auto used = [&] {
-    return std::ranges::any_of(pipelines, [](const auto& one) { return !one.expired(); });
+    return std::ranges::any_of(models, [](const auto& one) { return !one.expired(); });
   };
   while (used() && !draining_) idle_.wait_for(lock, kLook);
 }

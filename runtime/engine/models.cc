@@ -109,7 +109,7 @@ Models::Models(LoadedRepository* loaded)
       registry_(loaded->pipelines.at(0)->planner_setting().registry),
       failed_(std::move(loaded->failed)) {
   for (auto& pipeline : loaded->pipelines) {
-    serving_.push_back(std::make_shared<Entry>(nullptr, std::move(pipeline)));
+    serving_.push_back(Keep(std::move(pipeline)));
   }
 }
 
@@ -122,6 +122,10 @@ PipelinePtr Models::Find(const std::string& name) const {
                                        : "no model is called \"" + name + "\"";
   throw Error(StatusCode::kNotFound, "model: " + why + "; there is:" + NamesOf(all), "model",
               "MODEL_NOT_FOUND");
+}
+
+std::weak_ptr<const void> Models::PresenceOf(const PipelinePtr& pipeline) {
+  return std::get_deleter<Deleter>(pipeline)->presence;
 }
 
 bool Models::Serves(const Pipeline& pipeline) const {
@@ -189,7 +193,7 @@ PipelinePtr Models::Serve(std::unique_ptr<Pipeline> pipeline,
   const EntryPtr before = Take(info.name);
   const auto place = std::ranges::find_if(
       serving_, [&](const EntryPtr& other) { return other->pipeline->info().name > info.name; });
-  serving_.insert(place, std::make_shared<Entry>(nullptr, std::move(pipeline)));
+  serving_.insert(place, Keep(std::move(pipeline)));
   return before ? PipelineOf(before) : nullptr;
 }
 

@@ -25,6 +25,9 @@ class Models {
   // Whether it is what its name stands for now.
   bool Serves(const Pipeline& pipeline) const;
   std::vector<PipelinePtr> All() const;
+  // Expires when the model and what is counted for it are gone: a little later than the last
+  // pointer to it.
+  static std::weak_ptr<const void> PresenceOf(const PipelinePtr& pipeline);
   std::vector<ModelInfo> List() const;
   std::optional<ModelInfo> Served(const std::string& name) const;  // of List()
   std::vector<FailedModel> ListFailed() const;
@@ -59,7 +62,17 @@ class Models {
     std::unique_ptr<Pipeline> pipeline;     // goes first
   };
   using EntryPtr = std::shared_ptr<Entry>;
+  struct Deleter {
+    void operator()(Entry* entry) {
+      delete entry;
+      presence.reset();
+    }
+    std::shared_ptr<const void> presence = std::make_shared<int>();
+  };
 
+  static EntryPtr Keep(std::unique_ptr<Pipeline> pipeline) {
+    return EntryPtr(new Entry{nullptr, std::move(pipeline)}, Deleter());
+  }
   static PipelinePtr PipelineOf(const EntryPtr& entry) {
     return PipelinePtr(entry, entry->pipeline.get());
   }

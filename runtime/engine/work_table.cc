@@ -185,6 +185,7 @@ void WorkTable::LeaveQueue(EngineWork* work) {
   queue.Remove(work->number);
   Unhold(work->number);
   if (work->is_session()) return;
+  if (!work->is_job()) ++answering_calls_;
   request_bytes_ -= work->request_bytes();
   if (!work->begun) {
     --*WaitingLike(*work);

@@ -87,7 +87,11 @@ class WorkTable {
   // What one of those takes above that in its largest unit, at most.
   int64_t largest_excess() const { return excesses_.empty() ? 0 : *excesses_.rbegin(); }
   bool encodes() const { return running_jobs_ > begun_jobs_; }
-  bool idle() const { return queued_.empty() && running_jobs_ == 0 && sessions_.empty(); }
+  // A call that has left the queue has its answer.
+  void CallAnswered() { --answering_calls_; }
+  bool idle() const {
+    return queued_.empty() && running_jobs_ == 0 && answering_calls_ == 0 && sessions_.empty();
+  }
 
   WorkQueue queue;
 
@@ -105,7 +109,7 @@ class WorkTable {
   std::map<std::string, SessionPtr> sessions_;
   std::multiset<int64_t> excesses_;
   WorkId last_number_ = 0;
-  int64_t waiting_jobs_ = 0, waiting_calls_ = 0;
+  int64_t waiting_jobs_ = 0, waiting_calls_ = 0, answering_calls_ = 0;
   std::set<WorkId> begun_;
   WorkId suspect_ = 0;     // in the order, or begun; 0: none
   std::deque<Work> held_;  // suspects behind it

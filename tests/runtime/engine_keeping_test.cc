@@ -93,9 +93,9 @@ TEST(EngineSuspend, WhatIsPutAsideDoesNotWakeTheEnginesThread) {
 TEST(EngineSuspend, AWaitingJobNeverBeginsUntilItIsResumed) {
   FakeEngine fake;
   fake.model.steps.Close();
-  const std::string first = fake.Submit("first"),
-                    second = fake.Submit("second", [](auto&r) { r.width = 128; });
+  const std::string first = fake.Submit("first");
   ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
+  const std::string second = fake.Submit("second", [](auto& r) { r.width = 128; });
   EXPECT_FALSE(fake.engine->Suspend(second));
   EXPECT_EQ(fake.Get(second).state, JobState::kSuspended);
   fake.model.steps.Open();
@@ -219,9 +219,7 @@ TEST_F(EngineKeeping, AWishThatWasAcceptedOutlivesACrash) {
     for (const std::string& id : {cancelled, aside, resumed}) {
       ASSERT_EQ(fake.Get(id).state, JobState::kRunning);
     }
-    std::filesystem::copy(folder_.path(), crashed.path(),
-                          std::filesystem::copy_options::recursive |
-                              std::filesystem::copy_options::overwrite_existing);
+    CopyLive(folder_.path(), crashed.path());
   }
   EngineOptions options = Options();
   options.state_dir = crashed.path();
@@ -274,9 +272,7 @@ void CopyOnceItHas(const char* name, const std::filesystem::path& from,
     ASSERT_LT(std::chrono::steady_clock::now(), end) << name;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  std::filesystem::copy(
-      from, to,
-      std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  CopyLive(from, to);
 }
 
 TEST_F(EngineKeeping, AServerThatWasKilledLeavesWhatItLearntForDeadlines) {

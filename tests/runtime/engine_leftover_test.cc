@@ -61,8 +61,7 @@ TEST_F(EngineEnds, AJobOfACallIsNotTakenUpByTheNextServer) {
       r.width = 128;
     });
     // As a kill leaves it: what the store has then.
-    std::filesystem::copy(folder_.path(), kept_.path() / "state",
-                          std::filesystem::copy_options::recursive);
+    CopyLive(folder_.path(), kept_.path() / "state");
   }
   EngineOptions options = Durable();
   options.state_dir = kept_.path() / "state";
@@ -146,8 +145,7 @@ TEST_F(EngineEnds, AResumeWithoutACheckpointIsCountedToo) {
     FakeEngine fake(Durable(), /*steps_open=*/false);
     id = fake.Submit("killed");
     ASSERT_TRUE(fake.model.steps.AwaitArrival(1));
-    std::filesystem::copy(folder_.path(), kept_.path() / "state",
-                          std::filesystem::copy_options::recursive);
+    CopyLive(folder_.path(), kept_.path() / "state");
     fake.engine->Cancel(id);
   }
   EngineOptions options = Durable();
@@ -205,12 +203,14 @@ TEST(EngineRetry, WhereNoMoreMayBeginAPlaceIsFreeWhenOneHasEnded) {
 TEST(EngineRetry, TimesAreWithinASecondAndTenMinutes) {
   EngineOptions options;
   options.max_queued_jobs = options.max_running_jobs = 1;
-  FakeEngine fake(options);
+  FakeEngine fake(options, /*steps_open=*/true, 2, [&](FakeModel* model) {
+    model->unit_clock = [&] { return fake.clock.now(); };
+    model->on_unit = [&](const Unit& unit, int64_t) {
+      if (unit.kind == UnitKind::kStep) fake.clock.Advance(std::chrono::milliseconds(700));
+    };
+  });
   const auto refused = [&] {
     return std::get<Error>(fake.engine->Submit(SmallRequest("refused"))).retry_after();
-  };
-  fake.model.on_unit = [](const Unit& unit, int64_t) {
-    if (unit.kind == UnitKind::kStep) std::this_thread::sleep_for(std::chrono::milliseconds(700));
   };
   fake.AwaitEnd(fake.Submit("teaches", [](auto& r) { r.num_inference_steps = 1; }));
   for (const int64_t steps : {1, 1000}) {  // 700 s

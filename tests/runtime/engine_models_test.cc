@@ -232,14 +232,16 @@ TEST(EngineModels, AJobThatFitsBesideOneModelWaitsUntilTheOtherIsGone) {
   Gate counted(false);
   std::atomic<std::thread::id> writer;
   std::atomic<bool> ended = false;
-  SwappingEngine fake(options, [](FakeModel* model) { model->weight_bytes = 40 * kGiB; });
+  SwappingEngine fake(options, [&](FakeModel* model) {
+    model->weight_bytes = 40 * kGiB;
+    model->on_kept_bytes = [&] {
+      if (ended && writer.load() == std::this_thread::get_id()) counted.Pass();
+    };
+  });
   fake.mended.weight_bytes = 40 * kGiB;
   fake.mended.estimate.peak_bytes = 30 * kGiB;
   fake.store->on_artifact = [&](const ArtifactInfo&) { writer = std::this_thread::get_id(); };
   fake.store->on_change = [&](const JobSnapshot& job) { ended = ended || IsTerminal(job.state); };
-  fake.store->on_kept_bytes = [&] {
-    if (ended && writer.load() == std::this_thread::get_id()) counted.Pass();
-  };
   const std::string older = fake.Running();
   Done(fake.Load("fake"));
   const std::string large = fake.Submit("large");
@@ -378,7 +380,13 @@ TEST(EngineModels, AModelWithWorkGoesOnlyByForceAndItsWorkEndsByName) {
                            [&](auto outcome) { forced.Set(std::move(outcome)); });
   EXPECT_EQ(fake.AwaitEnd(waiting).error->reason, "MODEL_UNLOADED");
   EXPECT_EQ(forced.times(), 0u) << "its memory is in use";
+  Gate freeing(false);
+  other.on_free = [&] { freeing.Pass(); };
   other.steps.Open();
+  ASSERT_TRUE(freeing.AwaitArrival(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));  // an answer would have come
+  EXPECT_EQ(forced.times(), 0u) << "nor is it free yet";
+  freeing.Open();
   ASSERT_TRUE(forced.Await());
   EXPECT_EQ(Done(forced.value()).ended_jobs, 3);
   EXPECT_EQ(other.live_pipelines, 0);

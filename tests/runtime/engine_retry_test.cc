@@ -15,7 +15,8 @@ namespace {
 using std::chrono::milliseconds;
 
 // A device whose units take their time on the engine's manual clock, and nothing else does: while
-// files are written, time stands still.
+// files are written, time stands still. They are written when the next unit stands, so that a job
+// gives its place to those that run away after that was chosen, and never before.
 class ManualDevice {
  public:
   // `length` of a unit.
@@ -23,7 +24,9 @@ class ManualDevice {
       : length_(std::move(length)), fake(options, true, 2, [this](FakeModel* model) {
           model->on_unit = [this](const Unit& unit, int64_t) { Run(unit); };
           model->unit_clock = [this] { return fake.clock.now(); };
-        }) {}
+        }) {
+    fake.store->on_artifact = [this](const ArtifactInfo&) { AwaitNextUnit(); };
+  }
   ~ManualDevice() {
     const std::lock_guard lock(mutex_);
     ending_ = true;
@@ -58,6 +61,16 @@ class ManualDevice {
     ends_ = fake.clock.now() + length_(unit);
     changed_.wait(lock, [this] { return !runs_ || ending_; });
     if (unit.kind == UnitKind::kDecode) ++decoded_;
+  }
+
+  void AwaitNextUnit() {  // encoder thread
+    for (;;) {
+      const bool last = fake.engine->queue_depth() == 0 && fake.engine->running_jobs() == 1;
+      std::unique_lock lock(mutex_);
+      if (last || changed_.wait_for(lock, milliseconds(1), [this] { return runs_ || ending_; })) {
+        return;
+      }
+    }
   }
 
   // Of jobs whose only unit of decoding is done.

@@ -104,6 +104,7 @@ FakeEngine::FakeEngine(EngineOptions options, bool steps_open, int64_t num_layer
                                    .hooks = model.store_hooks},
                                   &logger);
   auto recording = std::make_unique<RecordingStore>(std::move(inner));
+  recording->on_kept_bytes = model.on_kept_bytes;
   store = recording.get();
   engine = std::make_unique<EngineImpl>(options, std::move(policy), std::move(loaded),
                                         std::move(recording), &observer, &logger, clock.function(),

@@ -177,7 +177,7 @@ class RecordingStore : public ForwardingStore {
   // kept, with what it throws as the disk's answer.
   std::function<void(const JobSnapshot&)> on_change;
   std::function<void(const ArtifactInfo&)> on_artifact;
-  // Likewise. Whenever memory is counted, on any thread.
+  // Whenever memory is counted, on any thread: set before the engine is there.
   std::function<void()> on_kept_bytes;
 
  private:
@@ -239,7 +239,6 @@ struct FakeEngine {
   std::unique_ptr<EngineImpl> engine;
 };
 
-// Seed 7, the latents as the only result, else the model's defaults (3 steps).
 // Of an outcome that is to be one.
 template <typename Outcome>
 Error ErrorOf(const std::variant<Outcome, Error>& outcome) {
@@ -248,6 +247,7 @@ Error ErrorOf(const std::variant<Outcome, Error>& outcome) {
   return Error(StatusCode::kOk, "");
 }
 
+// Seed 7, the latents as the only result, else the model's defaults (3 steps).
 GenerationRequest SmallRequest(const std::string& prompt);
 
 }  // namespace denoised

@@ -108,9 +108,11 @@ struct FakeModel {
   LatentColours colours;                 // of latents with one channel; none: no previews
   std::function<void()> on_colours;      // engine thread, when they are asked for; may throw
   std::function<void()> on_new_run;      // may throw
+  std::function<void()> on_free;         // any thread, as its last pipeline goes
   std::function<void()> on_read;         // each time that latents are read; may throw
   std::function<std::string()> on_save;  // what a run keeps beside its step and prompt
   StoreHooks* store_hooks = nullptr;     // of the engine's durable store, when that is opened
+  std::function<void()> on_kept_bytes;   // of its recording store, likewise
   // What its units are timed on, when the engine is made.
   std::function<std::chrono::steady_clock::time_point()> unit_clock =
       std::chrono::steady_clock::now;
@@ -130,7 +132,10 @@ struct FakeModel {
 
 class FakePipeline : public Pipeline {
  public:
-  ~FakePipeline() override { --model_->live_pipelines; }
+  ~FakePipeline() override {
+    --model_->live_pipelines;
+    if (model_->on_free) model_->on_free();
+  }
   FakePipeline(FakeModel* model, const SelectionPolicy* policy,
                Breakers::Clock clock = std::chrono::steady_clock::now);
 

@@ -19,8 +19,8 @@ constexpr int64_t kChanges = 31;
 // One whose messages the test takes, as gRPC does.
 class OpenStream : public WatchStream {
  public:
-  explicit OpenStream(FakeEngine* engine, TaskThread* dispatcher)
-      : WatchStream(CallTimer(nullptr, nullptr, "WatchJob"), engine, dispatcher) {}
+  explicit OpenStream(FakeEngine* engine, JobWatches* watches)
+      : WatchStream(CallTimer(nullptr, nullptr, "WatchJob"), engine, watches) {}
 
   std::optional<v1::Job> Take() {
     const Action action = Next();
@@ -53,13 +53,14 @@ class JobStreamTest : public testing::Test {
     }
   }
   std::shared_ptr<OpenStream> Follow() {
-    auto stream = std::make_shared<OpenStream>(&engine_, &dispatcher_);
+    auto stream = std::make_shared<OpenStream>(&engine_, &watches_);
     stream->Follow(id_, seen_);
     return stream;
   }
 
   FakeEngine engine_;
   TaskThread dispatcher_;
+  JobWatches watches_{&dispatcher_};
   std::string id_;
   uint64_t seen_ = 0;
 };
