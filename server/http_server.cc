@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <string_view>
 #include <utility>
 
@@ -53,6 +54,13 @@ std::string_view StatusText(int status) {
   }
 }
 
+// As a chunk of HTTP/1.1; an empty one is the last.
+std::string Chunk(const std::string& bytes) {
+  std::array<char, 16> size;
+  const auto end = std::to_chars(size.begin(), size.end(), bytes.size(), 16).ptr;
+  return std::string(size.begin(), end) + "\r\n" + bytes + "\r\n";
+}
+
 bool MayReadMore(ssize_t got) { return got < 0 && (errno == EAGAIN || errno == EINTR); }
 
 }  // namespace
@@ -67,10 +75,12 @@ struct HttpServer::Connection {
   uint64_t id = 0;
   int fd = -1;
   State state = State::kReading;
-  std::string in;   // received and not yet looked at
-  std::string out;  // the answer
-  size_t sent = 0;  // bytes of `out` that are on their way
+  std::string in;     // received and not yet looked at
+  std::string out;    // the answer, or what there is of it
+  HttpPieces pieces;  // of the answer, that are not in `out` yet
+  size_t sent = 0;    // bytes of `out` that are on their way
   bool head_only = false;
+  bool takes_chunks = false;
   bool close_after = false;
   Clock::time_point since;     // of the last change from or to idle
   Clock::time_point deadline;  // of the request, the idleness or the end
@@ -215,6 +225,7 @@ void HttpServer::ServeBuffered(Connection* connection) {
   if (head.state == HttpHead::State::kRefused) return Refuse(connection, head.status, head.why);
   connection->in.erase(0, head.used);
   connection->head_only = head.request.method == "HEAD";
+  connection->takes_chunks = head.request.takes_chunks;
   // What follows a head with a body cannot be told from the body.
   connection->close_after = !head.request.keep_alive || head.request.content_length > 0;
   connection->state = Connection::State::kWaiting;
@@ -241,13 +252,22 @@ void HttpServer::DeliverReplies() {
 }
 
 void HttpServer::Answer(Connection* connection, const HttpResponse& response) {
+  std::string length = "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
+  if (response.pieces) {
+    length = connection->takes_chunks ? "Transfer-Encoding: chunked\r\n" : "";
+    // Without chunks nothing else says where the answer ends.
+    if (!connection->takes_chunks) connection->close_after = true;
+  }
   std::string& out = connection->out;
   out = "HTTP/1.1 " + std::to_string(response.status) + " ";
   out += StatusText(response.status);
-  out += "\r\nContent-Type: " + response.content_type +
-         "\r\nContent-Length: " + std::to_string(response.body.size()) + "\r\n" + response.headers +
+  out += "\r\nContent-Type: " + response.content_type + "\r\n" + length + response.headers +
          "Connection: " + (connection->close_after ? "close" : "keep-alive") + "\r\n\r\n";
-  if (!connection->head_only) out += response.body;
+  if (!connection->head_only) {
+    out += response.body;
+    connection->pieces = response.pieces;
+    if (connection->pieces) TakePiece(connection);
+  }
   connection->sent = 0;
   connection->state = Connection::State::kWriting;
   Write(connection);
@@ -261,6 +281,18 @@ void HttpServer::Refuse(Connection* connection, int status, const std::string& w
   Answer(connection, response);
 }
 
+void HttpServer::TakePiece(Connection* connection) {
+  std::string piece;
+  const bool more = connection->pieces(&piece);
+  if (!connection->takes_chunks) {
+    connection->out += piece;
+  } else {
+    if (!piece.empty()) connection->out += Chunk(piece);
+    if (!more) connection->out += Chunk("");
+  }
+  if (!more) connection->pieces = nullptr;
+}
+
 void HttpServer::Write(Connection* connection) {
   const std::string& out = connection->out;
   while (connection->sent < out.size()) {
@@ -271,7 +303,11 @@ void HttpServer::Write(Connection* connection) {
     if (sent <= 0) return Close(connection->id);
     connection->sent += static_cast<size_t>(sent);
   }
-  Finish(connection);
+  if (!connection->pieces) return Finish(connection);
+  connection->out.clear();
+  connection->sent = 0;
+  TakePiece(connection);
+  Watch(*connection, EPOLLOUT);  // and whoever else wants something first
 }
 
 // The answer is sent: on to the next request, or to the end.
