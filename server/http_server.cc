@@ -263,10 +263,11 @@ void HttpServer::Answer(Connection* connection, const HttpResponse& response) {
   out += StatusText(response.status);
   out += "\r\nContent-Type: " + response.content_type + "\r\n" + length + response.headers +
          "Connection: " + (connection->close_after ? "close" : "keep-alive") + "\r\n\r\n";
-  if (!connection->head_only) {
-    out += response.body;
+  if (!connection->head_only && response.pieces) {
     connection->pieces = response.pieces;
-    if (connection->pieces) TakePiece(connection);
+    TakePiece(connection);
+  } else if (!connection->head_only) {
+    out += response.body;
   }
   connection->sent = 0;
   connection->state = Connection::State::kWriting;

@@ -68,12 +68,12 @@ AnySeries::Entry& AnySeries::Find(std::initializer_list<std::string_view> values
     if (slots_[i].hash == hash && slots_[i].entry->values == joined) return *slots_[i].entry;
   }
   if (4 * entries_.size() >= 3 * slots_.size()) Grow();
-  entries_.push_back(Make());
-  Entry& made = *entries_.back();
-  made.values = joined;
-  made.number = next_number_++;
-  Put({hash, &made});
-  return made;
+  std::unique_ptr<Entry> made = Make();
+  made->values = joined;
+  made->number = next_number_++;
+  entries_.push_back(std::move(made));
+  Put({hash, entries_.back().get()});
+  return *entries_.back();
 }
 
 std::string_view AnySeries::Join(std::initializer_list<std::string_view> values) {
