@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <prometheus/registry.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "backends/error.h"
@@ -38,40 +39,61 @@ struct Sets {
     const double before = Allocated();
     for (const std::string& model : models) metrics.OnStep(model, 0.05);
     bytes = (Allocated() - before) / count;
+    // Their names lie alike for the caller however many others there are.
+    const size_t stride = std::max<size_t>(1, models.size() / kFewSets);
+    for (size_t i = 0; i < models.size(); i += stride) observed.push_back(models[i]);
   }
-  // Of one observation of a hundred series in turns, whose names lie alike for the caller however
-  // many others there are.
-  double Observe(const BenchOptions& options) {
+  // Seconds of one observation, of a hundred series in turns.
+  double Observe() {
     constexpr int kRounds = 2000;
-    std::vector<std::string> names;
-    for (size_t i = 0; i < kFewSets; ++i) names.push_back(models[i * (models.size() / kFewSets)]);
-    const double seconds = MedianSeconds(
-        [&] {
-          for (int i = 0; i < kRounds; ++i) {
-            for (const std::string& name : names) metrics.OnStep(name, 0.05);
-          }
-        },
-        options.pairs);
-    return seconds / (kRounds * kFewSets);
+    const auto observe = [&] {
+      for (int i = 0; i < kRounds; ++i) {
+        for (const std::string& model : observed) metrics.OnStep(model, 0.05);
+      }
+    };
+    return SecondsOf(observe) / kRounds / static_cast<double>(observed.size());
   }
-  // As the HTTP server takes the page, piece by piece; small ones again and again, since a page
-  // without sets is subtracted.
-  double Scrape(const BenchOptions& options) {
+  // Seconds of one page, taken piece by piece as the HTTP server does; of small ones again and
+  // again, since what a page says without sets is subtracted.
+  double Scrape() {
     const int repeats = models.size() < kManySets ? 200 : 1;
-    const auto scrapes = [&] {
+    const auto scrape = [&] {
       for (int i = 0; i < repeats; ++i) {
         const auto page = metrics.Page();
         std::string piece;
         while (page(&piece)) piece.clear();
       }
     };
-    return MedianSeconds(scrapes, options.pairs) / repeats;
+    return SecondsOf(scrape) / repeats;
   }
 
   const std::vector<std::string> models;
+  std::vector<std::string> observed;
   Metrics metrics{"bench"};
   double bytes = 0;  // of memory, each
 };
+
+struct FewAndMany {
+  double few, many;
+};
+
+// Medians of samples in turns: what slows the machine down slows both.
+template <typename Sample>
+FewAndMany InTurns(const BenchOptions& options, const Sample& sample) {
+  std::vector<double> few, many;
+  Settle();
+  sample();
+  for (int i = 0; i < options.pairs; ++i) {
+    const FewAndMany seconds = sample();
+    few.push_back(seconds.few);
+    many.push_back(seconds.many);
+  }
+  const auto median = [](std::vector<double> all) {
+    std::nth_element(all.begin(), all.begin() + static_cast<ptrdiff_t>(all.size() / 2), all.end());
+    return all[all.size() / 2];
+  };
+  return {median(few), median(many)};
+}
 
 // Of a histogram of prometheus-cpp by itself, with the same labels and buckets.
 double BytesOfPeer(int count) {
@@ -86,18 +108,22 @@ double BytesOfPeer(int count) {
 }
 
 // Of a set, in seconds; what the page says without them is no cost of theirs.
-double ScrapeOf(int count, const BenchOptions& options) {
-  return (Sets(count).Scrape(options) - Sets(1).Scrape(options)) / count;
+FewAndMany SecondsOfScrape(const BenchOptions& options) {
+  Sets none(1), few(kFewSets), many(kManySets);
+  return InTurns(options, [&]() -> FewAndMany {
+    const double rest = none.Scrape();
+    return {(few.Scrape() - rest) / kFewSets, (many.Scrape() - rest) / kManySets};
+  });
 }
 
 void EmitE10(const BenchOptions& options, const Emit& emit) {
   emit({{"row", "E10"},
         {"name", "scrape, us a label set, 50,000 label sets"},
-        {"value", ScrapeOf(kManySets, options) * 1e6}});
+        {"value", SecondsOfScrape(options).many * 1e6}});
 }
 
 void EmitE10f(const BenchOptions& options, const Emit& emit) {
-  const double few = ScrapeOf(kFewSets, options), many = ScrapeOf(kManySets, options);
+  const auto [few, many] = SecondsOfScrape(options);
   emit({{"row", "E10f"},
         {"name", "scrape of a label set, 50,000 label sets over 100"},
         {"value", many / few},
@@ -114,7 +140,10 @@ void EmitE10m(const BenchOptions&, const Emit& emit) {
 }
 
 void EmitE10o(const BenchOptions& options, const Emit& emit) {
-  const double few = Sets(kFewSets).Observe(options), many = Sets(kManySets).Observe(options);
+  Sets few_sets(kFewSets), many_sets(kManySets);
+  const auto [few, many] = InTurns(options, [&]() -> FewAndMany {
+    return {few_sets.Observe(), many_sets.Observe()};
+  });
   emit({{"row", "E10o"},
         {"name", "an observation, 50,000 label sets over 100"},
         {"value", many / few},
