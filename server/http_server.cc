@@ -54,12 +54,15 @@ std::string_view StatusText(int status) {
   }
 }
 
-// As a chunk of HTTP/1.1; an empty one is the last.
-std::string Chunk(const std::string& bytes) {
-  std::array<char, 16> size;
-  const auto end = std::to_chars(size.begin(), size.end(), bytes.size(), 16).ptr;
-  return std::string(size.begin(), end) + "\r\n" + bytes + "\r\n";
+// What stands before a chunk of HTTP/1.1, in as many characters for each; and after the last.
+std::string ChunkHead(size_t bytes) {
+  std::string head = "00000000\r\n";
+  std::array<char, 8> digits;
+  const auto end = std::to_chars(digits.begin(), digits.end(), bytes, 16).ptr;
+  std::copy_backward(digits.begin(), end, head.begin() + 8);
+  return head;
 }
+constexpr char kLastChunk[] = "0\r\n\r\n";
 
 bool MayReadMore(ssize_t got) { return got < 0 && (errno == EAGAIN || errno == EINTR); }
 
@@ -243,28 +246,31 @@ void HttpServer::DeliverReplies() {
     std::lock_guard lock(mailbox_->mutex);
     replies.swap(mailbox_->replies);
   }
-  for (const auto& [id, response] : replies) {
+  for (auto& [id, response] : replies) {
     const auto found = connections_.find(id);
     if (found == connections_.end()) continue;  // it left, or its time was up
     if (found->second->state != Connection::State::kWaiting) continue;
-    Answer(found->second.get(), response);
+    Answer(found->second.get(), std::move(response));
   }
 }
 
-void HttpServer::Answer(Connection* connection, const HttpResponse& response) {
-  std::string length = "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
-  if (response.pieces) {
-    length = connection->takes_chunks ? "Transfer-Encoding: chunked\r\n" : "";
-    // Without chunks nothing else says where the answer ends.
-    if (!connection->takes_chunks) connection->close_after = true;
+void HttpServer::Answer(Connection* connection, HttpResponse response) {
+  if (response.pieces && !connection->takes_chunks) {
+    response.body.clear();
+    while (response.pieces(&response.body)) {
+    }
+    response.pieces = nullptr;
   }
+  const std::string length =
+      response.pieces ? "Transfer-Encoding: chunked\r\n"
+                      : "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
   std::string& out = connection->out;
   out = "HTTP/1.1 " + std::to_string(response.status) + " ";
   out += StatusText(response.status);
   out += "\r\nContent-Type: " + response.content_type + "\r\n" + length + response.headers +
          "Connection: " + (connection->close_after ? "close" : "keep-alive") + "\r\n\r\n";
   if (!connection->head_only && response.pieces) {
-    connection->pieces = response.pieces;
+    connection->pieces = std::move(response.pieces);
     TakePiece(connection);
   } else if (!connection->head_only) {
     out += response.body;
@@ -279,19 +285,24 @@ void HttpServer::Refuse(Connection* connection, int status, const std::string& w
   response.status = status;
   response.body = why + "\n";
   connection->close_after = true;
-  Answer(connection, response);
+  Answer(connection, std::move(response));
 }
 
 void HttpServer::TakePiece(Connection* connection) {
-  std::string piece;
-  const bool more = connection->pieces(&piece);
-  if (!connection->takes_chunks) {
-    connection->out += piece;
+  std::string& out = connection->out;
+  const size_t start = out.size();
+  out += ChunkHead(0);
+  const size_t begin = out.size();
+  const bool more = connection->pieces(&out);
+  if (out.size() == begin) {
+    out.resize(start);  // an empty chunk would be the last
   } else {
-    if (!piece.empty()) connection->out += Chunk(piece);
-    if (!more) connection->out += Chunk("");
+    out.replace(start, begin - start, ChunkHead(out.size() - begin));
+    out += "\r\n";
   }
-  if (!more) connection->pieces = nullptr;
+  if (more) return;
+  out += kLastChunk;
+  connection->pieces = nullptr;
 }
 
 void HttpServer::Write(Connection* connection) {

@@ -24,7 +24,8 @@
 namespace denoised {
 
 // A body whose length is not known ahead: appends its next piece; false: that was the last. Runs on
-// the server's thread as the client takes what came before, and must not block.
+// the server's thread, as the client takes what came before where it knows chunks, else at once;
+// must not block.
 using HttpPieces = std::function<bool(std::string*)>;
 
 struct HttpResponse {
@@ -69,7 +70,7 @@ class HttpServer {
   void Serve(Connection* connection, uint32_t events);
   void Read(Connection* connection);
   void ServeBuffered(Connection* connection);
-  void Answer(Connection* connection, const HttpResponse& response);
+  void Answer(Connection* connection, HttpResponse response);
   void Refuse(Connection* connection, int status, const std::string& why);
   static void TakePiece(Connection* connection);
   void Write(Connection* connection);

@@ -308,7 +308,7 @@ void Metrics::OnJobFinished(const std::string& model, JobState outcome) {
 void Metrics::OnModelLoaded(const std::string& model, double seconds) {
   families_->model_load_seconds.At({model})->Observe(seconds);
   families_->model_unloads.At({model});
-  ForgetFailure(model);
+  ForgetFailures(model);
   for (JobState outcome : {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
     families_->jobs.At({model, JobStateName(outcome)});
   }
@@ -322,9 +322,8 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
 }
 
 void Metrics::OnModelFailed(const std::string& model, const std::string& reason) {
-  ForgetFailure(model);
   families_->model_load_failed.At({model, reason})->Set(1);
-  families_->models_failed.At({})->Increment();
+  ForgetFailures(model, reason);
 }
 
 void Metrics::OnModelUnloaded(const std::string& model) {
@@ -332,10 +331,10 @@ void Metrics::OnModelUnloaded(const std::string& model) {
   families_->prompt_cache_bytes.At({model})->Set(0);
 }
 
-// A folder has one, of its last loading.
-void Metrics::ForgetFailure(const std::string& model) {
+// A folder has one, of its last loading: the others go.
+void Metrics::ForgetFailures(const std::string& model, const std::string& but) {
   const size_t left = families_->model_load_failed.Forget(
-      [&](const std::vector<std::string>& values) { return values.front() == model; });
+      [&](const Names& values) { return values[0] == model && values[1] != but; });
   families_->models_failed.At({})->Set(static_cast<double>(left));
 }
 
@@ -351,9 +350,9 @@ void Metrics::SetGaugeSource(std::function<Gauges()> source) {
 std::function<bool(std::string*)> Metrics::Page() {
   ReadGauges();
   return [families = families_.get(), family = size_t{0},
-          next = uint64_t{0}](std::string* piece) mutable {
-    for (; family < families->all.size(); ++family, next = 0) {
-      if (!families->all[family]->Append(&next, piece)) return true;
+          place = AnySeries::Place()](std::string* piece) mutable {
+    for (; family < families->all.size(); ++family, place = {}) {
+      if (!families->all[family]->Append(&place, piece)) return true;
     }
     return false;
   };

@@ -66,7 +66,7 @@ class Metrics : public Observer {
   void OnJobFinished(const std::string& model, JobState outcome) override;
   void OnModelLoaded(const std::string& model, double seconds) override;
   void OnModelFailed(const std::string& model, const std::string& reason) override;
-  void OnModelFailureGone(const std::string& model) override { ForgetFailure(model); }
+  void OnModelFailureGone(const std::string& model) override { ForgetFailures(model); }
   void OnModelUnloaded(const std::string& model) override;
 
   // A finished call: `method` as in the .proto, `code` as in "NOT_FOUND".
@@ -86,7 +86,7 @@ class Metrics : public Observer {
   // point.
   void StartCounters();
   void StartFallbacks(AttnBackend from);
-  void ForgetFailure(const std::string& model);
+  void ForgetFailures(const std::string& model, const std::string& but = "");
   void ReadGauges();
 
   const std::unique_ptr<Families> families_;

@@ -1,6 +1,7 @@
 #include "server/metrics_series.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace denoised {
 namespace {
@@ -25,14 +26,15 @@ AnySeries::AnySeries(FamilyText text, std::vector<const AnySeries*>* all)
   all->push_back(this);
 }
 
-bool AnySeries::Append(uint64_t* next, std::string* out) const {
+bool AnySeries::Append(Place* place, std::string* out) const {
   std::lock_guard lock(mutex_);
-  auto entry = From(*next);
-  for (; entry != entries_.end(); ++entry) {
+  if (place->next == 0) place->end = next_number_;
+  for (auto entry = From(place->next); entry != entries_.end(); ++entry) {
+    if ((*entry)->number >= place->end) break;
     if (out->size() >= kPieceBytes) return false;
-    if (*next == 0) *out += text_.head();
+    if (place->next == 0) *out += text_.head();
     text_.Append(Split((*entry)->values, text_.label_count()), (*entry)->Collect(), out);
-    *next = (*entry)->number + 1;
+    place->next = (*entry)->number + 1;
   }
   return true;
 }
@@ -67,6 +69,7 @@ AnySeries::Entry& AnySeries::Find(std::initializer_list<std::string_view> values
   for (size_t i = hash & mask; slots_[i].entry != nullptr; i = (i + 1) & mask) {
     if (slots_[i].hash == hash && slots_[i].entry->values == joined) return *slots_[i].entry;
   }
+  if (values.size() != text_.label_count()) throw std::logic_error("label values: " + text_.head());
   if (4 * entries_.size() >= 3 * slots_.size()) Grow();
   std::unique_ptr<Entry> made = Make();
   made->values = joined;

@@ -51,8 +51,8 @@ inline const prometheus::Histogram::BucketBoundaries& ErrorBuckets() {
 }
 
 // What the series of a family of any kind share: the look-up by label values, and the page. Any
-// thread. Nothing holds the lock for longer than the text of kPieceBytes takes (15 us), but Forget
-// and a new series for which the table grows (1 ms at 50,000).
+// thread. Nothing holds the lock for longer than the text of kPieceBytes takes, some 20 us, but
+// Forget and a new series for which the table grows: some milliseconds at 50,000.
 class AnySeries {
  public:
   using Values = std::vector<std::string>;  // in the order of the family's labels; no NUL in them
@@ -63,10 +63,14 @@ class AnySeries {
   AnySeries(const AnySeries&) = delete;
   AnySeries& operator=(const AnySeries&) = delete;
 
-  // Appends the series from number `*next` on, the oldest first, until `out` has kPieceBytes; true
-  // where none is left. A series that is there before and after a page is in it once, whatever
-  // comes and goes meanwhile.
-  bool Append(uint64_t* next, std::string* out) const;
+  // How far a page has come; it has no series that was made after its first one was written.
+  struct Place {
+    uint64_t next = 0, end = 0;
+  };
+  // Appends the series from there on, the oldest first, until `out` has kPieceBytes; true where
+  // none is left. A series that stays is in the page once, whatever comes and goes meanwhile, and
+  // one that is made again is not in it twice.
+  bool Append(Place* place, std::string* out) const;
 
   void KeepOnly(const std::set<Values>& values);
   // Those whose values are such; how many are left.
@@ -80,7 +84,8 @@ class AnySeries {
     uint64_t number = 0;  // how many were made before
   };
 
-  // Made where there is none. mutex_ is held.
+  // Made where there is none: then a number of values that is not the labels' is thrown as
+  // logic_error. mutex_ is held.
   Entry& Find(std::initializer_list<std::string_view> values);
   virtual std::unique_ptr<Entry> Make() const = 0;
 
@@ -114,7 +119,7 @@ class AnySeries {
 template <typename Metric, typename... Arguments>
 class Series : public AnySeries {
  public:
-  // Cannot be forgotten while this lives.
+  // Cannot be forgotten while this lives, and has the family's lock: a thread has one at a time.
   class Held {
    public:
     Held(std::unique_lock<std::mutex> lock, Metric* metric)

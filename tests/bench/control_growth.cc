@@ -12,6 +12,7 @@
 #include "runtime/attention/plan_cache.h"
 #include "server/metrics.h"
 #include "server/metrics_series.h"
+#include "tests/median.h"
 
 namespace denoised {
 namespace {
@@ -88,11 +89,7 @@ FewAndMany InTurns(const BenchOptions& options, const Sample& sample) {
     few.push_back(seconds.few);
     many.push_back(seconds.many);
   }
-  const auto median = [](std::vector<double> all) {
-    std::nth_element(all.begin(), all.begin() + static_cast<ptrdiff_t>(all.size() / 2), all.end());
-    return all[all.size() / 2];
-  };
-  return {median(few), median(many)};
+  return {Median(few), Median(many)};
 }
 
 // Of a histogram of prometheus-cpp by itself, with the same labels and buckets.
