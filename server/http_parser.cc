@@ -88,7 +88,7 @@ std::optional<Refusal> ReadRequestLine(std::string_view line, HttpRequest* reque
     return Refusal{400, "the request line is not METHOD TARGET VERSION"};
   }
   request->method = line.substr(0, first);
-  request->keep_alive = version == "HTTP/1.1";
+  request->keep_alive = request->takes_chunks = version == "HTTP/1.1";
   return ReadTarget(line.substr(first + 1, last - first - 1), request);
 }
 

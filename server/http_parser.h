@@ -16,7 +16,8 @@ struct HttpRequest {
   std::string path;   // starts with '/'; as sent, nothing is decoded
   std::string query;  // what follows '?'
   uint64_t content_length = 0;
-  bool keep_alive = true;  // by version and the Connection header
+  bool keep_alive = true;    // by version and the Connection header
+  bool takes_chunks = true;  // by version
 };
 
 struct HttpHead {

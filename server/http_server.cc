@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <string_view>
 #include <utility>
 
@@ -53,6 +54,16 @@ std::string_view StatusText(int status) {
   }
 }
 
+// What stands before a chunk of HTTP/1.1, in as many characters for each; and after the last.
+std::string ChunkHead(size_t bytes) {
+  std::string head = "00000000\r\n";
+  std::array<char, 8> digits;
+  const auto end = std::to_chars(digits.begin(), digits.end(), bytes, 16).ptr;
+  std::copy_backward(digits.begin(), end, head.begin() + 8);
+  return head;
+}
+constexpr char kLastChunk[] = "0\r\n\r\n";
+
 bool MayReadMore(ssize_t got) { return got < 0 && (errno == EAGAIN || errno == EINTR); }
 
 }  // namespace
@@ -67,10 +78,12 @@ struct HttpServer::Connection {
   uint64_t id = 0;
   int fd = -1;
   State state = State::kReading;
-  std::string in;   // received and not yet looked at
-  std::string out;  // the answer
-  size_t sent = 0;  // bytes of `out` that are on their way
+  std::string in;     // received and not yet looked at
+  std::string out;    // the answer, or what there is of it
+  HttpPieces pieces;  // of the answer, that are not in `out` yet
+  size_t sent = 0;    // bytes of `out` that are on their way
   bool head_only = false;
+  bool takes_chunks = false;
   bool close_after = false;
   Clock::time_point since;     // of the last change from or to idle
   Clock::time_point deadline;  // of the request, the idleness or the end
@@ -215,6 +228,7 @@ void HttpServer::ServeBuffered(Connection* connection) {
   if (head.state == HttpHead::State::kRefused) return Refuse(connection, head.status, head.why);
   connection->in.erase(0, head.used);
   connection->head_only = head.request.method == "HEAD";
+  connection->takes_chunks = head.request.takes_chunks;
   // What follows a head with a body cannot be told from the body.
   connection->close_after = !head.request.keep_alive || head.request.content_length > 0;
   connection->state = Connection::State::kWaiting;
@@ -232,22 +246,35 @@ void HttpServer::DeliverReplies() {
     std::lock_guard lock(mailbox_->mutex);
     replies.swap(mailbox_->replies);
   }
-  for (const auto& [id, response] : replies) {
+  for (auto& [id, response] : replies) {
     const auto found = connections_.find(id);
     if (found == connections_.end()) continue;  // it left, or its time was up
     if (found->second->state != Connection::State::kWaiting) continue;
-    Answer(found->second.get(), response);
+    Answer(found->second.get(), std::move(response));
   }
 }
 
-void HttpServer::Answer(Connection* connection, const HttpResponse& response) {
+void HttpServer::Answer(Connection* connection, HttpResponse response) {
+  if (response.pieces && !connection->takes_chunks) {
+    response.body.clear();
+    while (response.pieces(&response.body)) {
+    }
+    response.pieces = nullptr;
+  }
+  const std::string length =
+      response.pieces ? "Transfer-Encoding: chunked\r\n"
+                      : "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
   std::string& out = connection->out;
   out = "HTTP/1.1 " + std::to_string(response.status) + " ";
   out += StatusText(response.status);
-  out += "\r\nContent-Type: " + response.content_type +
-         "\r\nContent-Length: " + std::to_string(response.body.size()) + "\r\n" + response.headers +
+  out += "\r\nContent-Type: " + response.content_type + "\r\n" + length + response.headers +
          "Connection: " + (connection->close_after ? "close" : "keep-alive") + "\r\n\r\n";
-  if (!connection->head_only) out += response.body;
+  if (!connection->head_only && response.pieces) {
+    connection->pieces = std::move(response.pieces);
+    TakePiece(connection);
+  } else if (!connection->head_only) {
+    out += response.body;
+  }
   connection->sent = 0;
   connection->state = Connection::State::kWriting;
   Write(connection);
@@ -258,7 +285,24 @@ void HttpServer::Refuse(Connection* connection, int status, const std::string& w
   response.status = status;
   response.body = why + "\n";
   connection->close_after = true;
-  Answer(connection, response);
+  Answer(connection, std::move(response));
+}
+
+void HttpServer::TakePiece(Connection* connection) {
+  std::string& out = connection->out;
+  const size_t start = out.size();
+  out += ChunkHead(0);
+  const size_t begin = out.size();
+  const bool more = connection->pieces(&out);
+  if (out.size() == begin) {
+    out.resize(start);  // an empty chunk would be the last
+  } else {
+    out.replace(start, begin - start, ChunkHead(out.size() - begin));
+    out += "\r\n";
+  }
+  if (more) return;
+  out += kLastChunk;
+  connection->pieces = nullptr;
 }
 
 void HttpServer::Write(Connection* connection) {
@@ -271,7 +315,11 @@ void HttpServer::Write(Connection* connection) {
     if (sent <= 0) return Close(connection->id);
     connection->sent += static_cast<size_t>(sent);
   }
-  Finish(connection);
+  if (!connection->pieces) return Finish(connection);
+  connection->out.clear();
+  connection->sent = 0;
+  TakePiece(connection);
+  Watch(*connection, EPOLLOUT);  // and whoever else wants something first
 }
 
 // The answer is sent: on to the next request, or to the end.

@@ -23,10 +23,16 @@
 
 namespace denoised {
 
+// A body whose length is not known ahead: appends its next piece; false: that was the last. Runs on
+// the server's thread, as the client takes what came before where it knows chunks, else at once;
+// must not block.
+using HttpPieces = std::function<bool(std::string*)>;
+
 struct HttpResponse {
   int status = 200;
   std::string content_type = "text/plain; charset=utf-8";
   std::string body;
+  HttpPieces pieces;         // set: instead of `body`
   std::string headers = "";  // further ones, each "Name: value\r\n"
 };
 
@@ -64,8 +70,9 @@ class HttpServer {
   void Serve(Connection* connection, uint32_t events);
   void Read(Connection* connection);
   void ServeBuffered(Connection* connection);
-  void Answer(Connection* connection, const HttpResponse& response);
+  void Answer(Connection* connection, HttpResponse response);
   void Refuse(Connection* connection, int status, const std::string& why);
+  static void TakePiece(Connection* connection);
   void Write(Connection* connection);
   void Finish(Connection* connection);
   void DeliverReplies();

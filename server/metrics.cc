@@ -3,8 +3,6 @@
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
-#include <prometheus/registry.h>
-#include <prometheus/text_serializer.h>
 
 #include <algorithm>
 #include <array>
@@ -28,29 +26,26 @@ using GaugeSeries = Series<Gauge>;
 using Histograms = Series<Histogram, Histogram::BucketBoundaries>;
 using Names = std::vector<std::string>;
 
-std::string ToText(std::string_view view) { return std::string(view); }
-
 // Moves a counter on to a total that somebody else keeps.
-void AdvanceTo(uint64_t total, Counter* counter) {
+void AdvanceTo(uint64_t total, const Counters::Held& counter) {
   counter->Increment(std::max(0.0, static_cast<double>(total) - counter->Value()));
 }
 
 }  // namespace
 
 struct Metrics::Families {
-  prometheus::Registry registry;
-
-  Counters Count(const std::string& name, const std::string& help, Names labels) {
-    return {prometheus::BuildCounter().Name(name).Help(help).Register(registry), std::move(labels)};
+  Counters Count(const std::string& name, const std::string& help, const Names& labels) {
+    return {FamilyText(name, help, Counter::metric_type, labels), &all};
   }
-  GaugeSeries Level(const std::string& name, const std::string& help, Names labels) {
-    return {prometheus::BuildGauge().Name(name).Help(help).Register(registry), std::move(labels)};
+  GaugeSeries Level(const std::string& name, const std::string& help, const Names& labels) {
+    return {FamilyText(name, help, Gauge::metric_type, labels), &all};
   }
-  Histograms Spread(const std::string& name, const std::string& help, Names labels,
+  Histograms Spread(const std::string& name, const std::string& help, const Names& labels,
                     const Histogram::BucketBoundaries& buckets) {
-    return {prometheus::BuildHistogram().Name(name).Help(help).Register(registry),
-            std::move(labels), buckets};
+    return {FamilyText(name, help, Histogram::metric_type, labels, buckets), &all, buckets};
   }
+
+  std::vector<const AnySeries*> all;  // in the order of the page
 
   Histograms forward_seconds =
       Spread("denoised_forward_seconds",
@@ -165,9 +160,9 @@ struct Metrics::Families {
     for (AttnBackend backend : AllAttnBackends()) live.try_emplace({backend, server}, 0);
     std::set<Names> shown;
     for (const auto& [key, count] : live) {
-      const Names labels = {key.second, ToText(AttnBackendName(key.first))};
-      lease_active.At(labels).Set(count);
-      shown.insert(labels);
+      const std::string_view backend = AttnBackendName(key.first);
+      lease_active.At({key.second, backend})->Set(count);
+      shown.insert({key.second, std::string(backend)});
     }
     lease_active.KeepOnly(shown);
   }
@@ -176,8 +171,8 @@ struct Metrics::Families {
   void ShowBreakers(const std::set<std::pair<std::string, AttnBackend>>& open) {
     breakers.insert(open.begin(), open.end());
     for (const auto& [model, backend] : breakers) {
-      breaker_open.At({model, ToText(AttnBackendName(backend))})
-          .Set(open.contains({model, backend}) ? 1 : 0);
+      breaker_open.At({model, AttnBackendName(backend)})
+          ->Set(open.contains({model, backend}) ? 1 : 0);
     }
   }
 
@@ -187,7 +182,7 @@ struct Metrics::Families {
 };
 
 Metrics::Metrics(const std::string& version) : families_(std::make_unique<Families>()) {
-  families_->build_info.At({version}).Set(1);
+  families_->build_info.At({version})->Set(1);
   // A series that never moved is 0, not absent: alerts and rates need the first point.
   families_->queue_depth.At({});
   families_->jobs_running.At({});
@@ -196,7 +191,7 @@ Metrics::Metrics(const std::string& version) : families_(std::make_unique<Famili
   families_->memory_pressure.At({});
   for (const char* what : {"work", "watchers", "connections"}) families_->memory_shed.At({what});
   for (Priority priority : {Priority::kBatch, Priority::kNormal, Priority::kUrgent}) {
-    families_->queue_wait_seconds.At({ToText(PriorityName(priority))});
+    families_->queue_wait_seconds.At({PriorityName(priority)});
   }
   families_->models_failed.At({});
   families_->shadow_seconds.At({});
@@ -207,12 +202,11 @@ void Metrics::StartCounters() {
   constexpr std::array kRoles = {AttentionRole::kSelf, AttentionRole::kCross,
                                  AttentionRole::kTextEncoder, AttentionRole::kVae};
   for (SelectionSource source : kSelectionSources) {
-    families_->backend_switch.At({ToText(SelectionSourceName(source))});
+    families_->backend_switch.At({SelectionSourceName(source)});
   }
   for (AttnBackend backend : AllAttnBackends()) {
     for (AttentionRole role : kRoles) {
-      families_->attention_calls.At(
-          {ToText(AttnBackendName(backend)), ToText(AttentionRoleName(role))});
+      families_->attention_calls.At({AttnBackendName(backend), AttentionRoleName(role)});
     }
     StartFallbacks(backend);
   }
@@ -224,9 +218,8 @@ void Metrics::StartFallbacks(AttnBackend from) {
     if (!to.automatic || to.backend == nullptr || to.id == from) continue;
     for (SelectionSource source : kSelectionSources) {
       if (source == SelectionSource::kAutomatic) continue;
-      families_->attention_fallback.At({ToText(AttnBackendName(from)),
-                                        ToText(AttnBackendName(to.id)),
-                                        ToText(SelectionSourceName(source))});
+      families_->attention_fallback.At(
+          {AttnBackendName(from), AttnBackendName(to.id), SelectionSourceName(source)});
     }
   }
 }
@@ -235,91 +228,89 @@ Metrics::~Metrics() = default;
 
 void Metrics::OnForward(const std::string& model, AttnBackend self_attention, Branch branch,
                         int64_t batch_size, int64_t batch_tokens, double seconds) {
-  families_->forward_seconds
-      .At({model, ToText(AttnBackendName(self_attention)), ToText(BranchName(branch))})
-      .Observe(seconds);
-  families_->forward_batch_size.At({model}).Observe(static_cast<double>(batch_size));
-  families_->forward_batch_tokens.At({model}).Observe(static_cast<double>(batch_tokens));
+  families_->forward_seconds.At({model, AttnBackendName(self_attention), BranchName(branch)})
+      ->Observe(seconds);
+  families_->forward_batch_size.At({model})->Observe(static_cast<double>(batch_size));
+  families_->forward_batch_tokens.At({model})->Observe(static_cast<double>(batch_tokens));
 }
 
 void Metrics::OnStep(const std::string& model, double seconds) {
-  families_->step_seconds.At({model}).Observe(seconds);
+  families_->step_seconds.At({model})->Observe(seconds);
 }
 
 void Metrics::OnStage(const std::string& model, JobStage stage, double seconds) {
-  families_->stage_seconds.At({model, ToText(JobStageName(stage))}).Observe(seconds);
+  families_->stage_seconds.At({model, JobStageName(stage)})->Observe(seconds);
 }
 
 void Metrics::OnPrompt(const std::string& model, bool cached, int64_t cache_bytes) {
-  (cached ? families_->prompt_cache_hits : families_->prompt_cache_misses).At({model}).Increment();
-  families_->prompt_cache_bytes.At({model}).Set(static_cast<double>(cache_bytes));
+  (cached ? families_->prompt_cache_hits : families_->prompt_cache_misses).At({model})->Increment();
+  families_->prompt_cache_bytes.At({model})->Set(static_cast<double>(cache_bytes));
 }
 
 void Metrics::OnAttention(AttnBackend backend, AttentionRole role, uint64_t calls,
                           std::optional<double> seconds) {
-  const Names labels = {ToText(AttnBackendName(backend)), ToText(AttentionRoleName(role))};
-  if (seconds) families_->attention_seconds.At(labels).Observe(*seconds);
-  families_->attention_calls.At(labels).Increment(static_cast<double>(calls));
+  const std::string_view name = AttnBackendName(backend), place = AttentionRoleName(role);
+  if (seconds) families_->attention_seconds.At({name, place})->Observe(*seconds);
+  families_->attention_calls.At({name, place})->Increment(static_cast<double>(calls));
 }
 
 void Metrics::OnFallback(AttnBackend from, AttnBackend to, SelectionSource source) {
   families_->attention_fallback
-      .At({ToText(AttnBackendName(from)), ToText(AttnBackendName(to)),
-           ToText(SelectionSourceName(source))})
-      .Increment();
+      .At({AttnBackendName(from), AttnBackendName(to), SelectionSourceName(source)})
+      ->Increment();
 }
 
 void Metrics::OnBackendSwitch(SelectionSource cause) {
-  families_->backend_switch.At({ToText(SelectionSourceName(cause))}).Increment();
+  families_->backend_switch.At({SelectionSourceName(cause)})->Increment();
 }
 
 void Metrics::OnRollback(AttnBackend backend, std::string_view cause) {
-  families_->rollback.At({ToText(AttnBackendName(backend)), ToText(cause)}).Increment();
+  families_->rollback.At({AttnBackendName(backend), cause})->Increment();
 }
 
 void Metrics::OnShadow(AttnBackend baseline, AttnBackend candidate, AttentionRole role,
                        std::string_view sigma_band, double relative_l2) {
   constexpr double kFar = 100;  // an infinity would be the sum for ever
   families_->shadow_relative_l2
-      .At({ToText(AttnBackendName(baseline)), ToText(AttnBackendName(candidate)),
-           ToText(AttentionRoleName(role)), ToText(sigma_band)})
-      .Observe(std::min(relative_l2, kFar));
+      .At({AttnBackendName(baseline), AttnBackendName(candidate), AttentionRoleName(role),
+           sigma_band})
+      ->Observe(std::min(relative_l2, kFar));
 }
 
 void Metrics::OnShadowSeconds(double seconds) {
-  families_->shadow_seconds.At({}).Increment(seconds);
+  families_->shadow_seconds.At({})->Increment(seconds);
 }
 
 void Metrics::OnJobStarted(const std::string& model, Priority priority, double queue_wait_seconds) {
-  families_->queue_wait_seconds.At({ToText(PriorityName(priority))}).Observe(queue_wait_seconds);
+  families_->queue_wait_seconds.At({PriorityName(priority)})->Observe(queue_wait_seconds);
 }
 
 void Metrics::OnCheckpoint(const std::string& model, double seconds) {
-  families_->checkpoint_seconds.At({model}).Observe(seconds);
+  families_->checkpoint_seconds.At({model})->Observe(seconds);
 }
 
 void Metrics::OnPreemption(const std::string& model) {
-  families_->preemptions.At({model}).Increment();
+  families_->preemptions.At({model})->Increment();
 }
 
 void Metrics::OnPutAway(const std::string& model, double) {
-  families_->jobs_put_away.At({model}).Increment();
+  families_->jobs_put_away.At({model})->Increment();
 }
 
 void Metrics::OnJobResumed(const std::string& model, bool from_checkpoint) {
-  families_->jobs_resumed.At({model, from_checkpoint ? "checkpoint" : "beginning"}).Increment();
+  families_->jobs_resumed.At({model, from_checkpoint ? "checkpoint" : "beginning"})->Increment();
 }
 
 void Metrics::OnJobFinished(const std::string& model, JobState outcome) {
-  families_->jobs.At({model, ToText(JobStateName(outcome))}).Increment();
+  families_->jobs.At({model, JobStateName(outcome)})->Increment();
 }
 
 void Metrics::OnModelLoaded(const std::string& model, double seconds) {
-  families_->model_load_seconds.At({model}).Observe(seconds);
+  families_->model_load_seconds.At({model})->Observe(seconds);
   families_->model_unloads.At({model});
-  ForgetFailure(model);
+  ForgetFailures(model);
   for (JobState outcome : {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
-    families_->jobs.At({model, ToText(JobStateName(outcome))});
+    families_->jobs.At({model, JobStateName(outcome)});
   }
   families_->prompt_cache_hits.At({model});
   families_->prompt_cache_misses.At({model});
@@ -331,25 +322,24 @@ void Metrics::OnModelLoaded(const std::string& model, double seconds) {
 }
 
 void Metrics::OnModelFailed(const std::string& model, const std::string& reason) {
-  ForgetFailure(model);
-  families_->model_load_failed.At({model, reason}).Set(1);
-  families_->models_failed.At({}).Increment();
+  families_->model_load_failed.At({model, reason})->Set(1);
+  ForgetFailures(model, reason);
 }
 
 void Metrics::OnModelUnloaded(const std::string& model) {
-  families_->model_unloads.At({model}).Increment();
-  families_->prompt_cache_bytes.At({model}).Set(0);
+  families_->model_unloads.At({model})->Increment();
+  families_->prompt_cache_bytes.At({model})->Set(0);
 }
 
-// A folder has one, of its last loading.
-void Metrics::ForgetFailure(const std::string& model) {
+// A folder has one, of its last loading: the others go.
+void Metrics::ForgetFailures(const std::string& model, const std::string& but) {
   const size_t left = families_->model_load_failed.Forget(
-      [&](const std::vector<std::string>& values) { return values.front() == model; });
-  families_->models_failed.At({}).Set(static_cast<double>(left));
+      [&](const Names& values) { return values[0] == model && values[1] != but; });
+  families_->models_failed.At({})->Set(static_cast<double>(left));
 }
 
 void Metrics::OnRpc(std::string_view method, std::string_view code, double seconds) {
-  families_->rpc_seconds.At({ToText(method), ToText(code)}).Observe(seconds);
+  families_->rpc_seconds.At({method, code})->Observe(seconds);
 }
 
 void Metrics::SetGaugeSource(std::function<Gauges()> source) {
@@ -357,29 +347,37 @@ void Metrics::SetGaugeSource(std::function<Gauges()> source) {
   families_->source = std::move(source);
 }
 
-std::string Metrics::Text() const {
-  {
-    // Held while the source runs, so that SetGaugeSource({}) ends its use for good.
-    std::lock_guard lock(families_->source_mutex);
-    const Gauges gauges = families_->source ? families_->source() : Gauges{};
-    families_->queue_depth.At({}).Set(static_cast<double>(gauges.queue_depth));
-    families_->jobs_running.At({}).Set(static_cast<double>(gauges.jobs_running));
-    families_->sessions.At({}).Set(static_cast<double>(gauges.sessions));
-    families_->engine_hung.At({}).Set(gauges.hung ? 1 : 0);
-    families_->memory_pressure.At({}).Set(gauges.memory_pressure);
-    for (const auto& [what, count] : gauges.memory_shed) {
-      AdvanceTo(static_cast<uint64_t>(count), &families_->memory_shed.At({what}));
+std::function<bool(std::string*)> Metrics::Page() {
+  ReadGauges();
+  return [families = families_.get(), family = size_t{0},
+          place = AnySeries::Place()](std::string* piece) mutable {
+    for (; family < families->all.size(); ++family, place = {}) {
+      if (!families->all[family]->Append(&place, piece)) return true;
     }
-    AdvanceTo(gauges.log_lines_dropped, &families_->log_lines_dropped.At({}));
-    for (const auto& [listener, connections] : gauges.connections) {
-      families_->connections.At({listener}).Set(static_cast<double>(connections.open));
-      AdvanceTo(static_cast<uint64_t>(connections.refused),
-                &families_->connections_refused.At({listener}));
-    }
-    families_->ShowLeases(gauges.leases);
-    families_->ShowBreakers(gauges.breakers);
+    return false;
+  };
+}
+
+void Metrics::ReadGauges() {
+  // Held while the source runs, so that SetGaugeSource({}) ends its use for good.
+  std::lock_guard lock(families_->source_mutex);
+  const Gauges gauges = families_->source ? families_->source() : Gauges{};
+  families_->queue_depth.At({})->Set(static_cast<double>(gauges.queue_depth));
+  families_->jobs_running.At({})->Set(static_cast<double>(gauges.jobs_running));
+  families_->sessions.At({})->Set(static_cast<double>(gauges.sessions));
+  families_->engine_hung.At({})->Set(gauges.hung ? 1 : 0);
+  families_->memory_pressure.At({})->Set(gauges.memory_pressure);
+  for (const auto& [what, count] : gauges.memory_shed) {
+    AdvanceTo(static_cast<uint64_t>(count), families_->memory_shed.At({what}));
   }
-  return prometheus::TextSerializer().Serialize(families_->registry.Collect());
+  AdvanceTo(gauges.log_lines_dropped, families_->log_lines_dropped.At({}));
+  for (const auto& [listener, connections] : gauges.connections) {
+    families_->connections.At({listener})->Set(static_cast<double>(connections.open));
+    AdvanceTo(static_cast<uint64_t>(connections.refused),
+              families_->connections_refused.At({listener}));
+  }
+  families_->ShowLeases(gauges.leases);
+  families_->ShowBreakers(gauges.breakers);
 }
 
 }  // namespace denoised

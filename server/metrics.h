@@ -1,6 +1,6 @@
-// Prometheus: with metrics_series.h the only file that knows it. Turns what the engine reports, and
-// each finished call, into the series named in the contract. Labels come from closed sets only; no
-// ids, prompts or peers.
+// Prometheus: with metrics_series and metrics_text the only file that knows it. Turns what the
+// engine reports, and each finished call, into the series named in the contract. Labels come from
+// closed sets only; no ids, prompts or peers.
 #ifndef DENOISED_SERVER_METRICS_H_
 #define DENOISED_SERVER_METRICS_H_
 
@@ -18,8 +18,8 @@
 
 namespace denoised {
 
-// Owned by the Server; outlives the engine. Any thread. Observing costs a short lock and a map
-// look-up.
+// Owned by the Server; outlives the engine. Any thread. Observing costs a short lock and a look-up
+// by hash, however many series there are.
 class Metrics : public Observer {
  public:
   // What is read at the moment of a scrape instead of being counted.
@@ -66,17 +66,18 @@ class Metrics : public Observer {
   void OnJobFinished(const std::string& model, JobState outcome) override;
   void OnModelLoaded(const std::string& model, double seconds) override;
   void OnModelFailed(const std::string& model, const std::string& reason) override;
-  void OnModelFailureGone(const std::string& model) override { ForgetFailure(model); }
+  void OnModelFailureGone(const std::string& model) override { ForgetFailures(model); }
   void OnModelUnloaded(const std::string& model) override;
 
   // A finished call: `method` as in the .proto, `code` as in "NOT_FOUND".
   void OnRpc(std::string_view method, std::string_view code, double seconds);
 
-  // Called at each scrape, from the HTTP thread. Empty: the gauges stay 0.
+  // Called as each page begins, from the HTTP thread. Empty: the gauges stay 0.
   void SetGaugeSource(std::function<Gauges()> source);
 
-  // The page, in Prometheus' text format 0.0.4.
-  std::string Text() const;
+  // A page in Prometheus' text format 0.0.4, of the gauges as they are now. Each call appends the
+  // next 32 KiB or so of it; false: that was the last. Outlived by these metrics.
+  std::function<bool(std::string*)> Page();
 
  private:
   struct Families;
@@ -85,7 +86,8 @@ class Metrics : public Observer {
   // point.
   void StartCounters();
   void StartFallbacks(AttnBackend from);
-  void ForgetFailure(const std::string& model);
+  void ForgetFailures(const std::string& model, const std::string& but = "");
+  void ReadGauges();
 
   const std::unique_ptr<Families> families_;
 };

@@ -39,7 +39,7 @@ void AnswerPage(const PageSources& sources, const HttpRequest& request, HttpRepl
   if (request.path != "/metrics") return reply(Text(404, "no such page"));
   HttpResponse page;
   page.content_type = kPrometheus;
-  page.body = sources.metrics();
+  page.pieces = sources.metrics();
   reply(std::move(page));
 }
 

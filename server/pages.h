@@ -11,7 +11,7 @@ namespace denoised {
 
 // What the pages are made of. Called from the HTTP thread; must not block.
 struct PageSources {
-  std::function<std::string()> metrics;
+  std::function<HttpPieces()> metrics;  // a page from its beginning
   // "" = ready as far as the server knows; else why not ("loading", "draining").
   std::function<std::string()> not_ready;
   // What /readyz adds below "ready": models that could not be loaded.

@@ -158,7 +158,7 @@ void Server::StartHttp() {
   limits.request_time = config_.http_timeout;
   http_ = std::make_unique<HttpServer>(
       &http_listener_, limits,
-      MakePages({[this] { return metrics_.Text(); }, [this] { return NotReady(); },
+      MakePages({[this] { return metrics_.Page(); }, [this] { return NotReady(); },
                  [this] { return ReadyNote(); },
                  [this](auto answer) { self_check_.Ask(std::move(answer)); }}));
 }

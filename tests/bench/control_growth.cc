@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <prometheus/registry.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "backends/error.h"
@@ -11,6 +12,7 @@
 #include "runtime/attention/plan_cache.h"
 #include "server/metrics.h"
 #include "server/metrics_series.h"
+#include "tests/median.h"
 
 namespace denoised {
 namespace {
@@ -38,28 +40,57 @@ struct Sets {
     const double before = Allocated();
     for (const std::string& model : models) metrics.OnStep(model, 0.05);
     bytes = (Allocated() - before) / count;
+    // Their names lie alike for the caller however many others there are.
+    const size_t stride = std::max<size_t>(1, models.size() / kFewSets);
+    for (size_t i = 0; i < models.size(); i += stride) observed.push_back(models[i]);
   }
-  // Of one observation of a hundred series in turns.
-  double Observe(const BenchOptions& options) {
+  // Seconds of one observation, of a hundred series in turns.
+  double Observe() {
     constexpr int kRounds = 2000;
-    const size_t stride = models.size() / kFewSets;
-    const double seconds = MedianSeconds(
-        [&] {
-          for (int i = 0; i < kRounds * kFewSets; ++i) {
-            metrics.OnStep(models[static_cast<size_t>(i % kFewSets) * stride], 0.05);
-          }
-        },
-        options.pairs);
-    return seconds / (kRounds * kFewSets);
+    const auto observe = [&] {
+      for (int i = 0; i < kRounds; ++i) {
+        for (const std::string& model : observed) metrics.OnStep(model, 0.05);
+      }
+    };
+    return SecondsOf(observe) / kRounds / static_cast<double>(observed.size());
   }
-  double Scrape(const BenchOptions& options) {
-    return MedianSeconds([&] { metrics.Text(); }, options.pairs);
+  // Seconds of one page, taken piece by piece as the HTTP server does; of small ones again and
+  // again, since what a page says without sets is subtracted.
+  double Scrape() {
+    const int repeats = models.size() < kManySets ? 200 : 1;
+    const auto scrape = [&] {
+      for (int i = 0; i < repeats; ++i) {
+        const auto page = metrics.Page();
+        std::string piece;
+        while (page(&piece)) piece.clear();
+      }
+    };
+    return SecondsOf(scrape) / repeats;
   }
 
   const std::vector<std::string> models;
+  std::vector<std::string> observed;
   Metrics metrics{"bench"};
   double bytes = 0;  // of memory, each
 };
+
+struct FewAndMany {
+  double few, many;
+};
+
+// Medians of samples in turns: what slows the machine down slows both.
+template <typename Sample>
+FewAndMany InTurns(const BenchOptions& options, const Sample& sample) {
+  std::vector<double> few, many;
+  Settle();
+  sample();
+  for (int i = 0; i < options.pairs; ++i) {
+    const FewAndMany seconds = sample();
+    few.push_back(seconds.few);
+    many.push_back(seconds.many);
+  }
+  return {Median(few), Median(many)};
+}
 
 // Of a histogram of prometheus-cpp by itself, with the same labels and buckets.
 double BytesOfPeer(int count) {
@@ -74,18 +105,22 @@ double BytesOfPeer(int count) {
 }
 
 // Of a set, in seconds; what the page says without them is no cost of theirs.
-double ScrapeOf(int count, const BenchOptions& options) {
-  return (Sets(count).Scrape(options) - Sets(1).Scrape(options)) / count;
+FewAndMany SecondsOfScrape(const BenchOptions& options) {
+  Sets none(1), few(kFewSets), many(kManySets);
+  return InTurns(options, [&]() -> FewAndMany {
+    const double rest = none.Scrape();
+    return {(few.Scrape() - rest) / kFewSets, (many.Scrape() - rest) / kManySets};
+  });
 }
 
 void EmitE10(const BenchOptions& options, const Emit& emit) {
   emit({{"row", "E10"},
         {"name", "scrape, us a label set, 50,000 label sets"},
-        {"value", ScrapeOf(kManySets, options) * 1e6}});
+        {"value", SecondsOfScrape(options).many * 1e6}});
 }
 
 void EmitE10f(const BenchOptions& options, const Emit& emit) {
-  const double few = ScrapeOf(kFewSets, options), many = ScrapeOf(kManySets, options);
+  const auto [few, many] = SecondsOfScrape(options);
   emit({{"row", "E10f"},
         {"name", "scrape of a label set, 50,000 label sets over 100"},
         {"value", many / few},
@@ -102,7 +137,10 @@ void EmitE10m(const BenchOptions&, const Emit& emit) {
 }
 
 void EmitE10o(const BenchOptions& options, const Emit& emit) {
-  const double few = Sets(kFewSets).Observe(options), many = Sets(kManySets).Observe(options);
+  Sets few_sets(kFewSets), many_sets(kManySets);
+  const auto [few, many] = InTurns(options, [&]() -> FewAndMany {
+    return {few_sets.Observe(), many_sets.Observe()};
+  });
   emit({{"row", "E10o"},
         {"name", "an observation, 50,000 label sets over 100"},
         {"value", many / few},

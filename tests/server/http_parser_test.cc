@@ -32,6 +32,7 @@ TEST(HttpParser, ARequestIsTakenApart) {
   EXPECT_EQ(request.path, "/metrics");
   EXPECT_EQ(request.query, "name[]=a%20b");
   EXPECT_TRUE(request.keep_alive);
+  EXPECT_TRUE(request.takes_chunks);
   EXPECT_EQ(request.content_length, 0u);
 }
 
@@ -44,6 +45,7 @@ TEST(HttpParser, BareLineFeedsAStrayLineBeforeAndTheProxyFormAreUnderstood) {
 
 TEST(HttpParser, TheConnectionIsKeptAsVersionAndHeaderSay) {
   EXPECT_FALSE(Parsed("GET / HTTP/1.0\r\n\r\n").keep_alive);
+  EXPECT_FALSE(Parsed("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").takes_chunks);
   EXPECT_TRUE(Parsed("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").keep_alive);
   EXPECT_FALSE(Parsed("GET / HTTP/1.1\r\nCONNECTION: te , Close\r\n\r\n").keep_alive);
   EXPECT_FALSE(

@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -175,6 +177,67 @@ TEST_F(HttpServerTest, ALargeAnswerWaitsForASlowReaderAndNotForEver) {
   EXPECT_GT(reader.ReadUntil("<end>").size(), large.size());
   for (int i = 0; i < 200 && server_->open() > 1; ++i) poll(nullptr, 0, 100);
   EXPECT_EQ(server_->open(), 1) << "who reads nothing is let go";
+}
+
+TEST_F(HttpServerTest, AnAnswerInPiecesSaysItsLengthAsItGoes) {
+  Serve({}, [](const HttpRequest&, const HttpReply& reply) {
+    HttpResponse response;
+    response.pieces = [left = std::vector<std::string>{"the last", "", std::string(20, 'x')}](
+                          std::string* piece) mutable {
+      *piece += left.back();
+      left.pop_back();
+      return !left.empty();
+    };
+    reply(response);
+  });
+  const RawClient client(listener_.port()), old(listener_.port());
+  client.Send(
+      "GET / HTTP/1.1\r\n\r\nHEAD / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+  const std::string head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n";
+  const std::string chunks =
+      "00000014\r\n" + std::string(20, 'x') + "\r\n00000008\r\nthe last\r\n0\r\n\r\n";
+  const std::string kept = "Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n";
+  EXPECT_EQ(client.ReadAll(), head + kept + chunks + head + kept + head +
+                                  "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" +
+                                  chunks + "(end)");
+  old.Send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+  EXPECT_EQ(old.ReadUntil("the last"), head +
+                                           "Content-Length: 28\r\nConnection: keep-alive\r\n\r\n" +
+                                           std::string(20, 'x') + "the last")
+      << "it knows no chunks, and must not take a part for the whole";
+}
+
+TEST_F(HttpServerTest, PiecesAreMadeAsTheClientTakesThemAndBesideOthers) {
+  constexpr int kPieces = 160;  // of 64 KiB: more than any socket holds
+  std::atomic<int> made{0};
+  const auto life = std::make_shared<int>();
+  Serve({},
+        [&, owner = std::weak_ptr<int>(life)](const HttpRequest& request, const HttpReply& reply) {
+          HttpResponse response;
+          response.body = "<" + request.path + ">";
+          if (request.path == "/long") {
+            response.pieces = [&made, life = owner.lock()](std::string* piece) {
+              piece->append(64 << 10, 'x');
+              return ++made % kPieces != 0;
+            };
+          }
+          reply(response);
+        });
+  const RawClient reader(listener_.port());
+  {
+    const RawClient stuck(listener_.port(), 4096);
+    stuck.Send("GET /long HTTP/1.1\r\n\r\n");
+    EXPECT_THAT(stuck.ReadUntil("xxx"), HasSubstr("chunked"));
+    EXPECT_THAT(reader.Get("/small"), HasSubstr("Content-Length: 8\r\n"));
+    EXPECT_LT(made, kPieces) << "nobody took them";
+    EXPECT_GT(life.use_count(), 1);
+  }
+  for (int i = 0; i < 200 && life.use_count() > 1; ++i) poll(nullptr, 0, 100);
+  EXPECT_EQ(life.use_count(), 1) << "who left wants no more of it";
+  made = 0;
+  reader.Send("GET /long HTTP/1.1\r\n\r\n");
+  EXPECT_GT(reader.ReadUntil("\r\n0\r\n\r\n").size(), size_t{kPieces} * (64 << 10));
+  EXPECT_THAT(reader.Get("/small"), HasSubstr("</small>"));
 }
 
 TEST_F(HttpServerTest, AClientThatEndsItsSideStillGetsItsAnswer) {

@@ -42,6 +42,16 @@ void ReportEverything(Metrics* metrics) {
   metrics->OnRpc("GetJob", "NOT_FOUND", 0.001);
 }
 
+std::string PageOf(Metrics* metrics) {
+  const auto page = metrics->Page();
+  std::string text, piece;
+  for (bool more = true; more; piece.clear()) {
+    more = page(&piece);
+    text += piece;
+  }
+  return text;
+}
+
 // Every line that is not a comment, without its value.
 std::vector<std::string> SeriesOf(const std::string& page) {
   std::vector<std::string> series;
@@ -55,7 +65,7 @@ std::vector<std::string> SeriesOf(const std::string& page) {
 TEST(MetricsTest, EachReportMovesItsSeries) {
   Metrics metrics("1.2.3");
   ReportEverything(&metrics);
-  const std::string page = metrics.Text();
+  const std::string page = PageOf(&metrics);
   for (const char* line :
        {"denoised_forward_seconds_count{backend=\"TORCH_SDPA\",branch=\"cond\",model=\"m\"} 1",
         "denoised_forward_seconds_bucket{backend=\"TORCH_SDPA\",branch=\"cond\",model=\"m\","
@@ -98,21 +108,21 @@ TEST(MetricsTest, AFolderHasTheFailureOfItsLastLoadingAndNoneOnceItIsMended) {
   metrics.OnModelFailed("n", "MISSING_FILE");
   metrics.OnModelFailed("m", "INVALID_MODEL");
   const std::string failed = "denoised_model_load_failed{model=\"m\",reason=";
-  EXPECT_THAT(metrics.Text(), HasSubstr(failed + "\"INVALID_MODEL\"} 1\n"));
-  EXPECT_THAT(metrics.Text(), Not(HasSubstr(failed + "\"MISSING_FILE\"")));
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_models_failed 2\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr(failed + "\"INVALID_MODEL\"} 1\n"));
+  EXPECT_THAT(PageOf(&metrics), Not(HasSubstr(failed + "\"MISSING_FILE\"")));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_models_failed 2\n"));
   metrics.OnModelLoaded("m", 1);
-  EXPECT_THAT(metrics.Text(), Not(HasSubstr(failed)));
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_models_failed 1\n"));
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_model_unloads_total{model=\"m\"} 0\n"));
+  EXPECT_THAT(PageOf(&metrics), Not(HasSubstr(failed)));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_models_failed 1\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_model_unloads_total{model=\"m\"} 0\n"));
   metrics.OnModelUnloaded("m");
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_model_unloads_total{model=\"m\"} 1\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_model_unloads_total{model=\"m\"} 1\n"));
 }
 
 TEST(MetricsTest, CountersOfClosedLabelSetsBeginAtZero) {
   Metrics metrics("1");
   metrics.OnModelLoaded("m", 1);
-  const std::string page = metrics.Text();
+  const std::string page = PageOf(&metrics);
   for (SelectionSource source : kSelectionSources) {
     EXPECT_THAT(page, HasSubstr("denoised_backend_switch_total{cause=\"" +
                                 std::string(SelectionSourceName(source)) + "\"} 0\n"));
@@ -136,20 +146,20 @@ TEST(MetricsTest, CountersOfClosedLabelSetsBeginAtZero) {
 
 TEST(MetricsTest, ABreakerIsOneWhileItIsOpenAndZeroLater) {
   Metrics metrics("1");
-  EXPECT_THAT(metrics.Text(), Not(HasSubstr("denoised_breaker_open{")));
+  EXPECT_THAT(PageOf(&metrics), Not(HasSubstr("denoised_breaker_open{")));
   Metrics::Gauges gauges;
   gauges.breakers = {{"m", AttnBackend::kSageAttn}};
   metrics.SetGaugeSource([&] { return gauges; });
   const std::string series = "denoised_breaker_open{backend=\"SAGE_ATTN\",model=\"m\"} ";
-  EXPECT_THAT(metrics.Text(), HasSubstr(series + "1\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr(series + "1\n"));
   gauges.breakers.clear();
-  EXPECT_THAT(metrics.Text(), HasSubstr(series + "0\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr(series + "0\n"));
 }
 
 TEST(MetricsTest, AttentionWhoseTimeIsNotKnownIsCountedAndNotTimed) {
   Metrics metrics("1");
   metrics.OnAttention(AttnBackend::kFlashAttn, AttentionRole::kCross, 30, std::nullopt);
-  const std::string page = metrics.Text();
+  const std::string page = PageOf(&metrics);
   EXPECT_THAT(page,
               HasSubstr("denoised_attention_calls_total{backend=\"FLASH_ATTN\",role=\"cross\"} "
                         "30\n"));
@@ -159,7 +169,7 @@ TEST(MetricsTest, AttentionWhoseTimeIsNotKnownIsCountedAndNotTimed) {
 TEST(MetricsTest, BucketsReachFromAMillisecondToAnHour) {
   Metrics metrics("1");
   metrics.OnStep("m", 3000);
-  const std::string page = metrics.Text();
+  const std::string page = PageOf(&metrics);
   EXPECT_THAT(page, HasSubstr("denoised_step_seconds_bucket{model=\"m\",le=\"0.001\"} 0\n"));
   EXPECT_THAT(page, HasSubstr("denoised_step_seconds_bucket{model=\"m\",le=\"3600\"} 1\n"));
 }
@@ -180,14 +190,14 @@ TEST(MetricsTest, NoSeriesTwiceAndNoIdsInLabels) {
         0,
         {}};
   });
-  const std::vector<std::string> series = SeriesOf(metrics.Text());
+  const std::vector<std::string> series = SeriesOf(PageOf(&metrics));
   EXPECT_EQ(std::set<std::string>(series.begin(), series.end()).size(), series.size());
   EXPECT_LT(series.size(), 2000u);
 }
 
 TEST(MetricsTest, GaugesFollowTheirSource) {
   Metrics metrics("1");
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_queue_depth 0\n"));
   metrics.SetGaugeSource([] {
     return Metrics::Gauges{
         3,
@@ -201,7 +211,7 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
         0,
         {}};
   });
-  const std::string page = metrics.Text();
+  const std::string page = PageOf(&metrics);
   EXPECT_THAT(page, HasSubstr("denoised_queue_depth 3\n"));
   EXPECT_THAT(page, HasSubstr("denoised_jobs_running 1\n"));
   EXPECT_THAT(page, HasSubstr("denoised_sessions_open 4\n"));
@@ -213,9 +223,9 @@ TEST(MetricsTest, GaugesFollowTheirSource) {
               HasSubstr("denoised_lease_active{backend=\"TORCH_SDPA\",scope=\"server\"} 0\n"));
   EXPECT_THAT(page, HasSubstr("denoised_lease_active{backend=\"SAGE_ATTN\",scope=\"job\"} 1\n"));
   metrics.SetGaugeSource({});
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_queue_depth 0\n"));
-  EXPECT_THAT(metrics.Text(), Not(HasSubstr("scope=\"job\"")));
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_log_lines_dropped_total 7\n"))
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_queue_depth 0\n"));
+  EXPECT_THAT(PageOf(&metrics), Not(HasSubstr("scope=\"job\"")));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_log_lines_dropped_total 7\n"))
       << "a counter never goes back";
 }
 
@@ -227,9 +237,9 @@ TEST(MetricsTest, CountsFromManyThreadsAddUp) {
       for (int i = 0; i < 500; ++i) ReportEverything(&metrics);
     });
   }
-  for (int i = 0; i < 20; ++i) metrics.Text();
+  for (int i = 0; i < 20; ++i) PageOf(&metrics);
   for (std::thread& thread : threads) thread.join();
-  EXPECT_THAT(metrics.Text(), HasSubstr("denoised_step_seconds_count{model=\"m\"} 2000\n"));
+  EXPECT_THAT(PageOf(&metrics), HasSubstr("denoised_step_seconds_count{model=\"m\"} 2000\n"));
 }
 
 TEST(MetricsTest, PromtoolHasNothingToSay) {
@@ -239,7 +249,7 @@ TEST(MetricsTest, PromtoolHasNothingToSay) {
   Metrics metrics("1");
   ReportEverything(&metrics);
   const std::string path = ::testing::TempDir() + "page_" + std::to_string(getpid());
-  std::ofstream(path) << metrics.Text();
+  std::ofstream(path) << PageOf(&metrics);
   std::FILE* pipe = popen(("promtool check metrics <" + path + " 2>&1").c_str(), "r");
   std::string said;
   for (int c; (c = std::fgetc(pipe)) != EOF;) said += static_cast<char>(c);
