@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/caught.h"
 #include "server/call.h"
 #include "server/convert.h"
 #include "server/job_stream.h"
@@ -252,17 +253,23 @@ Stream* GenerationService::Generate(grpc::CallbackServerContext* context,
     stream->Keep(with_.open_calls->Enter(context->peer()));
     stream->Hold();
     const auto deadline = SteadyDeadline(context->deadline());
-    const bool posted = with_.pool->Post(in->Length(), [stream, &engine, deadline, bytes = *in] {
-      stream->Open([&] {
+    const auto submit = [stream, &engine, deadline, bytes = *in](const WorkPool::Room& room) {
+      const auto refused = Caught([&] {
         v1::GenerationRequest message;
         ParseMessage(bytes, &message);
         GenerationRequest request = FromProto(std::move(message));
         BelongTo(deadline, &request);
         const bool own = request.belongs_to_call;
-        const std::string id = JobOf(engine.Submit(std::move(request))).id;
-        own ? stream->Own(id) : stream->Follow(id, 0);
+        engine.Submit(std::move(request), [stream, own, room](const Engine::SubmitResult& result) {
+          stream->Open([&] {
+            const std::string& id = JobOf(result).id;
+            own ? stream->Own(id) : stream->Follow(id, 0);
+          });
+        });
       });
-    });
+      if (refused) stream->Open([&] { throw *refused; });
+    };
+    const bool posted = with_.pool->Post(in->Length(), submit);
     if (!posted) stream->Open([] { throw TooBusy(); });
     return stream.get();
   });

@@ -1,6 +1,7 @@
 // Whole jobs over a real channel, the engine faked.
 #include <grpcpp/generic/generic_stub.h>
 
+#include <array>
 #include <future>
 #include <thread>
 
@@ -799,6 +800,32 @@ TEST_F(GenerationServiceTest, SubmitsThatWaitForTheDiskHoldNobodyUp) {
             grpc::StatusCode::NOT_FOUND);
   engine_->ReleaseSubmits();
   for (auto& submit : submits) EXPECT_TRUE(submit.get().ok());
+}
+
+TEST_F(GenerationServiceTest, GeneratesThatWaitForTheDiskHoldNobodyUp) {
+  engine_->hold_submits = true;
+  constexpr size_t kCalls = 16;
+  std::array<grpc::ClientContext, kCalls> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateEvent>>> readers;
+  for (grpc::ClientContext& context : contexts) {
+    v1::GenerationRequest request;
+    request.set_prompt("p");
+    readers.push_back(generation_->Generate(&context, request));
+  }
+  EXPECT_TRUE(engine_->WaitForHeldSubmits(kCalls));
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id("unknown");
+  v1::Job job;
+  EXPECT_EQ(Call(generation_, &Stub::CancelJob, cancel, &job).error_code(), Code::NOT_FOUND);
+  contexts[0].TryCancel();
+  EXPECT_EQ(readers[0]->Finish().error_code(), Code::CANCELLED);
+  engine_->ReleaseSubmits();
+  v1::GenerateEvent event;
+  for (size_t i = 1; i < kCalls; ++i) {
+    ASSERT_TRUE(readers[i]->Read(&event)) << i;
+    EXPECT_EQ(event.job().state(), v1::QUEUED);
+    contexts[i].TryCancel();
+  }
 }
 
 }  // namespace
