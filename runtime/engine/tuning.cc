@@ -266,6 +266,10 @@ void Tuning::Advance(const RunPtr& run) {
     if (run->shape < run->shapes.size()) Step(run.get());
   });
   rests_until_ = SteadyClock::now() + kRest * (SteadyClock::now() - start);
+  // What nobody asked for shall not end the next server as well: it is missing no more.
+  if (error && IsDeviceLost(*error) && run->own && run->measuring) {
+    Caught([&] { Keep(*run, std::move(*run->group), error->what()); });
+  }
   if (error || run->shape == run->shapes.size()) End(run, error);
   RethrowDeviceLost(error);
 }
@@ -348,17 +352,21 @@ void Tuning::EndGroup(Run* run) {
   run->call.reset();
   ++run->shape;
   if (group.rows.empty()) return;
+  Keep(*run, std::move(group), run->own ? "measured when idle" : "measured");
+}
+
+void Tuning::Keep(const Run& run, MeasuredGroup group, const std::string& why) {
   const MeasuredKey key = group.key;
   with_.logger->Info("measured", {{"key", ToText(key)}, {"seconds", BackendsOf(group)}});
   const std::string before = FirstFor(key);
   measurements().Put(std::move(group));
   KeepTable();
-  with_.audit->Write({.who = run->who,
+  with_.audit->Write({.who = run.who,
                       .what = "tune",
                       .subject = ToText(key),
                       .old_value = before,
                       .new_value = FirstFor(key),
-                      .reason = run->own ? "measured when idle" : "measured"});
+                      .reason = why});
 }
 
 // "FLASH_ATTN, 0.00021 s a call, error 1.6e-07"; "" = nothing is measured.

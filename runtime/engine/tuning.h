@@ -72,6 +72,7 @@ class Tuning : public Tuner {
   std::optional<Measured> MeasureOn(Run* run, AttnBackend backend);
   void BeginGroup(Run* run);
   void EndGroup(Run* run);
+  void Keep(const Run& run, MeasuredGroup group, const std::string& why);
   void End(const RunPtr& run, const std::optional<Error>& error);
   void KeepTable();
   std::string FirstFor(const MeasuredKey& key) const;

@@ -264,6 +264,32 @@ TEST_F(EngineLosesDeviceBeside, InAMeasurement) {
   EXPECT_EQ(ended.value()->reason(), "DEVICE_LOST");
 }
 
+// One that loses it always would end each server that follows.
+TEST_F(EngineLosesDeviceBeside, InWhatIsMeasuredWhenIdleOnceForEachKindOfCall) {
+  for (int process = 0; process < 3; ++process) {
+    std::atomic<int> measured = 0;
+    EngineOptions options = Options(process);
+    options.tune_when_idle = true;
+    FakeEngine fake(options, true, 2, [&](FakeModel* model) {
+      for (FakeBackend* backend : {&model->backends.flash, &model->backends.sdpa}) {
+        backend->on_forward = [&](const auto&) {
+          ++measured;
+          Illegal();
+        };
+      }
+    });
+    EXPECT_EQ(fake.AwaitEnd(fake.Submit("a job")).state, JobState::kSucceeded);
+    if (process < 2) {  // calls of self-attention, then of cross-attention
+      ASSERT_TRUE(ended_[process].Await());
+      EXPECT_EQ(measured, 1);
+    } else {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // it has been quiet by then
+      EXPECT_EQ(measured, 0);
+      EXPECT_EQ(ended_[process].times(), 0u);
+    }
+  }
+}
+
 TEST_F(EngineLastResort, AJobThatLosesTheDeviceTwiceIsGivenUp) {
   std::string id;
   const auto breaks = [](FakeModel* m) { m->on_step = [](const auto&, int64_t) { Illegal(); }; };
