@@ -97,7 +97,7 @@ class OrderTree {
   Slack OwnSlack(const Node& node, double later) const;
   Node& At(Index at) const;
 
-  // At() counts also where nothing changes. A vector would copy them all as it grows, and hold more.
+  // At() counts also where nothing changes. A vector would copy all of it to grow.
   mutable std::deque<Node> nodes_;
   std::vector<Index> free_;
   Index root_ = kNone;
