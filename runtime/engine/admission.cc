@@ -85,16 +85,14 @@ void EngineImpl::FillIn(JobWork* job) const {
   job->queued_at = std::chrono::steady_clock::now();
   job->arrived = clock_();
   // First without attention, so that no plan is made for what is too large anyway.
-  job->estimate = EstimateOf(*job, Attention::kLeftOut, 0);
-  RequireMemoryLater(*job);
+  RequireMemoryLater(*job, EstimateOf(*job, Attention::kLeftOut, 0));
   Estimate(job);
-  RequireMemoryLater(*job);
+  RequireMemoryLater(*job, *job->estimate);
 }
 
 void EngineImpl::Estimate(JobWork* job) const {
   CheckAttention(job);
-  job->estimate = EstimateOf(*job, Attention::kIncluded, 0);
-  job->left = job->estimate.units;
+  job->estimate = estimates_.Share(EstimateOf(*job, Attention::kIncluded, 0));
 }
 
 void EngineImpl::FillIn(CallWork* call) const {
@@ -104,14 +102,13 @@ void EngineImpl::FillIn(CallWork* call) const {
   call->deadline = call->request.deadline;
   call->queued_at = std::chrono::steady_clock::now();
   call->arrived = clock_();
-  call->estimate = call->pipeline->EstimateDenoise(
+  call->estimate = estimates_.Share(call->pipeline->EstimateDenoise(
       call->request, [call, cost = CostOf(*call)](const AttentionSpec& spec, int64_t rows) {
         CheckSchedule(call->pipeline->planner_setting(), SubjectOf(*call), {spec});
         if (spec.role == AttentionRole::kSelf) call->backend = SelfBackendOf(*call, spec);
         return cost(spec, rows);
-      });
+      }));
   RequireMemory(*call);
-  call->left = call->estimate.units;
 }
 
 // Its estimate counts from its opening on.
@@ -184,13 +181,13 @@ WorkEstimate EngineImpl::EstimateOf(const TrajectoryWork& work, Attention attent
 }
 
 // A job that waits may count on what is left of older results, and of models that go, by then.
-void EngineImpl::RequireMemoryLater(const JobWork& job) const {
+void EngineImpl::RequireMemoryLater(const JobWork& job, const WorkEstimate& estimate) const {
   int64_t held = 0;
   {
     const std::lock_guard lock(mutex_);
     held = HeldLater();
   }
-  memory_.Require(Described(job), job.estimate, held);
+  memory_.Require(Described(job), estimate, held);
 }
 
 int64_t EngineImpl::HeldLater() const {
@@ -208,23 +205,24 @@ void EngineImpl::RequireMemoryNow(TrajectoryWork* work) {
   int64_t beside = 0, excess = 0;
   {
     const std::lock_guard lock(mutex_);
-    table_.ChangeEstimate(work, {});
+    table_.ChangeEstimate(work, RecentEstimates::None());
     beside = table_.resident_bytes();
     excess = table_.largest_excess();
   }
-  const WorkEstimate estimate = EstimateOf(*work, Attention::kIncluded, beside);
+  const EstimatePtr estimate = estimates_.Share(EstimateOf(*work, Attention::kIncluded, beside));
   int64_t held = 0;
   {
     const std::lock_guard lock(mutex_);
     table_.ChangeEstimate(work, estimate);
     held = HeldBesideResults() + beside;
   }
-  RequireBesideResults(Described(*work), Beside(estimate, excess), held);
+  RequireBesideResults(Described(*work), Beside(*estimate, excess), held);
 }
 
 // Calls and sessions run beside what others keep between their steps.
 void EngineImpl::RequireMemory(const CallWork& call) const {
-  RequireBesideResults(Described(call.request), call.estimate, HeldByAll() + BytesOf(call.request));
+  RequireBesideResults(Described(call.request), *call.estimate,
+                       HeldByAll() + BytesOf(call.request));
 }
 
 void EngineImpl::RequireMemory(const SessionWork& session, const WorkEstimate& estimate) const {
@@ -265,17 +263,17 @@ int64_t EngineImpl::BytesAtHand() const {
 
 // Whether it fits beside those that have begun, in its own largest unit and in theirs.
 bool EngineImpl::FitsBesideResidents(const EngineWork& work) const {
-  return memory_.Lacking(Beside(work.estimate, table_.largest_excess()),
+  return memory_.Lacking(Beside(*work.estimate, table_.largest_excess()),
                          HeldBesideResults() + ResultsThatStay() + table_.resident_bytes()) == 0;
 }
 
 // Rows of a forward that the lead's peak leaves room for.
 int64_t EngineImpl::RowsThatFit(const EngineWork& lead) const {
-  const int64_t own = StepUnitOf(lead).rows, row = lead.estimate.row_bytes;
+  const int64_t own = StepUnitOf(lead).rows, row = lead.estimate->row_bytes;
   if (row <= 0) return options_.max_batch_rows;
   const int64_t held = HeldBesideResults() + static_cast<int64_t>(store_->kept_bytes()) +
-                       table_.resident_bytes() - lead.estimate.held_bytes +
-                       lead.estimate.peak_bytes;
+                       table_.resident_bytes() - lead.estimate->held_bytes +
+                       lead.estimate->peak_bytes;
   return own + std::max<int64_t>(0, memory_.Available(held)) / row;
 }
 

@@ -158,7 +158,7 @@ class EngineImpl : public Engine {
   void CheckAttention(TrajectoryWork* work) const;
   void RequireTime(const JobWork& job);  // under mutex_
   WorkEstimate EstimateOf(const TrajectoryWork& work, Attention attention, int64_t beside) const;
-  void RequireMemoryLater(const JobWork& job) const;
+  void RequireMemoryLater(const JobWork& job, const WorkEstimate& estimate) const;
   void RequireMemoryNow(TrajectoryWork* work);
   void RequireMemory(const CallWork& call) const;
   void RequireMemory(const SessionWork& session, const WorkEstimate& estimate) const;
@@ -258,7 +258,6 @@ class EngineImpl : public Engine {
   void RunShadows(bool idle);
   void RunIdleShadow();
   std::optional<std::chrono::steady_clock::time_point> SomebodySince();
-
   void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);
@@ -351,6 +350,7 @@ class EngineImpl : public Engine {
   Drills drills_;
   Shadows shadows_;
   const MemoryAdmission memory_;
+  mutable RecentEstimates estimates_;
   CostModel cost_;                    // by itself thread-safe
   CostFile cost_file_;                // likewise; before any work is predicted
   std::atomic<bool> ending_ = false;  // all work ends, or is put away for the next start

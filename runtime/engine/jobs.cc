@@ -76,13 +76,13 @@ void EngineImpl::BeginJob(JobWork* job) {
                      job->request.latents,
                      job->planner.get(),
                      observer_,
-                     job->estimate.decode_bands,
+                     job->estimate->decode_bands,
                      DecodeOf(*job),
                      "",
-                     job->estimate.releases_text_encoder};
+                     job->estimate->releases_text_encoder};
   job->generation = NewRun(job, std::move(request));
   const int64_t done = job->generation->steps_done();
-  job->left = UnitsLeft(job->estimate, done);
+  LeaveSteps(done, job);
   // A run that goes on behind its last step has no other one to tell of it.
   if (done > 0) store_->Update(job->id, [&](JobSnapshot& snapshot) { snapshot.step = done; });
   job->next_checkpoint = SteadyClock::now() + kFirstCheckpoint;

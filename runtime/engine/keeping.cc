@@ -65,7 +65,8 @@ Checkpoint EngineImpl::GoOnFrom(JobWork* job) {
     NoteBegunAgain(job, anew->first, anew->second);
     return {};
   }
-  Checkpoint from = std::exchange(job->checkpoint, {});
+  Checkpoint from;
+  if (const auto reached = std::exchange(job->checkpoint, nullptr)) from = std::move(*reached);
   if (from.run.empty()) {
     const auto kept = store_->ReadCheckpoint(job->id);
     if (!kept) {
@@ -96,7 +97,7 @@ void EngineImpl::KeepReached(JobWork* job) {
   if (store_->durable()) {
     store_->Checkpoint(job->id, reached.step, reached.Serialise());
   } else {
-    job->checkpoint = std::move(reached);
+    job->checkpoint = std::make_unique<Checkpoint>(std::move(reached));
   }
 }
 
@@ -104,7 +105,7 @@ void EngineImpl::KeepReached(JobWork* job) {
 void EngineImpl::LetGo(JobWork* job) {
   LeaveStage(job);
   store_->Update(job->id, [](JobSnapshot& snapshot) { snapshot.eta_seconds.reset(); });
-  job->left = UnitsLeft(job->estimate, job->generation->steps_done());
+  LeaveSteps(job->generation->steps_done(), job);
   job->last_step_at.reset();
   job->step_pace = 0;
   job->generation.reset();
@@ -161,7 +162,7 @@ void EngineImpl::PutAside(const JobPtr& job) {
 bool EngineImpl::MayStay(const EngineWork& work) const {
   const int64_t most = options_.max_resident_bytes;
   return most == 0 || !store_->durable() || !work.is_job() ||
-         table_.resident_bytes() + work.estimate.held_bytes <= most;
+         table_.resident_bytes() + work.estimate->held_bytes <= most;
 }
 
 // Jobs between two steps that are not of this turn, the one whose own is furthest away first.

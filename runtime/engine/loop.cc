@@ -241,7 +241,7 @@ bool EngineImpl::WaitsForRoom(const WorkPtr& work, const Error& error, bool besi
 // were put away it gets as well: they go over.
 bool EngineImpl::WaitsForModels(const EngineWork& work) {
   if (!changing_.empty()) return true;
-  if (memory_.Lacking(work.estimate, HeldLater()) > 0) return false;
+  if (memory_.Lacking(*work.estimate, HeldLater()) > 0) return false;
   if (memory_.passing() > 0) follows_ = away_follow_ = true;
   return true;
 }
@@ -350,7 +350,7 @@ void EngineImpl::AfterUnit(const WorkPtr& work, const Unit& unit, const UnitTime
     return;
   }
   WentWell(work.get(), unit);
-  CountDown(unit.kind, &work->left);
+  CountDown(unit.kind, work.get());
   const JobPtr job = JobOf(work);
   if (job) UnitDone(job, unit.kind, time.seconds);
   if (const SessionPtr session = SessionOf(work)) return SessionUnitDone(session, unit, time);

@@ -8,6 +8,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -96,7 +97,8 @@ class OrderTree {
   Slack OwnSlack(const Node& node, double later) const;
   Node& At(Index at) const;
 
-  mutable std::vector<Node> nodes_;  // At() counts also where nothing changes
+  // At() counts also where nothing changes. A vector would copy all of it to grow.
+  mutable std::deque<Node> nodes_;
   std::vector<Index> free_;
   Index root_ = kNone;
   uint32_t random_ = 2463534242;

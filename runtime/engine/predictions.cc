@@ -24,26 +24,41 @@ std::chrono::milliseconds RetryAfter(double seconds) {
 
 }  // namespace
 
+const EstimatePtr& RecentEstimates::None() {
+  static const EstimatePtr none = std::make_shared<const WorkEstimate>();
+  return none;
+}
+
+EstimatePtr RecentEstimates::Share(WorkEstimate estimate) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& known : recent_) {
+    if (auto same = known.lock(); same && *same == estimate) return same;
+  }
+  const auto made = std::make_shared<const WorkEstimate>(std::move(estimate));
+  recent_[next_++ % recent_.size()] = made;
+  return made;
+}
+
 Unit StepUnitOf(const EngineWork& work) {
-  const auto& units = work.estimate.units;
+  const auto& units = work.estimate->units;
   const auto step = std::find_if(units.begin(), units.end(), [](const PlannedUnits& planned) {
     return planned.unit.kind == UnitKind::kStep;
   });
   return step == units.end() ? Unit{} : step->unit;
 }
 
-void CountDown(UnitKind kind, std::vector<PlannedUnits>* left) {
-  for (PlannedUnits& planned : *left) {
+void CountDown(UnitKind kind, EngineWork* work) {
+  if (!work->left) work->left = work->estimate->units;
+  for (PlannedUnits& planned : *work->left) {
     if (planned.unit.kind != kind || planned.count == 0) continue;
     --planned.count;
     return;
   }
 }
 
-std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_done) {
-  std::vector<PlannedUnits> left = estimate.units;
-  for (int64_t i = 0; i < steps_done; ++i) CountDown(UnitKind::kStep, &left);
-  return left;
+void LeaveSteps(int64_t steps_done, EngineWork* work) {
+  work->left.reset();
+  for (int64_t i = 0; i < steps_done; ++i) CountDown(UnitKind::kStep, work);
 }
 
 PlannerSubject SubjectOf(const TrajectoryWork& work) {
@@ -74,7 +89,7 @@ UnitKey EngineImpl::KeyOf(const EngineWork& work, const Unit& unit) const {
 
 double EngineImpl::SecondsOf(const EngineWork& work, std::initializer_list<UnitKind> kinds) const {
   double seconds = 0;
-  for (const PlannedUnits& planned : work.left) {
+  for (const PlannedUnits& planned : work.units_left()) {
     if (std::find(kinds.begin(), kinds.end(), planned.unit.kind) == kinds.end()) continue;
     seconds += static_cast<double>(planned.count) *
                cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
@@ -87,7 +102,7 @@ bool EngineImpl::Known(const EngineWork& work) const {
 }
 
 std::optional<double> EngineImpl::KnownSecondsLeft(const EngineWork& work) const {
-  for (const PlannedUnits& planned : work.left) {
+  for (const PlannedUnits& planned : work.units_left()) {
     if (planned.count > 0 && !cost_.known(KeyOf(work, planned.unit))) return std::nullopt;
   }
   return SecondsOf(work, {UnitKind::kEncodePrompt, UnitKind::kStep, UnitKind::kDecode});
@@ -97,7 +112,7 @@ std::optional<double> EngineImpl::KnownSecondsLeft(const EngineWork& work) const
 // goes to. A suspect shares nothing.
 WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   WorkProgress progress;
-  for (const PlannedUnits& planned : work.left) {
+  for (const PlannedUnits& planned : work.units_left()) {
     if (planned.count == 0) continue;
     const double unit = cost_.Seconds(KeyOf(work, planned.unit), planned.unit.rows);
     const double all = static_cast<double>(planned.count) * unit;
@@ -107,7 +122,7 @@ WorkProgress EngineImpl::ProgressOf(const EngineWork& work) const {
   }
   progress.resident = work.begun || !work.is_job();  // a call needs no leave to begin
   const Unit step = StepUnitOf(work);
-  const auto steps_left = std::any_of(work.left.begin(), work.left.end(), [](const auto& planned) {
+  const bool steps_left = std::ranges::any_of(work.units_left(), [](const auto& planned) {
     return planned.unit.kind == UnitKind::kStep && planned.count > 0;
   });
   if (!steps_left || step.group.empty() || work.suspect) return progress;

@@ -90,7 +90,7 @@ bool EngineImpl::TryWithoutBroken(const WorkPtr& work, const Error& error) {
   if (broken == leases.end()) return false;
   policy_->End(broken->lease_id, LeaseEnd::kBudget, Whose(*work) + ": " + error.what());
   work->planner->Unpin(broken->lease_id);
-  if (!work->redo) work->redo = Redo{error};
+  if (!work->redo) work->redo = std::make_unique<Redo>(Redo{error});
   work->redo->suspects.push_back({*broken, LeaseEnd::kBudget, error.what()});
   PutBack(work);
   return true;
@@ -109,7 +109,7 @@ bool EngineImpl::TryWithoutLeases(const WorkPtr& work, const Error& error, Lease
     PutBack(work);
     return true;
   }
-  if (!work->redo) work->redo = Redo{error};
+  if (!work->redo) work->redo = std::make_unique<Redo>(Redo{error});
   // A broken budget was one whatever else is wrong.
   std::erase_if(work->redo->suspects,
                 [](const Redo::Suspect& suspect) { return suspect.cause != LeaseEnd::kBudget; });
@@ -144,7 +144,7 @@ bool EngineImpl::TryWithout(const std::vector<WorkPtr>& works, const CallFailure
       continue;
     }
     if (work->planner->Runs(failure.backend, failure.role) != nullptr) {
-      if (!work->redo) work->redo = Redo{failure.error};
+      if (!work->redo) work->redo = std::make_unique<Redo>(Redo{failure.error});
       work->redo->failures.push_back({failure.backend, what});
       work->planner->Avoid(failure.backend, failure.role, "failed in this unit: " + what);
     }
@@ -175,10 +175,10 @@ void EngineImpl::GiveUp(EngineWork* work) const {
 void EngineImpl::WentWell(EngineWork* work, const Unit& unit) {
   TellBreakers(*work);
   if (!work->redo) return;
-  const Redo redo = *std::exchange(work->redo, std::nullopt);
+  const auto redo = std::exchange(work->redo, nullptr);
   const std::string again = Which(*work, unit) + " was undone and done again without ";
-  for (const Redo::Suspect& suspect : redo.suspects) RollBack(work, suspect, again);
-  for (const Redo::Failure& failure : redo.failures) {
+  for (const Redo::Suspect& suspect : redo->suspects) RollBack(work, suspect, again);
+  for (const Redo::Failure& failure : redo->failures) {
     work->planner->AddNote(again + NameOf(failure.backend) + ", which failed: " + failure.what);
     observer_->OnRollback(failure.backend, "failed");
   }

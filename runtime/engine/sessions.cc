@@ -30,7 +30,7 @@ SessionState StateOf(const SessionWork& session) {
 // Its next `count` steps, and what has to be done before them.
 std::vector<PlannedUnits> UnitsOf(const SessionWork& session, int64_t count) {
   std::vector<PlannedUnits> units;
-  for (PlannedUnits planned : session.estimate.units) {
+  for (PlannedUnits planned : session.estimate->units) {
     const UnitKind kind = planned.unit.kind;
     if (kind == UnitKind::kStep) planned.count = count;
     if (kind == UnitKind::kStep || session.generation->Next().kind == kind)
@@ -141,7 +141,7 @@ void EngineImpl::BeginSession(SessionWork* session) {
   request.planner = session->planner.get();
   request.observer = observer_;
   request.decode = RunRequest::Decode::kNothing;
-  request.release_text_encoder = session->estimate.releases_text_encoder;
+  request.release_text_encoder = session->estimate->releases_text_encoder;
   request.given = std::exchange(session->given, {});
   session->generation = session->pipeline->NewRun(std::move(request));
 }
@@ -176,7 +176,7 @@ void EngineImpl::Set(SessionWork* session, const SessionSet& set) {
   double* const guidance = &session->parameters.guidance_scale;
   const double guided = *guidance;
   const AttentionOptions attention = session->request.attention;
-  const WorkEstimate estimate = session->estimate;
+  const EstimatePtr estimate = session->estimate;
   *guidance = set.guidance_scale.value_or(guided);
   session->request.attention = set.attention.value_or(attention);
   const auto error = Caught([&] {

@@ -162,7 +162,7 @@ void EngineImpl::Readmit(AcceptedJob accepted) {
     differs = AskAnew(job.get());
     FillIn(job.get());
     job->queued_at = job->arrived = accepted.queued_at;
-    job->left = UnitsLeft(job->estimate, accepted.checkpoint_step);
+    LeaveSteps(accepted.checkpoint_step, job.get());
   });
   if (error) return EndJob(job, error, {});
   if (differs) {

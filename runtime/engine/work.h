@@ -2,10 +2,12 @@
 #ifndef DENOISED_RUNTIME_ENGINE_WORK_H_
 #define DENOISED_RUNTIME_ENGINE_WORK_H_
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -43,6 +45,19 @@ struct Redo {
   std::vector<Failure> failures = {};
 };
 
+// Estimates of works, of which equal ones are the same: most that wait are like others. Any thread.
+using EstimatePtr = std::shared_ptr<const WorkEstimate>;
+class RecentEstimates {
+ public:
+  EstimatePtr Share(WorkEstimate estimate);
+  static const EstimatePtr& None();
+
+ private:
+  std::mutex mutex_;
+  std::array<std::weak_ptr<const WorkEstimate>, 16> recent_;
+  size_t next_ = 0;  // of these, to be forgotten
+};
+
 // Owned by the engine's table. What the comment does not give to the engine thread is constant, or
 // guarded by the engine's mutex.
 struct EngineWork {
@@ -61,7 +76,7 @@ struct EngineWork {
   std::optional<std::chrono::steady_clock::time_point> deadline;
   std::shared_ptr<CancelToken> cancel;
   std::chrono::steady_clock::time_point queued_at;  // by the machine's clock: waits are measured
-  WorkEstimate estimate;
+  EstimatePtr estimate = RecentEstimates::None();
   AttnBackend backend = AttnBackend::kReference;  // of self-attention, as it was last seen
   bool begun = false;                             // its first unit runs or has run
   bool encodes = false;                           // its files are being written
@@ -76,9 +91,11 @@ struct EngineWork {
 
   // Engine thread.
   std::unique_ptr<AttentionPlanner> planner;
-  std::vector<PlannedUnits> left;  // of its estimate
-  bool alone = false;              // its next step shares no forward: a shared one failed
-  std::optional<Redo> redo;        // of its next unit
+  std::optional<std::vector<PlannedUnits>> left;  // of its estimate; unset: all
+  bool alone = false;          // its next step shares no forward: a shared one failed
+  std::unique_ptr<Redo> redo;  // of its next unit
+
+  const std::vector<PlannedUnits>& units_left() const { return left ? *left : estimate->units; }
 };
 using WorkPtr = std::shared_ptr<EngineWork>;
 
@@ -100,9 +117,9 @@ struct Palette {
 // A step of it, alone.
 Unit StepUnitOf(const EngineWork& work);
 // One of these is done.
-void CountDown(UnitKind kind, std::vector<PlannedUnits>* left);
-// Of a job that has so many of its steps behind it.
-std::vector<PlannedUnits> UnitsLeft(const WorkEstimate& estimate, int64_t steps_done);
+void CountDown(UnitKind kind, EngineWork* work);
+// Of a job that has so many of its steps behind it, and no other unit.
+void LeaveSteps(int64_t steps_done, EngineWork* work);
 
 // Work along a trajectory of its own: a job or a session.
 struct TrajectoryWork : EngineWork {
@@ -128,12 +145,12 @@ struct JobWork : TrajectoryWork {
   int64_t request_bytes() const override { return BytesOf(request); }
   bool is_job() const override { return true; }
 
-  std::atomic<bool> suspend{false};    // to be put aside at its next boundary
-  bool closing = false;                // ends, or has its results: too late to cancel
-  bool started = false;                // the store knows that it runs, here
-  bool told_start = false;             // engine thread
-  std::optional<JobPlace> told_place;  // what its watchers know, all of them
-  Checkpoint checkpoint;               // to go on from; no run in it: from the start
+  std::atomic<bool> suspend{false};        // to be put aside at its next boundary
+  bool closing = false;                    // ends, or has its results: too late to cancel
+  bool started = false;                    // the store knows that it runs, here
+  bool told_start = false;                 // engine thread
+  std::optional<JobPlace> told_place;      // what its watchers know, all of them
+  std::unique_ptr<Checkpoint> checkpoint;  // to go on from
   int64_t attempt = 0;
 
   // Engine thread.

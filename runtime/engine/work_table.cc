@@ -45,7 +45,7 @@ void WorkTable::MarkBegun(EngineWork* work) {
   --*WaitingLike(*work);
   begun_.insert(work->number);
   if (work->is_job()) ++begun_jobs_, ++running_jobs_;
-  Hold(work->estimate);
+  Hold(*work->estimate);
 }
 
 void WorkTable::TakeBack(EngineWork* work) {
@@ -53,7 +53,7 @@ void WorkTable::TakeBack(EngineWork* work) {
   ++*WaitingLike(*work);
   begun_.erase(work->number);
   if (work->is_job()) --begun_jobs_, --running_jobs_;
-  Release(work->estimate);
+  Release(*work->estimate);
 }
 
 bool WorkTable::IsHeld(WorkId number) const {
@@ -120,13 +120,13 @@ void WorkTable::OpenSession(const SessionPtr& session) {
   sessions_[session->id] = session;
   session->begun = true;
   request_bytes_ += session->request_bytes();
-  Hold(session->estimate);
+  Hold(*session->estimate);
 }
 
 void WorkTable::CloseSession(SessionWork* session) {
   if (sessions_.erase(session->id) == 0) return;
   request_bytes_ -= session->request_bytes();
-  Release(session->estimate);
+  Release(*session->estimate);
 }
 
 void WorkTable::EnterSteps(const SessionPtr& session, Work queued) {
@@ -174,10 +174,10 @@ std::vector<JobPtr> WorkTable::LateAside(TimePoint now) const {
   return late;
 }
 
-void WorkTable::ChangeEstimate(EngineWork* work, const WorkEstimate& estimate) {
-  Release(work->estimate);
-  work->estimate = estimate;
-  Hold(work->estimate);
+void WorkTable::ChangeEstimate(EngineWork* work, EstimatePtr estimate) {
+  Release(*work->estimate);
+  work->estimate = std::move(estimate);
+  Hold(*work->estimate);
 }
 
 void WorkTable::LeaveQueue(EngineWork* work) {
@@ -194,7 +194,7 @@ void WorkTable::LeaveQueue(EngineWork* work) {
   }
   begun_.erase(work->number);
   if (work->is_job()) --begun_jobs_;
-  if (!work->encodes) Release(work->estimate);
+  if (!work->encodes) Release(*work->estimate);
 }
 
 void WorkTable::ToEncoder(JobWork* job) {
@@ -204,7 +204,7 @@ void WorkTable::ToEncoder(JobWork* job) {
 
 void WorkTable::PutAside(JobWork* job) {
   LeaveQueue(job);
-  if (std::exchange(job->encodes, false)) Release(job->estimate);
+  if (std::exchange(job->encodes, false)) Release(*job->estimate);
   if (std::exchange(job->begun, false)) --running_jobs_;
   LetNextSuspect(job->number);
 }
@@ -214,7 +214,7 @@ void WorkTable::Forget(const JobPtr& job) {
   if (job->deadline) deadlines_.erase({*job->deadline, job->id});
   if (jobs_.erase(job->id) == 0 || !job->begun) return;
   --running_jobs_;
-  if (job->encodes) Release(job->estimate);
+  if (job->encodes) Release(*job->estimate);
 }
 
 }  // namespace denoised

@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -43,7 +44,7 @@ class WorkTable {
   std::vector<JobPtr> Aside() const;
   std::vector<JobPtr> Jobs() const;  // all that are known
 
-  void ChangeEstimate(EngineWork* work, const WorkEstimate& estimate);
+  void ChangeEstimate(EngineWork* work, EstimatePtr estimate);
   void LeaveQueue(EngineWork* work);  // nothing where it has left
   void ToEncoder(JobWork* job);       // leaves the queue, and keeps what it holds until Forget
   void PutAside(JobWork* job);        // leaves the queue, or the encoder, as if it had not begun
@@ -104,7 +105,7 @@ class WorkTable {
   void Release(const WorkEstimate& estimate);
 
   std::unordered_map<WorkId, WorkPtr> queued_;
-  std::unordered_map<std::string, JobPtr> jobs_;
+  std::unordered_map<std::string_view, JobPtr> jobs_;      // by their own ids
   std::set<std::pair<TimePoint, std::string>> deadlines_;  // of those
   std::map<std::string, SessionPtr> sessions_;
   std::multiset<int64_t> excesses_;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -62,15 +63,11 @@ void ReadWhole(const ReadOnlyFile& file, const SafetensorsEntry& entry, char* ou
   }
 }
 
-// Reads the tensor into fresh memory, through a small buffer where the dtype changes.
-at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
-                      at::ScalarType dtype) {
-  const at::ScalarType source = SourceType(file.path(), entry);
-  CheckMemory(file.path(), entry, dtype);
-  at::Tensor out = at::empty(entry.shape, at::TensorOptions(dtype));
-  if (source == dtype) {
-    ReadWhole(file, entry, static_cast<char*>(out.data_ptr()));
-    return out;
+// Reads the tensor into `out`, which is dense, through a small buffer where the dtype changes.
+void ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry, at::ScalarType source,
+                const at::Tensor& out) {
+  if (source == out.scalar_type()) {
+    return ReadWhole(file, entry, static_cast<char*>(out.data_ptr()));
   }
   const int64_t width = static_cast<int64_t>(c10::elementSize(source));
   const int64_t chunk = static_cast<int64_t>(kChunkBytes) / width;
@@ -83,7 +80,6 @@ at::Tensor ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry,
                 static_cast<uint64_t>(count * width));
     flat.narrow(0, done, count).copy_(buffer.narrow(0, 0, count));
   }
-  return out;
 }
 
 struct Shard {
@@ -209,6 +205,7 @@ struct Weights::Impl {
   Places places;
   std::set<std::string> unused;
   WeightMap promised;  // by the index, where there is one
+  at::Tensor lent;     // bytes; as many as the largest tensor that was lent takes
 
   void Index() {
     places = FindPlaces(shards);
@@ -227,6 +224,35 @@ struct Weights::Impl {
     const Shard& shard = shards[found->second.shard];
     *entry = &shard.header.tensors[found->second.entry];
     return shard;
+  }
+
+  using Memory = std::function<at::Tensor(at::IntArrayRef shape, at::ScalarType dtype)>;
+
+  at::Tensor Read(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
+                  const Memory& memory) {
+    const SafetensorsEntry* entry = nullptr;
+    const Shard& shard = OwnerOf(name, &entry);
+    if (at::IntArrayRef(entry->shape) != shape) {
+      throw Bad(shard.file->path(), "tensor '" + name + "': wanted shape " + ShapeText(shape) +
+                                        ", came " + ShapeText(entry->shape));
+    }
+    shard.file->CheckUnchanged();
+    const at::ScalarType source = SourceType(shard.file->path(), *entry);
+    CheckMemory(shard.file->path(), *entry, dtype);
+    at::Tensor tensor = memory(shape, dtype);
+    ReadTensor(*shard.file, *entry, source, tensor);
+    unused.erase(name);
+    return tensor;
+  }
+
+  at::Tensor Buffer(at::IntArrayRef shape, at::ScalarType dtype) {
+    const int64_t bytes =
+        c10::multiply_integers(shape) * static_cast<int64_t>(c10::elementSize(dtype));
+    if (!lent.defined() || lent.numel() < bytes) {
+      lent = at::Tensor();
+      lent = at::empty({bytes}, at::kByte);
+    }
+    return lent.narrow(0, 0, bytes).view(dtype).view(shape);
   }
 };
 
@@ -260,16 +286,17 @@ bool Weights::Contains(const std::string& name) const { return impl_->places.con
 
 at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                          at::Device device) {
-  const SafetensorsEntry* entry = nullptr;
-  const Shard& shard = impl_->OwnerOf(name, &entry);
-  if (at::IntArrayRef(entry->shape) != shape) {
-    throw Bad(shard.file->path(), "tensor '" + name + "': wanted shape " + ShapeText(shape) +
-                                      ", came " + ShapeText(entry->shape));
-  }
-  shard.file->CheckUnchanged();
-  at::Tensor tensor = ReadTensor(*shard.file, *entry, dtype);
-  impl_->unused.erase(name);
+  const auto fresh = [](at::IntArrayRef shape, at::ScalarType dtype) {
+    return at::empty(shape, at::TensorOptions(dtype));
+  };
+  const at::Tensor tensor = impl_->Read(name, shape, dtype, fresh);
   return device.is_cpu() ? tensor : tensor.to(device);
+}
+
+at::Tensor Weights::Lend(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype) {
+  return impl_->Read(name, shape, dtype, [this](at::IntArrayRef shape, at::ScalarType dtype) {
+    return impl_->Buffer(shape, dtype);
+  });
 }
 
 int64_t Weights::BytesAs(at::ScalarType dtype) const {

@@ -33,6 +33,9 @@ class Weights {
   // tensor, the wanted and the found shape where it is missing or of another shape.
   at::Tensor Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                   at::Device device = at::kCPU);
+  // The same for who makes a form of its own of it: in this object's one buffer, until the next
+  // Lend. On the CPU.
+  at::Tensor Lend(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype);
 
   // Names in the files that were never taken, sorted.
   std::vector<std::string> Unused() const;

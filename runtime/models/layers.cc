@@ -23,7 +23,11 @@ std::string ShapeText(const at::Tensor& x) {
 
 Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& name, int64_t in,
               int64_t out, bool with_bias, bool tolerant) {
-  const at::Tensor weight = from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
+  // Memory of its own would leave a hole between packed ones, which the next may not fit.
+  const bool packs = from.kept() != LinearNumerics::kExact;
+  const at::Tensor weight =
+      packs ? from.weights->Lend(name + ".weight", {out, in}, dtype)
+            : from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
   Linear layer(weight, bias, from.kept(), tolerant);

@@ -21,6 +21,8 @@ struct WorkEstimate {
   int64_t decode_bands = 1;            // bands of rows that the video is decoded in; more take less
   bool releases_text_encoder = false;  // after the prompts, so that the rest fits
   std::vector<PlannedUnits> units;     // what it does, in order
+
+  bool operator==(const WorkEstimate&) const = default;
 };
 
 // What one attention of the work takes with the backend that would serve it now.

@@ -21,12 +21,16 @@ struct Unit {
   // which times are kept, so never empty but at kDone.
   std::string group;
   double multiply_adds = 0;  // of one row
+
+  bool operator==(const Unit&) const = default;
 };
 
 // What a run will do, told before it begins: so many units like this one.
 struct PlannedUnits {
   Unit unit;
   int64_t count = 0;
+
+  bool operator==(const PlannedUnits&) const = default;
 };
 
 }  // namespace denoised

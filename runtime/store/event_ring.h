@@ -14,6 +14,7 @@ class EventRing {
  public:
   static constexpr size_t kEvents = 32;
 
+  // A state that is over: the job has a newer one by now.
   void Add(const JobSnapshot& job);
   // The oldest state after `sequence`. `last` is the newest one, whole; another is made from it and
   // from what changed since.

@@ -46,6 +46,12 @@ uint64_t Feed::Record::bytes() const {
   return bytes;
 }
 
+void Feed::Record::Add(Result result) {
+  if (!reading) reading = std::make_shared<int>();
+  const ArtifactFormat format = result.info.format;
+  results[format] = std::move(result);
+}
+
 const Feed::Record* Feed::Find(const std::string& id) const {
   const auto found = records_.find(id);
   return found == records_.end() || found->second.accepting ? nullptr : &found->second;
@@ -104,7 +110,6 @@ void Feed::Publish(const std::string& id, const std::function<void(JobSnapshot)>
     const std::lock_guard lock(mutex_);
     Record& record = records_.at(id);
     record.accepting = false;
-    record.events.Add(record.row.job);
     Enrol(record);
     settled.swap(record.when_settled);
     job = record.row.job;
@@ -130,14 +135,13 @@ void Feed::Restore(JobRow row, std::chrono::microseconds age) {
   const std::string id = row.job.id;
   Record& record = records_[id];
   record.accepting = false;
-  record.events.Add(row.job);
   last_number_ = std::max(last_number_, row.number);
   if (!row.key.empty()) keys_[row.key] = id;
   record.row = std::move(row);
   Enrol(record);
   if (!IsTerminal(record.row.job.state)) return;
   for (const ArtifactInfo& info : record.row.job.artifacts) {
-    record.results[info.format] = {info, nullptr, nullptr};
+    record.Add({info, nullptr, nullptr});
     result_bytes_ += info.size_bytes;
   }
   record.made_results = record.row.job.state == JobState::kSucceeded;
@@ -270,7 +274,7 @@ std::vector<std::optional<JobSnapshot>> Feed::ApplyAll(const std::vector<std::st
       if (!keep || !durable) continue;
       rows.push_back(record->row);
       rows.back().job = next;
-      record->next = next;
+      record->next = std::make_unique<JobSnapshot>(next);
     }
     if (!rows.empty()) {
       lock.unlock();
@@ -286,7 +290,7 @@ std::vector<std::optional<JobSnapshot>> Feed::ApplyAll(const std::vector<std::st
   if (!kept) {
     // They may have been settled, and even forgotten, before this thread came back.
     for (const JobRow& row : rows) {
-      if (Record* record = Find(row.job.id)) record->held = record->next.has_value();
+      if (Record* record = Find(row.job.id)) record->held = record->next != nullptr;
     }
     settled_.notify_all();
     return after;
@@ -314,11 +318,11 @@ Feed::Record* Feed::AwaitUnchanging(const std::string& id, std::unique_lock<std:
 
 Feed::Woken Feed::Show(Record* record, JobSnapshot next) {
   Strike(*record);
+  record->events.Add(record->row.job);
   record->row.job = std::move(next);
   Enrol(*record);
   record->next.reset();
   record->held = false;
-  record->events.Add(record->row.job);
   settled_.notify_all();
   return LiveWatchers(record);
 }

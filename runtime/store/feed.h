@@ -123,12 +123,12 @@ class Feed {
     JobRow row;
     bool accepting = true;                            // reserved, not published
     std::vector<std::function<void()>> when_settled;  // while `accepting`
-    std::optional<JobSnapshot> next;                  // a change on its way to the disk
+    std::unique_ptr<const JobSnapshot> next;          // a change on its way to the disk
     bool held = false;  // ... which takes its time: `next` is as good as done
     EventRing events;
     std::vector<std::weak_ptr<Watcher>> watchers;
     std::map<ArtifactFormat, Result> results;  // their `reading` unset
-    std::shared_ptr<const void> reading = std::make_shared<int>();
+    std::shared_ptr<const void> reading;       // of those that it has or had
     Time ended_at;
     bool fetched = false;
     bool listed = false;  // in with_results_
@@ -138,6 +138,7 @@ class Feed {
     bool watched() const;
     bool read() const { return reading.use_count() > 1; }
     uint64_t bytes() const;
+    void Add(Result result);
   };
   using Order = std::map<uint64_t, const Record*>;  // by number
   using Woken = std::vector<std::shared_ptr<Watcher>>;

@@ -16,7 +16,7 @@ constexpr size_t kEndedReplays = 512;
 
 // Of memory: its text is about what its parts are.
 uint64_t MemoryOf(const JobRow& row) {
-  constexpr uint64_t kRecord = 3072;  // what is the same for all, with its places in the lists
+  constexpr uint64_t kRecord = 2048;  // what is the same for all, with its places in the lists
   return kRecord + WriteRow(row).size();
 }
 
@@ -29,10 +29,10 @@ void Feed::AddResult(const std::string& id, const ArtifactInfo& info,
   const std::lock_guard lock(mutex_);
   Record* record = Find(id);
   if (!record) return;
-  Result& place = record->results[info.format];
-  result_bytes_ += info.size_bytes - place.info.size_bytes;
-  if (record->listed) listed_bytes_ += info.size_bytes - place.info.size_bytes;
-  place = {info, std::move(artifact), nullptr};
+  const uint64_t before = record->bytes();
+  record->Add({info, std::move(artifact), nullptr});
+  result_bytes_ += record->bytes() - before;
+  if (record->listed) listed_bytes_ += record->bytes() - before;
 }
 
 std::optional<Feed::Result> Feed::FindResult(const std::string& id, ArtifactFormat format) const {

@@ -109,12 +109,18 @@ class Client {
     grpc::ClientContext context;
     v1::Job job;
     Require(stub.SuspendJob(&context, suspend, &job));
-    while (job.state() != v1::SUSPENDED) {
+    Await(stub, id, [](const v1::Job& job) { return job.state() == v1::SUSPENDED; });
+    return {{"job_id", id}};
+  }
+
+  static void Await(Stub& stub, const std::string& id,
+                    const std::function<bool(const v1::Job&)>& condition) {
+    for (;;) {
+      const v1::Job job = Get(stub, id);
+      if (condition(job)) return;
       if (job.state() >= v1::SUCCEEDED) throw std::runtime_error("the job has ended");
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      job = Get(stub, id);
     }
-    return {{"job_id", id}};
   }
 
   // Streams of earlier ones are closed first.
@@ -188,9 +194,12 @@ class Client {
     });
   }
 
-  // A job of many steps, which runs on.
+  // A job of many steps, which runs on; returns once so many of them are done.
   static Json Begin(Stub& stub, const Json& request) {
-    return {{"job_id", Submit(stub, JobOf(request)).id()}};
+    const std::string id = Submit(stub, JobOf(request)).id();
+    const int64_t done = request.value("steps_done", 0);
+    Await(stub, id, [&](const v1::Job& job) { return job.step() >= done; });
+    return {{"job_id", id}};
   }
 
   static Json Quantiles(int calls, const std::function<void(std::vector<double>*)>& call) {

@@ -81,27 +81,32 @@ def overlap_row(options):
 
 
 def steps_rows(options, rows):
-    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next."""
+    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next.
+    Memory is what is allocated at a forward's end: a heap that was given back to the system, as for a peak of resident
+    memory, would come back page by page, more of it the more steps there are, and hold the first steps up.
+    """
     few, many = 4, 100
-    paces = {few: [], many: []}
+    paces, allocated = {few: [], many: []}, {few: [], many: []}
     with serving(options, "small") as worker:
         def run(steps):
             return worker.ask(do="run", jobs=[dict(steps=steps, **SHORT)])
 
         run(few)
         run(many)
-        peaks = {steps: run(steps)["peak_bytes"] for steps in (few, many)}
         for _ in range(options.pairs):
             for steps in [few] * (many // few) + [many]:
-                ends = [forward["end"] for forward in run(steps)["forwards"]]
+                told = run(steps)
+                ends = [forward["end"] for forward in told["forwards"]]
                 paces[steps] += [later - sooner for sooner, later in zip(ends, ends[1:])]
+                allocated[steps].append(told["allocated_bytes"])
     if "E13" in rows:
         pace = {steps: statistics.median(some) for steps, some in paces.items()}
         yield {"row": "E13", "name": f"a step of {many} against one of {few}, small: difference, share",
                "value": abs(pace[many] / pace[few] - 1), "step_seconds": pace}
     if "E13m" in rows:
+        most = {steps: statistics.median(some) for steps, some in allocated.items()}
         yield {"row": "E13m", "name": f"memory of a job of {many} steps over one of {few}, small, MiB",
-               "value": (peaks[many] - peaks[few]) / 2**20, "bytes": peaks}
+               "value": (most[many] - most[few]) / 2**20, "bytes": most}
 
 
 def measure(options, rows):

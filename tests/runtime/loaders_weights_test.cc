@@ -74,6 +74,25 @@ TEST_F(WeightsTest, CastsEverySourceToTheAskedDtypeAsTorchDoes) {
   }
 }
 
+TEST_F(WeightsTest, LendsEachTensorInOneBuffer) {
+  const at::Tensor small = x_.slice(0, 0, 7).contiguous();
+  WriteSafetensors(dir_ / "model.safetensors",
+                   {{"large", Raw(x_, "F32")}, {"small", Raw(small, "F32")}});
+  Weights weights = Weights::Open(Folder(), "model");
+  const at::Tensor taken = weights.Take("large", {300, 1001}, at::kFloat);
+  const at::Tensor first = weights.Lend("large", {300, 1001}, at::kFloat);
+  EXPECT_TRUE(first.equal(x_));
+  const at::Tensor second = weights.Lend("small", {7, 1001}, at::kBFloat16);
+  EXPECT_TRUE(second.equal(small.to(at::kBFloat16)));
+  EXPECT_EQ(second.data_ptr(), first.data_ptr());
+  EXPECT_TRUE(taken.equal(x_));  // in memory of its own
+  EXPECT_THAT(weights.Unused(), ElementsAre());
+  EXPECT_THAT(Refusal([&] {
+                weights.Lend("small", {7, 1}, at::kFloat);
+              }),
+              HasSubstr("tensor 'small': wanted shape [7, 1], came [7, 1001]"));
+}
+
 TEST_F(WeightsTest, KnowsWhatWasNeverTaken) {
   WriteSafetensors(dir_ / "model.safetensors", {{"b", Raw(at::ones({2}), "F32")},
                                                 {"a", Raw(at::ones({}), "F32")},
