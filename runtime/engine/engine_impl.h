@@ -137,9 +137,8 @@ class EngineImpl : public Engine {
   void AuditLoad(const ModelChange& change, const std::string& before, const std::string& after);
   ModelUnloaded Unload(const ModelChange& change);
   void RequireUnused(const std::string& model) const;  // under mutex_, as the next
-  ModelUnloaded TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting,
-                         std::vector<std::weak_ptr<const void>>* going);
-  void AwaitGone(const std::vector<std::weak_ptr<const void>>& models);
+  ModelUnloaded TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting, Going* going);
+  void AwaitGone(const Going& models);
 
   // following.cc: jobs that have not begun go over to the models that serve by now. Engine thread.
   void NoteStale(const EngineWork& work);  // any thread, under mutex_
@@ -258,6 +257,7 @@ class EngineImpl : public Engine {
   void RunShadows(bool idle);
   void RunIdleShadow();
   std::optional<std::chrono::steady_clock::time_point> SomebodySince();
+
   void Refresh(const EngineWork& work);  // under mutex_
   void PutBack(const WorkPtr& work);
   void End(const WorkPtr& work, const std::optional<Error>& error);

@@ -105,7 +105,10 @@ void EngineImpl::KeepReached(JobWork* job) {
 void EngineImpl::LetGo(JobWork* job) {
   LeaveStage(job);
   store_->Update(job->id, [](JobSnapshot& snapshot) { snapshot.eta_seconds.reset(); });
-  LeaveSteps(job->generation->steps_done(), job);
+  {
+    const std::lock_guard lock(mutex_);  // who asks where it stands reads them
+    LeaveSteps(job->generation->steps_done(), job);
+  }
   job->last_step_at.reset();
   job->step_pace = 0;
   job->generation.reset();

@@ -199,7 +199,7 @@ void EngineImpl::UnloadModel(ModelChange change, UnloadDone done) {
 ModelUnloaded EngineImpl::Unload(const ModelChange& change) {
   const std::string& name = change.name;
   std::vector<WorkPtr> waiting;
-  std::vector<std::weak_ptr<const void>> going;
+  Going going;
   ModelUnloaded unloaded;
   PipelinePtr pipeline;
   {
@@ -257,7 +257,7 @@ void EngineImpl::RequireUnused(const std::string& model) const {
 
 // Begun work ends at its next stop point; what waits is the caller's to end.
 ModelUnloaded EngineImpl::TakeFrom(const std::string& model, std::vector<WorkPtr>* waiting,
-                                   std::vector<std::weak_ptr<const void>>* going) {
+                                   Going* going) {
   ModelUnloaded taken;
   const auto end = [&](const WorkPtr& work) {
     work->unloaded = true;
@@ -289,7 +289,7 @@ ModelUnloaded EngineImpl::TakeFrom(const std::string& model, std::vector<WorkPtr
 }
 
 // Whoever loads another one next counts on its memory.
-void EngineImpl::AwaitGone(const std::vector<std::weak_ptr<const void>>& models) {
+void EngineImpl::AwaitGone(const Going& models) {
   constexpr std::chrono::milliseconds kLook(10);
   std::unique_lock lock(mutex_);
   const auto used = [&] {

@@ -14,6 +14,10 @@
 
 namespace denoised {
 
+// Of models that no longer serve: each expires when the model and what is counted for it are gone,
+// a little later than the last pointer to it.
+using Going = std::vector<std::weak_ptr<const void>>;
+
 // Any thread. A model that is taken away lives on for as long as work has it.
 class Models {
  public:
@@ -25,8 +29,6 @@ class Models {
   // Whether it is what its name stands for now.
   bool Serves(const Pipeline& pipeline) const;
   std::vector<PipelinePtr> All() const;
-  // Expires when the model and what is counted for it are gone: a little later than the last
-  // pointer to it.
   static std::weak_ptr<const void> PresenceOf(const PipelinePtr& pipeline);
   std::vector<ModelInfo> List() const;
   std::optional<ModelInfo> Served(const std::string& name) const;  // of List()

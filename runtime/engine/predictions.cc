@@ -31,12 +31,17 @@ const EstimatePtr& RecentEstimates::None() {
 
 EstimatePtr RecentEstimates::Share(WorkEstimate estimate) {
   const std::lock_guard lock(mutex_);
-  for (const auto& known : recent_) {
-    if (auto same = known.lock(); same && *same == estimate) return same;
-  }
-  const auto made = std::make_shared<const WorkEstimate>(std::move(estimate));
-  recent_[next_++ % recent_.size()] = made;
-  return made;
+  const auto is_same = [&](const auto& known) {
+    const EstimatePtr one = known.lock();
+    return one && *one == estimate;
+  };
+  const auto found = std::ranges::find_if(recent_, is_same);
+  EstimatePtr shared = found == recent_.end() ? nullptr : found->lock();
+  if (!shared) shared = std::make_shared<const WorkEstimate>(std::move(estimate));
+  const auto last = found == recent_.end() ? recent_.end() - 1 : found;
+  std::rotate(recent_.begin(), last, last + 1);
+  recent_.front() = shared;
+  return shared;
 }
 
 Unit StepUnitOf(const EngineWork& work) {

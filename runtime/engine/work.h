@@ -54,8 +54,7 @@ class RecentEstimates {
 
  private:
   std::mutex mutex_;
-  std::array<std::weak_ptr<const WorkEstimate>, 16> recent_;
-  size_t next_ = 0;  // of these, to be forgotten
+  std::array<std::weak_ptr<const WorkEstimate>, 16> recent_;  // the last used first
 };
 
 // Owned by the engine's table. What the comment does not give to the engine thread is constant, or

@@ -85,8 +85,9 @@ Feed::Place Feed::Reserve(JobRow* row) {
   row->number = ++last_number_;
   row->job.sequence = 1;
   const std::string& id = row->job.id;
-  records_[id] = Record{};
-  records_[id].row = *row;
+  Record& record = records_[id] = Record{};
+  record.row = *row;
+  record.changed_at = row->job.sequence;
   if (!row->key.empty()) keys_[row->key] = id;
   return Place::kTaken;
 }
@@ -138,6 +139,7 @@ void Feed::Restore(JobRow row, std::chrono::microseconds age) {
   last_number_ = std::max(last_number_, row.number);
   if (!row.key.empty()) keys_[row.key] = id;
   record.row = std::move(row);
+  record.changed_at = record.row.job.sequence;
   Enrol(record);
   if (!IsTerminal(record.row.job.state)) return;
   for (const ArtifactInfo& info : record.row.job.artifacts) {
@@ -318,8 +320,10 @@ Feed::Record* Feed::AwaitUnchanging(const std::string& id, std::unique_lock<std:
 
 Feed::Woken Feed::Show(Record* record, JobSnapshot next) {
   Strike(*record);
+  record->row.job.sequence = record->changed_at;
   record->events.Add(record->row.job);
   record->row.job = std::move(next);
+  record->changed_at = record->row.job.sequence;
   Enrol(*record);
   record->next.reset();
   record->held = false;

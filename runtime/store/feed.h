@@ -126,6 +126,7 @@ class Feed {
     std::unique_ptr<const JobSnapshot> next;          // a change on its way to the disk
     bool held = false;  // ... which takes its time: `next` is as good as done
     EventRing events;
+    uint64_t changed_at = 0;  // sequence of the last change, whatever was touched since
     std::vector<std::weak_ptr<Watcher>> watchers;
     std::map<ArtifactFormat, Result> results;  // their `reading` unset
     std::shared_ptr<const void> reading;       // of those that it has or had

@@ -105,7 +105,7 @@ def steps_rows(options, rows):
                "value": abs(pace[many] / pace[few] - 1), "step_seconds": pace}
     if "E13m" in rows:
         most = {steps: statistics.median(some) for steps, some in allocated.items()}
-        yield {"row": "E13m", "name": f"memory of a job of {many} steps over one of {few}, small, MiB",
+        yield {"row": "E13m", "name": f"memory that a job of {many} steps allocates over one of {few}, small, MiB",
                "value": (most[many] - most[few]) / 2**20, "bytes": most}
 
 

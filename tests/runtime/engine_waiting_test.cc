@@ -54,5 +54,22 @@ TEST(EngineWaiting, AJobTakesLittleMoreMemoryThanItsPrompt) {
   model.steps.Open();
 }
 
+TEST(RecentEstimates, WhatIsUsedAgainAndAgainStaysShared) {
+  RecentEstimates estimates;
+  std::vector<EstimatePtr> held;
+  const auto of = [](int64_t bytes) {
+    WorkEstimate estimate;
+    estimate.peak_bytes = bytes;
+    return estimate;
+  };
+  const EstimatePtr often = estimates.Share(of(0));
+  for (int64_t i = 1; i < 100; ++i) {
+    held.push_back(estimates.Share(of(i)));
+    EXPECT_EQ(held.back()->peak_bytes, i);
+    EXPECT_EQ(estimates.Share(of(0)), often);
+  }
+  EXPECT_NE(estimates.Share(of(1)), held.front()) << "it was long ago";
+}
+
 }  // namespace
 }  // namespace denoised
