@@ -8,7 +8,6 @@
 
 #include <compare>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -97,8 +96,7 @@ class OrderTree {
   Slack OwnSlack(const Node& node, double later) const;
   Node& At(Index at) const;
 
-  // At() counts also where nothing changes. A vector would copy all of it to grow.
-  mutable std::deque<Node> nodes_;
+  mutable std::vector<Node> nodes_;  // At() counts also where nothing changes
   std::vector<Index> free_;
   Index root_ = kNone;
   uint32_t random_ = 2463534242;

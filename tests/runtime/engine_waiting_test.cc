@@ -35,7 +35,7 @@ std::unique_ptr<EngineImpl> MakeEngine(FakeModel* model, Observer* observer, Log
 
 TEST(EngineWaiting, AJobTakesLittleMoreMemoryThanItsPrompt) {
   if (!PeakMemory::kMeasures) GTEST_SKIP() << "a sanitizer's memory is not the program's";
-  constexpr int64_t kPrompt = 200, kFirst = 1000, kMore = 2000;
+  constexpr int64_t kPrompt = 200, kFirst = 1000, kMore = 3000;
   FakeModel model;
   Observer observer;
   Logger logger(stderr, LogLevel::kError);
