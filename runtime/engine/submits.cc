@@ -96,7 +96,10 @@ void EngineImpl::Answer(const JobPtr& job, JobStore::Added outcome,
   done(std::move(result));
   const std::lock_guard lock(mutex_);
   --unanswered_;
-  idle_.notify_all();  // under the lock: the engine may be gone after it
+  // Only now, so that its first unit does not take the processors from the answer. Under the lock:
+  // the engine may be gone after it.
+  wake_.notify_one();
+  idle_.notify_all();
 }
 
 // The place that it took is its own now, or free.
@@ -115,7 +118,6 @@ Engine::SubmitResult EngineImpl::Accepted(const JobPtr& job, JobStore::Added out
   }
   idle_.notify_all();
   if (kept == nullptr) return std::get<Error>(std::move(outcome));
-  if (added) wake_.notify_one();
   if (added && !entered && !store_->durable()) EndJob(job, Cancelled(), {});
   AddPlace(&kept->first);
   return std::move(kept->first);
