@@ -38,12 +38,7 @@ void AuditStream::Read(const v1::WatchAuditRequest& request) {
   after_ = request.after();
   follows_ = request.follow();
   if (!follows_) return;
-  const std::weak_ptr<PulledStream> weak = weak_from_this();
-  watch_ = audit_->Watch([weak, dispatcher = dispatcher_] {
-    dispatcher->Post([weak] {
-      if (const auto stream = weak.lock()) stream->Pump();
-    });
-  });
+  watch_ = audit_->Watch(Waker(dispatcher_));
 }
 
 PulledStream::Action AuditStream::Next() {

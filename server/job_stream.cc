@@ -58,6 +58,14 @@ void PulledStream::Pump() {
   End(WhyLeave());
 }
 
+std::function<void()> PulledStream::Waker(TaskThread* dispatcher) {
+  return [weak = weak_from_this(), dispatcher] {
+    dispatcher->Post([weak] {
+      if (const auto stream = weak.lock()) stream->Pump();
+    });
+  };
+}
+
 grpc::Status PulledStream::WhyLeave() {
   const std::lock_guard lock(mutex_);
   return cancelled_ ? Cancelled() : *leave_;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "runtime/engine.h"
+#include "runtime/task_thread.h"
 #include "server/call.h"
 #include "server/convert.h"
 #include "server/job_watches.h"
@@ -44,6 +45,8 @@ class PulledStream : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Open(const std::function<void()>& prepare);
   // Looks for something to do. Any thread.
   void Pump();
+  // Has that done on the dispatcher, where the stream is still there. Any thread.
+  std::function<void()> Waker(TaskThread* dispatcher);
   // Kept for as long as the stream.
   void Keep(std::shared_ptr<void> ticket) { tickets_.push_back(std::move(ticket)); }
   // Ends the stream with this as soon as no message is on its way. Where that was said before and

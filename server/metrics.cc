@@ -26,6 +26,8 @@ using GaugeSeries = Series<Gauge>;
 using Histograms = Series<Histogram, Histogram::BucketBoundaries>;
 using Names = std::vector<std::string>;
 
+constexpr size_t kPieceBytes = 32 << 10;  // of a page
+
 // Moves a counter on to a total that somebody else keeps.
 void AdvanceTo(uint64_t total, const Counters::Held& counter) {
   counter->Increment(std::max(0.0, static_cast<double>(total) - counter->Value()));
@@ -351,8 +353,9 @@ std::function<bool(std::string*)> Metrics::Page() {
   ReadGauges();
   return [families = families_.get(), family = size_t{0},
           place = AnySeries::Place()](std::string* piece) mutable {
+    const size_t full = piece->size() + kPieceBytes;  // more of the page may be in it
     for (; family < families->all.size(); ++family, place = {}) {
-      if (!families->all[family]->Append(&place, piece)) return true;
+      if (!families->all[family]->Append(&place, full, piece)) return true;
     }
     return false;
   };

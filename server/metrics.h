@@ -1,4 +1,4 @@
-// Prometheus: with metrics_series and metrics_text the only file that knows it. Turns what the
+// Prometheus: with metrics_series and metrics_text the only files that know it. Turns what the
 // engine reports, and each finished call, into the series named in the contract. Labels come from
 // closed sets only; no ids, prompts or peers.
 #ifndef DENOISED_SERVER_METRICS_H_

@@ -26,12 +26,12 @@ AnySeries::AnySeries(FamilyText text, std::vector<const AnySeries*>* all)
   all->push_back(this);
 }
 
-bool AnySeries::Append(Place* place, std::string* out) const {
+bool AnySeries::Append(Place* place, size_t full, std::string* out) const {
   std::lock_guard lock(mutex_);
   if (place->next == 0) place->end = next_number_;
   for (auto entry = From(place->next); entry != entries_.end(); ++entry) {
     if ((*entry)->number >= place->end) break;
-    if (out->size() >= kPieceBytes) return false;
+    if (out->size() >= full) return false;
     if (place->next == 0) *out += text_.head();
     text_.Append(Split((*entry)->values, text_.label_count()), (*entry)->Collect(), out);
     place->next = (*entry)->number + 1;

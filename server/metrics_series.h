@@ -51,7 +51,7 @@ inline const prometheus::Histogram::BucketBoundaries& ErrorBuckets() {
 }
 
 // What the series of a family of any kind share: the look-up by label values, and the page. Any
-// thread. Nothing holds the lock for longer than the text of kPieceBytes takes, some 20 us, but
+// thread. Nothing holds the lock for longer than the text of a piece takes, some 20 us, but
 // Forget and a new series for which the table grows: some milliseconds at 50,000.
 class AnySeries {
  public:
@@ -67,10 +67,10 @@ class AnySeries {
   struct Place {
     uint64_t next = 0, end = 0;
   };
-  // Appends the series from there on, the oldest first, until `out` has kPieceBytes; true where
+  // Appends the series from there on, the oldest first, until `out` has `full` bytes; true where
   // none is left. A series that stays is in the page once, whatever comes and goes meanwhile, and
   // one that is made again is not in it twice.
-  bool Append(Place* place, std::string* out) const;
+  bool Append(Place* place, size_t full, std::string* out) const;
 
   void KeepOnly(const std::set<Values>& values);
   // Those whose values are such; how many are left.
@@ -105,7 +105,6 @@ class AnySeries {
   void Put(const Slot& slot);
   void Grow();
 
-  static constexpr size_t kPieceBytes = 32 << 10;
   const FamilyText text_;
   // All guarded by mutex_.
   Entries entries_;  // by number

@@ -1,5 +1,6 @@
 // Calls of AdminService about measurements: a stream that lives as long as a tune, export, import.
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -23,12 +24,7 @@ class TuneStream : public PulledStream {
 
   // For Open().
   void Begin(TuneQuery query) {
-    const std::weak_ptr<PulledStream> weak = weak_from_this();
-    const auto wake = [weak, dispatcher = dispatcher_] {
-      dispatcher->Post([weak] {
-        if (const auto stream = weak.lock()) stream->Pump();
-      });
-    };
+    const std::function<void()> wake = Waker(dispatcher_);
     engine_->tuner().Tune(
         std::move(query), cancel_,
         [told = told_, wake](const TuneProgress& progress) {

@@ -10,6 +10,8 @@
 #include <string>
 #include <system_error>
 
+#include "tests/eventually.h"
+
 namespace denoised {
 
 class TemporaryFolder {
@@ -33,14 +35,15 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-// What a folder holds now: again where a file of it came or went meanwhile.
+// What a folder holds now: again where a file of it came or went meanwhile. Throws where it cannot.
 inline void CopyLive(const std::filesystem::path& from, const std::filesystem::path& to) {
   std::error_code error;
-  do {
+  const bool copied = Eventually([&] {
     std::filesystem::remove_all(to);
-    error.clear();
     std::filesystem::copy(from, to, std::filesystem::copy_options::recursive, error);
-  } while (error);
+    return !error;
+  });
+  if (!copied) throw std::filesystem::filesystem_error("copy", from, to, error);
 }
 
 }  // namespace denoised

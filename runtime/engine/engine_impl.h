@@ -350,10 +350,10 @@ class EngineImpl : public Engine {
   Drills drills_;
   Shadows shadows_;
   const MemoryAdmission memory_;
-  mutable RecentEstimates estimates_;
-  CostModel cost_;                    // by itself thread-safe
-  CostFile cost_file_;                // likewise; before any work is predicted
-  std::atomic<bool> ending_ = false;  // all work ends, or is put away for the next start
+  mutable RecentEstimates estimates_;  // by itself thread-safe
+  CostModel cost_;                     // by itself thread-safe
+  CostFile cost_file_;                 // likewise; before any work is predicted
+  std::atomic<bool> ending_ = false;   // all work ends, or is put away for the next start
   // Of models that had to make previews; engine thread.
   std::map<std::weak_ptr<Pipeline>, Palette, std::owner_less<>> colours_;
 
@@ -376,7 +376,7 @@ class EngineImpl : public Engine {
   bool begins_no_more_ = false;                 // what waits stays in the store
   bool stopping_ = false;                       // the thread ends
   std::chrono::steady_clock::time_point no_begin_until_;  // no room: in memory, on the disk
-  bool device_lost_ = false;                              // nothing more is done
+  std::atomic<bool> device_lost_ = false;                 // nothing more is done
   bool takes_companions_ = true;  // that have not begun: not while somebody large waits for room
   std::vector<WorkId> last_turn_;
   Company company_;  // of calls

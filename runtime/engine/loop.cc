@@ -34,8 +34,9 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        return stopping_ || session_news_ || follows_ || !asked_.empty() || shadows_.pending() ||
-               NextLead() != nullptr || tuning_.Due(/*idle=*/true);
+        const bool beside = !device_lost_ && (shadows_.pending() || tuning_.Due(/*idle=*/true));
+        return stopping_ || session_news_ || follows_ || !asked_.empty() || beside ||
+               NextLead() != nullptr;
       };
       const auto look = LooksAgainAt();
       look ? void(wake_.wait_until(lock, *look, next)) : wake_.wait(lock, next);
@@ -50,7 +51,7 @@ void EngineImpl::Loop() {
       KeepResidentsWithin(turn);
       RunTurn(turn);
     }
-    RunBeside(/*idle=*/turn.empty());
+    if (!device_lost_) RunBeside(/*idle=*/turn.empty());
   }
 }
 

@@ -96,8 +96,8 @@ void EngineImpl::Answer(const JobPtr& job, JobStore::Added outcome,
   done(std::move(result));
   const std::lock_guard lock(mutex_);
   --unanswered_;
-  // Only now, so that its first unit does not take the processors from the answer. Under the lock:
-  // the engine may be gone after it.
+  // Only now, so that the first unit of what came does not take the processors from the answer.
+  // Under the lock: the engine may be gone after it.
   wake_.notify_one();
   idle_.notify_all();
 }

@@ -2,12 +2,10 @@
 #ifndef DENOISED_RUNTIME_ENGINE_WORK_H_
 #define DENOISED_RUNTIME_ENGINE_WORK_H_
 
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +15,7 @@
 #include "runtime/engine.h"
 #include "runtime/engine/checkpoint.h"
 #include "runtime/engine/memory_admission.h"
+#include "runtime/engine/recent_estimates.h"
 #include "runtime/engine/work_queue.h"
 #include "runtime/job_store.h"
 #include "runtime/pipelines/pipeline.h"
@@ -43,18 +42,6 @@ struct Redo {
   size_t next = 0;                     // of those, to be taken away by itself
   std::vector<Suspect> suspects = {};  // the last that were taken away: usually one
   std::vector<Failure> failures = {};
-};
-
-// Estimates of works, of which equal ones are the same: most that wait are like others. Any thread.
-using EstimatePtr = std::shared_ptr<const WorkEstimate>;
-class RecentEstimates {
- public:
-  EstimatePtr Share(WorkEstimate estimate);
-  static const EstimatePtr& None();
-
- private:
-  std::mutex mutex_;
-  std::array<std::weak_ptr<const WorkEstimate>, 16> recent_;  // the last used first
 };
 
 // Owned by the engine's table. What the comment does not give to the engine thread is constant, or
@@ -88,9 +75,10 @@ struct EngineWork {
   // The leases that it is pinned to (AttentionPlanner::pinned); of work that has begun.
   std::shared_ptr<const LeaseList> pinned;
 
+  // Of its estimate; unset: all. Engine thread, under its mutex where it has not begun.
+  std::optional<std::vector<PlannedUnits>> left;
   // Engine thread.
   std::unique_ptr<AttentionPlanner> planner;
-  std::optional<std::vector<PlannedUnits>> left;  // of its estimate; unset: all
   bool alone = false;          // its next step shares no forward: a shared one failed
   std::unique_ptr<Redo> redo;  // of its next unit
 
@@ -149,7 +137,7 @@ struct JobWork : TrajectoryWork {
   bool started = false;                    // the store knows that it runs, here
   bool told_start = false;                 // engine thread
   std::optional<JobPlace> told_place;      // what its watchers know, all of them
-  std::unique_ptr<Checkpoint> checkpoint;  // to go on from
+  std::unique_ptr<Checkpoint> checkpoint;  // to go on from; null: from the start
   int64_t attempt = 0;
 
   // Engine thread.

@@ -1,7 +1,6 @@
 // How costs grow: E10 (label sets of a metric), E12 (shapes that a plan cache has seen).
 #include "tests/bench/control_growth.h"
 
-#include <malloc.h>
 #include <prometheus/registry.h>
 
 #include <algorithm>
@@ -12,19 +11,16 @@
 #include "runtime/attention/plan_cache.h"
 #include "server/metrics.h"
 #include "server/metrics_series.h"
+#include "tests/allocated.h"
 #include "tests/median.h"
 
 namespace denoised {
 namespace {
 
-// Bytes that live. What is resident would not tell them from what was freed before.
-double Allocated() {
-  const struct mallinfo2 all = mallinfo2();
-  return static_cast<double>(all.uordblks + all.hblkhd);
-}
+// As a number that may be divided.
+double Allocated() { return static_cast<double>(AllocatedBytes()); }
 
-// ---- E10
-// -----------------------------------------------------------------------------------------
+// ---- E10 ---------------------------------------------------------------------------------------
 
 constexpr int kFewSets = 100, kManySets = 50000;
 
@@ -147,8 +143,7 @@ void EmitE10o(const BenchOptions& options, const Emit& emit) {
         {"ns", {few * 1e9, many * 1e9}}});
 }
 
-// ---- E12
-// -----------------------------------------------------------------------------------------
+// ---- E12 ---------------------------------------------------------------------------------------
 
 constexpr int64_t kShapes = 1000;
 

@@ -6,8 +6,6 @@
 //   {"do": "run", "jobs": [{"height", "width", "frames", "steps", "decode"}, ..],
 //    "calls": {"every", "shape", "text"}}   to the end of all jobs, sent at once; a Denoise call
 //                                           after each so many forwards of theirs
-#include <malloc.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -23,6 +21,7 @@
 #include "runtime/log.h"
 #include "runtime/threads.h"
 #include "runtime/waited.h"
+#include "tests/allocated.h"
 #include "tests/bench/answers.h"
 
 namespace denoised {
@@ -32,12 +31,6 @@ using Json = nlohmann::json;
 using SteadyClock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
-// Bytes that the process has allocated, whether they are resident or not.
-int64_t Allocated() {
-  const struct mallinfo2 info = mallinfo2();
-  return static_cast<int64_t>(info.uordblks + info.hblkhd);
-}
-
 // When forwards ended, how long they took, and the most that was allocated at one's end. Engine
 // thread, then whoever finds it idle.
 class Forwards final : public Observer {
@@ -46,7 +39,7 @@ class Forwards final : public Observer {
                  double seconds) override {
     const double end = Seconds(SteadyClock::now().time_since_epoch()).count();
     all_.push_back({{"end", end}, {"seconds", seconds}, {"rows", rows}, {"tokens", tokens}});
-    most_bytes = std::max(most_bytes, Allocated());
+    most_bytes = std::max(most_bytes, AllocatedBytes());
     ++count;
   }
   Json Take() {
@@ -109,7 +102,7 @@ class Bench {
 
   Json Run(const Json& request) {
     forwards_.Take();
-    const int64_t before = Allocated();
+    const int64_t before = AllocatedBytes();
     const auto start = SteadyClock::now();
     std::vector<std::string> ids;
     for (const Json& job : request.at("jobs")) {

@@ -81,10 +81,7 @@ def overlap_row(options):
 
 
 def steps_rows(options, rows):
-    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next.
-    Memory is what is allocated at a forward's end: a heap that was given back to the system, as for a peak of resident
-    memory, would come back page by page, more of it the more steps there are, and hold the first steps up.
-    """
+    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next."""
     few, many = 4, 100
     paces, allocated = {few: [], many: []}, {few: [], many: []}
     with serving(options, "small") as worker:
@@ -105,7 +102,7 @@ def steps_rows(options, rows):
                "value": abs(pace[many] / pace[few] - 1), "step_seconds": pace}
     if "E13m" in rows:
         most = {steps: statistics.median(some) for steps, some in allocated.items()}
-        yield {"row": "E13m", "name": f"memory that a job of {many} steps allocates over one of {few}, small, MiB",
+        yield {"row": "E13m", "name": f"allocated at a forward's end, {many} steps over {few}, small, MiB",
                "value": (most[many] - most[few]) / 2**20, "bytes": most}
 
 

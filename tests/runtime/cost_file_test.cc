@@ -36,13 +36,6 @@ class KeptTimes : public testing::Test {
     const CostFile file(folder_.path(), &next, &log_.logger, kNever);
     return next.size();
   }
-  void Await(const std::function<bool()>& condition) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (!condition() && std::chrono::steady_clock::now() < end) {
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-    EXPECT_TRUE(condition());
-  }
 
   const TemporaryFolder folder_;
   QuietLogger log_;
@@ -54,16 +47,16 @@ TEST_F(KeptTimes, TheFirstOfAKindAreKeptWhenTheirJobHasEnded) {
   costs_.Observe(KeyNamed("one"), 1, 2.5);
   EXPECT_FALSE(Tells("one"));
   file.JobEnded();
-  Await([&] { return Tells("one"); });
+  EXPECT_TRUE(Eventually([&] { return Tells("one"); }));
   costs_.Observe(KeyNamed("two"), 1, 2.5);
   file.JobEnded();
-  Await([&] { return Tells("two"); });
+  EXPECT_TRUE(Eventually([&] { return Tells("two"); }));
 }
 
 TEST_F(KeptTimes, ThoseOfALongJobAreKeptBeforeItsEnd) {
   CostFile file(folder_.path(), &costs_, &log_.logger, {milliseconds(1), hours(24)});
   costs_.Observe(KeyNamed("one"), 1, 2.5);
-  Await([&] { return Tells("one"); });
+  EXPECT_TRUE(Eventually([&] { return Tells("one"); }));
 }
 
 TEST_F(KeptTimes, MoreOfWhatIsKnownWaitsUntilTheFileHasRested) {
@@ -81,7 +74,7 @@ TEST_F(KeptTimes, ARestedFileTakesMoreOfWhatIsKnown) {
   costs_.Observe(KeyNamed("one"), 1, 2.5);
   CostFile file(folder_.path(), &costs_, &log_.logger, {milliseconds(1), milliseconds(1)});
   costs_.Observe(KeyNamed("one"), 1, 2.5);
-  Await([&] { return Tells("one"); });
+  EXPECT_TRUE(Eventually([&] { return Tells("one"); }));
 }
 
 TEST_F(KeptTimes, WhatIsNoFileOfOursStopsNothing) {

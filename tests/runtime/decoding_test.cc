@@ -1,7 +1,6 @@
 // A decode in units: what it gives, whatever runs between two of its chunks and however one of them
 // ends.
 #include <gtest/gtest.h>
-#include <malloc.h>
 
 #include <filesystem>
 #include <memory>
@@ -17,6 +16,7 @@
 #include "runtime/models/vae_decoding.h"
 #include "runtime/models/wan_vae.h"
 #include "runtime/pipelines/device.h"
+#include "tests/allocated.h"
 
 namespace denoised {
 namespace {
@@ -194,16 +194,12 @@ TEST_P(Decodings, CountTheCallsOfAttentionThatRan) {
 TEST_P(Decodings, HoldBetweenTwoChunksWhatTheFormulaSays) {
   const Kind& kind = GetParam();
   if (kind.linear == kExact) GTEST_SKIP() << "its weights are converted, which counts apart";
-  const auto in_use = [] {
-    const struct mallinfo2 info = mallinfo2();
-    return static_cast<int64_t>(info.uordblks + info.hblkhd);
-  };
   Job(kind).Finish();  // what libraries keep from their first use
   Job job(kind);
-  const int64_t before = in_use();
+  const int64_t before = AllocatedBytes();
   job.Next();
   if (!job.decoding().done()) job.Next();
-  const int64_t taken = in_use() - before;
+  const int64_t taken = AllocatedBytes() - before;
   if (job.decoding().done()) return;
   const DecodeBytes bytes =
       BytesOfDecode(Vae().config(), {kind.f, kind.h, kind.w, 4, kind.bands}, 0);

@@ -267,11 +267,7 @@ TEST_F(EngineKeeping, ASubmitIsAnsweredOnceItIsCommittedAndSeenByNobodyBefore) {
 // The folder as a kill would leave it, once it has this file: the engine that writes there lives.
 void CopyOnceItHas(const char* name, const std::filesystem::path& from,
                    const std::filesystem::path& to) {
-  const auto end = std::chrono::steady_clock::now() + kPatience;
-  while (!std::filesystem::exists(from / name)) {
-    ASSERT_LT(std::chrono::steady_clock::now(), end) << name;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(from / name); })) << name;
   CopyLive(from, to);
 }
 

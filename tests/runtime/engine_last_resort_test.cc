@@ -45,11 +45,8 @@ class EngineLastResort : public testing::Test {
   }
   // Once it has this: the watchman may look for stacks longer than the engine waits for it.
   static std::string LogWith(const std::string& last, FakeEngine* fake) {
-    const auto until = std::chrono::steady_clock::now() + kPatience;
     std::string log;
-    do {
-      log = LogOf(fake);
-    } while (log.find(last) == std::string::npos && std::chrono::steady_clock::now() < until);
+    Eventually([&] { return (log = LogOf(fake)).find(last) != std::string::npos; });
     return log;
   }
   static std::string LogOf(FakeEngine* fake) {

@@ -55,11 +55,7 @@ struct SwappingEngine : ChangedFolder, FakeEngine {
   }
   // The last that had it may just let it go.
   bool Freed(const FakeModel& gone) {
-    const auto end = std::chrono::steady_clock::now() + kPatience;
-    while (gone.live_pipelines > 0 && std::chrono::steady_clock::now() < end) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return gone.live_pipelines == 0;
+    return Eventually([&] { return gone.live_pipelines == 0; });
   }
 };
 

@@ -1,22 +1,20 @@
 // What a job costs that waits.
 #include <gtest/gtest.h>
-#include <malloc.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "runtime/engine/engine_impl.h"
+#include "tests/allocated.h"
 #include "tests/peak_memory.h"
 #include "tests/runtime/fake_engine.h"
 
 namespace denoised {
 namespace {
-
-int64_t BytesInUse() {
-  const struct mallinfo2 info = mallinfo2();
-  return static_cast<int64_t>(info.uordblks + info.hblkhd);
-}
 
 // Not the fakes' own store, which remembers every state of every job.
 std::unique_ptr<EngineImpl> MakeEngine(FakeModel* model, Observer* observer, Logger* logger) {
@@ -48,9 +46,9 @@ TEST(EngineWaiting, AJobTakesLittleMoreMemoryThanItsPrompt) {
     }
   };
   submit(kFirst);  // the first of which begins
-  const int64_t before = BytesInUse();
+  const int64_t before = AllocatedBytes();
   submit(kMore);
-  EXPECT_LE((BytesInUse() - before) / kMore - kPrompt, 4096);
+  EXPECT_LE((AllocatedBytes() - before) / kMore - kPrompt, 4096);
   model.steps.Open();
 }
 

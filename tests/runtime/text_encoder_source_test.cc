@@ -3,7 +3,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <malloc.h>
 #include <stdlib.h>
 
 #include <filesystem>
@@ -14,6 +13,7 @@
 #include "backends/error.h"
 #include "runtime/attention/attention_planner.h"
 #include "runtime/pipelines/device.h"
+#include "tests/allocated.h"
 #include "tests/peak_memory.h"
 #include "tests/temporary_folder.h"
 
@@ -83,18 +83,14 @@ TEST_F(TextEncoderSourceTest, TheSameFilesGiveTheSameBits) {
 
 TEST_F(TextEncoderSourceTest, ReleasedWeightsAreNoMemory) {
   if (!PeakMemory::kMeasures) GTEST_SKIP() << "a sanitizer's memory is not the program's";
-  const auto in_use = [] {
-    const struct mallinfo2 info = mallinfo2();
-    return static_cast<int64_t>(info.uordblks + info.hblkhd);
-  };
-  const int64_t bytes = encoder_->WeightBytes(), with = in_use();
+  const int64_t bytes = encoder_->WeightBytes(), with = AllocatedBytes();
   encoder_->Release();
-  const int64_t freed = with - in_use();
+  const int64_t freed = with - AllocatedBytes();
   EXPECT_GE(freed, bytes - bytes / 20);
   EXPECT_LE(freed, bytes + bytes / 4) << "rows are filled up to whole panels, no more";
   EXPECT_EQ(encoder_->WeightBytes(), bytes);
   source_->Reload(encoder_.get());
-  EXPECT_NEAR(static_cast<double>(in_use()), static_cast<double>(with),
+  EXPECT_NEAR(static_cast<double>(AllocatedBytes()), static_cast<double>(with),
               static_cast<double>(bytes) / 20);
 }
 

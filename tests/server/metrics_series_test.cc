@@ -26,13 +26,15 @@ using ::testing::Not;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+constexpr size_t kPiece = 32 << 10;
+
 // In pieces, as a page is made.
 std::string TextOf(const AnySeries& series, size_t* pieces = nullptr) {
   std::string text;
   AnySeries::Place place;
   for (bool done = false; !done;) {
     std::string piece;
-    done = series.Append(&place, &piece);
+    done = series.Append(&place, kPiece, &piece);
     text += piece;
     if (pieces != nullptr) ++*pieces;
   }
@@ -216,7 +218,7 @@ TEST(MetricsSeriesTest, APageHasWhatStaysOnceWhateverComesAndGoesBetweenItsPiece
   }
   std::string text, piece;
   AnySeries::Place place;
-  ASSERT_FALSE(counters.Append(&place, &text));
+  ASSERT_FALSE(counters.Append(&place, kPiece, &text));
   counters.At({"new", "comes"});
   ASSERT_THAT(text, HasSubstr("a=\"0\""));
   counters.Forget([](const AnySeries::Values& values) { return values[0] == "0"; });
@@ -224,7 +226,7 @@ TEST(MetricsSeriesTest, APageHasWhatStaysOnceWhateverComesAndGoesBetweenItsPiece
   counters.Forget([](const AnySeries::Values& values) { return values[1] == "goes"; });
   for (bool done = false; !done; text += piece) {
     piece.clear();
-    done = counters.Append(&place, &piece);
+    done = counters.Append(&place, kPiece, &piece);
   }
   for (int i = 0; i < 1000; i += 2) {
     const std::string line = "\nc_total{a=\"" + std::to_string(i) + "\",b=\"" + stays + "\"} 0\n";

@@ -44,10 +44,8 @@ void ReportEverything(Metrics* metrics) {
 
 std::string PageOf(Metrics* metrics) {
   const auto page = metrics->Page();
-  std::string text, piece;
-  for (bool more = true; more; piece.clear()) {
-    more = page(&piece);
-    text += piece;
+  std::string text;
+  while (page(&text)) {
   }
   return text;
 }
@@ -100,6 +98,20 @@ TEST(MetricsTest, EachReportMovesItsSeries) {
         "denoised_build_info{version=\"1.2.3\"} 1"}) {
     EXPECT_THAT(page, HasSubstr(std::string(line) + "\n"));
   }
+}
+
+TEST(MetricsTest, APageOfAnySizeIsTheSameWhetherItsPiecesAreTakenAwayOrNot) {
+  Metrics metrics("1");
+  for (int i = 0; i < 100; ++i) metrics.OnStep("model " + std::to_string(i), 0.5);
+  std::string text, piece;
+  const auto page = metrics.Page();
+  int pieces = 0;
+  for (bool more = true; more; piece.clear(), ++pieces) {
+    more = page(&piece);
+    text += piece;
+  }
+  EXPECT_GT(pieces, 3);
+  EXPECT_EQ(text, PageOf(&metrics));
 }
 
 TEST(MetricsTest, AFolderHasTheFailureOfItsLastLoadingAndNoneOnceItIsMended) {

@@ -39,9 +39,9 @@ def exited(trace, pid):
         return re.search(rf"^{pid} +\+\+\+ exited with 0 \+\+\+$".encode(), lines.read(), re.MULTILINE) is not None
 
 
-@pytest.fixture(autouse=True)
-def traced(tmp_path):
-    why = why_no_strace(tmp_path)
+@pytest.fixture(autouse=True, scope="module")
+def traced(tmp_path_factory):
+    why = why_no_strace(tmp_path_factory.mktemp("probe"))
     if why:
         pytest.skip(why)
 
