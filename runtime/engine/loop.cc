@@ -34,9 +34,8 @@ void EngineImpl::Loop() {
       std::unique_lock lock(mutex_);
       idle_.notify_all();
       const auto next = [this] {
-        const bool beside = !device_lost_ && (shadows_.pending() || tuning_.Due(/*idle=*/true));
-        return stopping_ || session_news_ || follows_ || !asked_.empty() || beside ||
-               NextLead() != nullptr;
+        return stopping_ || session_news_ || follows_ || !asked_.empty() || NextLead() != nullptr ||
+               (!device_lost_ && (shadows_.pending() || tuning_.Due(/*idle=*/true)));
       };
       const auto look = LooksAgainAt();
       look ? void(wake_.wait_until(lock, *look, next)) : wake_.wait(lock, next);

@@ -12,15 +12,16 @@ const EstimatePtr& RecentEstimates::None() {
 
 EstimatePtr RecentEstimates::Share(WorkEstimate estimate) {
   const std::lock_guard lock(mutex_);
-  const auto is_same = [&](const auto& known) {
-    const EstimatePtr one = known.lock();
-    return one && *one == estimate;
-  };
-  const auto found = std::ranges::find_if(recent_, is_same);
-  EstimatePtr shared = found == recent_.end() ? nullptr : found->lock();
-  if (!shared) shared = std::make_shared<const WorkEstimate>(std::move(estimate));
-  const auto last = found == recent_.end() ? recent_.end() - 1 : found;
-  std::rotate(recent_.begin(), last, last + 1);
+  EstimatePtr shared;
+  auto place = std::ranges::find_if(recent_, [&](const auto& known) {
+    shared = known.lock();
+    return shared && *shared == estimate;
+  });
+  if (place == recent_.end()) {
+    shared = std::make_shared<const WorkEstimate>(std::move(estimate));
+    --place;  // of the one that was not used for longest
+  }
+  std::rotate(recent_.begin(), place, place + 1);
   recent_.front() = shared;
   return shared;
 }

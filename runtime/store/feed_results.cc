@@ -31,8 +31,9 @@ void Feed::AddResult(const std::string& id, const ArtifactInfo& info,
   if (!record) return;
   const uint64_t before = record->bytes();
   record->Add({info, std::move(artifact), nullptr});
-  result_bytes_ += record->bytes() - before;
-  if (record->listed) listed_bytes_ += record->bytes() - before;
+  const uint64_t more = record->bytes() - before;
+  result_bytes_ += more;
+  if (record->listed) listed_bytes_ += more;
 }
 
 std::optional<Feed::Result> Feed::FindResult(const std::string& id, ArtifactFormat format) const {
