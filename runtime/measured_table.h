@@ -45,7 +45,7 @@ std::string ToText(const MeasuredKey& key);
 // One backend, with its default parameters.
 struct MeasuredRow {
   AttnBackend backend = AttnBackend::kReference;
-  double seconds = 0;      // of a call, the median
+  double seconds = 0;      // of a call, the fastest of some
   double relative_l2 = 0;  // ||out - REFERENCE|| / ||REFERENCE||
   bool operator==(const MeasuredRow&) const = default;
 };

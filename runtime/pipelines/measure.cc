@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <utility>
-#include <vector>
 
 #include "backends/attention_backend.h"
 #include "backends/stop_point.h"
@@ -134,11 +134,6 @@ AttentionInputs CallOf(const AttentionInputs& inputs, const at::Tensor& some) {
 // Waits for the device: a number of the last result is read.
 void Await(const at::Tensor& out) { out.flatten()[0].item<float>(); }
 
-double MedianOf(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
-
 ScopedStopCheck::Why StopAfter(const MeasureLimits& limits) {
   return [&limits, start = SteadyClock::now()]() -> std::optional<Error> {
     if (limits.why_stop) {
@@ -210,8 +205,8 @@ class Measuring::Calls {
   // Of as many samples as there are; none where more are wanted.
   std::optional<MeasuredRow> RowAfter(double enough_seconds) const {
     if (first_ && *first_ >= enough_seconds) return Row(*first_);
-    const bool enough = samples_.size() == kSamples || spent_ >= enough_seconds;
-    return enough && !samples_.empty() ? std::optional(Row(MedianOf(samples_))) : std::nullopt;
+    const bool enough = samples_ == kSamples || (samples_ > 0 && spent_ >= enough_seconds);
+    return enough ? std::optional(Row(least_)) : std::nullopt;
   }
 
  private:
@@ -222,7 +217,8 @@ class Measuring::Calls {
     }
     const double seconds = Time(repeats_);
     spent_ += seconds;
-    samples_.push_back(seconds / repeats_);
+    ++samples_;
+    least_ = std::min(least_, seconds / repeats_);
   }
 
   // Seconds of so many calls in a row.
@@ -258,7 +254,9 @@ class Measuring::Calls {
 
   std::optional<double> error_, first_;  // first_: of a warm-up that is long enough to tell
   int repeats_ = 0;                      // 0: not known yet
-  std::vector<double> samples_;
+  int samples_ = 0;
+  // Of a call of a sample. Whatever else the machine does only makes a call longer.
+  double least_ = std::numeric_limits<double>::infinity();
   double spent_ = 0;
 };
 

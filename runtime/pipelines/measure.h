@@ -62,7 +62,7 @@ struct Measured {
 
 // One backend on one kind of call, a call at a time, so that others have the device in between: one
 // to warm up, of which the error is taken, for some of the queries; then up to five samples, for as
-// long as `enough_seconds` last, of which the median counts. Short calls are repeated, for some
+// long as `enough_seconds` last, of which the fastest counts. Short calls are repeated, for some
 // milliseconds. There is no row where the backend cannot serve the call, where that takes too long
 // or too much memory, or where its numbers are not finite. One thread.
 class Measuring {

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <thread>
 
 #include "backends/dense_backends.h"
 #include "backends/stop_point.h"
@@ -237,6 +238,20 @@ TEST(Measure, WhatWouldTakeLongerThanACallMayIsRefusedBeforeItIsMade) {
   limits = {};
   limits.most_bytes = 1 << 20;
   EXPECT_THROW(MeasuredCall({spec, 1}, QueryCpu(), limits), Error);
+}
+
+TEST(Measure, WhatElseTheMachineDoesBesideMostOfTheCallsIsNotMeasured) {
+  constexpr auto kBeside = std::chrono::milliseconds(100);
+  int64_t calls = 0;
+  const Measured measured = MeasureTried(Spec(40, 40), [&](const AttentionInputs& inputs) {
+    ++calls;
+    std::this_thread::sleep_for(calls == 4 ? std::chrono::milliseconds(3) : kBeside);
+    return inputs.query;
+  });
+  EXPECT_EQ(calls, 6) << "a warm-up and five samples";
+  ASSERT_TRUE(measured.row) << measured.why_not;
+  EXPECT_GE(measured.row->seconds, 0.003);
+  EXPECT_LT(measured.row->seconds, 0.1);
 }
 
 TEST(Measure, ACallWithoutKeysIsRefused) {
