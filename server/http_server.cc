@@ -23,6 +23,8 @@ constexpr int kTickMilliseconds = 100;
 constexpr std::chrono::milliseconds kLinger{1000};
 // Where descriptors ran out and none is ours to give back.
 constexpr std::chrono::milliseconds kBreath{10};
+// Who has come or was answered so lately may be about to ask.
+constexpr std::chrono::milliseconds kLately{1000};
 constexpr uint64_t kMailboxId = 0;
 // Ids up to here belong to listening sockets; connections come after.
 constexpr uint64_t kLastListenerId = 63;
@@ -181,12 +183,16 @@ void HttpServer::AcceptAll(int listening) {
   }
 }
 
-// Closes the connection that has been idle longest, else the one whose request has dragged longest.
+// Closes the connection that has been idle longest, else the one whose request has dragged longest,
+// of which those that are idle since lately are the last.
 bool HttpServer::MakeRoom() {
+  const auto lately = Clock::now() - kLately;
   const Connection* victim = nullptr;
   for (const auto& [id, connection] : connections_) {
     if (connection->state == Connection::State::kWaiting) continue;
-    const auto rank = [](const Connection& c) { return std::pair(!c.idle(), c.since); };
+    const auto rank = [lately](const Connection& c) {
+      return std::pair(!c.idle() || c.since > lately, c.since);
+    };
     if (victim == nullptr || rank(*connection) < rank(*victim)) victim = connection.get();
   }
   if (victim != nullptr) Close(victim->id);

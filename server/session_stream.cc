@@ -43,6 +43,10 @@ void SessionStream::OnReadDone(bool ok) {
   }
   grpc::ByteBuffer bytes;
   bytes.Swap(&in_);
+  {
+    const std::lock_guard lock(mutex_);
+    ++under_way_;  // whatever ends the stream meanwhile: it is answered
+  }
   const auto handle = [stream = shared_from_this(), bytes] { stream->Handle(bytes, false); };
   // Where there is no room, the answer still says to which request it belongs.
   if (!pool_->Post(bytes.Length(), handle)) Handle(bytes, true);
@@ -58,7 +62,6 @@ void SessionStream::Handle(const grpc::ByteBuffer& bytes, bool too_busy) {
   });
   {
     const std::lock_guard lock(mutex_);
-    ++under_way_;
     large_ = request.large;
     reading_ = false;
   }

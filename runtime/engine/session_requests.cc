@@ -165,11 +165,11 @@ void EngineImpl::OpenSession(std::shared_ptr<SessionOwner> owner, SessionRequest
 
 void EngineImpl::AskSession(const std::shared_ptr<SessionOwner>& owner, const std::string& id,
                             SessionVerb verb, SessionDone done) {
-  const auto find = [&] {  // under mutex_
+  const auto find = [&] {             // under mutex_
+    if (draining_) throw Draining();  // which ended it, perhaps
     const SessionPtr session = table_.Session(id);
     const bool there = session != nullptr && session->owner == owner && !session->ended;
     if (!there) throw UnknownSession(id);
-    if (draining_) throw Draining();
     return session;
   };
   const auto refusal = Caught([&] {

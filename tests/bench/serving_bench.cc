@@ -1,15 +1,17 @@
-// The engine with a real model, in one process: jobs, and calls between their steps. Answers a JSON
-// line for each JSON line, for serving_model_rows.py.
+// The engine with a real model, in one process: jobs, and a session's steps between theirs. Answers
+// a JSON line for each JSON line, for serving_model_rows.py.
 //
 //   serving_bench [--cpu_isa=LEVEL]
 //   {"do": "load", "repository": .., "dtype": .., "threads": ..}
 //   {"do": "run", "jobs": [{"height", "width", "frames", "steps", "decode"}, ..],
-//    "calls": {"every", "shape", "text"}}   to the end of all jobs, sent at once; a Denoise call
-//                                           after each so many forwards of theirs
+//    "session": {"every", "height", ..}}    to the end of all jobs, sent at once; a step of a
+//    session
+//                                           that is open after each so many forwards
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -53,18 +55,6 @@ class Forwards final : public Observer {
   Json all_ = Json::array();
 };
 
-HostTensor Filled(const std::vector<int64_t>& shape, float value) {
-  int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
-  HostTensor tensor{DType::kFloat32, shape, {}};
-  for (int64_t i = 0; i < count; ++i) {
-    // Not all alike: what is constant has no deviation to be normalised by.
-    const float one = value + 0.01F * static_cast<float>(i % 97);
-    tensor.data.append(reinterpret_cast<const char*>(&one), sizeof one);
-  }
-  return tensor;
-}
-
 GenerationRequest JobOf(const Json& request) {
   GenerationRequest job;
   job.prompt = "a red circle moving left";
@@ -101,6 +91,8 @@ class Bench {
   }
 
   Json Run(const Json& request) {
+    std::optional<Passer> passer;
+    if (request.contains("session")) passer = Open(request.at("session"));
     forwards_.Take();
     const int64_t before = AllocatedBytes();
     const auto start = SteadyClock::now();
@@ -110,8 +102,9 @@ class Bench {
       if (const Error* error = std::get_if<Error>(&submitted)) throw *error;
       ids.push_back(std::get<JobSnapshot>(submitted).id);
     }
-    if (request.contains("calls")) CallBetween(ids.front(), request.at("calls"));
+    if (passer) StepBetween(*passer, ids.front(), request.at("session").at("every").get<int64_t>());
     engine_->WaitIdle(std::chrono::minutes(10));
+    if (passer) engine_->LeaveSessions(passer->owner);
     const double seconds = Seconds(SteadyClock::now() - start).count();
     for (const std::string& id : ids) {
       const JobSnapshot job = engine_->jobs().Get(id).value();
@@ -123,24 +116,40 @@ class Bench {
     return {{"seconds", seconds}, {"allocated_bytes", bytes}, {"forwards", forwards_.Take()}};
   }
 
-  // Each of another size than the job's, so that they share no forward; until the job has ended.
-  void CallBetween(const std::string& id, const Json& calls) {
-    const DenoiseRequest call = [&] {
-      DenoiseRequest made;
-      made.latents = Filled(calls.at("shape"), 0.1F);
-      made.timestep = Filled({1}, 500);
-      made.encoder_hidden_states = Filled(calls.at("text"), -0.3F);
-      return made;
-    }();
-    const auto ended = [&] { return IsTerminal(engine_->jobs().Get(id)->state); };
+  // The owner and the ID of a session that has done its first step.
+  struct Passer {
+    std::shared_ptr<SessionOwner> owner = std::make_shared<SessionOwner>();
+    std::string id;
+  };
+
+  static SessionReply Succeeded(SessionReply reply) {
+    if (reply.error) throw *reply.error;
+    return reply;
+  }
+
+  Passer Open(const Json& session) {
+    Passer passer;
+    const SessionReply opened = Succeeded(Waited<SessionReply>([&](auto done) {
+      engine_->OpenSession(passer.owner, {JobOf(session), {}}, std::move(done));
+    }));
+    passer.id = opened.state.id;
+    Step(passer);
+    return passer;
+  }
+
+  void Step(const Passer& passer) {
+    Succeeded(Waited<SessionReply>([&](auto done) {
+      engine_->AskSession(passer.owner, passer.id, SessionStep{}, std::move(done));
+    }));
+  }
+
+  // Until the job has ended.
+  void StepBetween(const Passer& passer, const std::string& job, int64_t every) {
+    const auto ended = [&] { return IsTerminal(engine_->jobs().Get(job)->state); };
     while (!ended()) {
-      const int64_t next = forwards_.count + calls.at("every").get<int64_t>();
+      const int64_t next = forwards_.count + every;
       while (forwards_.count < next && !ended()) std::this_thread::sleep_for(Seconds(0.002));
-      if (ended()) return;
-      const auto outcome = Waited<Engine::DenoiseOutcome>([&](auto done) {
-        engine_->Denoise(call, std::make_shared<CancelToken>(), std::move(done));
-      });
-      if (const Error* error = std::get_if<Error>(&outcome)) throw *error;
+      if (!ended()) Step(passer);
     }
   }
 

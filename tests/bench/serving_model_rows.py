@@ -2,7 +2,6 @@
 denoising; E13 and E13m, cost and memory over steps.
 """
 
-import json
 import statistics
 
 from inputs import model_folder
@@ -22,16 +21,15 @@ def serving(options, preset):
 
 
 def preemption_rows(options, rows):
-    """A job whose device a Denoise call of another size takes after every fourth step, and gives back. Of each time
-    that it does: what stands between the job's forward, the call's and the job's next, less what stands between two
-    of the job's (B6u), and how much longer the job's next one takes. That the call begins and is answered counts, so
-    this is from above.
+    """A job whose device a session's step of another size takes after every fourth step, and gives back. Both have begun,
+    so nothing is made or ended. Of each time that it does: what stands between the job's forward, the session's and
+    the job's next, less what stands between two of the job's (B6u), and how much longer the job's next one takes. That
+    the session's client is answered counts, so this is from above.
     """
-    config = json.loads((model_folder("small", "bfloat16") / "model/transformer/config.json").read_text())
-    calls = dict(every=4, shape=[1, config["in_channels"], 1, 4, 4], text=[1, 8, config["text_dim"]])
+    session = dict(every=4, height=32, width=32, frames=1, steps=50)
     with serving(options, "small") as worker:
         worker.ask(do="run", jobs=[dict(steps=4, **SMALL)])
-        told = [worker.ask(do="run", jobs=[dict(steps=50, **SMALL)], calls=calls)["forwards"]
+        told = [worker.ask(do="run", jobs=[dict(steps=50, **SMALL)], session=session)["forwards"]
                 for _ in range(options.pairs)]
     alone, between, plain, after = [], [], [], []
     for forwards in told:
@@ -46,7 +44,7 @@ def preemption_rows(options, rows):
                 alone.append(gaps[i - 1])
                 plain.append(forwards[i]["seconds"])
     if len(between) < 5:
-        raise RuntimeError(f"B6: {len(between)} calls came between the steps")
+        raise RuntimeError(f"B6: {len(between)} steps of a session came between the job's")
     step = statistics.median(plain) + statistics.median(alone)
     switch = statistics.median(between) - statistics.median(alone)
     slower = statistics.median(after) - statistics.median(plain)

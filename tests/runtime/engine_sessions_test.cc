@@ -439,6 +439,8 @@ TEST(EngineSessions, DrainingEndsThemWhenTheirRequestsAreAnswered) {
     EXPECT_EQ(one->ended->value().reason(), "DRAINING");
     EXPECT_EQ(one->ended->value().code(), StatusCode::kUnavailable);
   }
+  EXPECT_EQ(Client::ErrorOf(client.Ask(id, SessionRead{})).reason(), "DRAINING")
+      << "why it is gone";
   EXPECT_TRUE(fake.WaitIdle());
 }
 

@@ -126,6 +126,21 @@ TEST_F(HttpServerTest, IdleConnectionsGiveWayToNewOnes) {
   EXPECT_THAT(idle.front()->ReadAll(), HasSubstr("(end)"));
 }
 
+TEST_F(HttpServerTest, RequestsThatDragGiveWayBeforeThoseWhoHaveJustCome) {
+  HttpServer::Limits limits;
+  limits.max_connections = 8;
+  ServeEcho(limits);
+  std::vector<std::unique_ptr<RawClient>> dragging, come;
+  for (int i = 0; i < 8; ++i) {
+    dragging.push_back(std::make_unique<RawClient>(listener_.port()));
+    EXPECT_THAT(dragging.back()->Get("/kept"), HasSubstr("200 OK"));
+    dragging.back()->Send("GET / HTTP/1.1\r\nHost:");
+  }
+  for (int i = 0; i < 4; ++i) come.push_back(std::make_unique<RawClient>(listener_.port()));
+  for (const auto& client : come) EXPECT_THAT(client->Get("/healthz"), HasSubstr("200 OK"));
+  EXPECT_EQ(dragging.front()->ReadAll(), "(end)");
+}
+
 TEST_F(HttpServerTest, ARequestThatNeverEndsIsEnded) {
   HttpServer::Limits limits;
   limits.request_time = milliseconds(300);

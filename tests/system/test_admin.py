@@ -10,7 +10,7 @@ import grpc
 import pytest
 import requests
 
-from harness import ROOT, Server, error_of, eventually, field_and_reason
+from harness import ROOT, SLOW, Server, error_of, eventually, field_and_reason
 
 STEPS = 300
 
@@ -38,7 +38,7 @@ def metrics(server):
 
 
 def test_force_reaches_a_running_job_and_release_gives_it_back(server, pb):
-    job = server.submit(num_inference_steps=STEPS)
+    job = server.submit(num_inference_steps=STEPS, height=128, width=128)
     before = server.wait_until(job.id, lambda j: j.step >= 5)
     lease = server.operator.ForceBackend(
         pb.ForceBackendRequest(backend="REFERENCE", reason="test"), timeout=30)
@@ -96,7 +96,7 @@ def test_hold_lasts_as_long_as_its_stream(server, pb):
 
 
 def test_hold_ends_when_its_process_is_killed_and_a_running_job_switches_back(server, pb):
-    job = server.submit(num_inference_steps=1000)
+    job = server.submit(**SLOW)
     server.wait_until(job.id, lambda j: j.step >= 2)
     script = ("import sys; sys.path.insert(0, 'tests/system'); import harness, grpc, time\n"
               "pb = harness.stubs()\n"
@@ -120,7 +120,7 @@ def test_hold_ends_when_its_process_is_killed_and_a_running_job_switches_back(se
 
 
 def test_forces_under_fire_leave_true_receipts(server, pb):
-    job = server.submit(num_inference_steps=STEPS)
+    job = server.submit(num_inference_steps=STEPS, height=128, width=128)
     server.wait_until(job.id, lambda j: j.step >= 1)
     end = time.monotonic() + 2
     while time.monotonic() < end:
@@ -210,7 +210,7 @@ def test_log_level_is_set(server, pb, level):
 
 def test_drain_refuses_new_work_and_lets_the_rest_go_on(pb):
     with Server() as server:
-        job = server.submit(num_inference_steps=200)
+        job = server.submit(num_inference_steps=200, height=128, width=128)
         server.wait_until(job.id, lambda j: j.step >= 1)
         reply = server.operator.Drain(pb.DrainRequest(), timeout=30)
         assert (reply.queued, reply.running) == (0, 1)

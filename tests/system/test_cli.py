@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from harness import BIN, clean_environment, ctl, eventually, model_repository
+from harness import BIN, SLOW_FLAGS, clean_environment, ctl, eventually, model_repository
 
 SIZE = ("--height=64", "--width=64", "--frames=5")
 COMMANDS = ("generate", "submit", "jobs", "watch", "cancel", "fetch", "run", "attend", "models", "health",
@@ -148,7 +148,7 @@ def test_submit_watch_jobs_fetch(server, tmp_path):
 
 def test_cancel(server, pb):
     server_flag = f"--server={server.public}"
-    job_id = ctl("submit", "p", *SIZE, "--steps=1000", server_flag).stdout.strip()
+    job_id = ctl("submit", "p", *SLOW_FLAGS, server_flag).stdout.strip()
     assert ctl("cancel", job_id, server_flag).returncode == 0
     watched = ctl("watch", job_id, server_flag)
     assert watched.returncode == 1 and "CANCELLED" in watched.stderr
@@ -159,8 +159,8 @@ def test_cancel(server, pb):
 
 def test_interrupting_generate_cancels_its_job(server, pb, tmp_path):
     process = subprocess.Popen(
-        [str(BIN / "denoisectl"), "generate", "to be interrupted", "-o", str(tmp_path / "a.mp4"), *SIZE,
-         "--steps=1000", f"--server={server.public}"], stdout=subprocess.DEVNULL,
+        [str(BIN / "denoisectl"), "generate", "to be interrupted", "-o", str(tmp_path / "a.mp4"), *SLOW_FLAGS,
+         f"--server={server.public}"], stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, env=clean_environment())
 
     def job():
@@ -174,7 +174,7 @@ def test_interrupting_generate_cancels_its_job(server, pb, tmp_path):
 
 
 def test_interrupting_generate_under_a_key_leaves_its_job_to_the_same_command(server, pb, tmp_path):
-    command = ["generate", "interrupted under a key", "-o", tmp_path / "a.gif", *SIZE, "--steps=60",
+    command = ["generate", "interrupted under a key", "-o", tmp_path / "a.gif", *SIZE, "--steps=600",
                "--idempotency_key=interrupted", f"--server={server.public}"]
     process = subprocess.Popen([str(BIN / "denoisectl"), *map(str, command)], stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, env=clean_environment())

@@ -13,7 +13,7 @@ import time
 import pytest
 
 import harness
-from harness import BIN, clean_environment, ctl
+from harness import BIN, SLOW_FLAGS, clean_environment, ctl
 
 SIZE = ("--height=64", "--width=64", "--frames=5", "--steps=1")
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -132,7 +132,7 @@ def test_fetch_says_which_formats_there_are(server, tmp_path, public):
     done = ctl("fetch", job_id, "-o", tmp_path / "a.mp4", public)
     assert done.returncode == 1 and "it made gif, npy" in done.stderr
     assert list(tmp_path.iterdir()) == []
-    running = ctl("submit", "p", *SIZE[:3], "--steps=1000", public).stdout.strip()
+    running = ctl("submit", "p", *SLOW_FLAGS, public).stdout.strip()
     early = ctl("fetch", running, "-o", tmp_path / "a.mp4", public)
     assert early.returncode == 1 and f"denoisectl watch {running}" in early.stderr
     assert ctl("cancel", running, public).returncode == 0
@@ -194,6 +194,7 @@ def test_json_prints_what_is_false_zero_and_empty(server, public, tmp_path):
     assert one("release", "--all", admin) == {"released": 0}
     job = one("submit", "p", *SIZE, public)
     assert job["step"] == "0" and job["artifacts"] == [] and "finished_at" not in job, "what is unset stays away"
+    server.wait_for_end(job["id"])
     models = one("models", public)["models"]
     assert models[0]["is_default"] is True and "has_gate" in models[0]
 

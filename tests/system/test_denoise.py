@@ -6,7 +6,7 @@ import grpc
 import numpy
 import pytest
 
-from harness import SMALL, error_of, field_and_reason
+from harness import SLOW, error_of, field_and_reason
 
 GENERATOR = numpy.random.default_rng(0)
 TEXT = GENERATOR.standard_normal((1, 16, 256)).astype("<f4")
@@ -67,7 +67,7 @@ def test_backend_is_chosen_by_the_request(server, pb):
 
 
 def test_steps_are_served_while_a_job_runs(server, pb):
-    job = server.submit(num_inference_steps=1000)
+    job = server.submit(**SLOW)
     server.wait_until(job.id, lambda j: j.step >= 1)
     predict(server, request(pb))
     assert server.get(job.id).state == pb.RUNNING
@@ -137,7 +137,7 @@ def test_strict_refusal_lists_why(server, pb):
 
 
 def test_deadline_is_kept(server, pb):
-    job = server.submit(num_inference_steps=1000, **{k: v for k, v in SMALL.items()})
+    job = server.submit(**SLOW)
     server.wait_until(job.id, lambda j: j.step >= 1)
     error = error_of(lambda: server.denoise.Denoise(request(pb), timeout=0.0005))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED

@@ -110,6 +110,7 @@ def test_another_instruction_set_begins_anew_and_says_so(pb, tmp_path):
     with start(tmp_path) as server:
         job = server.generation.SubmitJob(request(pb, 1, num_inference_steps=200), timeout=30)
         server.wait_until(job.id, lambda j: j.step >= 20)
+        harness.eventually((tmp_path / "checkpoints" / job.id).exists, what="its checkpoint")
         kill(server)
     with start(tmp_path, "--cpu_isa=avx2") as server:
         done = server.wait_for_end(job.id)

@@ -9,9 +9,8 @@ import numpy
 import pytest
 import safetensors.numpy
 
-from harness import SMALL, Server, error_of, eventually, field_and_reason
+from harness import SLOW, SMALL, Server, error_of, eventually, field_and_reason
 
-LONG = dict(num_inference_steps=1000)  # far longer than any test waits
 
 
 def test_every_format_of_one_job(server, pb):
@@ -124,22 +123,22 @@ def test_watch_resumes_where_it_broke(server, pb):
 
 
 def test_cancel_stops_within_a_step(server, pb):
-    job = server.submit(**LONG)
+    job = server.submit(**SLOW)
     running = server.wait_until(job.id, lambda j: j.step >= 2)
     start = time.monotonic()
     server.generation.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=30)
     ended = server.wait_for_end(job.id)
     assert ended.state == pb.CANCELLED
     assert time.monotonic() - start < 5
-    assert ended.step <= running.step + 400  # nowhere near its 1000
+    assert ended.step <= running.step + 100  # nowhere near its 1000
     error = error_of(lambda: server.generation.CancelJob(pb.CancelJobRequest(job_id=job.id), timeout=30))
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_queued_job_is_cancelled_before_it_begins(server, pb):
-    first = server.submit(**LONG)
+    first = server.submit(**SLOW)
     server.wait_until(first.id, lambda j: j.state == pb.RUNNING)
-    second = server.submit(**(LONG | dict(width=128, priority=pb.BATCH)))  # shares no step, comes after
+    second = server.submit(**(SLOW | dict(width=128, priority=pb.BATCH)))  # shares no step, comes after
     assert server.get(second.id).state == pb.QUEUED
     server.generation.CancelJob(pb.CancelJobRequest(job_id=second.id), timeout=30)
     assert server.wait_for_end(second.id).state == pb.CANCELLED
@@ -149,7 +148,7 @@ def test_queued_job_is_cancelled_before_it_begins(server, pb):
 
 
 def test_client_that_leaves_generate_cancels_its_job(server, pb):
-    stream = server.generation.Generate(pb.GenerationRequest(prompt="p", **SMALL, **LONG))
+    stream = server.generation.Generate(pb.GenerationRequest(prompt="p", **SLOW))
     job_id = next(stream).job.id
     server.wait_until(job_id, lambda j: j.step >= 1)
     stream.cancel()
@@ -167,8 +166,8 @@ def test_client_that_leaves_does_not_cancel_a_submitted_job(server, pb):
 
 
 def test_deadline_of_generate_stops_the_job(server, pb):
-    request = pb.GenerationRequest(prompt="p", best_effort_deadline=True, **SMALL, **LONG)
-    stream = server.generation.Generate(request, timeout=1)
+    request = pb.GenerationRequest(prompt="p", best_effort_deadline=True, **SLOW)
+    stream = server.generation.Generate(request, timeout=3)
     job_id = next(stream).job.id
     assert error_of(lambda: stream).code() == grpc.StatusCode.DEADLINE_EXCEEDED
     ended = server.wait_for_end(job_id, timeout=10)
@@ -176,7 +175,7 @@ def test_deadline_of_generate_stops_the_job(server, pb):
 
 
 def test_time_limit_fails_a_submitted_job(server, pb):
-    request = pb.GenerationRequest(prompt="p", best_effort_deadline=True, **SMALL, **LONG)
+    request = pb.GenerationRequest(prompt="p", best_effort_deadline=True, **SLOW)
     request.time_limit.FromMilliseconds(500)
     job = server.generation.SubmitJob(request, timeout=30)
     ended = server.wait_for_end(job.id, timeout=10)
@@ -196,7 +195,7 @@ def test_jobs_are_listed_newest_first_by_pages(server, pb):
 
 def test_full_queue_refuses_and_takes_work_again(pb):
     with Server("--max_queued_jobs=1", "--policy=fifo", "--batching=off") as small:
-        running = small.submit(**LONG)
+        running = small.submit(**SLOW)
         small.wait_until(running.id, lambda j: j.state == pb.RUNNING)
         queued = small.submit(num_inference_steps=1)
         error = error_of(lambda: small.submit(num_inference_steps=1))
@@ -212,12 +211,12 @@ def test_a_burst_over_a_full_queue_is_refused_with_a_time_to_come_back_and_leave
     from google.rpc import error_details_pb2
     from grpc_status import rpc_status
     with Server("--max_queued_jobs=8", "--max_running_jobs=1", f"--state_dir={tmp_path}") as small:
-        running = small.submit(**LONG)
+        running = small.submit(**SLOW)
         small.wait_until(running.id, lambda j: j.state == pb.RUNNING)
 
         def submit(_):
             try:
-                return small.submit(**LONG).id
+                return small.submit().id
             except grpc.RpcError as error:
                 return error
 

@@ -155,7 +155,12 @@ def test_nan_of_the_text_encoder_is_undone_before_a_step_sees_it(server, pb):
 
 
 def test_others_in_the_same_forwards_keep_their_bits(server, pb):
+    """A round in which they share none, since a forward of several was slow by chance, says nothing: there is another."""
     wanted, _ = draw(server, pb, num_frames=5)
+    assert any(shared_beside_nan(server, pb, wanted) for _ in range(12))
+
+
+def shared_beside_nan(server, pb, wanted):
     lease = force(server, pb, scope=pb.LeaseScope(tenant="studio", steps=pb.Interval(first=2, last=5)))
     drill(server, pb, "nan")
     before = harness.forwards(server)
@@ -163,13 +168,13 @@ def test_others_in_the_same_forwards_keep_their_bits(server, pb):
     jobs = [submit(server, pb, tenant=tenant, num_frames=5) for tenant in tenants]
     done = [finish(server, pb, job) for job in jobs]
     after = harness.forwards(server)
-    assert after[1] - before[1] >= 3 * (after[0] - before[0]), "a job has two rows: they shared forwards"
     for frames, _ in done:
         assert np.array_equal(frames, wanted)
     noted = [any(lease.id in note for note in job.receipt.notes) for _, job in done]
     assert noted == [tenant == "studio" for tenant in tenants]
     assert len({job.receipt.fingerprint for _, job in done}) == 1
     assert leases(server, pb) == []
+    return after[1] - before[1] >= 3 * (after[0] - before[0])  # a job has two rows
 
 
 def test_nan_that_a_job_asked_for_itself_fails_it(server, pb):

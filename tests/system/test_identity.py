@@ -133,13 +133,14 @@ def test_order_and_spelling_of_parameters_do_not_matter(server, pb):
 
 
 def test_a_force_that_names_what_ran_anyway_changes_nothing(server, pb):
-    alone = run(server, pb, num_inference_steps=200)
+    longer = dict(num_inference_steps=200, height=128, width=128)
+    alone = run(server, pb, **longer)
     ran = {row.role: row.ran for row in
            server.generation.ListJobs(pb.ListJobsRequest(), timeout=30).jobs[0].receipt.entries}
     server.operator.ForceBackend(pb.ForceBackendRequest(backend=ran["self"]), timeout=30)
-    assert run(server, pb, num_inference_steps=200) == alone
+    assert run(server, pb, **longer) == alone
     server.operator.ReleaseForce(pb.ReleaseForceRequest(all=True), timeout=30)
-    job = server.submit(num_inference_steps=200, model="base", seed=5, formats=[pb.NPY])
+    job = server.submit(model="base", seed=5, formats=[pb.NPY], **longer)
     server.wait_until(job.id, lambda j: j.step >= 3)
     server.operator.ForceBackend(pb.ForceBackendRequest(backend=ran["self"]), timeout=30)
     done = server.wait_for_end(job.id)

@@ -13,9 +13,8 @@ import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from harness import BIN, Server, clean_environment, error_of, eventually, field_and_reason, model_repository
+from harness import BIN, SLOW, Server, clean_environment, error_of, eventually, field_and_reason, model_repository
 
-LONG = dict(num_inference_steps=1000)
 
 
 def page(server, path):
@@ -85,7 +84,7 @@ def test_sigterm_lets_the_running_job_finish(pb):
 
 def test_grace_is_bounded(pb):
     with Server("--drain_grace=500ms") as server:
-        job = server.submit(**LONG)
+        job = server.submit(**SLOW)
         server.wait_until(job.id, lambda j: j.step >= 1)
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -95,10 +94,10 @@ def test_grace_is_bounded(pb):
 
 def test_second_signal_ends_at_once(pb):
     with Server("--drain_grace=60s") as server:
-        job = server.submit(**LONG)
+        job = server.submit(**SLOW)
         server.wait_until(job.id, lambda j: j.step >= 1)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        eventually(lambda: "server.draining" in server.read_log(), what="the first one's effect")
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(timeout=5)

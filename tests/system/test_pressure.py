@@ -81,11 +81,17 @@ def test_waiting_requests_fill_memory_until_new_work_is_refused_and_all_is_well_
 
 
 class Crowd:
-    """Watchers of one job that waits, over some connections, and what became of them."""
+    """Watchers of one job that waits, over some connections, and what became of them. The connections are there before
+    the first watcher: once new ones are closed, no watcher would be told why.
+    """
 
-    def __init__(self, server, job_id):
-        self.server, self.job_id = server, job_id
-        self.channels, self.calls = [], []
+    def __init__(self, server, connections=60):
+        self.calls = []
+        self.channels = [grpc.insecure_channel(server.public, (*CHANNEL_OPTIONS, ("n", n)))
+                         for n in range(connections)]
+        self.unused = list(self.channels)
+        for channel in self.channels:
+            grpc.channel_ready_future(channel).result(timeout=20)
 
     def __enter__(self):
         return self
@@ -94,33 +100,30 @@ class Crowd:
         for channel in self.channels:
             channel.close()
 
-    def grow(self, streams=200):
-        channel = grpc.insecure_channel(self.server.public, (*CHANNEL_OPTIONS, ("n", len(self.channels))))
-        self.channels.append(channel)
-        stub = stubs().GenerationServiceStub(channel)
-        self.calls += [stub.WatchJob(stubs().WatchJobRequest(job_id=self.job_id), timeout=300)
-                       for _ in range(streams)]
+    def grow(self, job_id, streams=200):
+        stub = stubs().GenerationServiceStub(self.unused.pop())
+        self.calls += [stub.WatchJob(stubs().WatchJobRequest(job_id=job_id), timeout=300) for _ in range(streams)]
         eventually(lambda: all(call.done() or call.initial_metadata() is not None for call in self.calls[-5:]))
 
     def sent_away(self):
         return [call for call in self.calls if call.done() and call.code() == grpc.StatusCode.UNAVAILABLE]
 
 
-def crowd_until_some_are_sent_away(server, crowd, most=60):
-    for _ in range(most):
+def crowd_until_some_are_sent_away(server, crowd, job_id):
+    while crowd.unused:
         if crowd.sent_away():  # or not let in
             return
-        crowd.grow()
+        crowd.grow(job_id)
     raise AssertionError(f"nobody was sent away: {metric(server, 'denoised_memory_pressure')}")
 
 
 def test_watchers_are_sent_away_and_come_back(loaded, pb):
     with limited(f"--max_memory={loaded + (ROOM_MIB << 20)}B") as server:
         begin(server)
-        ids, _ = fill(server)
-        seen = server.get(ids[0]).sequence
-        with Crowd(server, ids[0]) as crowd:
-            crowd_until_some_are_sent_away(server, crowd)
+        with Crowd(server) as crowd:
+            ids, _ = fill(server)
+            seen = server.get(ids[0]).sequence
+            crowd_until_some_are_sent_away(server, crowd, ids[0])
             first = eventually(crowd.sent_away, what="a watcher's end")[0]
             assert field_and_reason(first)[1] == "MEMORY", first.details()
             assert "grpc-retry-pushback-ms" in dict(first.trailing_metadata())
@@ -170,10 +173,10 @@ def test_under_a_control_group_the_server_is_not_killed(loaded, pb):
     try:
         with limited(wrapper=group.wrapper()) as server:
             begin(server)
-            ids, refusal = fill(server)
-            assert field_and_reason(refusal)[1] == "MEMORY", refusal.details()
-            with Crowd(server, ids[0]) as crowd:
-                crowd_until_some_are_sent_away(server, crowd)
+            with Crowd(server) as crowd:
+                ids, refusal = fill(server)
+                assert field_and_reason(refusal)[1] == "MEMORY", refusal.details()
+                crowd_until_some_are_sent_away(server, crowd, ids[0])
                 for _ in range(200):
                     with contextlib.suppress(grpc.RpcError):
                         server.submit(PROMPT)
