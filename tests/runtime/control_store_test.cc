@@ -375,6 +375,7 @@ TEST_F(KeptControl, NobodySeesAnEntryBeforeItWasTriedOnDisk) {
   Note("a");
   EXPECT_THAT(seen, IsEmpty());
   EXPECT_THAT(Subjects(), ElementsAre("a"));
+  store_.reset();
   machine_.at_edge = nullptr;
 }
 
@@ -401,17 +402,19 @@ TEST_F(KeptControl, AChangeTakesEffectOnAFullDiskAndIsKeptAsSoonAsThereIsRoom) {
 }
 
 TEST_F(KeptControl, AFullDiskHoldsOneWriteHoweverManyChangesThereAre) {
+  std::atomic<bool> has_room = false;
+  std::atomic<int> commits = 0;
+  machine_.at_edge = [&](std::string_view edge) {
+    if (has_room && edge == "control.after_commit") ++commits;
+  };
   machine_.Fail("control");
   for (int i = 0; i < 50; ++i) Note(std::to_string(i));
   // Each retry after a round tries what is held once; were it one for each change, it would be 50.
   machine_.Fail("commit");
   const int before = machine_.failures;
   while (machine_.failures < before + 2) std::this_thread::yield();
+  has_room = true;
   machine_.Fail("");
-  std::atomic<int> commits{0};
-  machine_.at_edge = [&](std::string_view edge) {
-    if (edge == "control.after_commit") ++commits;
-  };
   while (store_->WhyNotReady()) std::this_thread::yield();
   store_.reset();
   machine_.at_edge = nullptr;

@@ -101,11 +101,11 @@ class KilledEngine : public testing::TestWithParam<const char*> {
     FakeEngine fake(options_, /*steps_open=*/false, 2, [&](FakeModel* model) {
       model->store_hooks = &death;
       model->on_step = [&](const RunRequest&, int64_t) { death.At("mid_step"); };
-      model->on_finish = [&](const RunRequest&) {
-        while (death.is_of_checkpoints()) pause();
-      };
     });
-    fake.store->on_artifact = [&](const ArtifactInfo&) { death.At("after_encode"); };
+    fake.store->on_artifact = [&](const ArtifactInfo&) {
+      while (death.is_of_checkpoints()) pause();
+      death.At("after_encode");
+    };
     fake.store->on_change = [&](const JobSnapshot& job) { Hear(round, job); };
     for (int job = 0; job < kJobs; ++job) {
       Told& told = log_->told[round][job];

@@ -145,7 +145,7 @@ TEST(EnginePlaces, WatchersHearOfAStartThatMovesThoughThePlaceStays) {
   Watcher watcher(&fake, waits);
   const double before = fake.Get(waits).starts_in_seconds.value();
   ASSERT_GT(before, 1.5) << "1000 steps of 2 ms";
-  fake.model.steps.Open();
+  fake.model.steps.Allow(990);  // and it waits on
   EXPECT_TRUE(watcher.Await([&](const JobSnapshot& job) {
     return job.state == JobState::kQueued && job.queue_position == 1 &&
            job.starts_in_seconds.value() < before - 1;

@@ -389,10 +389,10 @@ TEST_F(DigestCacheTest, WhatIsFreshOrGoneIsNotKept) {
   const int64_t now = std::chrono::duration_cast<std::chrono::nanoseconds>(
                           std::chrono::system_clock::now().time_since_epoch())
                           .count();
-  FileStamp stamp{1, 2, 3, now, now};
+  FileStamp stamp{1, 2, 3, now, now + 3'600'000'000'000};  // however long the next lines take
   cache.Put((dir_ / "vae/w.safetensors").string(), stamp, kOnes);
   EXPECT_FALSE(cache.Find((dir_ / "vae/w.safetensors").string(), stamp));
-  stamp.changed_ns -= 1'000'000'000;
+  stamp.changed_ns = now - 1'000'000'000;
   cache.Put("/gone/w.safetensors", stamp, kOnes);
   cache.Put((dir_ / "vae/w.safetensors").string(), stamp, kOnes);
   cache.Save();

@@ -287,7 +287,7 @@ TEST_F(ShadowsTest, OneThatTakesTooLongIsCutOffAndWaitsForAQuietTime) {
   broken_.stands_still = true;
   shadows_.Start({.candidate = AttnBackend::kSlidingTileAttn});
   Step(planner, 0);
-  shadows_.HeldUp(0.995, /*inside_unit=*/false);  // milliseconds are left
+  shadows_.HeldUp(0.9, /*inside_unit=*/false);  // a tenth of a second is left
   EXPECT_FALSE(shadows_.RunOne(/*idle=*/false));
   EXPECT_EQ(broken_.calls, 1);
   EXPECT_TRUE(shadows_.any()) << "that is no failure";

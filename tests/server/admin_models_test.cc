@@ -3,6 +3,7 @@
 
 #include <future>
 
+#include "tests/eventually.h"
 #include "tests/server/server_fixture.h"
 
 namespace denoised {
@@ -118,15 +119,19 @@ TEST_F(AdminModelsTest, ReadinessSaysWhetherAModelServesAndWhatFailedBesideIt) {
   httplib::Client http("http://" + server_->http_address());
   ModelInfo tiny;
   tiny.name = "tiny";
-  engine_->models = {tiny};
-  engine_->failed_models = {{"broken", "LFS_POINTER", "a pointer"},
-                            {"tiny", "INVALID_MODEL", "tiny/w: header is cut"}};
-  const auto ready = http.Get("/readyz");
-  EXPECT_EQ(ready->status, 200);
-  EXPECT_THAT(ready->body, HasSubstr("\nnot loaded: broken: LFS_POINTER"));
-  EXPECT_THAT(ready->body, HasSubstr("\nnot loaded, an earlier one serves: tiny: INVALID_MODEL: "
-                                     "tiny/w: header is cut"));
-  engine_->models = {};
+  const std::vector<FailedModel> failed = {{"broken", "LFS_POINTER", "a pointer"},
+                                           {"tiny", "INVALID_MODEL", "tiny/w: header is cut"}};
+  engine_->SetModels({tiny}, failed);
+  std::string ready;
+  EXPECT_TRUE(Eventually([&] {
+    const auto answer = http.Get("/readyz");
+    ready = answer->body;
+    return answer->status == 200;
+  }));
+  EXPECT_THAT(ready, HasSubstr("\nnot loaded: broken: LFS_POINTER"));
+  EXPECT_THAT(ready, HasSubstr("\nnot loaded, an earlier one serves: tiny: INVALID_MODEL: "
+                               "tiny/w: header is cut"));
+  engine_->SetModels({}, failed);
   EXPECT_EQ(http.Get("/readyz")->status, 503);
   EXPECT_THAT(http.Get("/readyz")->body, HasSubstr("no model is loaded"));
 }

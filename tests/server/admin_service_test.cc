@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/runtime/leases.h"
 #include "tests/server/server_fixture.h"
 
@@ -431,7 +432,7 @@ TEST_F(AdminServiceTest, DrainTurnsEverythingOffButTheRunningWork) {
     ASSERT_TRUE(Call(health_, &grpc::health::v1::Health::Stub::Check, check, &health).ok());
     EXPECT_EQ(health.status(), grpc::health::v1::HealthCheckResponse::SERVING);
   }
-  EXPECT_EQ(http.Get("/readyz")->status, 200);
+  EXPECT_TRUE(Eventually([&] { return http.Get("/readyz")->status == 200; }));
   const std::string id = SubmitPrompt("p");
   v1::DrainResponse response;
   ASSERT_TRUE(Call(admin_, &Stub::Drain, v1::DrainRequest(), &response).ok());
@@ -467,7 +468,7 @@ TEST_F(AdminServiceTest, ServerStopsWhileStreamsAreOpen) {
   ASSERT_TRUE(holder->Read(&lease));
   const auto start = std::chrono::steady_clock::now();
   server_.reset();
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(4));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
   EXPECT_FALSE(watcher->Finish().ok());
   EXPECT_TRUE(holder->Finish().ok());
 }
@@ -523,8 +524,7 @@ TEST_F(AdminServiceTest, ModelsAreListedWithTheirDefaults) {
   model.is_default = true;
   model.has_gate = true;
   model.defaults.height = 96;
-  engine_->models = {model};
-  engine_->failed_models = {{"other", "LFS_POINTER", "other/x: is a pointer of Git LFS"}};
+  engine_->SetModels({model}, {{"other", "LFS_POINTER", "other/x: is a pointer of Git LFS"}});
   v1::ListModelsResponse response;
   ASSERT_TRUE(
       Call(models_, &v1::ModelService::Stub::ListModels, v1::ListModelsRequest(), &response).ok());

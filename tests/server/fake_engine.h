@@ -215,8 +215,19 @@ class FakeEngine : public Engine {
     return session_request_;
   }
 
-  std::vector<ModelInfo> ListModels() const override { return models; }
-  std::vector<FailedModel> ListFailedModels() const override { return failed_models; }
+  std::vector<ModelInfo> ListModels() const override {
+    const std::lock_guard lock(mutex_);
+    return models_;
+  }
+  std::vector<FailedModel> ListFailedModels() const override {
+    const std::lock_guard lock(mutex_);
+    return failed_models_;
+  }
+  void SetModels(std::vector<ModelInfo> models, std::vector<FailedModel> failed) {
+    const std::lock_guard lock(mutex_);
+    models_ = std::move(models);
+    failed_models_ = std::move(failed);
+  }
   void LoadModel(ModelChange change, LoadDone done) override {
     if (hold_load) {
       std::lock_guard lock(mutex_);
@@ -405,8 +416,6 @@ class FakeEngine : public Engine {
   bool throw_on_submit = false;
   bool hold_denoise = false;
   DenoiseOutcome denoise_outcome = DenoiseResult{};
-  std::vector<ModelInfo> models = {ModelInfo{}};
-  std::vector<FailedModel> failed_models;
   std::optional<Error> refuse_change;  // of models
   bool hold_load = false;
   std::optional<Error> refuse_session;
@@ -469,6 +478,8 @@ class FakeEngine : public Engine {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  std::vector<ModelInfo> models_ = {ModelInfo{}};
+  std::vector<FailedModel> failed_models_;
   const std::unique_ptr<FakeStore> store_ = std::make_unique<FakeStore>();
   SelectionPolicy policy_;
   Logger logger_{stderr, LogLevel::kError};

@@ -619,8 +619,9 @@ TEST_F(GenerationServiceTest, UnderAKeyTheCallsDeadlineEndsTheCallAndNotTheJob) 
   request.set_prompt("p");
   request.set_idempotency_key("key");
   {
+    Connect();
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(400));
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
     const auto reader = generation_->Generate(&context, request);
     ASSERT_TRUE(engine_->WaitForRequests(1));
     EXPECT_FALSE(engine_->last_request().deadline);
@@ -671,8 +672,9 @@ TEST_F(GenerationServiceTest, ClientThatLeavesGenerateCancelsTheJob) {
 }
 
 TEST_F(GenerationServiceTest, GenerateDeadlineReachesTheEngineAndCancels) {
+  Connect();
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(400));
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
   const auto reader = generation_->Generate(&context, v1::GenerationRequest());
   ASSERT_TRUE(engine_->WaitForRequests(1));
   const auto left = *engine_->last_request().deadline - std::chrono::steady_clock::now();

@@ -4,6 +4,7 @@
 #include <future>
 #include <thread>
 
+#include "tests/eventually.h"
 #include "tests/server/server_fixture.h"
 
 namespace denoised {
@@ -47,7 +48,7 @@ TEST_F(ServerStartTest, HealthFollowsWhatTheStoreTakesAndComesBackByItself) {
   EXPECT_EQ(http.Get("/readyz")->body, "the disk is full\n");
   engine_->SayNotReady("");
   await(HealthCheckResponse::SERVING);
-  EXPECT_EQ(http.Get("/readyz")->status, 200);
+  EXPECT_TRUE(Eventually([&] { return http.Get("/readyz")->status == 200; }));
   engine_->SayNotReady("the disk is full");
   server_->Drain();
   EXPECT_EQ(health("denoised.v1.DenoiseService"), HealthCheckResponse::NOT_SERVING);
@@ -77,7 +78,7 @@ TEST_F(ServerStartTest, AUnitThatHangsIsSeenByEveryProbeUntilItEnds) {
   for (const char* service : {"", "denoised.v1.GenerationService", "denoised.v1.DenoiseService"}) {
     await(service, HealthCheckResponse::SERVING);
   }
-  EXPECT_EQ(http.Get("/readyz")->status, 200);
+  EXPECT_TRUE(Eventually([&] { return http.Get("/readyz")->status == 200; }));
 }
 
 TEST_F(ServerStartTest, EveryPortAnswersWhileModelsLoad) {
@@ -128,7 +129,7 @@ TEST_F(ServerStartTest, EveryPortAnswersWhileModelsLoad) {
   loaded.set_value();
   start.join();
   EXPECT_EQ(HealthOf(channel), HealthCheckResponse::SERVING);
-  EXPECT_EQ(http.Get("/readyz")->body, "ready\n");
+  EXPECT_TRUE(Eventually([&] { return http.Get("/readyz")->body == "ready\n"; }));
   EXPECT_TRUE(Call(generation, &GenerationStub::SubmitJob, {}, &job).ok());
 }
 
@@ -176,7 +177,7 @@ TEST_F(ServerStartTest, ACrowdedPortRefusesNewConnectionsAndRecovers) {
   for (int i = 0; i < 200 && http.Get("/readyz")->status != 200; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
-  EXPECT_EQ(http.Get("/readyz")->status, 200);
+  EXPECT_TRUE(Eventually([&] { return http.Get("/readyz")->status == 200; }));
 }
 
 TEST_F(ServerStartTest, LongChecksLeaveTheThreadsOfGrpc) {
