@@ -6,7 +6,8 @@
 //   {"do": "run", "jobs": [{"height", "width", "frames", "steps", "decode"}, ..],
 //    "session": {"every", "height", ..}}    to the end of all jobs, sent at once; a step of a
 //    session
-//                                           that is open after each so many forwards
+//                                           that is open after each so many forwards; the steps
+//                                           with which it began are told as session_forwards
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -93,7 +94,7 @@ class Bench {
   Json Run(const Json& request) {
     std::optional<Passer> passer;
     if (request.contains("session")) passer = Open(request.at("session"));
-    forwards_.Take();
+    const Json session_forwards = forwards_.Take();
     const int64_t before = AllocatedBytes();
     const auto start = SteadyClock::now();
     std::vector<std::string> ids;
@@ -102,9 +103,11 @@ class Bench {
       if (const Error* error = std::get_if<Error>(&submitted)) throw *error;
       ids.push_back(std::get<JobSnapshot>(submitted).id);
     }
-    if (passer) StepBetween(*passer, ids.front(), request.at("session").at("every").get<int64_t>());
+    if (passer) {
+      StepBetween(*passer, ids.front(), request.at("session").at("every").get<int64_t>());
+      engine_->LeaveSessions(passer->owner);
+    }
     engine_->WaitIdle(std::chrono::minutes(10));
-    if (passer) engine_->LeaveSessions(passer->owner);
     const double seconds = Seconds(SteadyClock::now() - start).count();
     for (const std::string& id : ids) {
       const JobSnapshot job = engine_->jobs().Get(id).value();
@@ -113,10 +116,14 @@ class Bench {
       }
     }
     const int64_t bytes = forwards_.most_bytes - before;
-    return {{"seconds", seconds}, {"allocated_bytes", bytes}, {"forwards", forwards_.Take()}};
+    return {{"seconds", seconds},
+            {"allocated_bytes", bytes},
+            {"forwards", forwards_.Take()},
+            {"session_forwards", session_forwards}};
   }
 
-  // The owner and the ID of a session that has done its first step.
+  // The owner and the ID of a session that has done its first steps.
+  static constexpr int64_t kFirstSteps = 8;
   struct Passer {
     std::shared_ptr<SessionOwner> owner = std::make_shared<SessionOwner>();
     std::string id;
@@ -133,13 +140,13 @@ class Bench {
       engine_->OpenSession(passer.owner, {JobOf(session), {}}, std::move(done));
     }));
     passer.id = opened.state.id;
-    Step(passer);
+    Step(passer, kFirstSteps);
     return passer;
   }
 
-  void Step(const Passer& passer) {
+  void Step(const Passer& passer, int64_t count) {
     Succeeded(Waited<SessionReply>([&](auto done) {
-      engine_->AskSession(passer.owner, passer.id, SessionStep{}, std::move(done));
+      engine_->AskSession(passer.owner, passer.id, SessionStep{count}, std::move(done));
     }));
   }
 
@@ -149,7 +156,7 @@ class Bench {
     while (!ended()) {
       const int64_t next = forwards_.count + every;
       while (forwards_.count < next && !ended()) std::this_thread::sleep_for(Seconds(0.002));
-      if (!ended()) Step(passer);
+      if (!ended()) Step(passer, 1);
     }
   }
 

@@ -20,21 +20,24 @@ def serving(options, preset):
     return worker
 
 
+def gaps_of(forwards):
+    return [later["end"] - later["seconds"] - sooner["end"] for sooner, later in zip(forwards, forwards[1:])]
+
+
 def preemption_rows(options, rows):
-    """A job whose device a session's step of another size takes after every fourth step, and gives back. Both have begun,
-    so nothing is made or ended. Of each time that it does: what stands between the job's forward, the session's and
-    the job's next, less what stands between two of the job's (B6u), and how much longer the job's next one takes. That
-    the session's client is answered counts, so this is from above.
+    """A job whose device a session's step of nearly its size takes after every fourth step, and gives back. Both have
+    begun, so nothing is made or ended. Of each time that it does: what stands between the job's forward, the session's
+    and the job's next, less what stands between two forwards of the job and between two of the session where neither
+    passes (B6u), and how much longer the job's next one takes. That the session's client is answered counts as well.
     """
-    session = dict(every=4, height=32, width=32, frames=1, steps=50)
+    session = dict(every=4, height=256, width=400, frames=9, steps=50)
     with serving(options, "small") as worker:
         worker.ask(do="run", jobs=[dict(steps=4, **SMALL)])
-        told = [worker.ask(do="run", jobs=[dict(steps=50, **SMALL)], session=session)["forwards"]
-                for _ in range(options.pairs)]
-    alone, between, plain, after = [], [], [], []
-    for forwards in told:
+        told = [worker.ask(do="run", jobs=[dict(steps=50, **SMALL)], session=session) for _ in range(options.pairs)]
+    alone, between, plain, after, own = [], [], [], [], []
+    for forwards in (one["forwards"] for one in told):
         size = max(forward["tokens"] for forward in forwards)
-        gaps = [later["end"] - later["seconds"] - sooner["end"] for sooner, later in zip(forwards, forwards[1:])]
+        gaps = gaps_of(forwards)
         ours = [forward["tokens"] == size for forward in forwards]
         for i in range(2, len(forwards)):
             if ours[i - 2] and not ours[i - 1] and ours[i]:
@@ -43,12 +46,16 @@ def preemption_rows(options, rows):
             elif ours[i - 1] and ours[i]:
                 alone.append(gaps[i - 1])
                 plain.append(forwards[i]["seconds"])
+    for one in told:
+        own += gaps_of(one["session_forwards"])
     if len(between) < 5:
         raise RuntimeError(f"B6: {len(between)} steps of a session came between the job's")
     step = statistics.median(plain) + statistics.median(alone)
-    switch = statistics.median(between) - statistics.median(alone)
+    switch = statistics.median(between) - statistics.median(alone) - statistics.median(own)
     slower = statistics.median(after) - statistics.median(plain)
-    shared = {"switches": len(between), "step_seconds": step, "switch_seconds": switch, "next_step_slower": slower}
+    shared = {"switches": len(between), "step_seconds": step, "switch_seconds": switch, "next_step_slower": slower,
+              "between": {"both": statistics.median(between), "job": statistics.median(alone),
+                          "session": statistics.median(own)}}
     if "B6" in rows:
         yield {"row": "B6", "name": "a step let pass and gone on from, small: share of a step",
                "value": (switch + slower) / step, **shared}
@@ -79,25 +86,33 @@ def overlap_row(options):
 
 
 def steps_rows(options, rows):
-    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next."""
+    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next.
+    Half of the short ones come before the long one and half after it, so that a machine that gets slower or faster
+    meanwhile does so for both, and each turn is a ratio of its own.
+    """
     few, many = 4, 100
-    paces, allocated = {few: [], many: []}, {few: [], many: []}
+    half = many // few // 2
+    ratios, paces, allocated = [], {few: [], many: []}, {few: [], many: []}
     with serving(options, "small") as worker:
         def run(steps):
-            return worker.ask(do="run", jobs=[dict(steps=steps, **SHORT)])
+            told = worker.ask(do="run", jobs=[dict(steps=steps, **SHORT)])
+            ends = [forward["end"] for forward in told["forwards"]]
+            allocated[steps].append(told["allocated_bytes"])
+            return [later - sooner for sooner, later in zip(ends, ends[1:])]
 
         run(few)
         run(many)
-        for _ in range(options.pairs):
-            for steps in [few] * (many // few) + [many]:
-                told = run(steps)
-                ends = [forward["end"] for forward in told["forwards"]]
-                paces[steps] += [later - sooner for sooner, later in zip(ends, ends[1:])]
-                allocated[steps].append(told["allocated_bytes"])
+        for _ in range(2 * options.pairs):
+            pace = {few: [], many: []}
+            for steps in [few] * half + [many] + [few] * half:
+                pace[steps] += run(steps)
+            for steps, some in pace.items():
+                paces[steps].append(statistics.median(some))
+            ratios.append(paces[many][-1] / paces[few][-1])
     if "E13" in rows:
-        pace = {steps: statistics.median(some) for steps, some in paces.items()}
         yield {"row": "E13", "name": f"a step of {many} against one of {few}, small: difference, share",
-               "value": abs(pace[many] / pace[few] - 1), "step_seconds": pace}
+               "value": abs(statistics.median(ratios) - 1), "min": min(ratios) - 1, "max": max(ratios) - 1,
+               "step_seconds": {steps: statistics.median(some) for steps, some in paces.items()}}
     if "E13m" in rows:
         most = {steps: statistics.median(some) for steps, some in allocated.items()}
         yield {"row": "E13m", "name": f"allocated at a forward's end, {many} steps over {few}, small, MiB",
