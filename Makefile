@@ -5,7 +5,7 @@ export DENOISED_CACHE
 export OMP_WAIT_POLICY ?= passive
 PYTHON := $(DENOISED_CACHE)/venv/bin/python
 JOBS ?= $(shell nproc)
-TEST_JOBS ?= $(JOBS)
+TEST_JOBS ?= 2
 SOURCES = git ls-files '*.cc' '*.h' '*.cu' '*.cuh'
 
 .DEFAULT_GOAL := help

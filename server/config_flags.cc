@@ -282,7 +282,7 @@ std::vector<Flag> ConnectionFlags(Config* config) {
        SetInt("max_connections", 4, 1000000, [config](int64_t n) { config->max_connections = n; })},
       {"max_http_connections", "N", "256",
        "Connections to the HTTP port, 8 to 1000000; a further one takes the place of the one that "
-       "has been idle longest.",
+       "has been idle longest, else of the one whose request has dragged longest.",
        SetInt("max_http_connections", 8, 1000000,
               [config](int64_t n) { config->max_http_connections = n; })},
       {"max_streams_per_connection", "N", "1024",

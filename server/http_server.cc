@@ -23,7 +23,7 @@ constexpr int kTickMilliseconds = 100;
 constexpr std::chrono::milliseconds kLinger{1000};
 // Where descriptors ran out and none is ours to give back.
 constexpr std::chrono::milliseconds kBreath{10};
-// Who has come or was answered so lately may be about to ask.
+// Who has come, asked or was answered so lately is about its business.
 constexpr std::chrono::milliseconds kLately{1000};
 constexpr uint64_t kMailboxId = 0;
 // Ids up to here belong to listening sockets; connections come after.
@@ -183,15 +183,17 @@ void HttpServer::AcceptAll(int listening) {
   }
 }
 
-// Closes the connection that has been idle longest, else the one whose request has dragged longest,
-// of which those that are idle since lately are the last.
+// Closes the connection that has been idle longest, else the one whose request has dragged longest;
+// where neither is so since long, an idle one all the same, else whichever has been at it longest.
 bool HttpServer::MakeRoom() {
   const auto lately = Clock::now() - kLately;
   const Connection* victim = nullptr;
   for (const auto& [id, connection] : connections_) {
     if (connection->state == Connection::State::kWaiting) continue;
     const auto rank = [lately](const Connection& c) {
-      return std::pair(!c.idle() || c.since > lately, c.since);
+      const bool is_long = c.since <= lately;
+      const bool drags = c.state == Connection::State::kReading && is_long;
+      return std::pair(c.idle() ? (is_long ? 0 : 2) : drags ? 1 : 3, c.since);
     };
     if (victim == nullptr || rank(*connection) < rank(*victim)) victim = connection.get();
   }

@@ -2,9 +2,10 @@
 //
 // Written here because the packaged ones (cpp-httplib, civetweb) give a thread to each connection:
 // a handful of idle keep-alive clients then silence the health page. Here an idle connection costs
-// a descriptor, the longest idle one makes room for a new one, and a request has a total time from
-// its first byte to the last byte of its answer, however slowly the client reads or writes.
-// Requests have no bodies yet; a face that needs them reads them in Connection's kReading state.
+// a descriptor, the longest idle one makes room for a new one (else the request that drags
+// longest), and a request has a total time from its first byte to the last byte of its answer,
+// however slowly the client reads or writes. Requests have no bodies yet; a face that needs them
+// reads them in Connection's kReading state.
 #ifndef DENOISED_SERVER_HTTP_SERVER_H_
 #define DENOISED_SERVER_HTTP_SERVER_H_
 

@@ -127,8 +127,7 @@ Json QueueOverhead() {
   Json loads = Json::object();
   double worst = 0;
   for (const double load : {0.1, 0.5, 0.9}) {
-    Sojourns
-        all;  // of several runs: a median between the lengths of two kinds of jobs stands on few
+    Sojourns all;  // of several runs: a median between two lengths of jobs stands on few of them
     for (uint64_t seed = 1; seed <= 4; ++seed) ServeAt(load, 12, seed, &all);
     const double ours = Median(std::move(all.ours)), bare = Median(std::move(all.bare));
     worst = std::max(worst, ours / bare - 1);

@@ -131,26 +131,25 @@ def steps_row(options):
             concurrent.futures.ThreadPoolExecutor() as pool:
         target, steps = address(ready), Steps(address(ready, "http"))
         client.ask(do="sample", target=target, file=job.name)
-        client.ask(do="begin", target=target, height=192, width=320, frames=9, steps=1000)
+        client.ask(do="begin", target=target, height=320, width=512, frames=9, steps=1000)
         steps.mean(3)
-        idle, slower, told = [steps.mean(5)], {"ours": [], "echo": []}, {}
+        idle, slower, told = [steps.mean(5)], {"ours": [], "echo": []}, {"ours": [], "echo": []}
         with running([RPC_BENCH, "echo", job.name]) as echo:
             for _ in range(3):
                 for side, asked in {"ours": target, "echo": echo}.items():
                     flood = pool.submit(client.ask, do="flood", target=asked, clients=64, rate=1000, seconds=6.0)
                     loaded = steps.mean(5)
-                    told[side] = flood.result()
+                    told[side].append(flood.result())
                     idle.append(steps.mean(5))
                     slower[side].append(loaded / ((idle[-2] + idle[-1]) / 2) - 1)
         if steps.look()[0] > 1000:
-            raise RuntimeError("A14: other jobs ran as well")
-        rate = told["ours"]["sent"] / told["ours"]["seconds"]
+            raise RuntimeError("A14: the job ended before the measurement did")
+        rates = {side: min(one["sent"] / one["seconds"] for one in some) for side, some in told.items()}
         return {"row": "A14", "name": "step of a job under 1,000 submits and a scrape a second, less 1, against idle",
                 "value": statistics.median(slower["ours"]), "echo": statistics.median(slower["echo"]),
-                "step_seconds": statistics.median(idle), "submits_a_second": rate,
-                "echoes_a_second": told["echo"]["sent"] / told["echo"]["seconds"],
-                "accepted": told["ours"]["accepted"],
-                "error": int(rate < 900), "error_limit": 0,  # the load was not what the row says
+                "step_seconds": statistics.median(idle), "submits_a_second": rates["ours"],
+                "echoes_a_second": rates["echo"], "accepted": sum(one["accepted"] for one in told["ours"]),
+                "error": int(min(rates.values()) < 900), "error_limit": 0,  # the load was not what the row says
                 "server_threads": threads}
 
 

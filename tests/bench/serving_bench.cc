@@ -4,10 +4,9 @@
 //   serving_bench [--cpu_isa=LEVEL]
 //   {"do": "load", "repository": .., "dtype": .., "threads": ..}
 //   {"do": "run", "jobs": [{"height", "width", "frames", "steps", "decode"}, ..],
-//    "session": {"every", "height", ..}}    to the end of all jobs, sent at once; a step of a
-//    session
-//                                           that is open after each so many forwards; the steps
-//                                           with which it began are told as session_forwards
+//    "session": {"every", "height", ..}}    to the end of all jobs, sent at once; after each so
+//                                           many forwards a step of a session, whose first steps
+//                                           came before and are told as session_forwards
 #include <algorithm>
 #include <atomic>
 #include <chrono>

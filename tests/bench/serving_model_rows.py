@@ -86,7 +86,7 @@ def overlap_row(options):
 
 
 def steps_rows(options, rows):
-    """Jobs of 4 steps and of 100 in turns, as many steps of each; a step is from the end of one forward to the next.
+    """Jobs of 4 steps and of 100 in turns, nearly as many steps of each; a step is from the end of one forward to the next.
     Half of the short ones come before the long one and half after it, so that a machine that gets slower or faster
     meanwhile does so for both, and each turn is a ratio of its own.
     """
@@ -111,7 +111,7 @@ def steps_rows(options, rows):
             ratios.append(paces[many][-1] / paces[few][-1])
     if "E13" in rows:
         yield {"row": "E13", "name": f"a step of {many} against one of {few}, small: difference, share",
-               "value": abs(statistics.median(ratios) - 1), "min": min(ratios) - 1, "max": max(ratios) - 1,
+               "value": abs(statistics.median(ratios) - 1), "differences": [ratio - 1 for ratio in ratios],
                "step_seconds": {steps: statistics.median(some) for steps, some in paces.items()}}
     if "E13m" in rows:
         most = {steps: statistics.median(some) for steps, some in allocated.items()}

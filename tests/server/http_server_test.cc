@@ -138,9 +138,25 @@ TEST_F(HttpServerTest, RequestsThatDragGiveWayBeforeThoseWhoHaveJustCome) {
     EXPECT_THAT(dragging.back()->Get("/kept"), HasSubstr("200 OK"));
     dragging.back()->Send("GET / HTTP/1.1\r\nHost:");
   }
+  std::this_thread::sleep_for(milliseconds(1100));
   for (int i = 0; i < 4; ++i) come.push_back(std::make_unique<RawClient>(listener_.port()));
   for (const auto& client : come) EXPECT_THAT(client->Get("/healthz"), HasSubstr("200 OK"));
   EXPECT_EQ(dragging.front()->ReadAll(), "(end)");
+}
+
+TEST_F(HttpServerTest, WhoIsIdleGivesWayBeforeARequestThatDrags) {
+  HttpServer::Limits limits;
+  limits.max_connections = 2;
+  ServeEcho(limits);
+  const RawClient dragging(listener_.port()), idle(listener_.port());
+  EXPECT_THAT(dragging.Get("/kept"), HasSubstr("200 OK"));
+  dragging.Send("GET /late HTTP/1.1\r\nHost:");
+  EXPECT_THAT(idle.Get("/kept"), HasSubstr("200 OK"));
+  std::this_thread::sleep_for(milliseconds(1100));
+  EXPECT_THAT(RawClient(listener_.port()).Get("/healthz"), HasSubstr("200 OK"));
+  EXPECT_EQ(idle.ReadAll(), "(end)");
+  dragging.Send(" x\r\n\r\n");
+  EXPECT_THAT(dragging.ReadUntil("</late>"), HasSubstr("200 OK"));
 }
 
 TEST_F(HttpServerTest, ARequestThatNeverEndsIsEnded) {

@@ -33,7 +33,8 @@ CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_p
 SMALL = dict(height=64, width=64, num_frames=5)
 # Of `tiny` longer than any test waits, on any machine: 720 tokens a step, where SMALL has 32.
 SLOW = dict(height=192, width=192, num_frames=17, num_inference_steps=1000)
-SLOW_FLAGS = ("--height=192", "--width=192", "--frames=17", "--steps=1000")
+SLOW_FLAGS = tuple(f"--{name}={SLOW[field]}" for name, field in (
+    ("height", "height"), ("width", "width"), ("frames", "num_frames"), ("steps", "num_inference_steps")))
 
 
 @functools.cache
@@ -122,7 +123,7 @@ class Server:
 
     def read_log(self):
         """So far. Not by seeking: the server writes where this file stands."""
-        return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0).decode()
+        return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0).decode(errors="replace")
 
     # ---- jobs
 
@@ -150,9 +151,7 @@ class Server:
         return b"".join(chunk.data for chunk in self.generation.FetchArtifact(request, timeout=60))
 
 
-@functools.cache
-def drawn_ports():
-    return set()
+DRAWN_PORTS = set()
 
 
 def free_port():
@@ -160,12 +159,12 @@ def free_port():
     first_given = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(min(10000, first_given - 1000), first_given)
-        if port in drawn_ports():
+        if port in DRAWN_PORTS:
             continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
-                drawn_ports().add(port)
+                DRAWN_PORTS.add(port)
                 return port
             except OSError:
                 continue

@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import CHANNEL_OPTIONS, SLOW, Server, error_of, eventually, field_and_reason, memory, metric, page
 
 
-
 def connect(address, data=b""):
     host, port = address.rsplit(":", 1)
     connection = socket.create_connection((host, int(port)), timeout=10)
@@ -34,15 +33,20 @@ def healthy(address):
     return reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def assert_answers(server, path, wanted=200):
-    """Within a second, as a probe wants it; not each time: another's burst may hold up the machine."""
-    def status():
-        try:
-            return page(server.http, path, timeout=1)[0]
-        except OSError:
-            return None
+def status(server, path):
+    """Within a second, as a probe wants it."""
+    try:
+        return page(server.http, path, timeout=1)[0]
+    except OSError:
+        return None
 
-    eventually(lambda: status() == wanted, timeout=10, what=f"{wanted} at {path}")
+
+def assert_answers(server, path):
+    """As a probe that forgives two misses in a row, so that another's burst on the machine is none of the server's."""
+    seen = []
+    while len(seen) < 3 and 200 not in seen:
+        seen.append(status(server, path))
+    assert 200 in seen, (path, seen)
 
 
 def threads_of(server):
@@ -102,7 +106,7 @@ def test_a_crowd_at_the_grpc_port_leaves_admin_and_health_alone_and_goes_away():
         crowd = [connect(server.public) for _ in range(400)]
         assert healthy(server.admin)
         assert_answers(server, "/healthz")
-        assert_answers(server, "/readyz", 503)  # a new client would not get in
+        eventually(lambda: status(server, "/readyz") == 503, timeout=10, what="that a new client would not get in")
         for connection in crowd:
             connection.close()
         eventually(lambda: healthy(server.public), timeout=10, what="an answer after the crowd")

@@ -12,7 +12,6 @@ import safetensors.numpy
 from harness import SLOW, SMALL, Server, error_of, eventually, field_and_reason
 
 
-
 def test_every_format_of_one_job(server, pb):
     formats = [pb.NPY, pb.MP4, pb.GIF, pb.PNG, pb.SAFETENSORS]
     job = server.submit(num_inference_steps=3, seed=5, formats=formats)

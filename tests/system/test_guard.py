@@ -157,7 +157,7 @@ def test_nan_of_the_text_encoder_is_undone_before_a_step_sees_it(server, pb):
 def test_others_in_the_same_forwards_keep_their_bits(server, pb):
     """A round in which they share none, since a forward of several was slow by chance, says nothing: there is another."""
     wanted, _ = draw(server, pb, num_frames=5)
-    assert any(shared_beside_nan(server, pb, wanted) for _ in range(12))
+    assert any(shared_beside_nan(server, pb, wanted) for _ in range(12)), "they never shared forwards"
 
 
 def shared_beside_nan(server, pb, wanted):

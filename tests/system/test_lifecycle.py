@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from harness import BIN, SLOW, Server, clean_environment, error_of, eventually, field_and_reason, model_repository
 
 
-
 def page(server, path):
     session = requests.Session()
     session.trust_env = False

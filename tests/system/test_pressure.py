@@ -81,8 +81,8 @@ def test_waiting_requests_fill_memory_until_new_work_is_refused_and_all_is_well_
 
 
 class Crowd:
-    """Watchers of one job that waits, over some connections, and what became of them. The connections are there before
-    the first watcher: once new ones are closed, no watcher would be told why.
+    """Watchers over some connections, and what became of them. The connections are there before the first watcher: once
+    new ones are closed, no watcher would be told why.
     """
 
     def __init__(self, server, connections=60):
@@ -90,10 +90,10 @@ class Crowd:
         self.channels = [grpc.insecure_channel(server.public, (*CHANNEL_OPTIONS, ("n", n)))
                          for n in range(connections)]
         self.unused = list(self.channels)
-        for channel in self.channels:
-            grpc.channel_ready_future(channel).result(timeout=20)
 
     def __enter__(self):
+        for channel in self.channels:
+            grpc.channel_ready_future(channel).result(timeout=20)
         return self
 
     def __exit__(self, *_):
