@@ -330,13 +330,13 @@ def test_a_client_that_is_killed_frees_its_sessions_in_the_middle_of_a_step(shap
 
 def test_sessions_that_nobody_asks_end_by_name():
     pb = harness.stubs()
-    with harness.Server("--session_idle=2s", "--max_sessions=2", repository=SHAPES) as server:
+    with harness.Server("--session_idle=5s", "--max_sessions=2", repository=SHAPES) as server:
         with Stream(server) as stream:
             stream.open(**JOB)
             fork = stream.fork()
             assert stream.ask(fork=pb.SessionFork()).error.reason == "TOO_MANY_SESSIONS"
             for _ in range(4):
-                threading.Event().wait(0.7)
+                threading.Event().wait(1.5)
                 stream.step(1, fork)  # keeps both
             assert stream.step(1).step == 1
             error = harness.error_of(lambda: stream.call)
