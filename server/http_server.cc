@@ -193,7 +193,8 @@ bool HttpServer::MakeRoom() {
     const auto rank = [lately](const Connection& c) {
       const bool is_long = c.since <= lately;
       const bool drags = c.state == Connection::State::kReading && is_long;
-      return std::pair(c.idle() ? (is_long ? 0 : 2) : drags ? 1 : 3, c.since);
+      const int class_of_busy = drags ? 1 : 3, class_of_idle = is_long ? 0 : 2;
+      return std::pair(c.idle() ? class_of_idle : class_of_busy, c.since);
     };
     if (victim == nullptr || rank(*connection) < rank(*victim)) victim = connection.get();
   }

@@ -165,8 +165,9 @@ void EngineImpl::OpenSession(std::shared_ptr<SessionOwner> owner, SessionRequest
 
 void EngineImpl::AskSession(const std::shared_ptr<SessionOwner>& owner, const std::string& id,
                             SessionVerb verb, SessionDone done) {
-  const auto find = [&] {             // under mutex_
-    if (draining_) throw Draining();  // which ended it, perhaps
+  // Under mutex_. A drain comes first: it may be why there is none.
+  const auto find = [&] {
+    if (draining_) throw Draining();
     const SessionPtr session = table_.Session(id);
     const bool there = session != nullptr && session->owner == owner && !session->ended;
     if (!there) throw UnknownSession(id);

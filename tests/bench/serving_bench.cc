@@ -121,8 +121,8 @@ class Bench {
             {"session_forwards", session_forwards}};
   }
 
-  // The owner and the ID of a session that has done its first steps.
   static constexpr int64_t kFirstSteps = 8;
+  // The owner and the ID of a session that has done its first steps.
   struct Passer {
     std::shared_ptr<SessionOwner> owner = std::make_shared<SessionOwner>();
     std::string id;

@@ -86,7 +86,7 @@ def overlap_row(options):
 
 
 def steps_rows(options, rows):
-    """Jobs of 4 steps and of 100 in turns, nearly as many steps of each; a step is from the end of one forward to the next.
+    """Jobs of 4 steps and of 100 in turns, nearly as many steps of each; a step is from end to end of forwards.
     Half of the short ones come before the long one and half after it, so that a machine that gets slower or faster
     meanwhile does so for both, and each turn is a ratio of its own.
     """

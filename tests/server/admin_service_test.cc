@@ -468,7 +468,7 @@ TEST_F(AdminServiceTest, ServerStopsWhileStreamsAreOpen) {
   ASSERT_TRUE(holder->Read(&lease));
   const auto start = std::chrono::steady_clock::now();
   server_.reset();
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(4));
   EXPECT_FALSE(watcher->Finish().ok());
   EXPECT_TRUE(holder->Finish().ok());
 }

@@ -147,7 +147,7 @@ TEST_F(AuditStreamTest, AFollowerThatNeverReadsHoldsUpNeitherWritersNorOtherRead
   EXPECT_THAT(All(), SizeIs(3000));
   const auto start = std::chrono::steady_clock::now();
   server_.reset();
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(4));
   context.TryCancel();
 }
 
