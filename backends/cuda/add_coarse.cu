@@ -1,5 +1,6 @@
 // Bound by memory: a thread has a pair of neighbours, so that a warp reads and writes whole lines.
 #include "backends/cuda/add_coarse_cuda.h"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/widen.cuh"
 
 namespace denoised::cuda {
@@ -38,12 +39,8 @@ cudaError_t Launch(const AddCoarseArgs& args, cudaStream_t stream) {
   const int width = args.head_size % 4 == 0 ? 4 : 1;
   const int64_t threads = int64_t{args.batch} * args.tokens * args.heads * args.head_size / width;
   const unsigned grid = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-  if (width == 4) {
-    AddCoarse<T, 4><<<grid, kThreads, 0, stream>>>(args);
-  } else {
-    AddCoarse<T, 1><<<grid, kThreads, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  const auto kernel = width == 4 ? AddCoarse<T, 4> : AddCoarse<T, 1>;
+  return LaunchKernel(kernel, grid, kThreads, 0, stream, args);
 }
 
 }  // namespace

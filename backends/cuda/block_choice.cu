@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 
 #include "backends/cuda/block_choice_cuda.h"
+#include "backends/cuda/launch.cuh"
 
 namespace denoised::cuda {
 namespace {
@@ -115,14 +116,12 @@ unsigned Blocks(int64_t count, int side) {
 cudaError_t LaunchBlockScores(const BlockScoresArgs& args, cudaStream_t stream) {
   const dim3 grid(Blocks(args.key_blocks, kSide), Blocks(args.query_blocks, kSide),
                   static_cast<unsigned>(args.heads));
-  BlockScores<<<grid, dim3(kSide, kSide), 0, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchKernel(BlockScores, grid, dim3(kSide, kSide), 0, stream, args);
 }
 
 cudaError_t LaunchLargest(const LargestArgs& args, cudaStream_t stream) {
   const int64_t rows = static_cast<int64_t>(args.heads) * args.rows;
-  Largest<<<Blocks(rows, kWarps), dim3(kWarp, kWarps), 0, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchKernel(Largest, Blocks(rows, kWarps), dim3(kWarp, kWarps), 0, stream, args);
 }
 
 }  // namespace denoised::cuda

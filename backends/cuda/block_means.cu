@@ -1,6 +1,7 @@
 // One thread block a (head, block of tokens), one thread an element: its sum runs over the tokens
 // in their order, so that rounding, and with it every mask, is the host's.
 #include "backends/cuda/block_means_cuda.h"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/widen.cuh"
 
 namespace denoised::cuda {
@@ -32,16 +33,13 @@ cudaError_t LaunchBlockMeans(const BlockMeansArgs& args, cudaStream_t stream) {
   const unsigned threads = static_cast<unsigned>((args.head_size + 31) / 32 * 32);
   switch (args.element) {
     case PooledElement::kFloat32:
-      BlockMeans<float><<<grid, threads, 0, stream>>>(args);
-      break;
+      return LaunchKernel(BlockMeans<float>, grid, threads, 0, stream, args);
     case PooledElement::kBFloat16:
-      BlockMeans<__nv_bfloat16><<<grid, threads, 0, stream>>>(args);
-      break;
+      return LaunchKernel(BlockMeans<__nv_bfloat16>, grid, threads, 0, stream, args);
     case PooledElement::kFloat16:
-      BlockMeans<__half><<<grid, threads, 0, stream>>>(args);
-      break;
+      return LaunchKernel(BlockMeans<__half>, grid, threads, 0, stream, args);
   }
-  return cudaGetLastError();
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace denoised::cuda

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backends/cuda/block_sparse_walk.cuh"
+#include "backends/cuda/launch.cuh"
 
 namespace denoised::cuda {
 namespace {
@@ -128,8 +129,7 @@ __device__ void StoreRow(const BlockSparseArgs& args, const Walk& walk, int row,
 
 __global__ void __launch_bounds__(kThreads)
     BlockSparseFloat(const __grid_constant__ BlockSparseArgs args) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  SharedTiles& tiles = *reinterpret_cast<SharedTiles*>(memory);
+  SharedTiles& tiles = *reinterpret_cast<SharedTiles*>(DynamicShared());
   const Walk walk(args);
   const int first = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -160,12 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t LaunchBlockSparseFloat(const BlockSparseArgs& args, cudaStream_t stream) {
-  const cudaError_t asked =
-      cudaFuncSetAttribute(BlockSparseFloat, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(sizeof(SharedTiles)));
-  if (asked != cudaSuccess) return asked;
-  BlockSparseFloat<<<GridOf(args), kThreads, sizeof(SharedTiles), stream>>>(args);
-  return cudaGetLastError();
+  return LaunchKernel(BlockSparseFloat, GridOf(args), kThreads, sizeof(SharedTiles), stream, args);
 }
 
 }  // namespace denoised::cuda

@@ -1,6 +1,7 @@
 // Block-sparse attention on tensor cores: mma.sync m16n8k16, keys and values double-buffered in
 // shared memory by cp.async. Four warps, 16 query rows each; a tile is 64 queries by 64 keys.
 #include "backends/cuda/block_sparse_mma.cuh"
+#include "backends/cuda/launch.cuh"
 
 namespace denoised::cuda {
 namespace {
@@ -28,8 +29,7 @@ __device__ void MultiplyKeys(float (&scores)[kKeyGroups][4], const WarpState<kHe
 template <class T, int kHead>
 __global__ void __launch_bounds__(kThreads, 2)
     BlockSparseHalf(const __grid_constant__ BlockSparseArgs args) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  const SharedTiles<kHead> tiles(memory);
+  const SharedTiles<kHead> tiles(DynamicShared());
   const Walk walk(args);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * kWarpRows + lane / 4;
@@ -62,15 +62,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int kHead>
 cudaError_t Launch(const BlockSparseArgs& args, cudaStream_t stream) {
-  constexpr int kBytes = SharedTiles<kHead>::kBytes;
-  const auto kernel = BlockSparseHalf<T, kHead>;
-  // Above 48 KiB shared memory has to be asked for, once a device; asking again costs a
-  // microsecond.
-  const cudaError_t asked =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (asked != cudaSuccess) return asked;
-  kernel<<<GridOf(args), kThreads, kBytes, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchKernel(BlockSparseHalf<T, kHead>, GridOf(args), kThreads, SharedTiles<kHead>::kBytes,
+                      stream, args);
 }
 
 }  // namespace

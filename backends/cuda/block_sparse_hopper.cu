@@ -9,6 +9,8 @@
 // step of 16 elements is 32 bytes further in its panel. Values are transposed: groups of 8 keys are
 // 1024 bytes apart, a step of 16 keys 2048; a product takes one panel of 64 elements.
 #include "backends/cuda/block_sparse_tile.cuh"
+#include "backends/cuda/launch.cuh"
+#include "backends/cuda/ptx_hopper.cuh"
 
 namespace denoised::cuda {
 namespace {
@@ -30,66 +32,12 @@ __device__ uint64_t Descriptor(uint32_t address, uint64_t leading) {
 // Asynchronous: d and a must not be touched until WaitForProducts.
 template <int kTransposed, int kAccumulate>
 __device__ void MultiplyAdd(BFloat16, float (*d)[4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
-      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, %38, 1, 1, %37;\n"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]),
-        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
-        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
-        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
-        "+f"(d[7][2]), "+f"(d[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed), "n"(kAccumulate));
+  BeginBFloat16Product<kTransposed, kAccumulate>(d, a, b);
 }
-
 template <int kTransposed, int kAccumulate>
 __device__ void MultiplyAdd(Float16, float (*d)[4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
-      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, %38, 1, 1, %37;\n"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]),
-        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
-        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
-        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
-        "+f"(d[7][2]), "+f"(d[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed), "n"(kAccumulate));
+  BeginFloat16Product<kTransposed, kAccumulate>(d, a, b);
 }
-
-__device__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
-
-__device__ void EndProducts() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-
-// All but the newest `kPending` groups are done.
-template <int kPending>
-__device__ void WaitForProducts() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
-}
-
-// The compiler may neither move writes of these registers behind this point nor reads before it; it
-// does not know that products work on them between BeginProducts and WaitForProducts.
-template <int kGroups>
-__forceinline__ __device__ void Settle(float (&d)[kGroups][4]) {
-#pragma unroll
-  for (int i = 0; i < kGroups; ++i) {
-    asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
-  }
-}
-
-template <int kSteps>
-__forceinline__ __device__ void Settle(uint32_t (&a)[kSteps][4]) {
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) {
-    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
-  }
-}
-
-// What this thread copied to shared memory becomes visible to the tensor cores.
-__device__ void PublishCopies() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 // Until WaitForProducts neither scores nor the query may be touched.
 template <class T>
@@ -180,8 +128,7 @@ __forceinline__ __device__ bool Arrive(const BlockSparseArgs& args, const Walk& 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     BlockSparseHopper(const __grid_constant__ BlockSparseArgs args) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  const HopperTiles tiles(memory);
+  const HopperTiles tiles(DynamicShared());
   const Walk walk(args);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * kWarpRows + lane / 4;
@@ -239,12 +186,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T>
 cudaError_t Launch(const BlockSparseArgs& args, cudaStream_t stream) {
-  constexpr int kBytes = HopperTiles::kBytes;
-  const cudaError_t asked = cudaFuncSetAttribute(
-      BlockSparseHopper<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (asked != cudaSuccess) return asked;
-  BlockSparseHopper<T><<<GridOf(args), kThreads, kBytes, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchKernel(BlockSparseHopper<T>, GridOf(args), kThreads, HopperTiles::kBytes, stream,
+                      args);
 }
 
 }  // namespace

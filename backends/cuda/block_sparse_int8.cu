@@ -4,29 +4,13 @@
 // row of half as many 16-bit elements. Key scales travel with their tile.
 #include "backends/cuda/block_sparse_int8_cuda.h"
 #include "backends/cuda/block_sparse_mma.cuh"
+#include "backends/cuda/launch.cuh"
 
 namespace denoised::cuda {
 namespace {
 
 constexpr int kPairs = 64;  // room of an int8 tile, in pairs of bytes: heads of up to 128
 using Int8Tile = Tile<kPairs>;
-
-// c += a b, 16 rows by 8 columns over 32 bytes.
-__device__ void MultiplyAddInt8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Four bytes to shared memory, zeros where `valid` is false.
-__device__ void CopyFloatAsync(uint32_t target, const float* source, bool valid) {
-  const int bytes = valid ? 4 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(target), "l"(source),
-               "r"(bytes)
-               : "memory");
-}
 
 // Where the tiles lie in the dynamic shared memory of a thread block.
 template <int kHead>
@@ -139,9 +123,8 @@ inline __device__ void ScaleScores(float (&scores)[kKeyGroups][4],
 template <class T, int kHead>
 __global__ void __launch_bounds__(kThreads, 2)
     BlockSparseInt8(const __grid_constant__ BlockSparseInt8Args all) {
-  extern __shared__ __align__(128) unsigned char memory[];
   const BlockSparseArgs& args = all.call;
-  const Int8SharedTiles<kHead> tiles(memory);
+  const Int8SharedTiles<kHead> tiles(DynamicShared());
   const Walk walk(args);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = warp * kWarpRows + lane / 4;
@@ -177,13 +160,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int kHead>
 cudaError_t Launch(const BlockSparseInt8Args& args, cudaStream_t stream) {
-  constexpr int kBytes = Int8SharedTiles<kHead>::kBytes;
-  const auto kernel = BlockSparseInt8<T, kHead>;
-  const cudaError_t asked =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (asked != cudaSuccess) return asked;
-  kernel<<<GridOf(args.call), kThreads, kBytes, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchKernel(BlockSparseInt8<T, kHead>, GridOf(args.call), kThreads,
+                      Int8SharedTiles<kHead>::kBytes, stream, args);
 }
 
 }  // namespace

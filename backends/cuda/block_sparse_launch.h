@@ -1,5 +1,5 @@
 // Tensors in, tensors out around block_sparse_cuda.h. block_sparse_launch.cc in builds with CUDA,
-// cuda_stub.cc in the others.
+// kernels_stub.cc in the others.
 #ifndef DENOISED_BACKENDS_CUDA_BLOCK_SPARSE_LAUNCH_H_
 #define DENOISED_BACKENDS_CUDA_BLOCK_SPARSE_LAUNCH_H_
 

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "backends/cuda/block_sparse_walk.cuh"
+#include "backends/cuda/ptx.cuh"
 
 namespace denoised::cuda {
 
@@ -41,35 +42,6 @@ struct Tile {
                                  ((chunk & 7) ^ (row & 7)) * 16);
   }
 };
-
-// 16 bytes to shared memory, zeros where `valid` is false; `source` is a readable address anyhow.
-inline __device__ void CopyAsync(uint32_t target, const void* source, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(target), "l"(source),
-               "r"(bytes)
-               : "memory");
-}
-
-inline __device__ void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-
-// All but the newest `kPending` groups have arrived.
-template <int kPending>
-inline __device__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
-
-inline __device__ void LoadMatrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-inline __device__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // The two dtypes: the rounding of pairs, the first of a pair in the low half.
 struct BFloat16 {

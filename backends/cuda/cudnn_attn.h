@@ -9,7 +9,7 @@
 // scale each for a batch row (448 over the largest magnitude; the output has the values' scale),
 // probabilities times 256. On 9.0 only, else Forward throws FAILED_PRECONDITION; head sizes that
 // are multiples of 16, else the builder throws INVALID_ARGUMENT. A batch is run row by row.
-// cudnn_attn.cc in builds with CUDA, cuda_stub.cc in the others.
+// cudnn_attn.cc in builds with CUDA, libraries_stub.cc in the others.
 #ifndef DENOISED_BACKENDS_CUDA_CUDNN_ATTN_H_
 #define DENOISED_BACKENDS_CUDA_CUDNN_ATTN_H_
 

@@ -1,6 +1,6 @@
 // FlashAttention-3 (arXiv 2407.08608) through the library of the wheel fa3-fwd, which registers
 // `fa3_fwd::fwd` with LibTorch's dispatcher when it is opened; no Python runs. flash3.cc in builds
-// with CUDA, cuda_stub.cc in the others.
+// with CUDA, libraries_stub.cc in the others.
 #ifndef DENOISED_BACKENDS_CUDA_FLASH3_H_
 #define DENOISED_BACKENDS_CUDA_FLASH3_H_
 

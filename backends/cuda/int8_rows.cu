@@ -1,5 +1,6 @@
 // Key means and int8 rows for block_sparse_int8.cu.
 #include "backends/cuda/block_sparse_int8_cuda.h"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/widen.cuh"
 #include "backends/kernels/int8_rule.h"
 
@@ -109,12 +110,11 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 cudaError_t KeyMeans(const HalfRows& rows, float* sums, float* mean, cudaStream_t stream) {
   const unsigned heads = static_cast<unsigned>(rows.batch * rows.heads);
-  SpanSums<T>
-      <<<heads* static_cast<unsigned>(SpansOf(rows.length)), kMaxHeadSize, 0, stream>>>(rows, sums);
-  const cudaError_t launched = cudaGetLastError();
+  const cudaError_t launched =
+      LaunchKernel(SpanSums<T>, heads * static_cast<unsigned>(SpansOf(rows.length)), kMaxHeadSize,
+                   0, stream, rows, sums);
   if (launched != cudaSuccess) return launched;
-  MeanOfSums<<<heads, kMaxHeadSize, 0, stream>>>(rows, sums, mean);
-  return cudaGetLastError();
+  return LaunchKernel(MeanOfSums, heads, kMaxHeadSize, 0, stream, rows, sums, mean);
 }
 
 template <class T>
@@ -122,12 +122,8 @@ cudaError_t Launch(const HalfRows& rows, const float* mean, int8_t* bytes, float
                    cudaStream_t stream) {
   const int64_t count = int64_t{rows.batch} * rows.heads * rows.length;
   const unsigned grid = static_cast<unsigned>((count + kWarps - 1) / kWarps);
-  if (Int8RowBytes(rows.head_size) == 64) {
-    Int8Rows<T, 2><<<grid, kThreads, 0, stream>>>(rows, mean, bytes, scale);
-  } else {
-    Int8Rows<T, 4><<<grid, kThreads, 0, stream>>>(rows, mean, bytes, scale);
-  }
-  return cudaGetLastError();
+  const auto kernel = Int8RowBytes(rows.head_size) == 64 ? Int8Rows<T, 2> : Int8Rows<T, 4>;
+  return LaunchKernel(kernel, grid, kThreads, 0, stream, rows, mean, bytes, scale);
 }
 
 }  // namespace

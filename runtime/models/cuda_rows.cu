@@ -1,6 +1,7 @@
 // A thread block has a row. It reads a row twice or three times; all but the first come from cache.
 #include <cuda_bf16.h>
 
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/widen.cuh"
 #include "runtime/models/cuda_rows.h"
 
@@ -129,17 +130,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Calls launch(T, kWidth) for the dtype and the widest vector that the rows fit.
+// What launch(T, kWidth) gives for the dtype and the widest vector that the rows fit.
 template <class Launch>
 cudaError_t ForRows(bool bfloat16, int width, const Launch& launch) {
   const bool four = width % 4 == 0;
   if (bfloat16) {
-    four ? launch.template operator()<__nv_bfloat16, 4>()
-         : launch.template operator()<__nv_bfloat16, 2>();
-  } else {
-    four ? launch.template operator()<float, 4>() : launch.template operator()<float, 2>();
+    return four ? launch.template operator()<__nv_bfloat16, 4>()
+                : launch.template operator()<__nv_bfloat16, 2>();
   }
-  return cudaGetLastError();
+  return four ? launch.template operator()<float, 4>() : launch.template operator()<float, 2>();
 }
 
 unsigned Blocks(const RowShape& shape) { return static_cast<unsigned>(shape.batch * shape.tokens); }
@@ -150,8 +149,8 @@ cudaError_t LaunchNormModulate(const float* x, const Companion& scale, const Com
                                float eps, const RowShape& shape, bool bfloat16, void* out,
                                cudaStream_t stream) {
   return ForRows(bfloat16, shape.width, [&]<class T, int kWidth>() {
-    NormModulate<T, kWidth>
-        <<<Blocks(shape), kThreads, 0, stream>>>(x, scale, shift, eps, shape, static_cast<T*>(out));
+    return LaunchKernel(NormModulate<T, kWidth>, Blocks(shape), kThreads, 0, stream, x, scale,
+                        shift, eps, shape, static_cast<T*>(out));
   });
 }
 
@@ -159,9 +158,9 @@ cudaError_t LaunchNormRms(const void* x, const void* weight, float eps, const Ro
                           const Rotation& rotation, bool bfloat16, void* out, cudaStream_t stream) {
   const int vector = rotation.cos == nullptr ? shape.width : rotation.head_size;
   return ForRows(bfloat16, vector, [&]<class T, int kWidth>() {
-    NormRms<T, kWidth><<<Blocks(shape), kThreads, 0, stream>>>(
-        static_cast<const T*>(x), static_cast<const T*>(weight), eps, shape, rotation,
-        static_cast<T*>(out));
+    return LaunchKernel(NormRms<T, kWidth>, Blocks(shape), kThreads, 0, stream,
+                        static_cast<const T*>(x), static_cast<const T*>(weight), eps, shape,
+                        rotation, static_cast<T*>(out));
   });
 }
 
@@ -169,9 +168,9 @@ cudaError_t LaunchAddGated(const void* h, const void* update, const Companion& g
                            const RowShape& shape, bool bfloat16, void* out, float* wide,
                            cudaStream_t stream) {
   return ForRows(bfloat16, shape.width, [&]<class T, int kWidth>() {
-    AddGated<T, kWidth><<<Blocks(shape), kThreads, 0, stream>>>(static_cast<const T*>(h),
-                                                                static_cast<const T*>(update), gate,
-                                                                shape, static_cast<T*>(out), wide);
+    return LaunchKernel(AddGated<T, kWidth>, Blocks(shape), kThreads, 0, stream,
+                        static_cast<const T*>(h), static_cast<const T*>(update), gate, shape,
+                        static_cast<T*>(out), wide);
   });
 }
 

@@ -76,14 +76,14 @@ class Server:
     """A running `denoised` on free ports, its jobs in memory unless a flag names a state folder. Use as
     a context; leaving it stops the server."""
 
-    def __init__(self, *flags, environment=None, repository=None, wrapper=(), stderr=None):
+    def __init__(self, *flags, environment=None, repository=None, wrapper=(), stderr=None, program="denoised"):
         """`wrapper` is a command that executes the server's; `stderr` takes its log elsewhere."""
         self.log = tempfile.TemporaryFile(mode="w+")
         # "" leaves it to the program to find one.
         given = [] if repository == "" else [f"--model_repository={repository or model_repository()}"]
         usual = [flag for flag in ("--dtype=float32", "--threads=1", "--state_dir=none", "--listen=127.0.0.1:0")
                  if not any(one.startswith(flag.split("=")[0]) for one in flags)]
-        command = [*wrapper, str(BIN / "denoised"), *given,
+        command = [*wrapper, str(BIN / program), *given,
                    "--admin_listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
                    *usual, *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr or self.log, text=True,

@@ -1,7 +1,5 @@
-// Stands in for the other files of this folder in builds without CUDA.
+// Stands in for block_sparse_launch.cc in builds without CUDA.
 #include "backends/cuda/block_sparse_launch.h"
-#include "backends/cuda/cudnn_attn.h"
-#include "backends/cuda/flash3.h"
 #include "backends/error.h"
 
 namespace denoised {
@@ -36,13 +34,5 @@ at::Tensor BlockSparseForwardCuda(const AttentionInputs&, const DevicePlan&,
                                   std::optional<HalfKernel>) {
   RefuseCuda();
 }
-
-bool Flash3Installed() { return false; }
-bool Flash3Loads() { return false; }
-bool Flash3Serves(const AttentionSpec&, const DeviceInfo&) { return false; }
-bool Flash3Serves(const AttentionInputs&) { return false; }
-at::Tensor Flash3Forward(const AttentionInputs&) { RefuseCuda(); }
-
-std::unique_ptr<AttentionBackend> MakeCudnnBackend(Admission) { return nullptr; }
 
 }  // namespace denoised

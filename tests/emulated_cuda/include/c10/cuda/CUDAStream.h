@@ -1,0 +1,13 @@
+// The one stream of the emulated device.
+#ifndef DENOISED_TESTS_EMULATED_CUDA_INCLUDE_C10_CUDA_CUDASTREAM_H_
+#define DENOISED_TESTS_EMULATED_CUDA_INCLUDE_C10_CUDA_CUDASTREAM_H_
+
+#include <cuda_runtime_api.h>
+
+namespace c10::cuda {
+
+inline cudaStream_t getCurrentCUDAStream(int) { return nullptr; }
+
+}  // namespace c10::cuda
+
+#endif  // DENOISED_TESTS_EMULATED_CUDA_INCLUDE_C10_CUDA_CUDASTREAM_H_
