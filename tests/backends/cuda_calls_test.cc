@@ -23,6 +23,11 @@ class CudaCalls : public ::testing::TestWithParam<AttnBackend> {
     } catch (const Error& error) {
       GTEST_SKIP() << error.what();
     }
+    if (Entry().backend == nullptr) GTEST_SKIP() << Entry().absent_reason;
+  }
+
+  static const BackendRegistry::Entry& Entry() {
+    return *BackendRegistry::WithUnmeasured().Find(GetParam());
   }
 
   static AttentionSpec Spec() {
@@ -47,8 +52,7 @@ class CudaCalls : public ::testing::TestWithParam<AttnBackend> {
 };
 
 TEST_P(CudaCalls, WaitForNothingAfterTheFirst) {
-  const BackendRegistry& registry = BackendRegistry::WithUnmeasured();
-  const AttentionBackend& backend = *registry.Find(GetParam())->backend;
+  const AttentionBackend& backend = *Entry().backend;
   const auto builder = backend.MakeBuilder();
   const auto metadata = builder ? builder->Build({0, 1, Spec(), ""}) : nullptr;
   const AttentionInputs inputs = Inputs();

@@ -6,11 +6,13 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cuda/CUDAContext.h>
+#include <ATen/cuda/CUDAGraph.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <cuda_runtime_api.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -41,6 +43,13 @@ const cudaDeviceProp* at::cuda::getDeviceProperties(int) {
 
 namespace denoised::emulated {
 namespace {
+
+// Of this thread; see CUDAGraph.h.
+thread_local bool capturing = false;
+
+void RefuseInCapture(const char* what) {
+  TORCH_CHECK(!capturing, "CUDA error: operation not permitted when stream is capturing: ", what);
+}
 
 using Stack = torch::jit::Stack;
 
@@ -165,6 +174,9 @@ void RunOnHost(const c10::OperatorHandle& op, Stack* stack) {
   }
   op.callBoxed(stack);
   const size_t results = op.schema().returns().size();
+  for (const c10::IValue& result : torch::jit::last(*stack, results)) {
+    if (!result.isTensor() && !result.isTensorList()) RefuseInCapture("a number for the host");
+  }
   for (size_t i = stack->size() - results; i < stack->size(); ++i) {
     (*stack)[i] = Return((*stack)[i], originals);
     if (makes && (*stack)[i].isTensor()) {
@@ -176,6 +188,7 @@ void RunOnHost(const c10::OperatorHandle& op, Stack* stack) {
 
 // Between the devices and on this one.
 at::Tensor& Copy(at::Tensor& self, const at::Tensor& source, bool non_blocking) {
+  if (self.is_cuda() != source.is_cuda()) RefuseInCapture("a copy to or from the host");
   at::Tensor to = self.is_cuda() ? On(c10::kCPU, self) : self;
   to.copy_(source.is_cuda() ? On(c10::kCPU, source) : source, non_blocking);
   return self;
@@ -205,6 +218,25 @@ void FlashAttention(const c10::OperatorHandle& op, Stack* stack) {
   for (int i = 0; i < 4; ++i) torch::jit::push(*stack, at::Tensor());
 }
 
+// By the formula and row by row: what LibTorch has for CPUs loses what is not finite, and its
+// products of a batch have other bits than those of a row. Masks are of four axes.
+at::Tensor Attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     const std::optional<at::Tensor>& mask, double dropout, bool causal,
+                     std::optional<double> scale, bool grouped) {
+  at::Tensor bias = mask.value_or(at::Tensor());
+  if (bias.defined() && bias.scalar_type() == at::kBool) {
+    bias = at::zeros(bias.sizes(), query.options()).masked_fill_(bias.logical_not(), -INFINITY);
+  }
+  std::vector<at::Tensor> rows;
+  for (int64_t row = 0; row < query.size(0); ++row) {
+    const auto of = [row](const at::Tensor& x) { return x.narrow(0, x.size(0) > 1 ? row : 0, 1); };
+    rows.push_back(std::get<0>(at::_scaled_dot_product_attention_math(
+        of(query), of(key), of(value), bias.defined() ? std::optional(of(bias)) : std::nullopt,
+        dropout, causal, {}, scale, grouped)));
+  }
+  return at::cat(rows);
+}
+
 TORCH_LIBRARY_IMPL(_, CUDA, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&RunOnHost>());
 }
@@ -214,9 +246,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_flash_attention_forward",
                torch::CppFunction::makeFromBoxedFunction<&FlashAttention>());
   // These would choose a library of CUDA's.
-  for (const char* name : {"convolution", "scaled_dot_product_attention"}) {
-    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&RunOnHost>());
-  }
+  library.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&RunOnHost>());
+  library.impl("scaled_dot_product_attention", Attention);
 }
 
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::kCUDA> {
@@ -229,3 +260,6 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard);
 
 }  // namespace
 }  // namespace denoised::emulated
+
+void at::cuda::CUDAGraph::capture_begin() { denoised::emulated::capturing = true; }
+void at::cuda::CUDAGraph::capture_end() { denoised::emulated::capturing = false; }

@@ -6,7 +6,13 @@
 
 namespace c10::cuda {
 
-inline cudaStream_t getCurrentCUDAStream(int) { return nullptr; }
+struct CUDAStream {
+  operator cudaStream_t() const { return nullptr; }
+  void synchronize() const {}  // a kernel has run when it is launched
+};
+
+inline CUDAStream getCurrentCUDAStream(int = 0) { return {}; }
+inline CUDAStream getStreamFromPool() { return {}; }
 
 }  // namespace c10::cuda
 
