@@ -167,7 +167,7 @@ at::Tensor SlaBackend::MakeBranch(const SparseCall& call) const {
   const auto heads_first = [](const at::Tensor& x) { return x.to(at::kFloat).transpose(1, 2); };
   const at::Tensor q = FeatureMap(heads_first(in.query), setting.feature_map);
   const at::Tensor k = FeatureMap(heads_first(in.key), setting.feature_map);
-  at::Tensor out = at::zeros(q.sizes(), at::kFloat);
+  at::Tensor out = at::zeros(q.sizes(), q.options());
   if (in.projection.defined()) {
     const at::Tensor sums = at::matmul(k.transpose(2, 3), heads_first(in.value));  // [B, H, D, D]
     const at::Tensor norm = (q * k.sum(2, /*keepdim=*/true)).sum(3, /*keepdim=*/true) + 1e-5;

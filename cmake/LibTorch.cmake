@@ -41,10 +41,12 @@ target_link_libraries(denoised_torch INTERFACE denoised_torch_link)
 
 # at::parallel_for is a template over OpenMP pragmas: without this option it compiles to a plain loop.
 # At run time the one libgomp is LibTorch's, found by the rpath. ThreadSanitizer does not see into it
-# and would report its barriers, so there the loops stay plain.
+# and would report its barriers, so there the loops stay plain, and the pragmas without threads in force.
 if(NOT DENOISED_SANITIZE MATCHES "thread")
   target_compile_options(denoised_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
   target_link_options(denoised_torch_link INTERFACE -fopenmp)
+else()
+  target_compile_options(denoised_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp-simd>)
 endif()
 
 # One precompiled header for everything that sees ATen. Targets reuse it with denoised_use_aten().

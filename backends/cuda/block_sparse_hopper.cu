@@ -31,11 +31,13 @@ __device__ uint64_t Descriptor(uint32_t address, uint64_t leading) {
 // d = a b, plus d where kAccumulate: 64 rows by 64 columns over 16 elements, b in shared memory.
 // Asynchronous: d and a must not be touched until WaitForProducts.
 template <int kTransposed, int kAccumulate>
-__device__ void MultiplyAdd(BFloat16, float (*d)[4], const uint32_t (&a)[4], uint64_t b) {
+__forceinline__ __device__ void MultiplyAdd(BFloat16, float (*d)[4], const uint32_t (&a)[4],
+                                            uint64_t b) {
   BeginBFloat16Product<kTransposed, kAccumulate>(d, a, b);
 }
 template <int kTransposed, int kAccumulate>
-__device__ void MultiplyAdd(Float16, float (*d)[4], const uint32_t (&a)[4], uint64_t b) {
+__forceinline__ __device__ void MultiplyAdd(Float16, float (*d)[4], const uint32_t (&a)[4],
+                                            uint64_t b) {
   BeginFloat16Product<kTransposed, kAccumulate>(d, a, b);
 }
 

@@ -13,7 +13,8 @@ namespace denoised::cuda {
 // over 16 elements of bfloat16; `b` describes its place in shared memory. d and a must not be
 // touched until WaitForProducts.
 template <int kTransposed, int kAccumulate>
-__device__ void BeginBFloat16Product(float (*d)[4], const uint32_t (&a)[4], uint64_t b) {
+__forceinline__ __device__ void BeginBFloat16Product(float (*d)[4], const uint32_t (&a)[4],
+                                                     uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
@@ -30,7 +31,8 @@ __device__ void BeginBFloat16Product(float (*d)[4], const uint32_t (&a)[4], uint
 
 // The same in float16.
 template <int kTransposed, int kAccumulate>
-__device__ void BeginFloat16Product(float (*d)[4], const uint32_t (&a)[4], uint64_t b) {
+__forceinline__ __device__ void BeginFloat16Product(float (*d)[4], const uint32_t (&a)[4],
+                                                    uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "

@@ -23,11 +23,6 @@ class CudaCalls : public ::testing::TestWithParam<AttnBackend> {
     } catch (const Error& error) {
       GTEST_SKIP() << error.what();
     }
-    if (Entry().backend == nullptr) GTEST_SKIP() << Entry().absent_reason;
-  }
-
-  static const BackendRegistry::Entry& Entry() {
-    return *BackendRegistry::WithUnmeasured().Find(GetParam());
   }
 
   static AttentionSpec Spec() {
@@ -52,7 +47,8 @@ class CudaCalls : public ::testing::TestWithParam<AttnBackend> {
 };
 
 TEST_P(CudaCalls, WaitForNothingAfterTheFirst) {
-  const AttentionBackend& backend = *Entry().backend;
+  const BackendRegistry& registry = BackendRegistry::WithUnmeasured();
+  const AttentionBackend& backend = *registry.Find(GetParam())->backend;
   const auto builder = backend.MakeBuilder();
   const auto metadata = builder ? builder->Build({0, 1, Spec(), ""}) : nullptr;
   const AttentionInputs inputs = Inputs();
@@ -67,6 +63,28 @@ TEST_P(CudaCalls, WaitForNothingAfterTheFirst) {
   EXPECT_TRUE(SameBits(captured.cpu(), first.cpu()));
 }
 
+using LearntOnCuda = CudaCalls;
+
+// With a map, and with a bias alone. Either may be as far from float64 as is allowed.
+TEST_P(LearntOnCuda, TheBranchIsWhatItIsOnTheCpu) {
+  const AttentionBackend& backend = *BackendRegistry::WithUnmeasured().Find(GetParam())->backend;
+  const auto metadata = backend.MakeBuilder()->Build({0, 1, Spec(), ""});
+  AttentionInputs inputs = Inputs();
+  inputs.projection_bias = at::randn({128}, inputs.query.options());
+  for (const bool map : {false, true}) {
+    if (map) inputs.projection = at::randn({128, 128}, inputs.query.options());
+    AttentionInputs on_cpu = inputs;
+    for (at::Tensor* x : {&on_cpu.query, &on_cpu.key, &on_cpu.value, &on_cpu.gate,
+                          &on_cpu.projection, &on_cpu.projection_bias}) {
+      if (x->defined()) *x = x->cpu();
+    }
+    EXPECT_LE(RelativeL2(backend.Forward(inputs, metadata.get()).cpu(),
+                         backend.Forward(on_cpu, metadata.get())),
+              2 * ExactTolerance(at::kBFloat16));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Device, LearntOnCuda, ::testing::Values(AttnBackend::kSlaAttn));
 INSTANTIATE_TEST_SUITE_P(Device, CudaCalls,
                          ::testing::Values(AttnBackend::kCudnnAttn, AttnBackend::kFlashAttn,
                                            AttnBackend::kTorchSdpa, AttnBackend::kSageAttn,

@@ -44,14 +44,10 @@ namespace {
 
 // Not a power of two: the same variable of 32 lanes would be in eight places of the cache.
 constexpr size_t kStackBytes = (64 << 10) + 5 * 64;
-constexpr size_t kMostShared = 227 << 10;  // of a thread block, compute capability 9.0
+static_assert(kStackBytes % 16 == 0);
+constexpr uint64_t kStackEnd = 0x5afe57ac5afe57ac;  // in its lowest bytes
+constexpr size_t kMostShared = 227 << 10;           // of a thread block, compute capability 9.0
 constexpr size_t kSharedAlignment = 1024;
-
-[[noreturn]] void Fail(const std::string& what) {
-  std::fprintf(stderr, "emulated CUDA: %s; block %u %u %u, thread %u %u %u\n", what.c_str(),
-               blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
-  std::abort();
-}
 
 // Work that was begun, by groups; the last one is still open.
 class AsyncQueue {
@@ -103,17 +99,22 @@ class Block {
   void Run(dim3 threads, size_t shared_bytes, int64_t number, const std::function<void()>& kernel) {
     kernel_ = &kernel;
     backwards_ = number % 2 == 1;
-    at_once_ = number / 2 % 2 == 1;
+    copies_at_once_ = number / 2 % 2 == 1;
+    products_at_once_ = number / 4 % 2 == 1;
     PlaceShared(shared_bytes, number);
     MakeFibers(threads);
     while (done_ < count_) RunEachReady();
+    for (int i = 0; i < count_; ++i) {
+      if (StackEnd(fibers_[i]) != kStackEnd) Fail("a thread of the block has overrun its stack");
+    }
     current_ = nullptr;
   }
 
   void MeetWarp(Together act, void* post) {
     Fiber& self = *current_;
     Warp& warp = warps_[self.warp];
-    if (warp.arrived > 0 && warp.act != act) Fail("the threads of a warp meet at two instructions");
+    if (warp.arrived > 0 && warp.act != act)
+      Fail("the threads of a warp meet at two kinds of instructions");
     warp.act = act;
     warp.posts[self.lane] = post;
     if (++warp.arrived < kLanes) return Pause(Fiber::State::kAtWarp);
@@ -148,14 +149,16 @@ class Block {
   AsyncQueue& Queue(Async kind) {
     return kind == Async::kCopies ? current_->copies : warps_[current_->warp].products;
   }
-  bool at_once() const { return at_once_; }
+  bool at_once(Async kind) const {
+    return kind == Async::kCopies ? copies_at_once_ : products_at_once_;
+  }
 
  private:
   void PlaceShared(size_t bytes, int64_t number) {
     if (room_.size() < bytes + 2 * kSharedAlignment) room_.resize(bytes + 2 * kSharedAlignment);
     const uintptr_t start = reinterpret_cast<uintptr_t>(room_.data());
     memory_ = room_.data() + (kSharedAlignment - start % kSharedAlignment) % kSharedAlignment;
-    shared_ = memory_ + number % 8 * 128;
+    shared_ = memory_ + number % 7 * 128;
     shared_bytes_ = bytes;
     std::memset(shared_, 0xff, bytes);
   }
@@ -170,6 +173,7 @@ class Block {
       warps_[i].products.Clear();
     }
     for (int i = 0; i < count_; ++i) Begin(i, threads);
+    for (int i = count_; i < warps * kLanes; ++i) fibers_[i].state = Fiber::State::kDone;
     done_ = at_barrier_ = 0;
     any_ = false;
   }
@@ -184,9 +188,15 @@ class Block {
     fiber.copies.Clear();
     // Six registers, and where to return to; a function begins with 8 bytes on a multiple of 16.
     void** top = reinterpret_cast<void**>(fiber.stack.get() + kStackBytes) - 1;
+    *top = nullptr;  // where whoever unwinds the stack ends
     *--top = reinterpret_cast<void*>(&Block::Main);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     fiber.saved = top;
+    StackEnd(fiber) = kStackEnd;
+  }
+
+  static uint64_t& StackEnd(Fiber& fiber) {
+    return *reinterpret_cast<uint64_t*>(fiber.stack.get());
   }
 
   static void Main() {
@@ -244,7 +254,7 @@ class Block {
   std::vector<Warp> warps_;
   int count_ = 0, done_ = 0, at_barrier_ = 0;
   bool any_ = false, passed_any_ = false;
-  bool backwards_ = false, at_once_ = false;
+  bool backwards_ = false, copies_at_once_ = false, products_at_once_ = false;
   Fiber* current_ = nullptr;
   void* scheduler_ = nullptr;
   std::vector<unsigned char> room_;
@@ -260,6 +270,12 @@ bool Fits(dim3 grid, dim3 threads, size_t shared_bytes) {
 }
 
 }  // namespace
+
+void Fail(const std::string& what) {
+  std::fprintf(stderr, "emulated CUDA: %s; block %u %u %u, thread %u %u %u\n", what.c_str(),
+               blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  std::abort();
+}
 
 cudaError_t RunGrid(dim3 grid, dim3 threads, size_t shared_bytes,
                     const std::function<void()>& kernel) {
@@ -287,7 +303,7 @@ void* SharedPointer(uint32_t address, size_t bytes) {
 
 void BeginAsync(Async kind, std::function<void()> work) {
   Block& block = Block::OfThisThread();
-  block.Queue(kind).Begin(std::move(work), block.at_once());
+  block.Queue(kind).Begin(std::move(work), block.at_once(kind));
 }
 void CommitAsync(Async kind) { Block::OfThisThread().Queue(kind).Commit(); }
 void WaitAsync(Async kind, int pending) { Block::OfThisThread().Queue(kind).Wait(pending); }

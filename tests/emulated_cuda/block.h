@@ -1,13 +1,15 @@
 // A CUDA thread block on one thread of the host: each of its threads is a fiber that runs until it
 // waits for others.
 //
-// What a device leaves open is chosen by the number of the block, so that a grid tries all of it:
-// warps run from the first or from the last on, copies and products that are asynchronous are done
-// when they are begun or when they are waited for, dynamic shared memory begins at any multiple of
-// 128 bytes and with bytes that are NaN.
+// What a device leaves open is chosen by the number of the block: warps run from the first or from
+// the last on; copies, and products, that are asynchronous are done when they are begun or when
+// they are waited for; dynamic shared memory begins at one multiple of 128 bytes or another, and
+// with bytes that are NaN. Eight neighbouring blocks try each with each.
 //
-// Misuse ends the process with a message: threads of a warp that meet at different instructions,
-// addresses outside the block's shared memory, barriers that cannot be passed.
+// Misuse ends the process with a message: threads of a warp that meet at different kinds of
+// instructions, instructions that address what is outside the block's dynamic shared memory,
+// barriers that cannot be passed. Not seen: fences that are missing, pointers to memory of the
+// host, reads of static shared memory that nothing has written, more registers than there are.
 #ifndef DENOISED_TESTS_EMULATED_CUDA_BLOCK_H_
 #define DENOISED_TESTS_EMULATED_CUDA_BLOCK_H_
 
@@ -16,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace denoised::emulated {
 
@@ -26,6 +29,9 @@ cudaError_t RunGrid(dim3 grid, dim3 threads, size_t shared_bytes,
                     const std::function<void()>& kernel);
 
 // The rest is called by the kernel's threads.
+
+// Ends the process; says which thread it was.
+[[noreturn]] void Fail(const std::string& what);
 
 // What all threads of a warp do together, once all of them have come: `posts` are what they gave.
 using Together = void (*)(void* const (&posts)[kLanes]);

@@ -1,14 +1,14 @@
 // "cuda:0" in host memory, for LibTorch: tensors that say they are of the device, and whatever is
 // done to them is done by LibTorch's CPU kernels on the same memory. Fresh memory is NaN.
 //
-// What LibTorch would not let a program do with a device it does not here either: an operation that
-// mixes devices, where CUDA takes no number of the host's, ends with its error.
+// An operation that mixes devices ends with LibTorch's error, unless the host's tensor is a number.
+// That memory of the device is not the host's is not shown otherwise.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAGraph.h>
-#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 #include <torch/library.h>
 
@@ -101,12 +101,9 @@ at::Tensor Lend(const at::Tensor& x, Originals* originals) {
   return lent;
 }
 
-c10::IValue Lend(const c10::IValue& value, Originals* originals, bool* asked) {
+c10::IValue Lend(const c10::IValue& value, Originals* originals) {
   if (value.isTensor()) return Lend(value.toTensor(), originals);
-  if (value.isDevice() && value.toDevice().is_cuda()) {
-    *asked = true;
-    return c10::IValue(c10::Device(c10::kCPU));
-  }
+  if (value.isDevice() && value.toDevice().is_cuda()) return c10::Device(c10::kCPU);
   if (value.isTensorList()) {
     c10::List<at::Tensor> lent;
     for (const at::Tensor& x : value.toTensorVector()) lent.push_back(Lend(x, originals));
@@ -139,7 +136,11 @@ void Follow(const at::Tensor& lent, const at::Tensor& original) {
 at::Tensor Return(const at::Tensor& x, const Originals& originals) {
   if (!x.defined()) return x;
   const auto found = originals.find(x.unsafeGetTensorImpl());
-  if (found == originals.end()) return On(kDevice, x);
+  if (found == originals.end()) {
+    TORCH_CHECK(x.is_cpu(),
+                "emulated CUDA: an operation of the host's has made a tensor elsewhere");
+    return On(kDevice, x);
+  }
   Follow(x, found->second);
   return found->second;
 }
@@ -152,13 +153,24 @@ c10::IValue Return(const c10::IValue& value, const Originals& originals) {
   return returned;
 }
 
+void CheckDevice(const c10::OperatorHandle& op, const at::Tensor& x) {
+  TORCH_CHECK(!x.defined() || x.is_cuda() || x.dim() == 0,
+              "Expected all tensors to be on the same device; ", op.schema().name(),
+              " got one of the host's");
+}
+
 void CheckDevices(const c10::OperatorHandle& op, const c10::ArrayRef<c10::IValue>& arguments) {
   for (const c10::IValue& argument : arguments) {
-    if (!argument.isTensor() || !argument.toTensor().defined()) continue;
-    const at::Tensor& x = argument.toTensor();
-    TORCH_CHECK(x.is_cuda() || x.dim() == 0, "Expected all tensors to be on the same device; ",
-                op.schema().name(), " got one of the host's");
+    if (argument.isTensor()) CheckDevice(op, argument.toTensor());
+    if (!argument.isTensorList()) continue;
+    for (const at::Tensor& x : argument.toTensorVector()) CheckDevice(op, x);
   }
+}
+
+// Of these CUDA waits for the size of the result.
+bool HasSizesFromNumbers(const std::string& name) {
+  return name == "aten::nonzero" || name == "aten::masked_select" || name == "aten::_unique2" ||
+         name == "aten::repeat_interleave";
 }
 
 void RunOnHost(const c10::OperatorHandle& op, Stack* stack) {
@@ -167,10 +179,10 @@ void RunOnHost(const c10::OperatorHandle& op, Stack* stack) {
   const bool makes =
       op.schema().name() == "aten::empty" || op.schema().name() == "aten::empty_strided";
   if (op.schema().name() != "aten::index") CheckDevices(op, arguments);
+  if (HasSizesFromNumbers(op.schema().name())) RefuseInCapture("a size for the host");
   Originals originals;
-  bool asked = false;
   for (size_t i = stack->size() - count; i < stack->size(); ++i) {
-    (*stack)[i] = Lend((*stack)[i], &originals, &asked);
+    (*stack)[i] = Lend((*stack)[i], &originals);
   }
   op.callBoxed(stack);
   const size_t results = op.schema().returns().size();
@@ -253,8 +265,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::kCUDA> {
   c10::Device exchangeDevice(c10::Device) const override { return kDevice; }
   c10::Device getDevice() const override { return kDevice; }
-  void synchronizeDevice(c10::DeviceIndex) const override {
-  }  // a kernel has run when it is launched
+  // A kernel has run when it is launched.
+  void synchronizeDevice(c10::DeviceIndex) const override { RefuseInCapture("a wait"); }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard);
 
@@ -263,3 +275,6 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard);
 
 void at::cuda::CUDAGraph::capture_begin() { denoised::emulated::capturing = true; }
 void at::cuda::CUDAGraph::capture_end() { denoised::emulated::capturing = false; }
+at::cuda::CUDAGraph::~CUDAGraph() { capture_end(); }
+
+void c10::cuda::CUDAStream::synchronize() const { denoised::emulated::RefuseInCapture("a wait"); }

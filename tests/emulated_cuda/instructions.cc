@@ -6,7 +6,6 @@
 #include <backends/cuda/ptx.cuh>
 #include <backends/cuda/ptx_hopper.cuh>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -192,8 +191,9 @@ void MultiplyWide(const Wide (&lanes)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) LeftOperand<kWiden>(i, lanes[i].a, left);
   for (int k = 0; k < 16; ++k) {
     for (int column = 0; column < 64; ++column) {
-      const void* element = SharedPointer(AddressIn(lanes[0], k, column), 2);
-      right[k][column] = kWiden(*static_cast<const uint16_t*>(element));
+      uint16_t bits;
+      std::memcpy(&bits, SharedPointer(AddressIn(lanes[0], k, column), 2), 2);
+      right[k][column] = kWiden(bits);
     }
   }
   float sums[16][64] = {};
@@ -215,11 +215,14 @@ void MultiplyWide(const Wide (&lanes)[kLanes]) {
 
 template <float (*kWiden)(uint16_t)>
 void BeginWide(const Lanes<Wide>& lanes) {
-  if (lanes[0].b >> 62 != 1) std::abort();  // the one swizzle that AddressIn knows
+  if (lanes[0].b >> 62 != 1) Fail("a descriptor without the 128-byte swizzle");
   struct All {
     Wide lanes[kLanes];
   } all;
-  for (int i = 0; i < kLanes; ++i) all.lanes[i] = lanes[i];
+  for (int i = 0; i < kLanes; ++i) {
+    if (lanes[i].b != lanes[0].b) Fail("the threads of a warp describe two operands");
+    all.lanes[i] = lanes[i];
+  }
   BeginAsync(Async::kProducts, [all] { MultiplyWide<kWiden>(all.lanes); });
 }
 
@@ -233,7 +236,7 @@ void WaitWide(const Lanes<Pending>& lanes) { WaitAsync(Async::kProducts, lanes[0
 }  // namespace
 
 void CheckMask(unsigned mask) {
-  if (mask != kWholeWarp) std::abort();  // parts of a warp are not emulated
+  if (mask != kWholeWarp) Fail("a part of a warp meets, which is not emulated");
 }
 
 void ShuffleBits(uint32_t* bits, int from) {
@@ -260,7 +263,7 @@ namespace cuda {
 
 void CopyAsync(uint32_t target, const void* source, bool valid) {
   void* to = emulated::SharedPointer(target, 16);
-  if (reinterpret_cast<uintptr_t>(source) % 16 != 0) std::abort();
+  if (reinterpret_cast<uintptr_t>(source) % 16 != 0) emulated::Fail("a copy is not aligned");
   emulated::BeginAsync(emulated::Async::kCopies,
                        [=] { valid ? std::memcpy(to, source, 16) : std::memset(to, 0, 16); });
 }

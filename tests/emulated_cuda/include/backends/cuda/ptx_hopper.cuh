@@ -8,7 +8,7 @@
 
 namespace denoised::cuda {
 
-// `transposed`: of b, elements of a column are neighbours.
+// `transposed`: of b, elements of a row, which are of one key, are neighbours.
 void BeginBFloat16Product(float (*d)[4], const uint32_t (&a)[4], uint64_t b, bool transposed,
                           bool accumulate);
 void BeginFloat16Product(float (*d)[4], const uint32_t (&a)[4], uint64_t b, bool transposed,
@@ -30,7 +30,7 @@ void WaitForProducts() {
   WaitForProducts(kPending);
 }
 
-// The compiler does not know that these are used meanwhile: a call that it cannot see into.
+// The compiler does not know that products use these meanwhile.
 template <class T>
 void Settle(T& registers) {
   asm volatile("" ::"r"(&registers) : "memory");
