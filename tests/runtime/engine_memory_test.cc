@@ -24,7 +24,8 @@ EngineOptions WithRoom(int64_t room) {
   return options;
 }
 
-// ThreadSanitizer's shadow of what is written is resident, and so the engine's: several bytes a byte.
+// ThreadSanitizer's shadow of what is written is resident, and so the engine's: several bytes a
+// byte.
 bool WhatIsWrittenTakesMore() {
 #if defined(__SANITIZE_THREAD__)
   return true;
