@@ -89,13 +89,11 @@ at::Tensor On(c10::Device device, const at::Tensor& x) {
   return other;
 }
 
-bool IsOurs(const at::Tensor& x) { return x.defined() && x.is_cuda(); }
-
 // What of a call's tensors were of the device, by the tensor that stood in for it.
 using Originals = std::map<c10::TensorImpl*, at::Tensor>;
 
 at::Tensor Lend(const at::Tensor& x, Originals* originals) {
-  if (!IsOurs(x)) return x;
+  if (!x.defined() || !x.is_cuda()) return x;
   at::Tensor lent = On(c10::kCPU, x);
   originals->emplace(lent.unsafeGetTensorImpl(), x);
   return lent;
@@ -173,11 +171,18 @@ bool HasSizesFromNumbers(const std::string& name) {
          name == "aten::repeat_interleave";
 }
 
+bool IsFresh(const std::string& name) {
+  return name == "aten::empty" || name == "aten::empty_strided";
+}
+
+void FillWithNan(const at::Tensor& x) {
+  const c10::Storage& storage = x.storage();
+  if (storage.nbytes() > 0) std::memset(storage.mutable_data(), 0xff, storage.nbytes());
+}
+
 void RunOnHost(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   const auto arguments = torch::jit::last(*stack, count);
-  const bool makes =
-      op.schema().name() == "aten::empty" || op.schema().name() == "aten::empty_strided";
   if (op.schema().name() != "aten::index") CheckDevices(op, arguments);
   if (HasSizesFromNumbers(op.schema().name())) RefuseInCapture("a size for the host");
   Originals originals;
@@ -191,11 +196,8 @@ void RunOnHost(const c10::OperatorHandle& op, Stack* stack) {
   }
   for (size_t i = stack->size() - results; i < stack->size(); ++i) {
     (*stack)[i] = Return((*stack)[i], originals);
-    if (makes && (*stack)[i].isTensor()) {
-      const c10::Storage& storage = (*stack)[i].toTensor().storage();
-      if (storage.nbytes() > 0) std::memset(storage.mutable_data(), 0xff, storage.nbytes());
-    }
   }
+  if (IsFresh(op.schema().name())) FillWithNan(stack->back().toTensor());
 }
 
 // Between the devices and on this one.
