@@ -48,7 +48,8 @@ struct Sums {
 
 int64_t ShadowCall::Bytes() const {
   auto bytes = static_cast<int64_t>(out.nbytes());
-  for (const at::Tensor* tensor : {&inputs.query, &inputs.key, &inputs.value, &inputs.gate}) {
+  for (const at::Tensor* tensor :
+       {&inputs.query, &inputs.key, &inputs.value, &inputs.gate, &inputs.mask}) {
     if (tensor->defined()) bytes += static_cast<int64_t>(tensor->nbytes());
   }
   return bytes;
@@ -56,6 +57,8 @@ int64_t ShadowCall::Bytes() const {
 
 void ShadowCall::Keep() {
   Each(&inputs, [](const at::Tensor& tensor) { return tensor.clone(); });
+  // The text encoder writes the next layer's over it.
+  if (inputs.mask.defined()) inputs.mask = inputs.mask.clone();
   out = out.clone();
 }
 

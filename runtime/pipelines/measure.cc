@@ -199,7 +199,9 @@ class Measuring::Calls {
     at::Tensor out;
     const double first = Time(1, &out);
     error_ = ErrorOf(out);
-    if (first >= kLeastSample) first_ = first;
+    // On CUDA it has in it what is loaded and built for a first call.
+    const bool on_cpu = call_.device_.type == DeviceInfo::Type::kCpu;
+    if (on_cpu && first >= kLeastSample) first_ = first;
   }
 
   // Of as many samples as there are; none where more are wanted.

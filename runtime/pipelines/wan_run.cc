@@ -239,7 +239,7 @@ void WanRun::Take(const std::vector<at::Tensor>& predictions, double) {
   if (const auto unsound = WhyUnsound(latents, *planner(), "the latents are", where))
     throw *unsound;
   scheduler_ = std::move(next);
-  latents_ = std::move(latents);
+  latents_ = latents.to(at::kFloat);  // Euler gives them in the dtype of the prediction
   ++step_;
 }
 

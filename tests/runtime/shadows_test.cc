@@ -187,6 +187,23 @@ TEST_F(ShadowsTest, WhatWasClonedIsNotWhatIsWrittenLater) {
   EXPECT_NEAR(observer_.errors.at(0), 0.5, 1e-6);
 }
 
+TEST(ShadowCall, WhatIsKeptHasItsOwnTensorsTheMaskToo) {
+  ShadowCall call;
+  const auto tensors = [&call] {
+    const AttentionInputs& in = call.inputs;
+    return std::vector<at::Tensor>{in.query, in.key, in.value, in.gate, in.mask, call.out};
+  };
+  AttentionInputs& in = call.inputs;
+  for (at::Tensor* x : {&in.query, &in.key, &in.value, &in.gate, &in.mask, &call.out}) {
+    *x = at::ones({1, 2, 3, 4});
+  }
+  EXPECT_EQ(call.Bytes(), 6 * 24 * 4);
+  std::vector<at::Tensor> written = tensors();
+  call.Keep();
+  for (at::Tensor& x : written) x.zero_();
+  for (const at::Tensor& x : tensors()) EXPECT_TRUE(x.equal(at::ones({1, 2, 3, 4})));
+}
+
 TEST_F(ShadowsTest, ABaselineByNameRunsToo) {
   AttentionPlanner planner = Make();
   shadows_.Start({.candidate = AttnBackend::kReference, .baseline = AttnBackend::kSageAttn});

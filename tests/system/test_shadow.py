@@ -114,6 +114,15 @@ def test_a_shadow_finds_how_far_a_backend_is_and_changes_no_bit(server, pb):
     assert "SAGE_ATTN against what runs" in told[0].new
 
 
+def test_each_layer_of_a_prompt_is_compared_under_its_own_mask(server, pb):
+    shadow = start(server, pb, "REFERENCE")
+    for number in range(len(PROMPTS)):  # a prompt that was encoded before is not encoded again
+        draw(server, pb, number, num_inference_steps=1)
+    found = eventually(lambda: [one for one in shadow_of(server, pb, shadow.id).statistics
+                                if one.role == "text_encoder"], what="a sample of a prompt")
+    assert all(one.relative_l2_max < 1e-3 for one in found), found
+
+
 def owes_nothing(server, pb, shadow):
     """One call that took longer than expected is paid off by the work that follows."""
     now = shadow_of(server, pb, shadow.id)

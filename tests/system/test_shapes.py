@@ -2,6 +2,8 @@
 attention backend does not change what people see."""
 
 import io
+import json
+import shutil
 import sys
 
 import harness
@@ -46,3 +48,42 @@ def test_another_backend_draws_the_same(shapes, pb):
     ran = [{e.ran for e in r.receipt.entries if e.role == "self"} for r in (receipt, other)]
     assert ran[0] != ran[1] and ran[1] == {"REFERENCE"}
     assert np.abs(usual - exact).mean() < 1 / 255
+
+
+@pytest.fixture(scope="module")
+def euler(tmp_path_factory):
+    """The same checkpoint with the solver whose latents come in the dtype of the transformer, which is bfloat16."""
+    repository = tmp_path_factory.mktemp("euler")
+    model = repository / "shapes"
+    shutil.copytree(harness.ROOT / "model_repository/shapes", model)
+    solver = "FlowMatchEulerDiscreteScheduler"
+    index = json.loads((model / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", solver]
+    (model / "model_index.json").write_text(json.dumps(index))
+    (model / "scheduler/scheduler_config.json").write_text(
+        json.dumps(dict(_class_name=solver, num_train_timesteps=1000, shift=3.0)))
+    with harness.Server("--dtype=bfloat16", repository=repository) as running:
+        yield running
+
+
+def test_what_euler_makes_in_bfloat16_is_fetched_previewed_and_put_aside(euler, pb):
+    request = pb.GenerationRequest(prompt=PROMPTS[0][0], seed=5, num_inference_steps=60, formats=[pb.SAFETENSORS],
+                                   preview=pb.PreviewOptions(every_steps=1, max_side=64))
+
+    def end_of(job):
+        done = euler.wait_for_end(job.id)
+        assert done.state == pb.SUCCEEDED, done.error
+        return euler.fetch(job.id, pb.SAFETENSORS)
+
+    job = euler.generation.SubmitJob(request, timeout=30)
+    states = list(euler.generation.WatchJob(pb.WatchJobRequest(job_id=job.id), timeout=120))
+    assert any(state.HasField("preview") for state in states)
+    alone = end_of(job)
+    header = json.loads(alone[8:8 + int.from_bytes(alone[:8], "little")])
+    assert header["latents"]["dtype"] == "F32"
+    aside = euler.generation.SubmitJob(request, timeout=30)
+    euler.wait_until(aside.id, lambda one: one.step >= 2)
+    euler.generation.SuspendJob(pb.SuspendJobRequest(job_id=aside.id), timeout=30)
+    euler.wait_until(aside.id, lambda one: one.state == pb.SUSPENDED)
+    euler.generation.ResumeJob(pb.ResumeJobRequest(job_id=aside.id), timeout=30)
+    assert end_of(aside) == alone
