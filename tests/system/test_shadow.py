@@ -15,7 +15,7 @@ sys.path.insert(0, str(harness.ROOT / "tools/shapes"))
 import captions  # noqa: E402
 import score  # noqa: E402
 
-PROMPTS = captions.held_out_prompts(300)[:6]
+PROMPTS = captions.held_out_prompts(300)
 SPARSE = "VIDEO_SPARSE_ATTN"
 PARAMETERS = {"sparsity": 0.9}
 BANDS = {"0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1"}
@@ -116,11 +116,13 @@ def test_a_shadow_finds_how_far_a_backend_is_and_changes_no_bit(server, pb):
 
 def test_each_layer_of_a_prompt_is_compared_under_its_own_mask(server, pb):
     shadow = start(server, pb, "REFERENCE")
-    for number in range(len(PROMPTS)):  # a prompt that was encoded before is not encoded again
+    found = []
+    for number in range(100, 100 + MANY):  # a prompt that was encoded before is not encoded again
         draw(server, pb, number, num_inference_steps=1)
-    found = eventually(lambda: [one for one in shadow_of(server, pb, shadow.id).statistics
-                                if one.role == "text_encoder"], what="a sample of a prompt")
-    assert all(one.relative_l2_max < 1e-3 for one in found), found
+        found = [one for one in shadow_of(server, pb, shadow.id).statistics if one.role == "text_encoder"]
+        if found:
+            break
+    assert found and all(one.relative_l2_max < 1e-3 for one in found), found
 
 
 def owes_nothing(server, pb, shadow):

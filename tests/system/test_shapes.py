@@ -67,7 +67,7 @@ def euler(tmp_path_factory):
 
 
 def test_what_euler_makes_in_bfloat16_is_fetched_previewed_and_put_aside(euler, pb):
-    request = pb.GenerationRequest(prompt=PROMPTS[0][0], seed=5, num_inference_steps=60, formats=[pb.SAFETENSORS],
+    request = pb.GenerationRequest(prompt=PROMPTS[0][0], seed=5, num_inference_steps=200, formats=[pb.SAFETENSORS],
                                    preview=pb.PreviewOptions(every_steps=1, max_side=64))
 
     def end_of(job):
