@@ -218,14 +218,14 @@ void FlashAttention(const c10::OperatorHandle& op, Stack* stack) {
   const std::optional<double> scale = arguments[10].toOptional<double>();
   at::Tensor out = at::empty_like(q);
   for (int64_t i = 0; i + 1 < q_begins.size(0); ++i) {
-    const auto part = [i](const at::Tensor& x, const at::Tensor& begins) {
+    const auto of = [i](const at::Tensor& x, const at::Tensor& begins) {  // [1, H, tokens, D]
       const int64_t begin = begins[i].item<int64_t>(), end = begins[i + 1].item<int64_t>();
-      return x.slice(0, begin, end).transpose(0, 1).unsqueeze(0).to(at::kFloat);
+      return x.slice(0, begin, end).transpose(0, 1).unsqueeze(0);
     };
-    const at::Tensor attended = at::scaled_dot_product_attention(
-        part(q, q_begins), part(k, k_begins), part(v, k_begins), {}, 0.0, causal, scale);
-    out.slice(0, q_begins[i].item<int64_t>(), q_begins[i + 1].item<int64_t>())
-        .copy_(attended[0].transpose(0, 1));
+    of(out, q_begins)
+        .copy_(at::scaled_dot_product_attention(
+            of(q, q_begins).to(at::kFloat), of(k, k_begins).to(at::kFloat),
+            of(v, k_begins).to(at::kFloat), {}, 0.0, causal, scale));
   }
   torch::jit::drop(*stack, count);
   torch::jit::push(*stack, On(kDevice, out));

@@ -226,6 +226,13 @@ void BeginWide(const Lanes<Wide>& lanes) {
   BeginAsync(Async::kProducts, [all] { MultiplyWide<kWiden>(all.lanes); });
 }
 
+void BeginCopy(uint32_t target, const void* source, size_t bytes, bool valid) {
+  void* to = SharedPointer(target, bytes);
+  if (reinterpret_cast<uintptr_t>(source) % bytes != 0) Fail("a copy is not aligned");
+  BeginAsync(Async::kCopies,
+             [=] { valid ? std::memcpy(to, source, bytes) : std::memset(to, 0, bytes); });
+}
+
 struct Pending {
   int groups;
 };
@@ -262,16 +269,10 @@ int ReduceAdd(int x) {
 namespace cuda {
 
 void CopyAsync(uint32_t target, const void* source, bool valid) {
-  void* to = emulated::SharedPointer(target, 16);
-  if (reinterpret_cast<uintptr_t>(source) % 16 != 0) emulated::Fail("a copy is not aligned");
-  emulated::BeginAsync(emulated::Async::kCopies,
-                       [=] { valid ? std::memcpy(to, source, 16) : std::memset(to, 0, 16); });
+  emulated::BeginCopy(target, source, 16, valid);
 }
-
 void CopyFloatAsync(uint32_t target, const float* source, bool valid) {
-  void* to = emulated::SharedPointer(target, 4);
-  emulated::BeginAsync(emulated::Async::kCopies,
-                       [=] { valid ? std::memcpy(to, source, 4) : std::memset(to, 0, 4); });
+  emulated::BeginCopy(target, source, 4, valid);
 }
 
 void CommitCopies() { emulated::CommitAsync(emulated::Async::kCopies); }

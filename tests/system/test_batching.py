@@ -8,9 +8,6 @@ import numpy
 import pytest
 
 SHAPES = harness.ROOT / "model_repository"
-# What sharing pays is learnt from times, which other programs on the machine may spoil for a while: of so many rounds
-# one has to share, and all have to be right.
-ROUNDS = 12
 SHARED = 6  # rows a forward, in the mean of a round
 # Different in all that may differ inside one forward.
 JOBS = [
@@ -76,18 +73,7 @@ def test_jobs_at_once_share_forwards_and_draw_what_each_draws_alone(shapes, pb, 
             ran = {entry.ran for entry in many[2].receipt.entries if entry.role == "self"}
             assert asked is None or asked in ran
 
-    share(shapes, draw_together)
-
-
-def share(server, work):
-    """Does `work` until its rows have shared forwards."""
-    rows = []
-    while not rows or max(rows) < SHARED:
-        assert len(rows) < ROUNDS, f"rows a forward: {rows}"
-        before = harness.forwards(server)
-        work()
-        after = harness.forwards(server)
-        rows.append((after[1] - before[1]) / (after[0] - before[0]))
+    harness.share_forwards(shapes, draw_together, SHARED)
 
 
 def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
@@ -114,7 +100,7 @@ def test_calls_at_once_share_forwards_and_answer_as_each_does_alone(shapes, pb):
         for i, call in calls:
             assert call.result().result.data == one[i], f"call {i}"
 
-    share(shapes, ask_all)
+    harness.share_forwards(shapes, ask_all, SHARED)
 
 
 def test_an_urgent_job_overtakes_a_long_one_whose_video_stays_the_same(shapes, pb):

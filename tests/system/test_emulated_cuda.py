@@ -20,7 +20,6 @@ JOBS = [
 ]
 # In dB. Measured: 58, 54 and 55; 42 to 46 in int8, whose steps are 1/254 of a row's largest number.
 PSNR = dict(FLASH_ATTN=45, SLIDING_TILE_ATTN=45, TORCH_SDPA=45, SAGE_ATTN=35)
-ROUNDS = 12  # of so many one has to share forwards, and all have to be right
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +75,11 @@ def test_the_cpu_draws_the_same_but_for_rounding(pb, alone):
 
 
 def test_jobs_that_share_forwards_draw_what_each_draws_alone(emulated, pb, alone):
-    rows = []
-    while not rows or max(rows) < 2:
-        assert len(rows) < ROUNDS, f"rows a forward: {rows}"
-        before = harness.forwards(emulated)
+    def draw_together():
         submitted = [submit(emulated, pb, job) for job in JOBS]
         together = [drawn(emulated, pb, job.id) for job in submitted]
-        after = harness.forwards(emulated)
         for job, (one, receipt), (many, other) in zip(JOBS, alone, together):
             assert many == one, job
             assert other.fingerprint == receipt.fingerprint
-        rows.append((after[1] - before[1]) / (after[0] - before[0]))
-    print("rows a forward:", rows)
+
+    harness.share_forwards(emulated, draw_together, 2)

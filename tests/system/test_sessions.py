@@ -88,15 +88,6 @@ def wanted(shapes, pb):
     return latents_of_job(shapes, pb)
 
 
-def forwards(server):
-    numbers = {}
-    for line in harness.page(server.http, "/metrics")[1].splitlines():
-        for what in ("sum", "count"):
-            if line.startswith(f'denoised_forward_batch_size_{what}{{model="shapes"}}'):
-                numbers[what] = float(line.split()[-1])
-    return numbers.get("count", 0), numbers.get("sum", 0)
-
-
 def open_sessions(server):
     for line in harness.page(server.http, "/metrics")[1].splitlines():
         if line.startswith("denoised_sessions_open "):
@@ -213,12 +204,12 @@ def test_sessions_that_step_at_once_share_forwards(shapes, pb):
             stream.open(**job)
             stream.step(1)
         fork = one.fork()
-        before = forwards(shapes)
+        before = harness.forwards(shapes)
         tags = [(one, one.send(step=pb.SessionStep(count=59))), (two, two.send(step=pb.SessionStep(count=59))),
                 (one, one.send(fork, step=pb.SessionStep(count=59)))]
         for stream, tag in tags:
             assert stream.receive(tag).step == 60
-        after = forwards(shapes)
+        after = harness.forwards(shapes)
         assert (after[1] - before[1]) / (after[0] - before[0]) > 1
         assert one.read() == one.read(fork) == two.read()
 
