@@ -213,7 +213,7 @@ class BandRunner {
   }
 
   void CopyRow(int64_t head, const Band::Copy& copy) {
-    const int64_t bytes = call_.head_size * (call_.element == Element::kFloat32 ? 4 : 2);
+    const int64_t bytes = call_.head_size * ElementBytes(call_.element);
     const Rows rows = OutRowsOf(call_, head, nullptr, {});
     char* out = static_cast<char*>(const_cast<void*>(rows.data));
     const int64_t stride = rows.stride * (bytes / call_.head_size);

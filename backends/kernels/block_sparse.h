@@ -67,6 +67,7 @@ struct View {
 };
 
 enum class Element : uint8_t { kFloat32, kBFloat16 };
+inline int64_t ElementBytes(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
 struct BlockSparseCall {
   Element element = Element::kFloat32;

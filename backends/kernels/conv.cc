@@ -89,7 +89,7 @@ class Convolver {
         run_(GemmKernelOf(weight).run),
         channels_{call.channels, weight.units() / call.taps.count(), weight.element(),
                   weight.kernel().units == GemmUnits::kPairs},
-        element_size_(weight.element() == Element::kFloat32 ? 4 : 2),
+        element_size_(ElementBytes(weight.element())),
         tiles_a_row_(CeilDiv(call.columns, kTileRows)),
         tiles_a_frame_(tiles_a_row_ * call.rows),
         sum_stride_(weight.panels() * kPanelColumns),

@@ -106,6 +106,7 @@ class GemmRunner {
     const int64_t lowest = near ? 1 : tallest;
     block_tiles_ = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, block_tiles_);
+    block_tiles_ = CeilDiv(tiles_, blocks_);
     Group(std::clamp<int64_t>(panels * blocks_ / wanted, 1, kMostGroupPanels));
     const int64_t shares = near ? wanted / blocks_ : CeilDiv(wanted, blocks_);
     shares_ = std::clamp<int64_t>(shares, 1, static_cast<int64_t>(groups_.size()));
@@ -273,31 +274,54 @@ const GemmTileKernel& GemmKernelOf(const WeightPanels& weight) {
   return halves ? kernel.half_tile : kernel.tile;
 }
 
-WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
-                           const RunWorkers& run_workers)
+WeightPanels::WeightPanels(Element element, int64_t n, int64_t k, GemmIsa isa)
     : kernel_(KernelOf(isa)),
       element_(element),
       n_(n),
       k_(k),
       units_(kernel_.Units(k)),
       panels_(CeilDiv(n, kPanelColumns)),
-      unit_bytes_(kPanelColumns * kernel_.PanelUnitBytes(element)) {
-  const int64_t panel_bytes = units() * unit_bytes();
-  data_ = Allocate<char>(panels() * panel_bytes);
-  if (kernel_.int8()) {
-    scales_ = Allocate<float>(panels() * kPanelColumns);
-    offsets_ = Allocate<int32_t>(panels() * kPanelColumns);
-  }
-  const RowSource source{weight, element, n, k, k};
+      unit_bytes_(kPanelColumns * kernel_.PanelUnitBytes(element)),
+      data_(AllocateLasting(panels_ * units_ * unit_bytes_)) {
+  if (!kernel_.int8()) return;
+  scales_ = Allocate<float>(panels() * kPanelColumns);
+  offsets_ = Allocate<int32_t>(panels() * kPanelColumns);
+}
+
+WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
+                           const RunWorkers& run_workers)
+    : WeightPanels(element, n, k, isa) {
+  const RowSource rows{weight, element, n, k, k};
   TaskShares tasks(panels());
   run_workers(panels(), [&](const Worker& worker) {
     for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) {
-      const int64_t first = panel * kPanelColumns;
-      float* const scales = scales_ ? scales_.get() + first : nullptr;
-      int32_t* const offsets = offsets_ ? offsets_.get() + first : nullptr;
-      PackPanel(kernel_, source, first, data_.get() + panel * panel_bytes, scales, offsets);
+      PackInto(panel, rows, panel * kPanelColumns);
     }
   });
+}
+
+WeightPanels::WeightPanels(const RowReader& read, Element element, int64_t n, int64_t k,
+                           GemmIsa isa, const RunWorkers& run_workers)
+    : WeightPanels(element, n, k, isa) {
+  TaskShares tasks(panels());
+  SharedStop stop;
+  run_workers(panels(), [&](const Worker& worker) {
+    const ThreadBuffer<char> room(kPanelColumns * k * ElementBytes(element));
+    for (int64_t panel; !stop.Asked() && (panel = tasks.Take(worker)) >= 0;) {
+      const int64_t first = panel * kPanelColumns;
+      const RowSource rows{room.get(), element, std::min<int64_t>(n - first, kPanelColumns), k, k};
+      read(first, rows.rows, room.get());
+      PackInto(panel, rows, 0);
+    }
+  });
+  stop.ThrowIfAsked();
+}
+
+void WeightPanels::PackInto(int64_t panel, const RowSource& rows, int64_t first) {
+  const int64_t column = panel * kPanelColumns;
+  float* const scales = scales_ ? scales_.get() + column : nullptr;
+  int32_t* const offsets = offsets_ ? offsets_.get() + column : nullptr;
+  PackPanel(kernel_, rows, first, data_.get() + panel * units() * unit_bytes(), scales, offsets);
 }
 
 void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
@@ -306,8 +330,7 @@ void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
     for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) {
       const int64_t first = panel * kPanelColumns;
       const int64_t columns = std::min<int64_t>(n_ - first, kPanelColumns);
-      char* const to =
-          static_cast<char*>(weight) + first * k_ * (element_ == Element::kFloat32 ? 4 : 2);
+      char* const to = static_cast<char*>(weight) + first * k_ * ElementBytes(element_);
       UnpackPanel(kernel_, element_, Panel(panel, 0), columns, k_, to);
     }
   });

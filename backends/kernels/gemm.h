@@ -56,7 +56,11 @@ GemmIsa BestConvolutionIsa(Element element, const DeviceInfo& cpu);
 // Largest K in int8: more could sum to what 32 bits do not hold.
 inline constexpr int64_t kMostInt8K = 131072;
 
+// Puts rows `first` to `first + count` of a matrix, row-major, to `out`. Any threads at once.
+using RowReader = std::function<void(int64_t first, int64_t count, void* out)>;
+
 struct GemmKernel;  // gemm_kernels.h
+struct RowSource;   // gemm_pack.h
 
 // W [N, K] as the kernel reads it. Immutable once made; any thread.
 class WeightPanels {
@@ -64,6 +68,10 @@ class WeightPanels {
   // `weight` is row-major, of `element`; so will be x and y. In int8 an output column whose weights
   // are not all finite is NaN, and K is at most kMostInt8K.
   WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
+               const RunWorkers& run_workers = RunHere);
+  // The same of rows that are read as they are packed, some at a time. Has stop points; what `read`
+  // throws is thrown.
+  WeightPanels(const RowReader& read, Element element, int64_t n, int64_t k, GemmIsa isa,
                const RunWorkers& run_workers = RunHere);
 
   // The weights that it was made from, row-major, bit for bit. Not in int8.
@@ -88,10 +96,14 @@ class WeightPanels {
   const int32_t* offsets() const { return offsets_.get(); }
 
  private:
+  WeightPanels(Element element, int64_t n, int64_t k, GemmIsa isa);
+  // The panel that begins with row `first` of `rows`.
+  void PackInto(int64_t panel, const RowSource& rows, int64_t first);
+
   const GemmKernel& kernel_;
   const Element element_;
   const int64_t n_, k_, units_, panels_, unit_bytes_;
-  Buffer<char> data_;
+  LastingBuffer data_;
   Buffer<float> scales_;
   Buffer<int32_t> offsets_;
 };

@@ -44,7 +44,7 @@ void Fetch(const RowSource& source, int64_t row, int64_t k) {
 
 struct FloatUnits {
   static constexpr int kNumbers = 1;
-  const RowSource& source;
+  RowSource source;
   uint32_t Unit(int64_t row, int64_t u) const {
     const float x = LoadOne(source, row, u);
     uint32_t bits;
@@ -61,7 +61,7 @@ struct FloatUnits {
 
 struct PairUnits {
   static constexpr int kNumbers = 2;
-  const RowSource& source;
+  RowSource source;
   uint32_t Unit(int64_t row, int64_t u) const {
     const uint16_t* x = HalfRow(source, row);
     const uint32_t second = 2 * u + 1 < source.k ? x[2 * u + 1] : 0;
@@ -75,7 +75,7 @@ struct PairUnits {
 // Rows in units of their scale. What is not a number becomes some integer; its row's scale shows
 // it.
 struct IntegerUnits {
-  const RowSource& source;
+  RowSource source;
   int64_t first;          // the row that inverses begin with
   const float* inverses;  // 1 / scale
 
@@ -159,26 +159,40 @@ struct Extent {
   int64_t whole, filled, units;
 };
 
-// While four rows are laid out the next four are brought near.
+// A line of each row after the other, so that what is written is near until it is complete; with
+// each line the row's next one is brought near. By value: the stores could else change what they
+// are told.
 template <class Units, class Place>
-void PackUnits(const Units& units, int64_t first, int height, const Extent& extent,
-               const Place& place) {
+void PackUnits(const Units units, const int64_t first, const int height, const Extent extent,
+               const Place place) {
+  constexpr int64_t kLine = 16;
   const int64_t rows = units.source.rows;
-  for (int r = 0; r < height; r += 4) {
-    int64_t u = 0;
-    const int64_t row = first + r;
-    for (; row + 4 <= rows && u < extent.whole; u += 4) {
-      for (int64_t next = row + 4; u % 16 == 0 && next < std::min(row + 8, rows); ++next) {
-        Fetch(units.source, next, u * Units::kNumbers);
+  for (int64_t line = 0; line < extent.whole; line += kLine) {
+    const int64_t end = std::min(line + kLine, extent.whole);
+    for (int r = 0; r < height; r += 4) {
+      const int64_t row = first + r, there = std::min<int64_t>(rows - row, 4);
+      for (int64_t i = 0; i < there; ++i) {
+        Fetch(units.source, row + i, (line + kLine) * Units::kNumbers);
       }
-      place.StoreFour(u, r, units.Four(row, u), units.Four(row + 1, u), units.Four(row + 2, u),
-                      units.Four(row + 3, u));
+      if (there == 4) {
+        for (int64_t u = line; u < end; u += 4) {
+          place.StoreFour(u, r, units.Four(row, u), units.Four(row + 1, u), units.Four(row + 2, u),
+                          units.Four(row + 3, u));
+        }
+        continue;
+      }
+      const auto four = [&](int i, int64_t u) {
+        return i < there ? units.Four(row + i, u) : _mm_setzero_ps();
+      };
+      for (int64_t u = line; u < end; u += 4) {
+        place.StoreFour(u, r, four(0, u), four(1, u), four(2, u), _mm_setzero_ps());
+      }
     }
-    for (; u < extent.units; ++u) {
-      for (int i = r; i < r + 4; ++i) {
-        const bool is_there = first + i < rows && u < extent.filled;
-        place.StoreOne(u, i, is_there ? units.Unit(first + i, u) : 0);
-      }
+  }
+  for (int64_t u = extent.whole; u < extent.units; ++u) {
+    for (int r = 0; r < height; ++r) {
+      const bool is_there = first + r < rows && u < extent.filled;
+      place.StoreOne(u, r, is_there ? units.Unit(first + r, u) : 0);
     }
   }
 }

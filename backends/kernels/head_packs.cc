@@ -18,7 +18,7 @@ Rows RowsOf(const BlockSparseCall& call, const View& view, int64_t head, const i
             Span span) {
   const int64_t offset =
       (head / call.heads) * view.batch_stride + (head % call.heads) * view.head_stride;
-  const int64_t size = call.element == Element::kFloat32 ? 4 : 2;
+  const int64_t size = ElementBytes(call.element);
   return {static_cast<const char*>(view.data) + offset * size, view.token_stride, order, span};
 }
 

@@ -14,7 +14,7 @@ namespace {
 constexpr int kMaxUnits = kMaxHeadSize;
 
 const char* RowAt(const UnitFormat& format, const Rows& rows, int i) {
-  const int64_t size = format.element == Element::kFloat32 ? 4 : 2;
+  const int64_t size = ElementBytes(format.element);
   const int position = rows.span.first + i;
   const int64_t token = rows.order != nullptr ? rows.order[position] : position;
   return static_cast<const char*>(rows.data) + token * rows.stride * size;
@@ -342,7 +342,7 @@ void LoadValue(const UnitFormat& format, const Rows& rows, int i, float* out) {
 
 void StoreTile(const UnitFormat& format, const float* out, const float* sums, int width,
                float nothing, const Rows& rows) {
-  const size_t element_size = format.element == Element::kFloat32 ? 4 : 2;
+  const auto element_size = static_cast<size_t>(ElementBytes(format.element));
   for (int q = 0; q < rows.span.length; q += 4) {
     char* row[4];
     float inverse[4];

@@ -94,7 +94,7 @@ void RowProducts(const float* a, const float* b, int64_t m, int64_t k, float* ou
 
 HeadRows HeadOf(const View& view, Element element, int64_t head_size, int64_t batch, int64_t head) {
   const int64_t offset = batch * view.batch_stride + head * view.head_stride;
-  const int64_t size = element == Element::kFloat32 ? 4 : 2;
+  const int64_t size = ElementBytes(element);
   return {static_cast<const char*>(view.data) + offset * size, view.token_stride, element,
           head_size};
 }

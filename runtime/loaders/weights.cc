@@ -3,12 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <functional>
 #include <set>
 #include <unordered_map>
 #include <utility>
 
 #include "backends/error.h"
+#include "backends/intra_op.h"
+#include "backends/kernels/thread_buffer.h"
 #include "backends/stop_point.h"
 #include "runtime/loaders/config.h"
 #include "runtime/loaders/safetensors.h"
@@ -17,10 +18,10 @@
 namespace denoised {
 namespace {
 
-// Converted in pieces that stay in the second-level cache.
-constexpr uint64_t kChunkBytes = 512 << 10;
-// Read at once where nothing is converted: some milliseconds.
-constexpr uint64_t kReadBytes = 16 << 20;
+// Converted in pieces that stay in a core's cache, and that LibTorch does not share out.
+constexpr int64_t kConvertedAtOnce = 32 << 10;
+// Of a whole tensor, elements between two stop points: some milliseconds; and of a thread's part.
+constexpr int64_t kReadAtOnce = 8 << 20, kPart = 256 << 10;
 
 Error Bad(const std::string& file, const std::string& message) {
   return Error(StatusCode::kInvalidArgument, file + ": " + message, file);
@@ -56,31 +57,53 @@ void CheckMemory(const std::string& file, const SafetensorsEntry& entry, at::Sca
               file);
 }
 
-void ReadWhole(const ReadOnlyFile& file, const SafetensorsEntry& entry, char* out) {
-  for (uint64_t at = entry.begin; at < entry.end; at += kReadBytes) {
-    StopPoint();
-    file.ReadAt(at, out + (at - entry.begin), std::min(kReadBytes, entry.end - at));
-  }
-}
+// A tensor in a file, as a dtype. Any threads at once.
+class ElementReader {
+ public:
+  ElementReader(std::shared_ptr<const ReadOnlyFile> file, const SafetensorsEntry& entry,
+                at::ScalarType dtype)
+      : file_(std::move(file)),
+        begin_(entry.begin),
+        source_(SourceType(file_->path(), entry)),
+        dtype_(dtype) {}
 
-// Reads the tensor into `out`, which is dense, through a small buffer where the dtype changes.
-void ReadTensor(const ReadOnlyFile& file, const SafetensorsEntry& entry, at::ScalarType source,
-                const at::Tensor& out) {
-  if (source == out.scalar_type()) {
-    return ReadWhole(file, entry, static_cast<char*>(out.data_ptr()));
+  // `count` elements from `first` on to `out`, dense.
+  void Read(int64_t first, int64_t count, void* out) const {
+    if (source_ == dtype_) return ReadAsTheyAre(first, count, out);
+    const kernels::ThreadBuffer<char> room(kConvertedAtOnce * Width(source_));
+    for (int64_t done = 0; done < count; done += kConvertedAtOnce) {
+      const int64_t some = std::min(kConvertedAtOnce, count - done);
+      ReadAsTheyAre(first + done, some, room.get());
+      at::from_blob(static_cast<char*>(out) + done * Width(dtype_), {some}, dtype_)
+          .copy_(at::from_blob(room.get(), {some}, source_));
+    }
   }
-  const int64_t width = static_cast<int64_t>(c10::elementSize(source));
-  const int64_t chunk = static_cast<int64_t>(kChunkBytes) / width;
-  at::Tensor buffer = at::empty({std::min(chunk, out.numel())}, at::TensorOptions(source));
-  at::Tensor flat = out.view({-1});
-  for (int64_t done = 0; done < out.numel(); done += chunk) {
-    StopPoint();
-    const int64_t count = std::min(chunk, out.numel() - done);
-    file.ReadAt(entry.begin + static_cast<uint64_t>(done * width), buffer.data_ptr(),
-                static_cast<uint64_t>(count * width));
-    flat.narrow(0, done, count).copy_(buffer.narrow(0, 0, count));
+
+  // All of them, on this thread's and its helpers' processors; has stop points.
+  void ReadAll(const at::Tensor& out) const {
+    char* const to = static_cast<char*>(out.data_ptr());
+    for (int64_t done = 0; done < out.numel(); done += kReadAtOnce) {
+      StopPoint();
+      ParallelFor(std::min(kReadAtOnce, out.numel() - done), kPart,
+                  [&](int64_t begin, int64_t end) {
+                    Read(done + begin, end - begin, to + (done + begin) * Width(dtype_));
+                  });
+    }
   }
-}
+
+ private:
+  static int64_t Width(at::ScalarType dtype) {
+    return static_cast<int64_t>(c10::elementSize(dtype));
+  }
+  void ReadAsTheyAre(int64_t first, int64_t count, void* out) const {
+    file_->ReadAt(begin_ + static_cast<uint64_t>(first * Width(source_)), out,
+                  static_cast<uint64_t>(count * Width(source_)));
+  }
+
+  const std::shared_ptr<const ReadOnlyFile> file_;
+  const uint64_t begin_;
+  const at::ScalarType source_, dtype_;
+};
 
 struct Shard {
   std::string name;  // in the folder
@@ -205,7 +228,6 @@ struct Weights::Impl {
   Places places;
   std::set<std::string> unused;
   WeightMap promised;  // by the index, where there is one
-  at::Tensor lent;     // bytes; as many as the largest tensor that was lent takes
 
   void Index() {
     places = FindPlaces(shards);
@@ -226,10 +248,8 @@ struct Weights::Impl {
     return shard;
   }
 
-  using Memory = std::function<at::Tensor(at::IntArrayRef shape, at::ScalarType dtype)>;
-
-  at::Tensor Read(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
-                  const Memory& memory) {
+  // Of a tensor that is taken herewith.
+  ElementReader Open(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype) {
     const SafetensorsEntry* entry = nullptr;
     const Shard& shard = OwnerOf(name, &entry);
     if (at::IntArrayRef(entry->shape) != shape) {
@@ -237,22 +257,10 @@ struct Weights::Impl {
                                         ", came " + ShapeText(entry->shape));
     }
     shard.file->CheckUnchanged();
-    const at::ScalarType source = SourceType(shard.file->path(), *entry);
+    ElementReader reader(shard.file, *entry, dtype);
     CheckMemory(shard.file->path(), *entry, dtype);
-    at::Tensor tensor = memory(shape, dtype);
-    ReadTensor(*shard.file, *entry, source, tensor);
     unused.erase(name);
-    return tensor;
-  }
-
-  at::Tensor Buffer(at::IntArrayRef shape, at::ScalarType dtype) {
-    const int64_t bytes =
-        c10::multiply_integers(shape) * static_cast<int64_t>(c10::elementSize(dtype));
-    if (!lent.defined() || lent.numel() < bytes) {
-      lent = at::Tensor();
-      lent = at::empty({bytes}, at::kByte);
-    }
-    return lent.narrow(0, 0, bytes).view(dtype).view(shape);
+    return reader;
   }
 };
 
@@ -286,17 +294,19 @@ bool Weights::Contains(const std::string& name) const { return impl_->places.con
 
 at::Tensor Weights::Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                          at::Device device) {
-  const auto fresh = [](at::IntArrayRef shape, at::ScalarType dtype) {
-    return at::empty(shape, at::TensorOptions(dtype));
-  };
-  const at::Tensor tensor = impl_->Read(name, shape, dtype, fresh);
+  const ElementReader reader = impl_->Open(name, shape, dtype);
+  const at::Tensor tensor = at::empty(shape, at::TensorOptions(dtype));
+  reader.ReadAll(tensor);
   return device.is_cpu() ? tensor : tensor.to(device);
 }
 
-at::Tensor Weights::Lend(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype) {
-  return impl_->Read(name, shape, dtype, [this](at::IntArrayRef shape, at::ScalarType dtype) {
-    return impl_->Buffer(shape, dtype);
-  });
+WeightRows Weights::TakeRows(const std::string& name, int64_t rows, int64_t columns,
+                             at::ScalarType dtype) {
+  const auto read = [reader = impl_->Open(name, {rows, columns}, dtype), columns](
+                        int64_t first, int64_t count, void* out) {
+    reader.Read(first * columns, count * columns, out);
+  };
+  return {rows, columns, dtype, read};
 }
 
 int64_t Weights::BytesAs(at::ScalarType dtype) const {

@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,9 +13,17 @@
 
 namespace denoised {
 
+// A tensor [rows, columns] that is still in its file, which stays open for it.
+struct WeightRows {
+  int64_t rows, columns;
+  at::ScalarType dtype;
+  // Rows `first` to `first + count`, dense, in `dtype`, to `out`. Any threads at once.
+  std::function<void(int64_t first, int64_t count, void* out)> read;
+};
+
 // Read-only; tensors are read and converted as they are taken (by pread, so that a file that is cut
 // while open is an Error and not a SIGBUS). Every failure is an Error that names the file and the
-// tensor. One thread.
+// tensor. One thread, and the helpers that it has.
 class Weights {
  public:
   // Opens the files that FindWeightFiles chooses. All headers are checked by the strict rules in
@@ -33,9 +42,8 @@ class Weights {
   // tensor, the wanted and the found shape where it is missing or of another shape.
   at::Tensor Take(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype,
                   at::Device device = at::kCPU);
-  // The same for who makes a form of its own of it: in this object's one buffer, until the next
-  // Lend. On the CPU.
-  at::Tensor Lend(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype);
+  // The same for who makes a form of its own of it. On the CPU; errors of reading come from `read`.
+  WeightRows TakeRows(const std::string& name, int64_t rows, int64_t columns, at::ScalarType dtype);
 
   // Names in the files that were never taken, sorted.
   std::vector<std::string> Unused() const;

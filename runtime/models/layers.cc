@@ -23,14 +23,13 @@ std::string ShapeText(const at::Tensor& x) {
 
 Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& name, int64_t in,
               int64_t out, bool with_bias, bool tolerant) {
-  // Memory of its own would leave a hole between packed ones, which the next may not fit.
-  const bool packs = from.kept() != LinearNumerics::kExact;
-  const at::Tensor weight =
-      packs ? from.weights->Lend(name + ".weight", {out, in}, dtype)
-            : from.weights->Take(name + ".weight", {out, in}, dtype, from.device);
   at::Tensor bias;
   if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  Linear layer(weight, bias, from.kept(), tolerant);
+  Linear layer = from.kept() == LinearNumerics::kExact
+                     ? Linear(from.weights->Take(name + ".weight", {out, in}, dtype, from.device),
+                              bias, from.kept(), tolerant)
+                     : Linear(from.weights->TakeRows(name + ".weight", out, in, dtype), bias,
+                              from.kept(), tolerant);
   layer.CountMadeBytes(from.made_bytes);
   return layer;
 }
@@ -135,23 +134,31 @@ bool OwnKernels::InUse() const {
   return possible && CurrentLinearNumerics(kept) != LinearNumerics::kExact;
 }
 
-Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant)
-    : weight_(weight),
-      bias_(bias),
-      dtype_(weight.scalar_type()),
-      kept_(kept),
-      int8_fits_(tolerant && FitsInt8(weight.size(1))) {
+Linear::Linear(const at::Tensor& bias, at::ScalarType dtype, int64_t in, LinearNumerics kept,
+               bool tolerant)
+    : bias_(bias), dtype_(dtype), kept_(kept), int8_fits_(tolerant && FitsInt8(in)) {
   if (kept_ == LinearNumerics::kInt8 && !int8_fits_) kept_ = LinearNumerics::kPacked;
   if (bias.defined()) float_bias_ = bias.to(at::kFloat).contiguous();
-  if (kept_ == LinearNumerics::kInt8) int8_ = Pack(weight, kept_);
-  if (kept_ == LinearNumerics::kPacked) panels_ = Pack(weight, kept_);
+}
+
+Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant)
+    : Linear(bias, weight.scalar_type(), weight.size(1), kept, tolerant) {
   if (kept_ != LinearNumerics::kExact) {
-    weight_ = at::Tensor();
+    Keep(Pack(weight, kept_));
   } else if (weight.is_cpu() && dtype_ == at::kBFloat16 && CpuMultipliesBFloat16() &&
              !ThisCpu().amx_bf16) {  // with tiles blocked weights are summed in another order
     blocked_ = true;
     weight_ = BlockLinearWeight(weight.contiguous());
+  } else {
+    weight_ = weight;
   }
+}
+
+Linear::Linear(const WeightRows& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant)
+    : Linear(bias, weight.dtype, weight.columns, kept, tolerant) {
+  Keep(std::make_shared<const kernels::WeightPanels>(weight.read, ElementOf(dtype_), weight.rows,
+                                                     weight.columns, IsaFor(kept_),
+                                                     RunOnIntraOpThreads));
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x, Activation activation,
@@ -264,14 +271,21 @@ at::Tensor Linear::RunPart(const at::Tensor& x, const at::Tensor& weight) const 
   return blocked_ ? RunBlockedLinear(x, weight, bias_) : at::linear(x, weight, bias_);
 }
 
+// Of the packed numerics and of int8.
+kernels::GemmIsa Linear::IsaFor(LinearNumerics numerics) const {
+  return numerics == LinearNumerics::kInt8 ? kernels::Int8GemmIsa(ThisCpu())
+                                           : kernels::BestGemmIsa(ElementOf(dtype_), ThisCpu());
+}
+
 Linear::SharedPanels Linear::Pack(const at::Tensor& weight, LinearNumerics numerics) const {
-  const kernels::Element element = ElementOf(weight.scalar_type());
-  const kernels::GemmIsa isa = numerics == LinearNumerics::kInt8
-                                   ? kernels::Int8GemmIsa(ThisCpu())
-                                   : kernels::BestGemmIsa(element, ThisCpu());
   const at::Tensor rows = weight.contiguous();
-  return std::make_shared<const kernels::WeightPanels>(rows.const_data_ptr(), element, rows.size(0),
-                                                       rows.size(1), isa, RunOnIntraOpThreads);
+  return std::make_shared<const kernels::WeightPanels>(rows.const_data_ptr(), ElementOf(dtype_),
+                                                       rows.size(0), rows.size(1), IsaFor(numerics),
+                                                       RunOnIntraOpThreads);
+}
+
+void Linear::Keep(SharedPanels panels) {
+  (kept_ == LinearNumerics::kInt8 ? int8_ : panels_) = std::move(panels);
 }
 
 Linear::SharedPanels Linear::Panels() const {

@@ -105,6 +105,8 @@ class Linear {
   // outside of every ScopedLinearNumerics computes.
   Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics kept,
          bool tolerant = false);
+  // The same, read as it is packed; not with exact numerics.
+  Linear(const WeightRows& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant);
 
   // Of `in` numbers a row, whether int8 is worth it and fits: short rows cost as much to round as
   // they save, and the sums of very long ones would overflow.
@@ -142,11 +144,17 @@ class Linear {
  private:
   using SharedPanels = std::shared_ptr<const kernels::WeightPanels>;
 
+  // Without its weights.
+  Linear(const at::Tensor& bias, at::ScalarType dtype, int64_t in, LinearNumerics kept,
+         bool tolerant);
+
   SharedPanels PanelsNow() const;
   kernels::GemmCall CallOn(const kernels::WeightPanels& panels, const at::Tensor& in) const;
   at::Tensor RunExact(const at::Tensor& x, Activation activation, at::IntArrayRef parts) const;
   at::Tensor RunPart(const at::Tensor& x, const at::Tensor& weight) const;
+  kernels::GemmIsa IsaFor(LinearNumerics numerics) const;
   SharedPanels Pack(const at::Tensor& weight, LinearNumerics numerics) const;
+  void Keep(SharedPanels panels);
   SharedPanels Panels() const;
   SharedPanels Int8Panels() const;
   at::Tensor Unpacked() const;

@@ -5,11 +5,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
+#include "backends/error.h"
+#include "backends/kernels/team.h"
+#include "backends/stop_point.h"
 #include "tests/backends/gemm_calls.h"
 
 namespace denoised::kernels {
@@ -62,6 +69,42 @@ TEST_P(GemmTest, RowsHaveTheirBitsAloneInAnyCompanyAndOnAnyNumberOfThreads) {
           << k << " x " << n << " rows " << first << " + " << count;
     }
   }
+}
+
+// Rows of a matrix, as a file would give them: from several threads, in any order.
+RowReader ReaderOf(const at::Tensor& weight) {
+  return [weight](int64_t first, int64_t count, void* out) {
+    const at::Tensor rows = weight.narrow(0, first, count);
+    std::memcpy(out, rows.const_data_ptr(), rows.nbytes());
+  };
+}
+
+TEST_P(GemmTest, WeightsThatAreReadAsTheyArePackedAreTheSame) {
+  for (const auto& [n, k] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {45, 70}, {333, 2049}}) {
+    const at::Tensor x = Random(13, k), weight = Random(n, k);
+    const at::Tensor want = Multiply(x, Pack(weight), {});
+    for (const int threads : {1, 3}) {
+      const WeightPanels read(ReaderOf(weight), element(), n, k, GetParam().isa,
+                              OnThreads(threads));
+      EXPECT_TRUE(at::equal(Multiply(x, read, {}), want)) << n << " x " << k;
+    }
+  }
+}
+
+TEST_P(GemmTest, WhatReadingThrowsEndsThePacking) {
+  const RowReader broken = [](int64_t first, int64_t, void*) {
+    if (first >= 64) throw Error(StatusCode::kDataLoss, "shorter");
+  };
+  const RunWorkers on_two = [](int64_t tasks, const std::function<void(const Worker&)>& work) {
+    OwnTeam().Run(std::min<int64_t>(tasks, 2), work);
+  };
+  EXPECT_THROW(WeightPanels(broken, element(), 320, 64, GetParam().isa, on_two), Error);
+  const ScopedStopCheck stopped([] { return Error(StatusCode::kCancelled, "enough"); });
+  std::atomic<int> reads = 0;
+  const RowReader counted = [&](int64_t, int64_t, void*) { ++reads; };
+  EXPECT_THROW(WeightPanels(counted, element(), 320, 64, GetParam().isa), Error);
+  EXPECT_EQ(reads, 0);
 }
 
 TEST_P(GemmTest, SeveralProductsOfTheSameRowsHaveTheBitsOfOneEach) {

@@ -163,5 +163,6 @@ def sentence(row):
         if row.get("share_mark"):
             roof += f" (mark {row['share_mark']}, aim {row['share_aim']})"
     verdict = "ok" if row["ok"] else "NOT OK" if row["agreed"] else "OUTPUTS DIFFER"
-    return (f"{row['row']:7} {row.get('name', '')}: {number(row['measured'])} "
+    level = f" [{row['level']}]" if "level" in row else ""
+    return (f"{row['row']:7} {row.get('name', '')}{level}: {number(row['measured'])} "
             f"(mark {number(row['pass_mark'])}, aim {number(row['aim'])}{roof}): {verdict}")

@@ -9,6 +9,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 from inputs import (deep_transformer, dtype_error, level_error, model_folder, our_worker, pairwise, peer_worker,
@@ -113,37 +114,49 @@ def start_row(options):
 
 def load_row(options):
     """Ours ends with weights packed for the kernels, in the dtype that they will be multiplied in; the peer
-    with plain tensors as they lie in the file.
+    with plain tensors as they lie in the file. Both begin with fresh memory, as at a start. The digests of ours are
+    known, as to a server that was here before; `first` is what they take in addition, seconds, when they are not, and
+    `floor` what it takes to bring the files' bytes to fresh memory and nothing else.
     """
     folder = model_folder("mid", "bfloat16") / "model" / "transformer"
     files = [str(file) for file in sorted(folder.glob("*.safetensors"))]
-    with three(options) as (workers, _):
-        dtype = workers[0].ask(do="auto_dtype")["dtype"]
+    with three(options) as (workers, _), tempfile.TemporaryDirectory() as state:
+        request = {"do": "load_transformer", "folder": str(folder),
+                   "dtype": workers[0].ask(do="auto_dtype")["dtype"]}
 
         def theirs(worker):
             return lambda: worker.ask(do="load_file", files=files)["seconds"]
 
-        sides = [lambda: workers[0].ask(do="load_transformer", folder=str(folder), dtype=dtype)["seconds"],
-                 theirs(workers[1]), theirs(workers[2])]
+        workers[0].ask(**request)
+        hashed = workers[0].ask(**request)["seconds"]
+        request["digests"] = f"{state}/digests"
+        workers[0].ask(**request)
+        sides = [lambda: workers[0].ask(**request)["seconds"], theirs(workers[1]), theirs(workers[2])]
         result = summary(alternate(sides, options.pairs))
+        floor = [workers[0].ask(do="read_files", files=files)["seconds"] for _ in range(options.pairs)]
         size = sum(os.path.getsize(file) for file in files)
+        dtype = request["dtype"]
         return {"row": "A13", "name": f"loading bfloat16 weights, packed for {dtype}, against load_file and clone",
-                **result, "unit": "s", "dtype": dtype, "ours_gb_s": size / result["ours"] / 1e9,
-                "peer_gb_s": size / result["peer"] / 1e9}
+                **result, "unit": "s", "dtype": dtype, "first": hashed - result["ours"],
+                "floor": statistics.median(floor),
+                "ours_gb_s": size / result["ours"] / 1e9, "peer_gb_s": size / result["peer"] / 1e9}
 
 
 def size_rows(options, rows):
-    """One block and 43 of mid's width, 0.1 and 4 GB, in bfloat16, packed for the kernels; files in the page cache. A
-    process for each size, for their peaks; times in turns. Memory is the process' own, without the file's pages.
+    """One block and 43 of mid's width, 0.1 and 4 GB, in bfloat16, packed for the kernels; files in the page cache,
+    their digests known. A process for each size, for their peaks; times in turns. Memory is the process' own, without
+    the file's pages.
     """
     folders = {layers: deep_transformer(layers) for layers in (1, 43)}
     sizes = {layers: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
              for layers, folder in folders.items()}
     answers = {layers: [] for layers in folders}
-    with our_worker(options) as small, our_worker(options, "large") as large:
+    with (our_worker(options) as small, our_worker(options, "large") as large,
+          tempfile.TemporaryDirectory() as state):
         for pair in range(options.pairs + 1):  # the first one brings the files to memory, and shows the peak
             for layers, worker in ((1, small), (43, large)):
-                told = worker.ask(do="load_transformer", folder=str(folders[layers]), dtype="bfloat16")
+                told = worker.ask(do="load_transformer", folder=str(folders[layers]), dtype="bfloat16",
+                                  digests=f"{state}/{layers}")
                 answers[layers].append(told)
     seconds = {layers: statistics.median(told["seconds"] for told in some[1:]) * 1e9 / sizes[layers]
                for layers, some in answers.items()}

@@ -5,6 +5,9 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include "backends/error.h"
 #include "runtime/loaders/safetensors.h"
@@ -74,23 +77,47 @@ TEST_F(WeightsTest, CastsEverySourceToTheAskedDtypeAsTorchDoes) {
   }
 }
 
-TEST_F(WeightsTest, LendsEachTensorInOneBuffer) {
-  const at::Tensor small = x_.slice(0, 0, 7).contiguous();
-  WriteSafetensors(dir_ / "model.safetensors",
-                   {{"large", Raw(x_, "F32")}, {"small", Raw(small, "F32")}});
+TEST_F(WeightsTest, GivesRowsOfATensorInAnyOrderAndAnyDtype) {
+  const at::Tensor wide = at::randn({5, 70'001});  // rows that are converted in several pieces
+  WriteSafetensors(dir_ / "model.safetensors", {{"f32", Raw(x_, "F32")},
+                                                {"f16", Raw(x_.to(at::kHalf), "F16")},
+                                                {"bf16", Raw(x_.to(at::kBFloat16), "BF16")},
+                                                {"wide", Raw(wide, "F32")}});
+  std::optional<Weights> weights = Weights::Open(Folder(), "model");
+  const auto expect_rows = [](const WeightRows& rows, const at::Tensor& want) {
+    const at::ScalarType dtype = rows.dtype;
+    ASSERT_EQ(at::IntArrayRef({rows.rows, rows.columns}), want.sizes());
+    for (const auto& [first, count] : std::vector<std::pair<int64_t, int64_t>>{
+             {rows.rows - 1, 1}, {0, rows.rows}, {1, 3}, {2, 0}}) {
+      const at::Tensor got = at::empty({count, rows.columns}, dtype);
+      rows.read(first, count, got.data_ptr());
+      EXPECT_TRUE(got.equal(want.to(dtype).narrow(0, first, count))) << first << " " << count;
+    }
+  };
+  std::vector<std::pair<WeightRows, at::Tensor>> taken;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    taken.emplace_back(weights->TakeRows("f32", 300, 1001, dtype), x_);
+    taken.emplace_back(weights->TakeRows("f16", 300, 1001, dtype), x_.to(at::kHalf));
+    taken.emplace_back(weights->TakeRows("bf16", 300, 1001, dtype), x_.to(at::kBFloat16));
+    taken.emplace_back(weights->TakeRows("wide", 5, 70'001, dtype), wide);
+  }
+  EXPECT_THAT(weights->Unused(), ElementsAre());
+  EXPECT_THAT(Refusal([&] { weights->TakeRows("f32", 300, 1, at::kFloat); }),
+              HasSubstr("tensor 'f32': wanted shape [300, 1], came [300, 1001]"));
+  weights.reset();  // the rows keep their file open
+  for (const auto& [rows, want] : taken) expect_rows(rows, want);
+}
+
+TEST_F(WeightsTest, RowsOfAFileThatBecameShorterAreAnError) {
+  WriteSafetensors(dir_ / "model.safetensors", {{"x", Raw(x_, "F32")}});
   Weights weights = Weights::Open(Folder(), "model");
-  const at::Tensor taken = weights.Take("large", {300, 1001}, at::kFloat);
-  const at::Tensor first = weights.Lend("large", {300, 1001}, at::kFloat);
-  EXPECT_TRUE(first.equal(x_));
-  const at::Tensor second = weights.Lend("small", {7, 1001}, at::kBFloat16);
-  EXPECT_TRUE(second.equal(small.to(at::kBFloat16)));
-  EXPECT_EQ(second.data_ptr(), first.data_ptr());
-  EXPECT_TRUE(taken.equal(x_));  // in memory of its own
-  EXPECT_THAT(weights.Unused(), ElementsAre());
-  EXPECT_THAT(Refusal([&] {
-                weights.Lend("small", {7, 1}, at::kFloat);
-              }),
-              HasSubstr("tensor 'small': wanted shape [7, 1], came [7, 1001]"));
+  const WeightRows rows = weights.TakeRows("x", 300, 1001, at::kBFloat16);
+  fs::resize_file(dir_ / "model.safetensors", 500'000);
+  const at::Tensor out = at::empty({300, 1001}, at::kBFloat16);
+  rows.read(0, 100, out.data_ptr());
+  EXPECT_TRUE(out.narrow(0, 0, 100).equal(x_.narrow(0, 0, 100).to(at::kBFloat16)));
+  EXPECT_THAT(Refusal([&] { rows.read(100, 100, out.data_ptr()); }, StatusCode::kDataLoss),
+              HasSubstr("model.safetensors"));
 }
 
 TEST_F(WeightsTest, KnowsWhatWasNeverTaken) {
