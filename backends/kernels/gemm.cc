@@ -282,7 +282,7 @@ WeightPanels::WeightPanels(Element element, int64_t n, int64_t k, GemmIsa isa)
       units_(kernel_.Units(k)),
       panels_(CeilDiv(n, kPanelColumns)),
       unit_bytes_(kPanelColumns * kernel_.PanelUnitBytes(element)),
-      data_(AllocateLasting(panels_ * units_ * unit_bytes_)) {
+      data_(Allocate<char>(panels_ * units_ * unit_bytes_)) {
   if (!kernel_.int8()) return;
   scales_ = Allocate<float>(panels() * kPanelColumns);
   offsets_ = Allocate<int32_t>(panels() * kPanelColumns);

@@ -103,7 +103,7 @@ class WeightPanels {
   const GemmKernel& kernel_;
   const Element element_;
   const int64_t n_, k_, units_, panels_, unit_bytes_;
-  LastingBuffer data_;
+  Buffer<char> data_;
   Buffer<float> scales_;
   Buffer<int32_t> offsets_;
 };
