@@ -1,6 +1,8 @@
 // The kernels of gates.h on AVX2 and FMA.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/gates.h"
 #include "backends/kernels/tile.h"
 

@@ -2,6 +2,8 @@
 // emulated tiles.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -14,11 +16,11 @@ namespace {
 }  // namespace
 
 void TileAmxBf16(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<ProcessorTiles, Bfloat16>>(job, width);
+  RunTile<TileProducts<ProcessorTiles, Bfloat16>>(job, width);
 }
 
 void TileAmxInt8(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<ProcessorTiles, ByteScores<Bfloat16>>>(job, width);
+  RunTile<TileProducts<ProcessorTiles, ByteScores<Bfloat16>>>(job, width);
 }
 
 }  // namespace denoised::kernels

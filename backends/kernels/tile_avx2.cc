@@ -2,6 +2,8 @@
 // scores from 16-bit words.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -11,6 +13,7 @@ namespace {
 
 struct WordScores : Float32 {
   using I = __m256i;
+  static constexpr int kScoreColumns = 2;  // a product of words takes a register more
   static constexpr bool kInt8 = true;
   static I LoadInts(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -26,8 +29,8 @@ struct WordScores : Float32 {
 
 }  // namespace
 
-void TileAvx2(const TileJob& job, int width) { RunTileOfWidth<Float32>(job, width); }
+void TileAvx2(const TileJob& job, int width) { RunTile<Float32>(job, width); }
 
-void TileAvx2Int8(const TileJob& job, int width) { RunTileOfWidth<WordScores>(job, width); }
+void TileAvx2Int8(const TileJob& job, int width) { RunTile<WordScores>(job, width); }
 
 }  // namespace denoised::kernels

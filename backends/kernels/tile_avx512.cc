@@ -1,6 +1,8 @@
 // The tile kernels on AVX-512 (F, DQ, BW, VL): float32 units, and int8 scores from 16-bit words.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -19,8 +21,8 @@ struct WordScores : IntegerScores<Float32> {
 
 }  // namespace
 
-void TileAvx512(const TileJob& job, int width) { RunTileOfWidth<Float32>(job, width); }
+void TileAvx512(const TileJob& job, int width) { RunTile<Float32>(job, width); }
 
-void TileAvx512Int8(const TileJob& job, int width) { RunTileOfWidth<WordScores>(job, width); }
+void TileAvx512Int8(const TileJob& job, int width) { RunTile<WordScores>(job, width); }
 
 }  // namespace denoised::kernels

@@ -1,6 +1,8 @@
 // The tile kernel on AVX-512 BF16 (VDPBF16PS): units are pairs of bfloat16, sums are float32.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -11,6 +13,6 @@ namespace {
 
 }  // namespace
 
-void TileAvx512Bf16(const TileJob& job, int width) { RunTileOfWidth<Bfloat16>(job, width); }
+void TileAvx512Bf16(const TileJob& job, int width) { RunTile<Bfloat16>(job, width); }
 
 }  // namespace denoised::kernels

@@ -2,6 +2,8 @@
 // SageAttention's split (arXiv 2410.02367): 8 bits for q k^T, more for p v.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -13,8 +15,6 @@ namespace {
 
 }  // namespace
 
-void TileVnniInt8(const TileJob& job, int width) {
-  RunTileOfWidth<ByteScores<Float32>>(job, width);
-}
+void TileVnniInt8(const TileJob& job, int width) { RunTile<ByteScores<Float32>>(job, width); }
 
 }  // namespace denoised::kernels

@@ -1,6 +1,8 @@
 // The tile kernel on AVX-512 VNNI and BF16: scores from int8, all else as on AVX-512 BF16.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/tile.h"
 
 namespace denoised::kernels {
@@ -12,8 +14,6 @@ namespace {
 
 }  // namespace
 
-void TileVnniBf16Int8(const TileJob& job, int width) {
-  RunTileOfWidth<ByteScores<Bfloat16>>(job, width);
-}
+void TileVnniBf16Int8(const TileJob& job, int width) { RunTile<ByteScores<Bfloat16>>(job, width); }
 
 }  // namespace denoised::kernels

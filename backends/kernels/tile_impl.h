@@ -1,11 +1,24 @@
 // The tile kernel, once, over a vector type `S`. Each instruction set's file defines S in its own
 // unnamed namespace and includes this there, so that no two files share a symbol.
 //
-// S: F (vector), kLanes, kColumns (vectors of the register tile's width), kPairs (units are pairs
-// of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma, Exp2, Exp2Float, MulAdd(acc,
-// unit, unit), BroadcastUnit, LoadUnits, StorePair(p0, p1, out), HideRows(scores, mask), kInt8;
-// with kInt8 also I (vector of int32), LoadInts, DotUnits(acc, query unit, key unit), ToFloat;
-// kTiles, kKeyGroup (what blocks are padded to); with kTiles it runs a job in its own way, RunJob.
+// S: F (vector), kLanes, kColumns (vectors of the register tile's width; kScoreColumns of that of
+// scores), kPairs (units are pairs of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma,
+// Exp2, Exp2Float, MulAdd(acc, unit, unit), BroadcastUnit, LoadUnits, StorePair(p0, p1, out),
+// HideRows(scores, mask), kInt8; with kInt8 also I (vector of int32), LoadInts, DotUnits(acc, query
+// unit, key unit), ToFloat; kTiles, kKeyGroup (what blocks are padded to); with kTiles it runs a
+// job in its own way, RunJob.
+
+// Runs run(columns, lane) over the lanes of a tile: kV vectors at a time, and what is left in
+// fewer.
+template <class S, int kV, class Run>
+inline void ForColumns(int width, const Run& run, int lane = 0) {
+  for (; lane + kV * S::kLanes <= width; lane += kV * S::kLanes) {
+    run(std::integral_constant<int, kV>(), lane);
+  }
+  if constexpr (kV > 1) {
+    if (lane < width) ForColumns<S, kV - 1>(width, run, lane);
+  }
+}
 
 // C[4][kV vectors] (+)= a^T b over `units`: a is [units][4] broadcast, b is [units][width].
 template <class S, int kV>
@@ -49,28 +62,29 @@ inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float*
 }
 
 // Scores of one key block into scores[length4][width].
-template <class S, int kV>
+template <class S, int kWidest>
 inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) {
   const int first = job.head.block_first[block], length = job.head.block_length[block];
   for (int key = 0; key < length; key += kGroup) {
     const uint32_t* keys = job.head.keys + static_cast<int64_t>(first + key) * job.units;
-    for (int column = 0; column < width; column += kV * S::kLanes) {
+    ForColumns<S, kWidest>(width, [&](auto columns, int column) {
+      constexpr int kV = columns;
       if constexpr (S::kInt8) {
         ScoreFourInt8<S, kV>(job, keys, job.head.key_scale + first + key, column,
                              scores + key * width, width);
-        continue;
-      }
-      typename S::F acc[kGroup][kV];
-      for (auto& row : acc) {
-        for (auto& x : row) x = S::Zero();
-      }
-      MultiplyUnits<S, kV>(keys, job.query + column, job.units, width, acc);
-      for (int r = 0; r < kGroup; ++r) {
-        for (int v = 0; v < kV; ++v) {
-          S::Store(scores + (key + r) * width + column + v * S::kLanes, acc[r][v]);
+      } else {
+        typename S::F acc[kGroup][kV];
+        for (auto& row : acc) {
+          for (auto& x : row) x = S::Zero();
+        }
+        MultiplyUnits<S, kV>(keys, job.query + column, job.units, width, acc);
+        for (int r = 0; r < kGroup; ++r) {
+          for (int v = 0; v < kV; ++v) {
+            S::Store(scores + (key + r) * width + column + v * S::kLanes, acc[r][v]);
+          }
         }
       }
-    }
+    });
   }
 }
 
@@ -198,11 +212,12 @@ inline bool TakePass(const TileJob& job, int first, Pass<S>* pass) {
 }
 
 // out[padded_size][width] = out * shrink + values^T probs, over the blocks of one pass.
-template <class S, int kV>
+template <class S, int kWidest>
 inline void AddValues(const TileJob& job, const Pass<S>& pass, const float* shrink, int width) {
   constexpr int kKeysPerUnit = S::kPairs ? 2 : 1;
   for (int d = 0; d < job.padded_size; d += kGroup) {
-    for (int column = 0; column < width; column += kV * S::kLanes) {
+    ForColumns<S, kWidest>(width, [&](auto columns, int column) {
+      constexpr int kV = columns;
       typename S::F acc[kGroup][kV];
       for (int v = 0; v < kV; ++v) {
         const typename S::F factor = S::Load(shrink + column + v * S::kLanes);
@@ -226,7 +241,7 @@ inline void AddValues(const TileJob& job, const Pass<S>& pass, const float* shri
           S::Store(job.out + (d + r) * width + column + v * S::kLanes, acc[r][v]);
         }
       }
-    }
+    });
   }
 }
 
@@ -240,7 +255,7 @@ inline void Begin(const TileJob& job, int width) {
   for (int i = 0; i < job.padded_size * width; i += S::kLanes) S::Store(job.out + i, S::Zero());
 }
 
-template <class S, int kV>
+template <class S>
 inline void RunTile(const TileJob& job, int width) {
   if constexpr (S::kTiles) return S::RunJob(job, width);
   alignas(64) float shrink[kMaxWidth];
@@ -251,23 +266,13 @@ inline void RunTile(const TileJob& job, int width) {
     float* scores = job.scores;
     for (int i = 0; i < pass.count; ++i) {
       const int block = pass.blocks[i];
-      ScoreBlock<S, kV>(job, block, scores, width);
+      ScoreBlock<S, S::kScoreColumns>(job, block, scores, width);
       HideScores<S>(job, next + i, block, scores, width);
       scores += Padded<S>(job.head.block_length[block]) * width;
     }
     for (int q = 0; q < width; q += S::kLanes) {
       S::Store(shrink + q, SoftmaxLanes<S>(job, q, pass.keys, width));
     }
-    AddValues<S, kV>(job, pass, shrink, width);
+    AddValues<S, S::kColumns>(job, pass, shrink, width);
   }
-}
-
-template <class S>
-inline void RunTileOfWidth(const TileJob& job, int width) {
-  constexpr int kWidest = S::kColumns;
-  if (width >= kWidest * S::kLanes) return RunTile<S, kWidest>(job, width);
-  if constexpr (kWidest > 2) {
-    if (width == 2 * S::kLanes) return RunTile<S, 2>(job, width);
-  }
-  RunTile<S, 1>(job, width);
 }

@@ -5,7 +5,8 @@ struct Float32 {
   static constexpr bool kTiles = false;
   static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 8;
-  static constexpr int kColumns = 2;  // 8 accumulators, 2 columns, 1 broadcast: fits 16 registers
+  static constexpr int kScoreColumns = 3;
+  static constexpr int kColumns = 3;  // 12 accumulators, 3 columns, 1 broadcast: all 16 registers
   static constexpr bool kPairs = false;
   static constexpr bool kInt8 = false;
 

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "backends/kernels/tile.h"
 
@@ -18,11 +19,11 @@ namespace {
 }  // namespace
 
 void TileAmxEmulated(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<EmulatedTiles, Bfloat16>>(job, width);
+  RunTile<TileProducts<EmulatedTiles, Bfloat16>>(job, width);
 }
 
 void TileAmxInt8Emulated(const TileJob& job, int width) {
-  RunTileOfWidth<TileProducts<EmulatedTiles, ByteScores<Bfloat16>>>(job, width);
+  RunTile<TileProducts<EmulatedTiles, ByteScores<Bfloat16>>>(job, width);
 }
 
 }  // namespace denoised::kernels
