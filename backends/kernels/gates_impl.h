@@ -27,7 +27,8 @@ inline void MultiplyRuns(const uint32_t* means, const uint32_t* queries, int uni
 template <class S>
 inline void MultiplyGates(const float* means, const float* queries, int64_t chunks, int64_t size,
                           float* gates) {
-  constexpr int kV = S::kColumns / 2 * 2;  // which divide kGateLanes
+  constexpr int kV = S::kColumns / 2 * 2;
+  static_assert(kGateLanes % (kV * S::kLanes) == 0);
   const int units = static_cast<int>(size / kDotLanes), rest = static_cast<int>(size % kDotLanes);
   for (int64_t chunk = 0; chunk < chunks; chunk += kGroup) {
     const uint32_t* mean = reinterpret_cast<const uint32_t*>(means + chunk * size);

@@ -306,7 +306,7 @@ WeightPanels::WeightPanels(const RowReader& read, Element element, int64_t n, in
   TaskShares tasks(panels());
   SharedStop stop;
   run_workers(panels(), [&](const Worker& worker) {
-    const ThreadBuffer<char> room(kPanelColumns * k * ElementBytes(element));
+    const ThreadBuffer<char> room(std::min<int64_t>(n, kPanelColumns) * k * ElementBytes(element));
     for (int64_t panel; !stop.Asked() && (panel = tasks.Take(worker)) >= 0;) {
       const int64_t first = panel * kPanelColumns;
       const RowSource rows{room.get(), element, std::min<int64_t>(n - first, kPanelColumns), k, k};

@@ -159,23 +159,23 @@ struct Extent {
   int64_t whole, filled, units;
 };
 
-// A line of each row after the other, so that what is written is near until it is complete; with
-// each line the row's next one is brought near. By value: the stores could else change what they
+// Some units of each row after the other, so that what is written is near until it is complete;
+// meanwhile the row's next ones are brought near. By value: the stores could else change what they
 // are told.
 template <class Units, class Place>
 void PackUnits(const Units units, const int64_t first, const int height, const Extent extent,
                const Place place) {
-  constexpr int64_t kLine = 16;
+  constexpr int64_t kSome = 16;
   const int64_t rows = units.source.rows;
-  for (int64_t line = 0; line < extent.whole; line += kLine) {
-    const int64_t end = std::min(line + kLine, extent.whole);
+  for (int64_t begin = 0; begin < extent.whole; begin += kSome) {
+    const int64_t end = std::min(begin + kSome, extent.whole);
     for (int r = 0; r < height; r += 4) {
       const int64_t row = first + r, there = std::min<int64_t>(rows - row, 4);
-      for (int64_t i = 0; i < there; ++i) {
-        Fetch(units.source, row + i, (line + kLine) * Units::kNumbers);
+      for (int64_t i = 0; i < there && end < extent.whole; ++i) {
+        Fetch(units.source, row + i, end * Units::kNumbers);
       }
       if (there == 4) {
-        for (int64_t u = line; u < end; u += 4) {
+        for (int64_t u = begin; u < end; u += 4) {
           place.StoreFour(u, r, units.Four(row, u), units.Four(row + 1, u), units.Four(row + 2, u),
                           units.Four(row + 3, u));
         }
@@ -184,7 +184,7 @@ void PackUnits(const Units units, const int64_t first, const int height, const E
       const auto four = [&](int i, int64_t u) {
         return i < there ? units.Four(row + i, u) : _mm_setzero_ps();
       };
-      for (int64_t u = line; u < end; u += 4) {
+      for (int64_t u = begin; u < end; u += 4) {
         place.StoreFour(u, r, four(0, u), four(1, u), four(2, u), _mm_setzero_ps());
       }
     }

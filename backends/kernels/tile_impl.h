@@ -9,10 +9,12 @@
 // job in its own way, RunJob.
 
 // Runs run(columns, lane) over the lanes of a tile: kV vectors at a time, and what is left in
-// fewer.
+// fewer. Four are two and two, for four sums alone do not fill the multipliers.
 template <class S, int kV, class Run>
 inline void ForColumns(int width, const Run& run, int lane = 0) {
-  for (; lane + kV * S::kLanes <= width; lane += kV * S::kLanes) {
+  constexpr int kStep = kV * S::kLanes;
+  for (; lane + kStep <= width; lane += kStep) {
+    if (kV == 3 && width - lane == 4 * S::kLanes) break;
     run(std::integral_constant<int, kV>(), lane);
   }
   if constexpr (kV > 1) {

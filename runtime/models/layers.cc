@@ -23,15 +23,17 @@ std::string ShapeText(const at::Tensor& x) {
 
 Linear TakeAs(const LoadOptions& from, at::ScalarType dtype, const std::string& name, int64_t in,
               int64_t out, bool with_bias, bool tolerant) {
-  at::Tensor bias;
-  if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
-  Linear layer = from.kept() == LinearNumerics::kExact
-                     ? Linear(from.weights->Take(name + ".weight", {out, in}, dtype, from.device),
-                              bias, from.kept(), tolerant)
-                     : Linear(from.weights->TakeRows(name + ".weight", out, in, dtype), bias,
-                              from.kept(), tolerant);
-  layer.CountMadeBytes(from.made_bytes);
-  return layer;
+  const auto with = [&](const auto& weight) {
+    at::Tensor bias;
+    if (with_bias) bias = from.weights->Take(name + ".bias", {out}, dtype, from.device);
+    Linear layer(weight, bias, from.kept(), tolerant);
+    layer.CountMadeBytes(from.made_bytes);
+    return layer;
+  };
+  const std::string weight = name + ".weight";
+  return from.kept() == LinearNumerics::kExact
+             ? with(from.weights->Take(weight, {out, in}, dtype, from.device))
+             : with(from.weights->TakeRows(weight, out, in, dtype));
 }
 
 // LibTorch registers these for its compiler and declares them in no header.
@@ -156,6 +158,7 @@ Linear::Linear(const at::Tensor& weight, const at::Tensor& bias, LinearNumerics 
 
 Linear::Linear(const WeightRows& weight, const at::Tensor& bias, LinearNumerics kept, bool tolerant)
     : Linear(bias, weight.dtype, weight.columns, kept, tolerant) {
+  TORCH_CHECK(kept_ != LinearNumerics::kExact, "linear: exact numerics take a whole tensor");
   Keep(std::make_shared<const kernels::WeightPanels>(weight.read, ElementOf(dtype_), weight.rows,
                                                      weight.columns, IsaFor(kept_),
                                                      RunOnIntraOpThreads));

@@ -1,5 +1,6 @@
 // generate, submit, jobs, watch, cancel, fetch: jobs on a server.
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <chrono>
 #include <cstdio>
@@ -63,12 +64,16 @@ class ChunkWriter {
   uint64_t wanted_ = 0;
 };
 
+// Whether a server is known to have the job; for hooks of interrupts too.
+using Accepted = std::shared_ptr<std::atomic<bool>>;
+
 // Reads a Generate stream to its end; the last job state comes back.
 v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json,
-                       const PreviewFile& preview, ChunkWriter* writer) {
+                       const PreviewFile& preview, const Accepted& accepted, ChunkWriter* writer) {
   Progress progress(/*quiet=*/json);
   v1::Job last;
   for (v1::GenerateEvent event; reader->Read(&event);) {
+    *accepted = true;
     if (event.has_job()) {
       preview.Take(event.mutable_job());
       last = event.job();
@@ -82,11 +87,14 @@ v1::Job FollowGenerate(grpc::ClientReader<v1::GenerateEvent>* reader, bool json,
 }
 
 // For Ctrl-C: what becomes of the job.
-const char* InterruptedWords(const v1::GenerationRequest& request) {
-  return request.idempotency_key().empty()
-             ? "\ndenoisectl: interrupted; the server cancels the job\n"
-             : "\ndenoisectl: interrupted; the job goes on, and the same command again, with its "
-               "--idempotency_key, takes its result\n";
+const char* InterruptedWords(bool has_key, bool accepted) {
+  if (!has_key) return "\ndenoisectl: interrupted; the server cancels the job\n";
+  if (accepted) {
+    return "\ndenoisectl: interrupted; the job goes on, and the same command again, with its "
+           "--idempotency_key, takes its result\n";
+  }
+  return "\ndenoisectl: interrupted before the server answered; the same command again, with its "
+         "--idempotency_key, takes the job's result, or begins it\n";
 }
 
 int Generate(const Invocation& call) {
@@ -109,13 +117,15 @@ int Generate(const Invocation& call) {
   OutputFile file(output.path, call.interrupts);
   RefuseJsonAmongBytes(options, file);
   const PreviewFile preview(preview_path, call.interrupts);
-  auto said =
-      call.interrupts->AtEnd([words = InterruptedWords(request)] { std::fputs(words, stderr); });
+  const auto accepted = std::make_shared<std::atomic<bool>>(false);
+  const bool has_key = !request.idempotency_key().empty();
+  auto said = call.interrupts->AtEnd(
+      [has_key, accepted] { std::fputs(InterruptedWords(has_key, *accepted), stderr); });
   grpc::ClientContext context;
   const auto stub = MakeStub(options);
   const auto reader = stub->Generate(&context, request);
   ChunkWriter writer(&file);
-  const v1::Job job = FollowGenerate(reader.get(), options.json, preview, &writer);
+  const v1::Job job = FollowGenerate(reader.get(), options.json, preview, accepted, &writer);
   CheckStatus(reader->Finish(), options.server);
   said.reset();
   writer.Commit();

@@ -81,7 +81,7 @@ RowReader ReaderOf(const at::Tensor& weight) {
 
 TEST_P(GemmTest, WeightsThatAreReadAsTheyArePackedAreTheSame) {
   for (const auto& [n, k] :
-       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {45, 70}, {333, 2049}}) {
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {34, 70}, {47, 70}, {333, 2049}}) {
     const at::Tensor x = Random(13, k), weight = Random(n, k);
     const at::Tensor want = Multiply(x, Pack(weight), {});
     for (const int threads : {1, 3}) {
@@ -92,9 +92,11 @@ TEST_P(GemmTest, WeightsThatAreReadAsTheyArePackedAreTheSame) {
   }
 }
 
-TEST_P(GemmTest, WhatReadingThrowsEndsThePacking) {
-  const RowReader broken = [](int64_t first, int64_t, void*) {
-    if (first >= 64) throw Error(StatusCode::kDataLoss, "shorter");
+TEST_P(GemmTest, WhatReadingThrowsIsThrown) {
+  const RowReader zeros = ReaderOf(at::zeros({320, 64}, TypeOf(element())));
+  const RowReader broken = [&](int64_t first, int64_t count, void* out) {
+    if (first == 288) throw Error(StatusCode::kDataLoss, "shorter");
+    zeros(first, count, out);
   };
   const RunWorkers on_two = [](int64_t tasks, const std::function<void(const Worker&)>& work) {
     OwnTeam().Run(std::min<int64_t>(tasks, 2), work);

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -106,6 +107,30 @@ TEST_F(WeightsTest, GivesRowsOfATensorInAnyOrderAndAnyDtype) {
               HasSubstr("tensor 'f32': wanted shape [300, 1], came [300, 1001]"));
   weights.reset();  // the rows keep their file open
   for (const auto& [rows, want] : taken) expect_rows(rows, want);
+}
+
+TEST_F(WeightsTest, ManyThreadsMayReadRowsAtOnce) {
+  const at::Tensor x = at::randn({64, 40'000}).to(at::kHalf);
+  WriteSafetensors(dir_ / "model.safetensors", {{"x", Raw(x, "F16")}});
+  Weights weights = Weights::Open(Folder(), "model");
+  const WeightRows rows = weights.TakeRows("x", 64, 40'000, at::kBFloat16);
+  const at::Tensor out = at::empty({64, 40'000}, at::kBFloat16);
+  std::vector<std::thread> readers;
+  for (int64_t i = 0; i < 4; ++i) {
+    readers.emplace_back([&, i] {
+      for (int64_t row = i; row < 64; row += 4) rows.read(row, 1, out[row].data_ptr());
+    });
+  }
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_TRUE(out.equal(x.to(at::kBFloat16)));
+}
+
+TEST_F(WeightsTest, ReadsATensorThatIsTakenInSeveralTurns) {
+  const at::Tensor x = at::randn({9, 1 << 20}).to(at::kHalf);
+  WriteSafetensors(dir_ / "model.safetensors", {{"x", Raw(x, "F16")}});
+  Weights weights = Weights::Open(Folder(), "model");
+  EXPECT_TRUE(weights.Take("x", {9, 1 << 20}, at::kHalf).equal(x));
+  EXPECT_TRUE(weights.Take("x", {9, 1 << 20}, at::kBFloat16).equal(x.to(at::kBFloat16)));
 }
 
 TEST_F(WeightsTest, RowsOfAFileThatBecameShorterAreAnError) {

@@ -13,13 +13,13 @@
 namespace denoised {
 namespace {
 
-TEST(LoadingMemory, IsOneTensorAboveWhatIsKept) {
+TEST(LoadingMemory, IsLessThanATensorAboveWhatIsKept) {
   if (!PeakMemory::kMeasures) GTEST_SKIP() << "a sanitizer's memory is not the program's";
   constexpr int64_t kMiB = 1 << 20;
   KeepFreedMemory();  // as the programs do
   const TemporaryFolder folder;
   const RandomShape shape{
-      .heads = 8, .head_size = 64, .ffn = 2048, .layers = 6, .text = 64, .projection = false};
+      .heads = 8, .head_size = 64, .ffn = 8192, .layers = 3, .text = 64, .projection = false};
   WriteRandomTransformer(folder.path(), shape, 7);
   const int64_t file = static_cast<int64_t>(
       std::filesystem::file_size(folder.path() / "diffusion_pytorch_model.safetensors"));
@@ -27,7 +27,7 @@ TEST(LoadingMemory, IsOneTensorAboveWhatIsKept) {
   const PeakMemory peak;
   const auto model = WanTransformer::Load(ModelFolder(folder.path()), at::kFloat, at::kCPU,
                                           LinearNumerics::kPacked);
-  EXPECT_LE(peak.Bytes() - file, 12 * kMiB);  // the largest tensor takes 4
+  EXPECT_LE(peak.Bytes() - file, 12 * kMiB);  // the largest tensors take 16
 }
 
 }  // namespace

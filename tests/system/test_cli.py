@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 
 import numpy
@@ -184,6 +185,7 @@ def test_interrupting_generate_under_a_key_leaves_its_job_to_the_same_command(se
         return listed and listed[0].prompt == "interrupted under a key" and listed[0]
 
     found = eventually(job, what="the job")
+    assert process.stderr.readline()  # the client knows of it, too
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)
     assert "the job goes on" in said and "--idempotency_key" in said and "cancels" not in said
@@ -193,6 +195,20 @@ def test_interrupting_generate_under_a_key_leaves_its_job_to_the_same_command(se
     assert server.get(found.id).state == pb.SUCCEEDED and server.get(found.id).attempt == 1
     newest = server.generation.ListJobs(pb.ListJobsRequest(page_size=1), timeout=30).jobs[0]
     assert newest.id == found.id
+
+
+def test_interrupted_before_an_answer_generate_does_not_say_that_there_is_a_job(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        command = ["generate", "nobody answers", "-o", tmp_path / "a.gif", "--idempotency_key=unanswered",
+                   f"--server=127.0.0.1:{silent.getsockname()[1]}"]
+        process = subprocess.Popen([str(BIN / "denoisectl"), *map(str, command)], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, env=clean_environment())
+        with silent.accept()[0] as connection:
+            assert connection.recv(1)  # it speaks: its hook for signals is there
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+    assert "before the server answered" in said and "--idempotency_key" in said and "goes on" not in said
 
 
 def test_json_is_the_messages_one_a_line(server, tmp_path):
