@@ -100,10 +100,6 @@ void ReadOnlyFile::ReadAt(uint64_t offset, void* out, uint64_t size) const {
   }
 }
 
-void ReadOnlyFile::WillRead(uint64_t offset, uint64_t size) const {
-  posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
-}
-
 std::string ReadOnlyFile::ReadAll(uint64_t max_bytes) const {
   if (size() > max_bytes) {
     throw Error(StatusCode::kInvalidArgument,

@@ -40,9 +40,6 @@ class ReadOnlyFile {
 
   // Reads exactly `size` bytes at `offset` into `out`. DATA_LOSS where the file has become shorter.
   void ReadAt(uint64_t offset, void* out, uint64_t size) const;
-  // These bytes are read soon, in whatever order: the kernel begins to bring them to memory, where
-  // two who read apart from each other would look to it like somebody who reads here and there.
-  void WillRead(uint64_t offset, uint64_t size) const;
   // The file's bytes; INVALID_ARGUMENT where there are more than `max_bytes`.
   std::string ReadAll(uint64_t max_bytes) const;
   // DATA_LOSS where size or modification time are no longer those of opening.

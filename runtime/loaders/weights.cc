@@ -65,9 +65,7 @@ class ElementReader {
       : file_(std::move(file)),
         begin_(entry.begin),
         source_(SourceType(file_->path(), entry)),
-        dtype_(dtype) {
-    file_->WillRead(entry.begin, entry.end - entry.begin);
-  }
+        dtype_(dtype) {}
 
   // `count` elements from `first` on to `out`, dense.
   void Read(int64_t first, int64_t count, void* out) const {
