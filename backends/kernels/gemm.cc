@@ -292,29 +292,30 @@ WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64
                            const RunWorkers& run_workers)
     : WeightPanels(element, n, k, isa) {
   const RowSource rows{weight, element, n, k, k};
-  TaskShares tasks(panels());
-  run_workers(panels(), [&](const Worker& worker) {
-    for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) {
-      PackInto(panel, rows, panel * kPanelColumns);
-    }
-  });
+  ForPanels(run_workers, [&](int64_t panel) { PackInto(panel, rows, panel * kPanelColumns); });
 }
 
 WeightPanels::WeightPanels(const RowReader& read, Element element, int64_t n, int64_t k,
                            GemmIsa isa, const RunWorkers& run_workers)
     : WeightPanels(element, n, k, isa) {
-  TaskShares tasks(panels());
   SharedStop stop;
-  run_workers(panels(), [&](const Worker& worker) {
-    const ThreadBuffer<char> room(std::min<int64_t>(n, kPanelColumns) * k * ElementBytes(element));
-    for (int64_t panel; !stop.Asked() && (panel = tasks.Take(worker)) >= 0;) {
-      const int64_t first = panel * kPanelColumns;
-      const RowSource rows{room.get(), element, std::min<int64_t>(n - first, kPanelColumns), k, k};
-      read(first, rows.rows, room.get());
-      PackInto(panel, rows, 0);
-    }
+  ForPanels(run_workers, [&](int64_t panel) {
+    if (stop.Asked()) return;
+    const int64_t first = panel * kPanelColumns,
+                  count = std::min<int64_t>(n - first, kPanelColumns);
+    const ThreadBuffer<char> room(count * k * ElementBytes(element));
+    read(first, count, room.get());
+    PackInto(panel, {room.get(), element, count, k, k}, 0);
   });
   stop.ThrowIfAsked();
+}
+
+void WeightPanels::ForPanels(const RunWorkers& run_workers,
+                             const std::function<void(int64_t panel)>& work) const {
+  TaskShares tasks(panels());
+  run_workers(panels(), [&](const Worker& worker) {
+    for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) work(panel);
+  });
 }
 
 void WeightPanels::PackInto(int64_t panel, const RowSource& rows, int64_t first) {
@@ -325,14 +326,11 @@ void WeightPanels::PackInto(int64_t panel, const RowSource& rows, int64_t first)
 }
 
 void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
-  TaskShares tasks(panels());
-  run_workers(panels(), [&](const Worker& worker) {
-    for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) {
-      const int64_t first = panel * kPanelColumns;
-      const int64_t columns = std::min<int64_t>(n_ - first, kPanelColumns);
-      char* const to = static_cast<char*>(weight) + first * k_ * ElementBytes(element_);
-      UnpackPanel(kernel_, element_, Panel(panel, 0), columns, k_, to);
-    }
+  ForPanels(run_workers, [&](int64_t panel) {
+    const int64_t first = panel * kPanelColumns;
+    const int64_t columns = std::min<int64_t>(n_ - first, kPanelColumns);
+    char* const to = static_cast<char*>(weight) + first * k_ * ElementBytes(element_);
+    UnpackPanel(kernel_, element_, Panel(panel, 0), columns, k_, to);
   });
 }
 

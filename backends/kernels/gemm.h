@@ -97,6 +97,8 @@ class WeightPanels {
 
  private:
   WeightPanels(Element element, int64_t n, int64_t k, GemmIsa isa);
+  void ForPanels(const RunWorkers& run_workers,
+                 const std::function<void(int64_t panel)>& work) const;
   // The panel that begins with row `first` of `rows`.
   void PackInto(int64_t panel, const RowSource& rows, int64_t first);
 

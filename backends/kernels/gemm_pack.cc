@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cstring>
+#include <type_traits>
 
 #include "backends/kernels/int8_rule.h"
 #include "backends/kernels/rounding.h"
@@ -174,19 +175,15 @@ void PackUnits(const Units units, const int64_t first, const int height, const E
       for (int64_t i = 0; i < there && end < extent.whole; ++i) {
         Fetch(units.source, row + i, end * Units::kNumbers);
       }
-      if (there == 4) {
+      const auto place_fours = [&](auto all) {
+        const auto four = [&](int i, int64_t u) {
+          return all || i < there ? units.Four(row + i, u) : _mm_setzero_ps();
+        };
         for (int64_t u = begin; u < end; u += 4) {
-          place.StoreFour(u, r, units.Four(row, u), units.Four(row + 1, u), units.Four(row + 2, u),
-                          units.Four(row + 3, u));
+          place.StoreFour(u, r, four(0, u), four(1, u), four(2, u), four(3, u));
         }
-        continue;
-      }
-      const auto four = [&](int i, int64_t u) {
-        return i < there ? units.Four(row + i, u) : _mm_setzero_ps();
       };
-      for (int64_t u = begin; u < end; u += 4) {
-        place.StoreFour(u, r, four(0, u), four(1, u), four(2, u), _mm_setzero_ps());
-      }
+      there == 4 ? place_fours(std::true_type()) : place_fours(std::false_type());
     }
   }
   for (int64_t u = extent.whole; u < extent.units; ++u) {

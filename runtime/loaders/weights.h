@@ -4,11 +4,11 @@
 
 #include <ATen/ATen.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "backends/kernels/gemm.h"
 #include "runtime/loaders/model_folder.h"
 
 namespace denoised {
@@ -17,8 +17,7 @@ namespace denoised {
 struct WeightRows {
   int64_t rows, columns;
   at::ScalarType dtype;
-  // Rows `first` to `first + count`, dense, in `dtype`, to `out`. Any threads at once.
-  std::function<void(int64_t first, int64_t count, void* out)> read;
+  kernels::RowReader read;  // in `dtype`
 };
 
 // Read-only; tensors are read and converted as they are taken (by pread, so that a file that is cut
