@@ -147,7 +147,7 @@ class GemmRunner {
     }
   }
 
-  // A piece of K for one panel; after the last one its sums become results while they are near.
+  // A piece of K for one panel.
   void RunPiece(const PanelGroup& group, int64_t panel, int64_t unit, const Desk& desk) const {
     const WeightPanels& weight = *group.product->weight;
     const int64_t count = std::min(piece_units_, units_ - unit), tiles = TilesOf(desk.block);
@@ -169,9 +169,7 @@ class GemmRunner {
                     kColumns};
       tile.soon = soon + t * step * count;
       tile.soon_step = step;
-      if (last) FetchResults(*group.product, panel, t, desk.block);
-      tile_.run(tile);
-      if (last) Finish(*group.product, panel, t, desk, sums);
+      last ? RunLast(*group.product, panel, t, desk, tile) : tile_.run(tile);
     }
   }
 
@@ -182,7 +180,7 @@ class GemmRunner {
     return weight.Panel(group.end < weight.panels() ? group.end : group.begin, 0);
   }
 
-  // Begins to bring near what Finish will write, while the tile is multiplied.
+  // Begins to bring near what RunLast will write, while the tile is multiplied.
   void FetchResults(const GemmProduct& product, int64_t panel, int64_t tile, int64_t block) const {
     const GemmCall& call = product.call;
     const bool floats = call.add_to != nullptr || product.weight->element() == Element::kFloat32;
@@ -197,18 +195,32 @@ class GemmRunner {
     }
   }
 
-  void Finish(const GemmProduct& product, int64_t panel, int64_t tile, const Desk& desk,
-              float* sums) const {
-    const GemmCall& call = product.call;
-    const WeightPanels& weight = *product.weight;
-    const int64_t column = panel * kPanelColumns;
-    const int64_t first = FirstRowOf(desk.block, tile), rows = RowsFrom(first);
+  // The last piece of K of the block's t-th tile: its sums become results while they are near.
+  void RunLast(const GemmProduct& product, int64_t panel, int64_t t, const Desk& desk,
+               const GemmTile& tile) const {
+    FetchResults(product, panel, t, desk.block);
+    const float* gates[kMostTileRows];
+    const GemmFinish finish = FinishOf(product, panel, t, desk.block, tile.sums, gates);
+    if (tile_.run_last != nullptr) return tile_.run_last(tile, finish);
+    tile_.run(tile);
     if (kernel_.int8()) {
-      for (int64_t r = 0; r < rows; ++r) {
-        ScaleSums(sums + r * kPanelColumns, desk.scales[tile * tile_rows_ + r],
+      const WeightPanels& weight = *product.weight;
+      const int64_t column = panel * kPanelColumns;
+      for (int64_t r = 0; r < finish.rows; ++r) {
+        ScaleSums(tile.sums + r * kPanelColumns, desk.scales[t * tile_rows_ + r],
                   weight.scales() + column, weight.offsets() + column, kPanelColumns);
       }
     }
+    kernel_.finish(finish);
+  }
+
+  // `gates` is room for a pointer a row.
+  GemmFinish FinishOf(const GemmProduct& product, int64_t panel, int64_t t, int64_t block,
+                      const float* sums, const float** gates) const {
+    const GemmCall& call = product.call;
+    const WeightPanels& weight = *product.weight;
+    const int64_t column = panel * kPanelColumns;
+    const int64_t first = FirstRowOf(block, t), rows = RowsFrom(first);
     const bool half = weight.element() == Element::kBFloat16;
     const int64_t at = first * call.y_stride + column;
     GemmFinish finish{};
@@ -221,9 +233,8 @@ class GemmRunner {
     finish.stride = call.y_stride;
     if (call.y != nullptr) finish.y = static_cast<char*>(call.y) + at * (half ? 2 : 4);
     if (call.add_to != nullptr) finish.add_to = call.add_to + at;
-    const float* gates[kMostTileRows];
     if (call.gate != nullptr) finish.gates = GatesOf(call, first, rows, column, gates);
-    kernel_.finish(finish);
+    return finish;
   }
 
   static const float* const* GatesOf(const GemmCall& call, int64_t first, int64_t rows,

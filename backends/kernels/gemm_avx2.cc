@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "backends/kernels/activations.h"
 #include "backends/kernels/gemm_tile.h"
@@ -64,6 +65,7 @@ struct SomeOfEight : Floats8 {
 
 #include "backends/kernels/gemm_finish_impl.h"
 #include "backends/kernels/gemm_tile_impl.h"
+#include "backends/kernels/gemm_tile_last_impl.h"
 
 }  // namespace
 
@@ -71,6 +73,12 @@ void FinishAvx2(const GemmFinish& finish) { RunFinish<SomeOfEight>(finish); }
 
 void GemmTileAvx2(const GemmTile& tile) { RunGemmTile<FloatPanels, 6>(tile); }
 void GemmTileAvx2Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 6>(tile); }
+void LastGemmTileAvx2(const GemmTile& tile, const GemmFinish& finish) {
+  RunLastGemmTile<FloatPanels, SomeOfEight, 6>(tile, finish);
+}
+void LastGemmTileAvx2Widen(const GemmTile& tile, const GemmFinish& finish) {
+  RunLastGemmTile<HalfPanels, SomeOfEight, 6>(tile, finish);
+}
 void GemmTileAvx2Int8(const GemmTile& tile) { RunGemmTile<WordPanels, 6>(tile); }
 
 }  // namespace denoised::kernels

@@ -1,6 +1,8 @@
 // The GEMM tile on AVX-512: float32 sums of float32 products, and int32 ones of words.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/gemm_tile.h"
 #include "backends/kernels/tile.h"
 
@@ -38,12 +40,19 @@ struct WordPanels : Int32 {
 #include "backends/kernels/activations_impl.h"
 #include "backends/kernels/floats16.h"
 #include "backends/kernels/gemm_finish_impl.h"
+#include "backends/kernels/gemm_tile_last_impl.h"
 
 }  // namespace
 
 void FinishAvx512(const GemmFinish& finish) { RunFinish<Floats16>(finish); }
 void GemmTileAvx512(const GemmTile& tile) { RunGemmTile<FloatPanels, 12>(tile); }
 void GemmTileAvx512Widen(const GemmTile& tile) { RunGemmTile<HalfPanels, 12>(tile); }
+void LastGemmTileAvx512(const GemmTile& tile, const GemmFinish& finish) {
+  RunLastGemmTile<FloatPanels, Floats16, 12>(tile, finish);
+}
+void LastGemmTileAvx512Widen(const GemmTile& tile, const GemmFinish& finish) {
+  RunLastGemmTile<HalfPanels, Floats16, 12>(tile, finish);
+}
 void GemmTileAvx512Int8(const GemmTile& tile) { RunGemmTile<WordPanels, 12>(tile); }
 
 }  // namespace denoised::kernels

@@ -1,6 +1,8 @@
 // The GEMM tile on AVX-512 BF16 (VDPBF16PS): units are pairs of bfloat16, sums are float32.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "backends/kernels/gemm_tile.h"
 #include "backends/kernels/tile.h"
 
@@ -30,10 +32,14 @@ struct Floats16Bf16 : Floats16 {
 #include "backends/kernels/activations_impl.h"
 #include "backends/kernels/gemm_finish_impl.h"
 #include "backends/kernels/gemm_tile_impl.h"
+#include "backends/kernels/gemm_tile_last_impl.h"
 
 }  // namespace
 
 void FinishAvx512Bf16(const GemmFinish& finish) { RunFinish<Floats16Bf16>(finish); }
 void GemmTileAvx512Bf16(const GemmTile& tile) { RunGemmTile<PairPanels, 12>(tile); }
+void LastGemmTileAvx512Bf16(const GemmTile& tile, const GemmFinish& finish) {
+  RunLastGemmTile<PairPanels, Floats16Bf16, 12>(tile, finish);
+}
 
 }  // namespace denoised::kernels

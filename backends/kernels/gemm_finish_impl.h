@@ -12,19 +12,18 @@ inline typename V::F Activated(typename V::F x) {
   return x;
 }
 
-// V::kLanes columns from `n` on of a row of the tile, of which `left` are there.
+// The sums of V::kLanes columns from `n` on of a row of the tile, of which `left` are there.
 template <class V, Activation kActivation>
-inline typename V::F FinishedLanes(const float* sums, const float* bias, int n, int left) {
-  typename V::F x = V::Load(sums + n, V::kLanes);
-  if (bias != nullptr) x = V::Add(x, V::Load(bias + n, left));
-  return Activated<V, kActivation>(x);
+inline typename V::F Finished(typename V::F sums, const float* bias, int n, int left) {
+  if (bias != nullptr) sums = V::Add(sums, V::Load(bias + n, left));
+  return Activated<V, kActivation>(sums);
 }
 
 // The same, written to what begins at `to`.
 template <class V, Activation kActivation, FinishTo kTo>
-inline void FinishLanes(const float* sums, const float* bias, const float* gate, void* to, int n,
+inline void FinishLanes(typename V::F sums, const float* bias, const float* gate, void* to, int n,
                         int left) {
-  typename V::F x = FinishedLanes<V, kActivation>(sums, bias, n, left);
+  typename V::F x = Finished<V, kActivation>(sums, bias, n, left);
   if constexpr (kTo == FinishTo::kFloats) {
     V::Store(static_cast<float*>(to) + n, left, x);
   } else if constexpr (kTo == FinishTo::kHalves) {
@@ -36,39 +35,68 @@ inline void FinishLanes(const float* sums, const float* bias, const float* gate,
   }
 }
 
+// Two neighbouring vectors that are all there.
+template <class V, Activation kActivation, FinishTo kTo>
+inline void FinishTwo(typename V::F low, typename V::F high, const float* bias, const float* gate,
+                      void* to, int n) {
+  constexpr int kLanes = V::kLanes;
+  if constexpr (kTo == FinishTo::kHalves && kPanelColumns == 2 * kLanes) {
+    V::StoreHalves(static_cast<uint16_t*>(to) + n, Finished<V, kActivation>(low, bias, n, kLanes),
+                   Finished<V, kActivation>(high, bias, n + kLanes, kLanes));
+  } else {
+    FinishLanes<V, kActivation, kTo>(low, bias, gate, to, n, kLanes);
+    FinishLanes<V, kActivation, kTo>(high, bias, gate, to, n + kLanes, kLanes);
+  }
+}
+
+template <FinishTo kTo>
+inline char* FirstOf(const GemmFinish& finish) {
+  return static_cast<char*>(kTo == FinishTo::kAdded ? finish.add_to : finish.y);
+}
+template <FinishTo kTo>
+inline int64_t RowBytes(const GemmFinish& finish) {
+  return finish.stride * (kTo == FinishTo::kHalves ? 2 : 4);
+}
+
 // What does not change from row to row is read once: the compiler cannot know that it does not.
 template <class V, Activation kActivation, FinishTo kTo>
 inline void FinishRows(const GemmFinish& finish) {
-  constexpr int kSize = kTo == FinishTo::kHalves ? 2 : 4;
   const float* sums = finish.sums;
   const float* const bias = finish.bias;
   const float* const* const gates = finish.gates;
-  char* to = static_cast<char*>(kTo == FinishTo::kAdded ? finish.add_to : finish.y);
+  char* to = FirstOf<kTo>(finish);
   const int rows = finish.rows, columns = finish.columns;
-  const int64_t stride = finish.stride * kSize;
+  const int64_t stride = RowBytes<kTo>(finish);
+  const auto load = [&](int n) { return V::Load(sums + n, V::kLanes); };
   for (int row = 0; row < rows; ++row, sums += kPanelColumns, to += stride) {
     const float* const gate = gates != nullptr ? gates[row] : nullptr;
     if (columns < kPanelColumns) {
       for (int n = 0; n < columns; n += V::kLanes) {
-        FinishLanes<V, kActivation, kTo>(sums, bias, gate, to, n, columns - n);
+        FinishLanes<V, kActivation, kTo>(load(n), bias, gate, to, n, columns - n);
       }
-    } else if constexpr (kTo == FinishTo::kHalves && kPanelColumns == 2 * V::kLanes) {
-      V::StoreHalves(reinterpret_cast<uint16_t*>(to),
-                     FinishedLanes<V, kActivation>(sums, bias, 0, V::kLanes),
-                     FinishedLanes<V, kActivation>(sums, bias, V::kLanes, V::kLanes));
     } else {
-      for (int n = 0; n < kPanelColumns; n += V::kLanes) {
-        FinishLanes<V, kActivation, kTo>(sums, bias, gate, to, n, V::kLanes);
+      for (int n = 0; n < kPanelColumns; n += 2 * V::kLanes) {
+        FinishTwo<V, kActivation, kTo>(load(n), load(n + V::kLanes), bias, gate, to, n);
       }
     }
   }
 }
 
+// run(to) with where results go as a constant.
+template <class Run>
+inline void Finishing(const GemmFinish& finish, const Run& run) {
+  if (finish.add_to != nullptr) {
+    run(std::integral_constant<FinishTo, FinishTo::kAdded>());
+  } else if (finish.half) {
+    run(std::integral_constant<FinishTo, FinishTo::kHalves>());
+  } else {
+    run(std::integral_constant<FinishTo, FinishTo::kFloats>());
+  }
+}
+
 template <class V, Activation kActivation>
 inline void FinishActivated(const GemmFinish& finish) {
-  if (finish.add_to != nullptr) return FinishRows<V, kActivation, FinishTo::kAdded>(finish);
-  if (finish.half) return FinishRows<V, kActivation, FinishTo::kHalves>(finish);
-  FinishRows<V, kActivation, FinishTo::kFloats>(finish);
+  Finishing(finish, [&](auto to) { FinishRows<V, kActivation, to()>(finish); });
 }
 
 template <class V>

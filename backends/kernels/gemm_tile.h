@@ -57,8 +57,11 @@ struct GemmFinish {
 };
 
 // `begin` and `end` frame any number of runs on one thread; null where there is nothing to do.
+// `run_last` makes results of the sums at once, with the bits of the kernel's finish after `run`;
+// of finish.sums, which are tile.sums, nothing is left. Null: run, then finish.
 struct GemmTileKernel {
   void (*run)(const GemmTile& tile);
+  void (*run_last)(const GemmTile& tile, const GemmFinish& finish) = nullptr;
   void (*begin)() = nullptr;
   void (*end)() = nullptr;
 };
@@ -71,7 +74,12 @@ void GemmTileAvx512Widen(const GemmTile& tile);
 void GemmTileAvx512Int8(const GemmTile& tile);
 void GemmTileAvx512Bf16(const GemmTile& tile);  // pairs of bfloat16
 void GemmTileVnniInt8(const GemmTile& tile);    // bytes
-void GemmTileAmxBf16(const GemmTile& tile);     // between BeginAmx and EndAmx
+void LastGemmTileAvx2(const GemmTile& tile, const GemmFinish& finish);
+void LastGemmTileAvx2Widen(const GemmTile& tile, const GemmFinish& finish);
+void LastGemmTileAvx512(const GemmTile& tile, const GemmFinish& finish);
+void LastGemmTileAvx512Widen(const GemmTile& tile, const GemmFinish& finish);
+void LastGemmTileAvx512Bf16(const GemmTile& tile, const GemmFinish& finish);
+void GemmTileAmxBf16(const GemmTile& tile);  // between BeginAmx and EndAmx
 void GemmTileAmxInt8(const GemmTile& tile);
 void FinishAvx2(const GemmFinish& finish);
 void FinishAvx512(const GemmFinish& finish);

@@ -17,10 +17,25 @@ template <int kFirst, int kCount, class Act>
   }
 }
 
+// What becomes of the sums of a row's two vectors: added to what stands in the tile, or stored.
+template <class S>
+struct KeepSums {
+  void operator()(const GemmTile& tile, int row, int column, typename S::F low,
+                  typename S::F high) const {
+    float* const sums = tile.sums + row * tile.sum_stride + column;
+    S::Store(sums, tile.first ? low : S::Add(S::Load(sums), low));
+    float* const next = sums + S::kLanes;
+    S::Store(next, tile.first ? high : S::Add(S::Load(next), high));
+  }
+};
+
+// kHeight rows of two vectors; keep(tile, row, column, low, high) gets each row's sums.
+//
 // Every output element is one chain of MulAdd over the units in order: its bits depend neither on
 // the tile's height nor on its place.
-template <class S, int kHeight, int kV>
-inline void TileColumns(const GemmTile& tile, int row, int column) {
+template <class S, int kHeight, class Keep>
+inline void TileColumns(const GemmTile& tile, int row, int column, const Keep& keep) {
+  constexpr int kV = 2;
   typename S::F acc[kHeight * kV];
   ForEach<0, kHeight * kV>([&](auto i) { acc[i] = S::Zero(); });
   int64_t u = 0;
@@ -41,14 +56,7 @@ inline void TileColumns(const GemmTile& tile, int row, int column) {
       });
     }
   }
-  ForEach<0, kHeight>([&](auto r) {
-    float* const sums = tile.sums + (row + r) * tile.sum_stride + column;
-    ForEach<0, kV>([&](auto v) {
-      float* const to = sums + v * S::kLanes;
-      const typename S::F sum = acc[r * kV + v];
-      S::Store(to, tile.first ? sum : S::Add(S::Load(to), sum));
-    });
-  });
+  ForEach<0, kHeight>([&](auto r) { keep(tile, row + r, column, acc[r * kV], acc[r * kV + 1]); });
 }
 
 // kMost rows at once fit the registers; a taller tile is taken in parts. The tile is not copied:
@@ -56,17 +64,17 @@ inline void TileColumns(const GemmTile& tile, int row, int column) {
 // before them, those of the last tile's results too, are in the cache.
 template <class S, int kMost>
 inline void RunGemmTile(const GemmTile& tile) {
-  constexpr int kV = 2;
+  constexpr KeepSums<S> keep;
   for (int row = 0; row < tile.height; row += kMost) {
-    for (int column = 0; column < kPanelColumns; column += kV * S::kLanes) {
+    for (int column = 0; column < kPanelColumns; column += 2 * S::kLanes) {
       if (tile.height - row >= kMost) {
-        TileColumns<S, kMost, kV>(tile, row, column);
+        TileColumns<S, kMost>(tile, row, column, keep);
       } else if (tile.height - row >= 8) {
-        if constexpr (kMost > 8) TileColumns<S, 8, kV>(tile, row, column);
+        if constexpr (kMost > 8) TileColumns<S, 8>(tile, row, column, keep);
       } else if (tile.height - row >= 4) {
-        TileColumns<S, 4, kV>(tile, row, column);
+        TileColumns<S, 4>(tile, row, column, keep);
       } else {
-        TileColumns<S, 2, kV>(tile, row, column);
+        TileColumns<S, 2>(tile, row, column, keep);
       }
     }
   }

@@ -15,8 +15,10 @@ bool IsAmx(GemmIsa isa) { return isa == GemmIsa::kAmxBf16 || isa == GemmIsa::kAm
 
 // The emulated tiles where the CPU has no others.
 const GemmTileKernel* StandIn(GemmIsa isa) {
-  static const GemmTileKernel bf16 = {GemmTileAmxBf16Emulated, BeginAmxEmulated, EndAmxEmulated};
-  static const GemmTileKernel int8 = {GemmTileAmxInt8Emulated, BeginAmxEmulated, EndAmxEmulated};
+  static const GemmTileKernel bf16 = {GemmTileAmxBf16Emulated, nullptr, BeginAmxEmulated,
+                                      EndAmxEmulated};
+  static const GemmTileKernel int8 = {GemmTileAmxInt8Emulated, nullptr, BeginAmxEmulated,
+                                      EndAmxEmulated};
   if (!IsAmx(isa) || HasGemmIsa(isa, QueryCpu())) return nullptr;
   return isa == GemmIsa::kAmxBf16 ? &bf16 : &int8;
 }

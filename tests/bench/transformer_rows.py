@@ -15,7 +15,7 @@ ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9", "B10", "H3")
 LATENTS = {"tiny": (2, 12, 16), "mid": (1, 60, 104), "shipped": (5, 16, 16)}
 CHANNELS = {"tiny": 16, "mid": 16, "shipped": 8}
 TEXT = {"tiny": (64, 256), "mid": (512, 1024), "shipped": (16, 128)}  # tokens, width
-MID = {"width": 1536, "layers": 6, "ffn": 8960}
+SIZES = {"mid": {"width": 1536, "layers": 6, "ffn": 8960}, "shipped": {"width": 192, "layers": 6, "ffn": 768}}
 
 
 def folder_of(preset):
@@ -30,11 +30,11 @@ def forward_request(inputs, preset, repeat, text=None):
             "context": inputs.normal("context", (1, *(text or TEXT[preset])))}
 
 
-def roofline_seconds(worker, dtype):
-    """A mid forward at the best rate of a product here: linear layers, and attention at the same rate."""
-    width, layers, ffn = MID["width"], MID["layers"], MID["ffn"]
-    frames, height, tall = LATENTS["mid"]
-    tokens, text = frames * height * tall // 4, TEXT["mid"][0]
+def roofline_seconds(worker, dtype, preset="mid"):
+    """A forward at the best rate of a product here: linear layers, and attention at the same rate."""
+    width, layers, ffn = (SIZES[preset][name] for name in ("width", "layers", "ffn"))
+    frames, height, tall = LATENTS[preset]
+    tokens, text = frames * height * tall // 4, TEXT[preset][0]
     linear = layers * (tokens * (6 * width**2 + 2 * width * ffn) + 2 * text * width**2)
     attention = 2 * layers * width * tokens * (tokens + text)
     rate = max(worker.ask(do="gemm_rate", m=tokens, k=k, n=n, dtype=dtype)["rate"]
@@ -98,16 +98,44 @@ def int8_row(options):
                 "unit": "s", "psnr": psnr(*out, top=8.0), "error": relative_error(*out), "error_limit": 0.1}
 
 
+def dtype_of(worker):
+    """That --dtype=auto takes; a build that cannot be asked took the files', of the shipped model float32."""
+    try:
+        return worker.ask(do="auto_dtype")["dtype"]
+    except RuntimeError:
+        return "float32"
+
+
 def earlier_row(options):
-    """The shipped model against another build of ours: --earlier=PATH of its model_bench."""
+    """The shipped model against another build of ours, --earlier=PATH of its model_bench, each in the dtype that its
+    auto takes; both in float32 beside it.
+    """
     if not options.earlier:
         return {"row": "A3b", "skipped": "no --earlier=MODEL_BENCH to compare with"}
+    folder = folder_of("shipped")
     with our_worker(options) as ours, our_worker(options, "earlier", [options.earlier]) as earlier, \
-            scratch_inputs() as inputs:
-        load((ours, earlier), folder_of("shipped"), "float32")
-        result = pairwise(options, (ours, earlier), inputs, forward_request(inputs, "shipped", 10))
-        return {"row": "A3b", "name": "DiT forward, shipped model, float32, against an earlier build", **result,
-                "unit": "s", "error": relative_error(inputs.out("ours"), inputs.out("peer")), "error_limit": 1e-4}
+            peer_worker(options) as peer, scratch_inputs() as inputs:
+        dtype, before = dtype_of(ours), dtype_of(earlier)
+        request = forward_request(inputs, "shipped", 10)
+
+        def compare(mine, theirs):
+            load((ours,), folder, mine)
+            load((earlier,), folder, theirs)
+            return under_roofline(pairwise(options, (ours, earlier), inputs, request),
+                                  roofline_seconds(ours, mine, "shipped"))
+
+        floats = compare("float32", "float32")
+        agreed = relative_error(inputs.out("ours"), inputs.out("peer"))
+        result = compare(dtype, before)
+        for exact in ("float32", dtype):  # diffusers, and how far its own rounding takes it
+            load((peer,), folder, exact)
+            peer.ask(**{**request, "repeat": 1}, out=inputs.out("float32" if exact == "float32" else "peer"))
+        error = dtype_error(inputs, dtype)
+        if agreed > 1e-4:
+            error = {"error": agreed, "error_limit": 1e-4}
+        return {"row": "A3b", "name": f"DiT forward, shipped model, {dtype}, against an earlier build in {before}",
+                **result, "unit": "s", "dtype": dtype, **error, "float32_error": agreed,
+                **{f"float32_{name}": floats[name] for name in ("ratio", "ours", "peer", "roofline_share")}}
 
 
 def overhead_row(options):
