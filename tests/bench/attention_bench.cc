@@ -27,7 +27,6 @@ void EmitA4(const BenchOptions& options, const Emit& emit) {
     const AttentionInputs inputs = RandomInputs(Product(grid), dtype);
     const Attention flash(AttnBackend::kFlashAttn, BenchSpec(grid, dtype));
     emit({{"row", "A4"},
-          {"mark_of", QueryCpu().amx_bf16 ? "A4-amx" : "A4"},
           {"name", "FLASH_ATTN against LibTorch SDPA, " + ShapeName(Product(grid), dtype)},
           {"unit", "s"},
           {"error", ErrorToFloat64(flash(inputs), inputs)},
