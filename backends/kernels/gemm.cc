@@ -152,24 +152,23 @@ class GemmRunner {
     const WeightPanels& weight = *group.product->weight;
     const int64_t count = std::min(piece_units_, units_ - unit), tiles = TilesOf(desk.block);
     const bool first = unit == 0, last = unit + count == units_;
-    const int64_t step = weight.unit_bytes() / tiles;  // each tile fetches its part of the next
-    const char* const soon =
+    const int64_t tile_sums = tile_rows_ * kPanelColumns;
+    GemmTile tile{};
+    tile.panel = weight.Panel(panel, unit);
+    tile.units = count;
+    tile.first = first;
+    tile.sums = desk.sums.get() + (first && last ? 0 : (panel - group.begin) * tiles * tile_sums);
+    tile.sum_stride = kPanelColumns;
+    tile.soon =
         panel + 1 < group.end ? weight.Panel(panel + 1, unit) : AfterPiece(group, unit, count);
-    constexpr int64_t kColumns = kPanelColumns;
+    tile.soon_step = weight.unit_bytes() / tiles;  // each tile fetches its part of the next
+    GemmFinish finish = last ? FinishOf(*group.product, panel, desk.block) : GemmFinish{};
     for (int64_t t = 0; t < tiles; ++t) {
-      const int height = HeightOf(desk.block, t);
-      const int64_t place = first && last ? 0 : (panel - group.begin) * tiles + t;
-      float* const sums = desk.sums.get() + place * tile_rows_ * kColumns;
-      GemmTile tile{desk.rows.get() + t * tile_rows_ * units_ + unit * height,
-                    weight.Panel(panel, unit),
-                    count,
-                    height,
-                    first,
-                    sums,
-                    kColumns};
-      tile.soon = soon + t * step * count;
-      tile.soon_step = step;
-      last ? RunLast(*group.product, panel, t, desk, tile) : tile_.run(tile);
+      tile.height = HeightOf(desk.block, t);
+      tile.rows = desk.rows.get() + t * tile_rows_ * units_ + unit * tile.height;
+      last ? RunLast(*group.product, panel, t, desk, tile, &finish) : tile_.run(tile);
+      if (!(first && last)) tile.sums += tile_sums;
+      tile.soon += tile.soon_step * count;
     }
   }
 
@@ -180,60 +179,65 @@ class GemmRunner {
     return weight.Panel(group.end < weight.panels() ? group.end : group.begin, 0);
   }
 
-  // Begins to bring near what RunLast will write, while the tile is multiplied.
-  void FetchResults(const GemmProduct& product, int64_t panel, int64_t tile, int64_t block) const {
-    const GemmCall& call = product.call;
-    const bool floats = call.add_to != nullptr || product.weight->element() == Element::kFloat32;
-    const int64_t size = floats ? 4 : 2, first = FirstRowOf(block, tile);
-    const int64_t columns =
-        std::min<int64_t>(product.weight->n() - panel * kPanelColumns, kPanelColumns);
-    const char* row = static_cast<const char*>(call.add_to != nullptr ? call.add_to : call.y) +
-                      (first * call.y_stride + panel * kPanelColumns) * size;
-    for (int64_t r = RowsFrom(first); r > 0; --r, row += call.y_stride * size) {
-      __builtin_prefetch(row, 1);
-      __builtin_prefetch(row + columns * size - 1, 1);
-    }
-  }
-
   // The last piece of K of the block's t-th tile: its sums become results while they are near.
   void RunLast(const GemmProduct& product, int64_t panel, int64_t t, const Desk& desk,
-               const GemmTile& tile) const {
-    FetchResults(product, panel, t, desk.block);
+               const GemmTile& tile, GemmFinish* finish) const {
+    const GemmCall& call = product.call;
+    const int64_t first = FirstRowOf(desk.block, t), column = panel * kPanelColumns;
+    finish->sums = tile.sums;
+    finish->rows = static_cast<int>(RowsFrom(first));
     const float* gates[kMostTileRows];
-    const GemmFinish finish = FinishOf(product, panel, t, desk.block, tile.sums, gates);
-    if (tile_.run_last != nullptr) return tile_.run_last(tile, finish);
-    tile_.run(tile);
-    if (kernel_.int8()) {
-      const WeightPanels& weight = *product.weight;
-      const int64_t column = panel * kPanelColumns;
-      for (int64_t r = 0; r < finish.rows; ++r) {
-        ScaleSums(tile.sums + r * kPanelColumns, desk.scales[t * tile_rows_ + r],
-                  weight.scales() + column, weight.offsets() + column, kPanelColumns);
+    if (call.gate != nullptr) finish->gates = GatesOf(call, first, finish->rows, column, gates);
+    FetchResults(*finish);
+    if (tile_.run_last != nullptr) {
+      tile_.run_last(tile, *finish);
+    } else {
+      tile_.run(tile);
+      if (kernel_.int8()) {
+        const WeightPanels& weight = *product.weight;
+        for (int64_t r = 0; r < finish->rows; ++r) {
+          ScaleSums(tile.sums + r * kPanelColumns, desk.scales[t * tile_rows_ + r],
+                    weight.scales() + column, weight.offsets() + column, kPanelColumns);
+        }
       }
+      kernel_.finish(*finish);
     }
-    kernel_.finish(finish);
+    const int64_t step = tile_rows_ * finish->stride;
+    if (finish->y != nullptr)
+      finish->y = static_cast<char*>(finish->y) + step * ResultBytes(*finish);
+    if (finish->add_to != nullptr) finish->add_to += step;
   }
 
-  // `gates` is room for a pointer a row.
-  GemmFinish FinishOf(const GemmProduct& product, int64_t panel, int64_t t, int64_t block,
-                      const float* sums, const float** gates) const {
+  // Begins to bring near what will be written, while the tile is multiplied.
+  static void FetchResults(const GemmFinish& finish) {
+    const int64_t size = ResultBytes(finish), last = finish.columns * size - 1;
+    const void* const to = finish.add_to != nullptr ? finish.add_to : finish.y;
+    const char* row = static_cast<const char*>(to);
+    for (int r = finish.rows; r > 0; --r, row += finish.stride * size) {
+      __builtin_prefetch(row, 1);
+      __builtin_prefetch(row + last, 1);
+    }
+  }
+
+  // Of a number.
+  static int64_t ResultBytes(const GemmFinish& finish) {
+    return finish.half && finish.add_to == nullptr ? 2 : 4;
+  }
+
+  // What all tiles of a block have alike, and where the first one's results go.
+  GemmFinish FinishOf(const GemmProduct& product, int64_t panel, int64_t block) const {
     const GemmCall& call = product.call;
     const WeightPanels& weight = *product.weight;
     const int64_t column = panel * kPanelColumns;
-    const int64_t first = FirstRowOf(block, t), rows = RowsFrom(first);
-    const bool half = weight.element() == Element::kBFloat16;
-    const int64_t at = first * call.y_stride + column;
+    const int64_t at = FirstRowOf(block, 0) * call.y_stride + column;
     GemmFinish finish{};
-    finish.sums = sums;
-    finish.rows = static_cast<int>(rows);
     finish.columns = static_cast<int>(std::min<int64_t>(weight.n() - column, kPanelColumns));
     finish.bias = call.bias != nullptr ? call.bias + column : nullptr;
     finish.activation = call.activation;
-    finish.half = half;
+    finish.half = weight.element() == Element::kBFloat16;
     finish.stride = call.y_stride;
-    if (call.y != nullptr) finish.y = static_cast<char*>(call.y) + at * (half ? 2 : 4);
+    if (call.y != nullptr) finish.y = static_cast<char*>(call.y) + at * (finish.half ? 2 : 4);
     if (call.add_to != nullptr) finish.add_to = call.add_to + at;
-    if (call.gate != nullptr) finish.gates = GatesOf(call, first, rows, column, gates);
     return finish;
   }
 
@@ -261,9 +265,8 @@ class GemmRunner {
   // Of a tile that begins there.
   int64_t RowsFrom(int64_t first) const { return std::min(source_.rows - first, tile_rows_); }
   int HeightOf(int64_t block, int64_t tile) const {
-    const int64_t left = source_.rows - FirstRowOf(block, tile);
-    const int64_t step = kernel_.row_step();
-    return static_cast<int>(std::min(tile_rows_, CeilDiv(left, step) * step));
+    const int64_t left = source_.rows - FirstRowOf(block, tile), step = kernel_.row_step();
+    return static_cast<int>(left >= tile_rows_ ? tile_rows_ : CeilDiv(left, step) * step);
   }
 
   const std::span<const GemmProduct> products_;
