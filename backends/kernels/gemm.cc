@@ -13,7 +13,9 @@ namespace denoised::kernels {
 namespace {
 
 // Most rows of a task: their part of a piece stays in a core's cache while panels stream past.
+// Twice as many where they are narrow: what all cores stream is read from a cache that they share.
 constexpr int64_t kTaskRows = 96;
+constexpr int64_t kNarrowBytes = int64_t{192} << 10;  // of twice as many
 // Panels whose sums are held at once.
 constexpr int64_t kMostGroupPanels = 8;
 // Weights that stay in a core's cache whatever the order of the tasks.
@@ -102,7 +104,8 @@ class GemmRunner {
     int64_t panels = 0;
     for (const GemmProduct& product : products_) panels += product.weight->panels();
     const bool near = panels * units_ * products_[0].weight->unit_bytes() <= kNearBytes;
-    const int64_t tallest = kTaskRows / tile_rows_;
+    const bool narrow = 2 * kTaskRows * units_ * 4 <= kNarrowBytes;
+    const int64_t tallest = (narrow ? 2 : 1) * kTaskRows / tile_rows_;
     const int64_t lowest = near ? 1 : tallest;
     block_tiles_ = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, block_tiles_);
