@@ -26,6 +26,7 @@ inline void ForColumns(int width, const Run& run, int lane = 0) {
 template <class S, int kV>
 inline void MultiplyUnits(const uint32_t* a, const uint32_t* b, int units, int width,
                           typename S::F (&acc)[kGroup][kV]) {
+#pragma GCC unroll 4
   for (int u = 0; u < units; ++u, a += kGroup, b += width) {
     typename S::F column[kV];
     for (int v = 0; v < kV; ++v) column[v] = S::LoadUnits(b + v * S::kLanes);
@@ -36,18 +37,31 @@ inline void MultiplyUnits(const uint32_t* a, const uint32_t* b, int units, int w
   }
 }
 
-// Four keys against the columns: int8 dot products, brought back to the size of k. That of q goes
-// into the softmax scale.
-template <class S, int kV>
+// Scores of four keys, in acc, go to scores[4][kWidth] at `column`, and the largest of each column
+// so far to most[kWidth].
+template <class S, int kWidth, int kV>
+inline void StoreScores(const typename S::F (&acc)[kGroup][kV], int column, float* scores,
+                        float* most) {
+  for (int v = 0; v < kV; ++v) {
+    const int at = column + v * S::kLanes;
+    for (int r = 0; r < kGroup; ++r) S::Store(scores + r * kWidth + at, acc[r][v]);
+    const typename S::F top = S::Max(S::Max(acc[0][v], acc[1][v]), S::Max(acc[2][v], acc[3][v]));
+    S::Store(most + at, S::Max(S::Load(most + at), top));
+  }
+}
+
+// Four keys against kV vectors of queries: int8 dot products, brought back to the size of k. That
+// of q goes into the softmax scale.
+template <class S, int kWidth, int kV>
 inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float* key_scale,
-                          int column, float* scores, int width) {
+                          int column, typename S::F (&scores)[kGroup][kV]) {
   typename S::I acc[kGroup][kV];
   for (int v = 0; v < kV; ++v) {
     const typename S::I offset = S::LoadInts(job.query_offset + column + v * S::kLanes);
     for (int r = 0; r < kGroup; ++r) acc[r][v] = offset;
   }
   const uint32_t* query = job.query + column;
-  for (int u = 0; u < job.units; ++u, keys += kGroup, query += width) {
+  for (int u = 0; u < job.units; ++u, keys += kGroup, query += kWidth) {
     typename S::F unit[kV];
     for (int v = 0; v < kV; ++v) unit[v] = S::LoadUnits(query + v * S::kLanes);
     for (int r = 0; r < kGroup; ++r) {
@@ -57,35 +71,28 @@ inline void ScoreFourInt8(const TileJob& job, const uint32_t* keys, const float*
   }
   for (int r = 0; r < kGroup; ++r) {
     const typename S::F scale = S::Set1(key_scale[r]);
-    for (int v = 0; v < kV; ++v) {
-      S::Store(scores + r * width + column + v * S::kLanes, S::Mul(S::ToFloat(acc[r][v]), scale));
-    }
+    for (int v = 0; v < kV; ++v) scores[r][v] = S::Mul(S::ToFloat(acc[r][v]), scale);
   }
 }
 
-// Scores of one key block into scores[length4][width].
-template <class S, int kWidest>
-inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) {
+// Scores of one key block into scores[length4][kWidth]; `most` as above.
+template <class S, int kWidth>
+inline void ScoreBlock(const TileJob& job, int block, float* scores, float* most) {
   const int first = job.head.block_first[block], length = job.head.block_length[block];
   for (int key = 0; key < length; key += kGroup) {
     const uint32_t* keys = job.head.keys + static_cast<int64_t>(first + key) * job.units;
-    ForColumns<S, kWidest>(width, [&](auto columns, int column) {
+    ForColumns<S, S::kScoreColumns>(kWidth, [&](auto columns, int column) {
       constexpr int kV = columns;
+      typename S::F acc[kGroup][kV];
       if constexpr (S::kInt8) {
-        ScoreFourInt8<S, kV>(job, keys, job.head.key_scale + first + key, column,
-                             scores + key * width, width);
+        ScoreFourInt8<S, kWidth, kV>(job, keys, job.head.key_scale + first + key, column, acc);
       } else {
-        typename S::F acc[kGroup][kV];
         for (auto& row : acc) {
           for (auto& x : row) x = S::Zero();
         }
-        MultiplyUnits<S, kV>(keys, job.query + column, job.units, width, acc);
-        for (int r = 0; r < kGroup; ++r) {
-          for (int v = 0; v < kV; ++v) {
-            S::Store(scores + (key + r) * width + column + v * S::kLanes, acc[r][v]);
-          }
-        }
+        MultiplyUnits<S, kV>(keys, job.query + column, job.units, kWidth, acc);
       }
+      StoreScores<S, kWidth>(acc, column, scores + key * kWidth, most);
     });
   }
 }
@@ -93,6 +100,13 @@ inline void ScoreBlock(const TileJob& job, int block, float* scores, int width) 
 template <class S>
 inline int Padded(int length) {
   return (length + S::kKeyGroup - 1) / S::kKeyGroup * S::kKeyGroup;
+}
+
+// Whether HideScores changes any.
+template <class S>
+inline bool Hides(const TileJob& job, int entry, int block) {
+  return job.head.block_length[block] % S::kKeyGroup != 0 || job.edit != nullptr ||
+         (job.row_masks != nullptr && job.row_masks[entry] != ~uint64_t{0});
 }
 
 // Padding keys, keys hidden from single rows, and whatever job.edit does.
@@ -135,24 +149,31 @@ inline void FindMost(const float* scores, int keys, int64_t width, typename S::F
   *top2 = most2;
 }
 
-// The scores of `keys` keys, an even number, become probabilities, which are added to the totals of
-// even and odd ones.
-template <class S>
-inline void Weigh(const float* scores, int keys, int64_t width, typename S::F finite,
-                  typename S::F scale, typename S::F* total, typename S::F* total2,
+// How kV vectors of queries weigh their scores, and what the weights come to.
+template <class S, int kV>
+struct Weighing {
+  typename S::F finite[kV], scale[kV], total[kV];
+};
+
+// The scores of `keys` keys, an even number, become probabilities. All vectors key by key, so that
+// memory is read in order.
+template <class S, int kV>
+inline void Weigh(const float* scores, int keys, int64_t width, Weighing<S, kV>* weighing,
                   uint32_t* probs) {
-  using F = typename S::F;
-  F sum = *total, sum2 = *total2;
+  Weighing<S, kV> w = *weighing;
   for (int key = 0; key < keys; key += 2) {
-    const F p0 = S::Exp2(S::Mul(S::Sub(S::Load(scores + key * width), finite), scale));
-    const F p1 = S::Exp2(S::Mul(S::Sub(S::Load(scores + (key + 1) * width), finite), scale));
-    sum = S::Add(sum, p0);
-    sum2 = S::Add(sum2, p1);
-    S::StorePair(p0, p1, probs, static_cast<int>(width));
+    for (int v = 0; v < kV; ++v) {
+      const float* const at = scores + key * width + v * S::kLanes;
+      const auto weight = [&](const float* score) {
+        return S::Exp2(S::Mul(S::Sub(S::Load(score), w.finite[v]), w.scale[v]));
+      };
+      const typename S::F p0 = weight(at), p1 = weight(at + width);
+      w.total[v] = S::Add(w.total[v], S::Add(p0, p1));
+      S::StorePair(p0, p1, probs + v * S::kLanes, static_cast<int>(width));
+    }
     probs += (S::kPairs ? 1 : 2) * width;
   }
-  *total = sum;
-  *total2 = sum2;
+  *weighing = w;
 }
 
 // What the scores of kLanes queries, from `lane` on, are multiplied by.
@@ -171,23 +192,25 @@ inline typename S::F ShrinkOf(typename S::F before, typename S::F finite, typena
   return S::Exp2Float(S::Mul(S::Sub(before, finite), scale));
 }
 
-// Scores of one pass become probabilities; updates the running maximum and sum of kLanes queries
-// and gives the factor by which what was summed before shrinks.
-template <class S>
-inline typename S::F SoftmaxLanes(const TileJob& job, int lane, int keys, int width) {
-  using F = typename S::F;
-  const float* const scores = job.scores + lane;
-  const F before = S::Load(job.max + lane), scale = ScaleOf<S>(job, lane);
-  F top = before, top2 = before;
-  FindMost<S>(scores, keys, width, &top, &top2);
-  top = S::Max(top, top2);
-  const F finite = FiniteMax<S>(top);
-  const F shrink = ShrinkOf<S>(before, finite, scale);
-  F total = S::Mul(S::Load(job.sums + lane), shrink), total2 = S::Zero();
-  Weigh<S>(scores, keys, width, finite, scale, &total, &total2, job.probs + lane);
-  S::Store(job.max + lane, top);
-  S::Store(job.sums + lane, S::Add(total, total2));
-  return shrink;
+// Scores of one pass, the largest of each column in `most`, become probabilities; updates the
+// running maximum and sum of kV vectors of queries and gives the factors by which what was summed
+// before shrinks.
+template <class S, int kWidth, int kV>
+inline void SoftmaxColumns(const TileJob& job, int lane, int keys, const float* most,
+                           float* shrinks) {
+  Weighing<S, kV> weighing;
+  for (int v = 0; v < kV; ++v) {
+    const int at = lane + v * S::kLanes;
+    const typename S::F before = S::Load(job.max + at), top = S::Load(most + at);
+    weighing.scale[v] = ScaleOf<S>(job, at);
+    weighing.finite[v] = FiniteMax<S>(top);
+    const typename S::F shrink = ShrinkOf<S>(before, weighing.finite[v], weighing.scale[v]);
+    weighing.total[v] = S::Mul(S::Load(job.sums + at), shrink);
+    S::Store(job.max + at, top);
+    S::Store(shrinks + at, shrink);
+  }
+  Weigh<S, kV>(job.scores + lane, keys, kWidth, &weighing, job.probs + lane);
+  for (int v = 0; v < kV; ++v) S::Store(job.sums + lane + v * S::kLanes, weighing.total[v]);
 }
 
 // Blocks whose scores are held at once.
@@ -213,35 +236,32 @@ inline bool TakePass(const TileJob& job, int first, Pass<S>* pass) {
   return pass->count > 0;
 }
 
-// out[padded_size][width] = out * shrink + values^T probs, over the blocks of one pass.
-template <class S, int kWidest>
-inline void AddValues(const TileJob& job, const Pass<S>& pass, const float* shrink, int width) {
+// out[padded_size][kWidth] = out * shrink + values^T probs, over the blocks of one pass.
+template <class S, int kWidth>
+inline void AddValues(const TileJob& job, const Pass<S>& pass, const float* shrink) {
   constexpr int kKeysPerUnit = S::kPairs ? 2 : 1;
   for (int d = 0; d < job.padded_size; d += kGroup) {
-    ForColumns<S, kWidest>(width, [&](auto columns, int column) {
+    ForColumns<S, S::kColumns>(kWidth, [&](auto columns, int column) {
       constexpr int kV = columns;
+      float* const out = job.out + d * kWidth + column;
       typename S::F acc[kGroup][kV];
       for (int v = 0; v < kV; ++v) {
-        const typename S::F factor = S::Load(shrink + column + v * S::kLanes);
-        for (int r = 0; r < kGroup; ++r) {
-          acc[r][v] = S::Mul(S::Load(job.out + (d + r) * width + column + v * S::kLanes), factor);
-        }
+        const int at = v * S::kLanes;
+        const typename S::F factor = S::Load(shrink + column + at);
+        for (int r = 0; r < kGroup; ++r) acc[r][v] = S::Mul(S::Load(out + r * kWidth + at), factor);
       }
       const uint32_t* probs = job.probs + column;
       for (int i = 0; i < pass.count; ++i) {
         const int block = pass.blocks[i];
-        const int padded = Padded<S>(job.head.block_length[block]);
-        const int units = padded / kKeysPerUnit;
+        const int units = Padded<S>(job.head.block_length[block]) / kKeysPerUnit;
         const int64_t first = static_cast<int64_t>(job.head.block_first[block]) / kKeysPerUnit;
         const uint32_t* values =
             job.head.values + first * job.padded_size + static_cast<int64_t>(d) * units;
-        MultiplyUnits<S, kV>(values, probs, units, width, acc);
-        probs += static_cast<int64_t>(units) * width;
+        MultiplyUnits<S, kV>(values, probs, units, kWidth, acc);
+        probs += static_cast<int64_t>(units) * kWidth;
       }
       for (int r = 0; r < kGroup; ++r) {
-        for (int v = 0; v < kV; ++v) {
-          S::Store(job.out + (d + r) * width + column + v * S::kLanes, acc[r][v]);
-        }
+        for (int v = 0; v < kV; ++v) S::Store(out + r * kWidth + v * S::kLanes, acc[r][v]);
       }
     });
   }
@@ -257,24 +277,58 @@ inline void Begin(const TileJob& job, int width) {
   for (int i = 0; i < job.padded_size * width; i += S::kLanes) S::Store(job.out + i, S::Zero());
 }
 
-template <class S>
-inline void RunTile(const TileJob& job, int width) {
-  if constexpr (S::kTiles) return S::RunJob(job, width);
-  alignas(64) float shrink[kMaxWidth];
-  if (!job.resume) Begin<S>(job, width);
+// The largest scores of one block, and of `before`, as in StoreScores.
+template <class S, int kWidth>
+inline void FindMostOfBlock(const float* scores, int keys, const float* before, float* most) {
+  for (int q = 0; q < kWidth; q += S::kLanes) {
+    typename S::F top = S::Load(before + q), top2 = top;
+    FindMost<S>(scores + q, keys, kWidth, &top, &top2);
+    S::Store(most + q, S::Max(top, top2));
+  }
+}
+
+template <class S, int kWidth>
+inline void CopyRow(const float* from, float* to) {
+  for (int q = 0; q < kWidth; q += S::kLanes) S::Store(to + q, S::Load(from + q));
+}
+
+// With a width that the compiler knows: it is in every address.
+template <class S, int kWidth>
+void RunTileOf(const TileJob& job) {
+  alignas(64) float shrink[kWidth], most[kWidth], before[kWidth];
+  if (!job.resume) Begin<S>(job, kWidth);
 
   Pass<S> pass;
   for (int next = 0; TakePass<S>(job, next, &pass); next += pass.count) {
     float* scores = job.scores;
+    CopyRow<S, kWidth>(job.max, most);
     for (int i = 0; i < pass.count; ++i) {
-      const int block = pass.blocks[i];
-      ScoreBlock<S, S::kScoreColumns>(job, block, scores, width);
-      HideScores<S>(job, next + i, block, scores, width);
-      scores += Padded<S>(job.head.block_length[block]) * width;
+      const int block = pass.blocks[i], padded = Padded<S>(job.head.block_length[block]);
+      const bool hides = Hides<S>(job, next + i, block);
+      if (hides) CopyRow<S, kWidth>(most, before);
+      ScoreBlock<S, kWidth>(job, block, scores, most);
+      if (hides) {
+        HideScores<S>(job, next + i, block, scores, kWidth);
+        FindMostOfBlock<S, kWidth>(scores, padded, before, most);
+      }
+      scores += padded * kWidth;
     }
-    for (int q = 0; q < width; q += S::kLanes) {
-      S::Store(shrink + q, SoftmaxLanes<S>(job, q, pass.keys, width));
-    }
-    AddValues<S, S::kColumns>(job, pass, shrink, width);
+    ForColumns<S, S::kLanes / 4>(kWidth, [&](auto columns, int lane) {
+      SoftmaxColumns<S, kWidth, columns>(job, lane, pass.keys, most, shrink);
+    });
+    AddValues<S, kWidth>(job, pass, shrink);
+  }
+}
+
+template <class S>
+inline void RunTile(const TileJob& job, int width) {
+  if constexpr (S::kTiles) {
+    S::RunJob(job, width);
+  } else if (width == 64) {
+    RunTileOf<S, 64>(job);
+  } else if (width == 32) {
+    RunTileOf<S, 32>(job);
+  } else {
+    RunTileOf<S, 16>(job);
   }
 }

@@ -153,22 +153,19 @@ struct TileProducts : Vector {
 
     void FindShrink() {
       top_ = Vector::Max(top_, top2_);
-      finite_ = FiniteMax<TileProducts>(top_);
-      scale_ = ScaleOf<TileProducts>(job_, lane_);
-      const F shrink = ShrinkOf<TileProducts>(before_, finite_, scale_);
+      const F finite = FiniteMax<TileProducts>(top_), scale = ScaleOf<TileProducts>(job_, lane_);
+      const F shrink = ShrinkOf<TileProducts>(before_, finite, scale);
       Vector::Store(pass_.shrink + lane_, shrink);
-      total_ = Vector::Mul(Vector::Load(job_.sums + lane_), shrink);
-      total2_ = Vector::Zero();
+      weighing_ = {{finite}, {scale}, {Vector::Mul(Vector::Load(job_.sums + lane_), shrink)}};
     }
 
     void WeighNext() {
       uint32_t* const probs = pass_.probs + static_cast<int64_t>(weighed_ / 2) * width_ + lane_;
-      Weigh<TileProducts>(ScoresFrom(weighed_), kWeightKeys, width_, finite_, scale_, &total_,
-                          &total2_, probs);
+      Weigh(ScoresFrom(weighed_), kWeightKeys, width_, &weighing_, probs);
       weighed_ += kWeightKeys;
       if (weighed_ < pass_.keys) return;
       Vector::Store(job_.max + lane_, top_);
-      Vector::Store(job_.sums + lane_, Vector::Add(total_, total2_));
+      Vector::Store(job_.sums + lane_, weighing_.total[0]);
       lane_ += kLanes;
       if (!done()) BeginLanes();
     }
@@ -177,7 +174,8 @@ struct TileProducts : Vector {
     HeldPass& pass_;
     const int width_;
     int lane_ = 0, key_, weighed_;
-    F before_, top_, top2_, finite_, scale_, total_, total2_;
+    F before_, top_, top2_;
+    Weighing<TileProducts, 1> weighing_;
   };
 
   // Spreads the steps of a softmax evenly over so many calls.
