@@ -2,11 +2,11 @@
 // unnamed namespace and includes this there, so that no two files share a symbol.
 //
 // S: F (vector), kLanes, kColumns (vectors of the register tile's width; kScoreColumns of that of
-// scores), kPairs (units are pairs of bfloat16), Zero, Set1, Load, Store, Max, Sub, Mul, Add, Fma,
-// Exp2, Exp2Float, MulAdd(acc, unit, unit), BroadcastUnit, LoadUnits, StorePair(p0, p1, out),
-// HideRows(scores, mask), kInt8; with kInt8 also I (vector of int32), LoadInts, DotUnits(acc, query
-// unit, key unit), ToFloat; kTiles, kKeyGroup (what blocks are padded to); with kTiles it runs a
-// job in its own way, RunJob.
+// scores; kWeighColumns weighed at once), kPairs (units are pairs of bfloat16), Zero, Set1, Load,
+// Store, Max, Sub, Mul, Add, Exp2, Exp2Float, MulAdd(acc, unit, unit), BroadcastUnit, LoadUnits,
+// StorePair(p0, p1, out, width), HideRows(scores, mask), kInt8; with kInt8 also I (vector of
+// int32), LoadInts, DotUnits(acc, query unit, key unit), ToFloat; kTiles, kKeyGroup (what blocks
+// are padded to); with kTiles it runs a job in its own way, RunJob.
 
 // Runs run(columns, lane) over the lanes of a tile: kV vectors at a time, and what is left in
 // fewer. Four are two and two, for four sums alone do not fill the multipliers.
@@ -26,6 +26,7 @@ inline void ForColumns(int width, const Run& run, int lane = 0) {
 template <class S, int kV>
 inline void MultiplyUnits(const uint32_t* a, const uint32_t* b, int units, int width,
                           typename S::F (&acc)[kGroup][kV]) {
+  // Many runs are of 32 or 64 units: a branch for each one shows.
 #pragma GCC unroll 4
   for (int u = 0; u < units; ++u, a += kGroup, b += width) {
     typename S::F column[kV];
@@ -102,7 +103,7 @@ inline int Padded(int length) {
   return (length + S::kKeyGroup - 1) / S::kKeyGroup * S::kKeyGroup;
 }
 
-// Whether HideScores changes any.
+// Whether HideScores may change any.
 template <class S>
 inline bool Hides(const TileJob& job, int entry, int block) {
   return job.head.block_length[block] % S::kKeyGroup != 0 || job.edit != nullptr ||
@@ -192,9 +193,9 @@ inline typename S::F ShrinkOf(typename S::F before, typename S::F finite, typena
   return S::Exp2Float(S::Mul(S::Sub(before, finite), scale));
 }
 
-// Scores of one pass, the largest of each column in `most`, become probabilities; updates the
-// running maximum and sum of kV vectors of queries and gives the factors by which what was summed
-// before shrinks.
+// Scores of one pass become probabilities; `most` has the largest of each column, of this pass and
+// those before. Updates the running maximum and sum of kV vectors of queries and gives the factors
+// by which what was summed before shrinks.
 template <class S, int kWidth, int kV>
 inline void SoftmaxColumns(const TileJob& job, int lane, int keys, const float* most,
                            float* shrinks) {
@@ -313,7 +314,7 @@ void RunTileOf(const TileJob& job) {
       }
       scores += padded * kWidth;
     }
-    ForColumns<S, S::kLanes / 4>(kWidth, [&](auto columns, int lane) {
+    ForColumns<S, S::kWeighColumns>(kWidth, [&](auto columns, int lane) {
       SoftmaxColumns<S, kWidth, columns>(job, lane, pass.keys, most, shrink);
     });
     AddValues<S, kWidth>(job, pass, shrink);

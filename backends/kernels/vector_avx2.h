@@ -6,6 +6,7 @@ struct Float32 {
   static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 8;
   static constexpr int kScoreColumns = 3;
+  static constexpr int kWeighColumns = 2;
   static constexpr int kColumns = 3;  // 12 accumulators, 3 columns, 1 broadcast: all 16 registers
   static constexpr bool kPairs = false;
   static constexpr bool kInt8 = false;

@@ -5,6 +5,7 @@ struct Vector512 {
   static constexpr int kKeyGroup = kGroup;
   static constexpr int kLanes = 16;
   static constexpr int kScoreColumns = 4;
+  static constexpr int kWeighColumns = 4;
   static constexpr int kColumns = 4;  // 16 accumulators, 4 columns, 1 broadcast: fits 32 registers
 
   static F Zero() { return _mm512_setzero_ps(); }
