@@ -103,11 +103,16 @@ inline int Padded(int length) {
   return (length + S::kKeyGroup - 1) / S::kKeyGroup * S::kKeyGroup;
 }
 
+// Whether the keys of a block are hidden from single rows.
+inline bool MasksRows(const TileJob& job, int entry) {
+  return job.row_masks != nullptr && job.row_masks[entry] != ~uint64_t{0};
+}
+
 // Whether HideScores may change any.
 template <class S>
 inline bool Hides(const TileJob& job, int entry, int block) {
-  return job.head.block_length[block] % S::kKeyGroup != 0 || job.edit != nullptr ||
-         (job.row_masks != nullptr && job.row_masks[entry] != ~uint64_t{0});
+  return job.head.block_length[block] % S::kKeyGroup != 0 || MasksRows(job, entry) ||
+         job.edit != nullptr;
 }
 
 // Padding keys, keys hidden from single rows, and whatever job.edit does.
@@ -119,7 +124,7 @@ inline void HideScores(const TileJob& job, int entry, int block, float* scores, 
   for (int key = length; key < padded; ++key) {
     for (int q = 0; q < width; q += S::kLanes) S::Store(scores + key * width + q, hidden);
   }
-  if (job.row_masks != nullptr && job.row_masks[entry] != ~uint64_t{0}) {
+  if (MasksRows(job, entry)) {
     for (int key = 0; key < length; ++key) {
       for (int q = 0; q < width; q += S::kLanes) {
         S::HideRows(scores + key * width + q, job.row_masks[entry] >> q);
