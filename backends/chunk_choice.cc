@@ -120,7 +120,11 @@ int64_t ChunkChoice::ChooseBytes(int64_t chunks, int64_t head_size) {
          kernels::ShareChoice::Bytes(chunks) + chunks * kMostBytes;
 }
 
-void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, Desk* desk) const {
+// Rows of queries lie a page or so apart, so that reading them is waiting for memory, one after the
+// other; a few at a time between products they cost nothing.
+void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, int64_t soon,
+                            Desk* desk) const {
+  constexpr int64_t kStep = 4;  // chunks
   const int64_t size = call_.head_size(), stride = RowStride(size);
   const kernels::HeadRows rows = call_.Rows(call_.host_query, head);
   for (int64_t i = 0; i < count; ++i) {
@@ -128,7 +132,14 @@ void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, Desk* de
   }
   kernels::PackQueries(desk->rows.get(), stride, static_cast<int>(count), size,
                        desk->queries.get());
-  Gates().multiply(means_[head].get(), desk->queries.get(), chunks_, size, desk->gates.get());
+  int64_t fetched = 0;
+  for (int64_t chunk = 0; chunk < chunks_; chunk += kStep) {
+    for (; fetched < std::min(soon, soon * (chunk + kStep) / chunks_); ++fetched) {
+      kernels::PrefetchRow(rows, cut_.order[first + count + fetched]);
+    }
+    Gates().multiply(means_[head].get() + chunk * size, desk->queries.get(),
+                     std::min(kStep, chunks_ - chunk), size, desk->gates.get() + chunk * kRun);
+  }
 }
 
 void ChunkChoice::ForAllQueries(int64_t batch, const Visit& visit) const {
@@ -140,7 +151,7 @@ void ChunkChoice::ForAllQueries(int64_t batch, const Visit& visit) const {
       for (int64_t task = part; task < tasks && !stop.Asked(); task += kParts) {
         const int64_t head = batch * call_.heads() + task / runs, first = task % runs * kRun;
         const int64_t count = std::min(kRun, call_.tokens() - first);
-        FillGates(head, first, count, &desk);
+        FillGates(head, first, count, 0, &desk);
         visit(part, head, first, count, desk.gates.get());
       }
     }
@@ -292,9 +303,9 @@ void ChunkChoice::ChooseMost(const int32_t* own, int64_t count, Desk* desk, uint
   }
 }
 
-void ChunkChoice::ChooseRun(int64_t head, int64_t first, int64_t count, Desk* desk,
+void ChunkChoice::ChooseRun(int64_t head, int64_t first, int64_t count, int64_t soon, Desk* desk,
                             uint64_t* chosen, int64_t stride) const {
-  FillGates(head, first, count, desk);
+  FillGates(head, first, count, soon, desk);
   const int32_t* own = chunk_of_.data() + first;
   if (rule_.type != SelectType::kQueryHead) {
     ChooseByCut(head, own, count, desk->gates.get(), chosen, stride);
@@ -310,8 +321,9 @@ void ChunkChoice::Choose(int64_t head, int64_t first, int64_t count, uint64_t* c
   Desk desk(chunks_, call_.head_size());
   const int64_t words = (count + kRun - 1) / kRun;
   for (int64_t word = 0; word < words; ++word) {
-    const int64_t done = word * kRun;
-    ChooseRun(head, first + done, std::min(kRun, count - done), &desk, chosen + word, words);
+    const int64_t done = word * kRun, run = std::min(kRun, count - done);
+    const int64_t soon = std::min(kRun, count - done - run);
+    ChooseRun(head, first + done, run, soon, &desk, chosen + word, words);
   }
 }
 
@@ -327,7 +339,7 @@ bool ChunkChoice::AnyExtra(int64_t batch) const {
     Desk desk(chunks_, call_.head_size());
     for (int64_t task = begin; task < end && !any && !stop.Asked(); ++task) {
       const int64_t first = task % runs * kRun, count = std::min(kRun, call_.tokens() - first);
-      ChooseRun(batch * call_.heads() + task / runs, first, count, &desk, chosen.data(), 1);
+      ChooseRun(batch * call_.heads() + task / runs, first, count, 0, &desk, chosen.data(), 1);
       int64_t pairs = 0;
       for (const uint64_t queries : chosen) pairs += std::popcount(queries);
       if (pairs > count) any = true;  // each has its own chunk

@@ -66,8 +66,9 @@ class ChunkChoice {
   int64_t GroupOf(int64_t head, int64_t chunk) const;
   // What one thread needs to make gates and to choose by them.
   struct Desk;
-  // The desk's gates of up to 64 queries: [chunk][kGateLanes].
-  void FillGates(int64_t head, int64_t first, int64_t count, Desk* desk) const;
+  // The desk's gates of up to 64 queries: [chunk][kGateLanes]. The `soon` queries after them are
+  // fetched meanwhile.
+  void FillGates(int64_t head, int64_t first, int64_t count, int64_t soon, Desk* desk) const;
   // visit(part, head, first position, count, gates) over all queries of a batch row, on all
   // threads; `part` numbers the pieces of work that run one after the other.
   using Visit = std::function<void(int64_t part, int64_t head, int64_t first, int64_t count,
@@ -84,8 +85,8 @@ class ChunkChoice {
   // The value by which an entry competes: stretched, or with own chunks far above.
   float ValueOf(const Cut& cut, float gate, bool own) const;
   // Of up to 64 queries: a word for each chunk, `stride` words apart.
-  void ChooseRun(int64_t head, int64_t first, int64_t count, Desk* desk, uint64_t* chosen,
-                 int64_t stride) const;
+  void ChooseRun(int64_t head, int64_t first, int64_t count, int64_t soon, Desk* desk,
+                 uint64_t* chosen, int64_t stride) const;
   void ChooseByCut(int64_t head, const int32_t* own, int64_t count, const float* gates,
                    uint64_t* chosen, int64_t stride) const;
   void ChooseMost(const int32_t* own, int64_t count, Desk* desk, uint64_t* chosen,

@@ -16,6 +16,9 @@ namespace {
 // Twice as many where they are narrow: what all cores stream is read from a cache that they share.
 constexpr int64_t kTaskRows = 96;
 constexpr int64_t kNarrowBytes = int64_t{192} << 10;  // of twice as many
+// So few blocks are equally high, though tiles are cut short for it: no thread has more rows than
+// another. Of more the last one has what is left.
+constexpr int64_t kFewBlocks = 8;
 // Panels whose sums are held at once.
 constexpr int64_t kMostGroupPanels = 8;
 // Weights that stay in a core's cache whatever the order of the tasks.
@@ -107,9 +110,12 @@ class GemmRunner {
     const bool narrow = 2 * kTaskRows * units_ * 4 <= kNarrowBytes;
     const int64_t tallest = (narrow ? 2 : 1) * kTaskRows / tile_rows_;
     const int64_t lowest = near ? 1 : tallest;
-    block_tiles_ = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
-    blocks_ = CeilDiv(tiles_, block_tiles_);
-    block_tiles_ = CeilDiv(tiles_, blocks_);
+    const int64_t tiles = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
+    blocks_ = CeilDiv(tiles_, tiles);
+    const int64_t step = blocks_ <= kFewBlocks ? kernel_.row_step() : tile_rows_;
+    block_rows_ = CeilDiv(CeilDiv(source_.rows, blocks_), step) * step;
+    block_tiles_ = CeilDiv(block_rows_, tile_rows_);
+    blocks_ = CeilDiv(source_.rows, block_rows_);
     Group(std::clamp<int64_t>(panels * blocks_ / wanted, 1, kMostGroupPanels));
     const int64_t shares = near ? wanted / blocks_ : CeilDiv(wanted, blocks_);
     shares_ = std::clamp<int64_t>(shares, 1, static_cast<int64_t>(groups_.size()));
@@ -188,7 +194,7 @@ class GemmRunner {
     const GemmCall& call = product.call;
     const int64_t first = FirstRowOf(desk.block, t), column = panel * kPanelColumns;
     finish->sums = tile.sums;
-    finish->rows = static_cast<int>(RowsFrom(first));
+    finish->rows = static_cast<int>(RowsIn(desk.block, t));
     const float* gates[kMostTileRows];
     if (call.gate != nullptr) finish->gates = GatesOf(call, first, finish->rows, column, gates);
     FetchResults(*finish);
@@ -259,17 +265,20 @@ class GemmRunner {
     return {call.x, product.weight->element(), call.rows, product.weight->k(), call.x_stride};
   }
 
+  int64_t EndOf(int64_t block) const { return std::min(source_.rows, (block + 1) * block_rows_); }
   int64_t TilesOf(int64_t block) const {
-    return std::min(block_tiles_, tiles_ - block * block_tiles_);
+    return CeilDiv(EndOf(block) - block * block_rows_, tile_rows_);
   }
   int64_t FirstRowOf(int64_t block, int64_t tile) const {
-    return (block * block_tiles_ + tile) * tile_rows_;
+    return block * block_rows_ + tile * tile_rows_;
   }
-  // Of a tile that begins there.
-  int64_t RowsFrom(int64_t first) const { return std::min(source_.rows - first, tile_rows_); }
+  int64_t RowsIn(int64_t block, int64_t tile) const {
+    return std::min(EndOf(block) - FirstRowOf(block, tile), tile_rows_);
+  }
+  // Rows that are multiplied, some of which may not be there.
   int HeightOf(int64_t block, int64_t tile) const {
-    const int64_t left = source_.rows - FirstRowOf(block, tile), step = kernel_.row_step();
-    return static_cast<int>(left >= tile_rows_ ? tile_rows_ : CeilDiv(left, step) * step);
+    const int64_t step = kernel_.row_step();
+    return static_cast<int>(CeilDiv(RowsIn(block, tile), step) * step);
   }
 
   const std::span<const GemmProduct> products_;
@@ -278,7 +287,7 @@ class GemmRunner {
   const RowSource source_;
   const int64_t units_, piece_units_;
   const int64_t tile_rows_ = kernel_.tile_rows(), tiles_;
-  int64_t block_tiles_ = 1, blocks_ = 1, shares_ = 1;
+  int64_t block_rows_ = 1, block_tiles_ = 1, blocks_ = 1, shares_ = 1;
   std::vector<PanelGroup> groups_;
   SharedStop stop_;
 };

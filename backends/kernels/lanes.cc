@@ -4,28 +4,9 @@
 
 #include <algorithm>
 
+#include "backends/kernels/transpose.h"
+
 namespace denoised::kernels {
-namespace {
-
-void Transpose(__m256 (&x)[8]) {
-  __m256 pair[8], four[8];
-  for (int i = 0; i < 8; i += 2) {
-    pair[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-    pair[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
-    four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
-    four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
-    four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    x[i] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
-    x[i + 4] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
-  }
-}
-
-}  // namespace
 
 void RowsToLanes(const float* rows, int64_t stride, const int32_t* index, int count, int size,
                  int width, float* lanes) {
@@ -37,7 +18,7 @@ void RowsToLanes(const float* rows, int64_t stride, const int32_t* index, int co
     for (int d = 0; d < size; d += 8) {
       __m256 x[8];
       for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(row[i] + d);
-      Transpose(x);
+      TransposeEight(x);
       const int used = std::min(8, size - d);
       for (int i = 0; i < used; ++i) _mm256_storeu_ps(lanes + (d + i) * width + first, x[i]);
     }
@@ -54,7 +35,7 @@ void LanesToRows(const float* lanes, int width, int size, const int32_t* index, 
         x[i] =
             d + i < size ? _mm256_loadu_ps(lanes + (d + i) * width + first) : _mm256_setzero_ps();
       }
-      Transpose(x);
+      TransposeEight(x);
       for (int i = 0; i < used; ++i) {
         _mm256_storeu_ps(rows + index[first + i] * stride + d, x[i]);
       }

@@ -7,6 +7,8 @@
 
 #include "backends/kernels/int8_rows.h"
 #include "backends/kernels/pool.h"
+#include "backends/kernels/rounding.h"
+#include "backends/kernels/transpose.h"
 
 namespace denoised::kernels {
 namespace {
@@ -147,10 +149,9 @@ void Transpose(__m128i (&x)[4]) {
 
 void Store(uint32_t* p, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
 
-// Four rows as columns: out[unit * stride + r]. Units come in fours, but for a last pair where
-// pairs of bfloat16 make padded_size / 2 odd by two.
-void TransposeRows(const FourRows& four, int units, uint32_t* out, int64_t stride) {
-  int u = 0;
+// Four rows as columns, from unit `u` on: out[unit * stride + r]. Units come in fours, but for a
+// last pair where pairs of bfloat16 make padded_size / 2 odd by two.
+void TransposeRows(const FourRows& four, int u, int units, uint32_t* out, int64_t stride) {
   for (; u + 4 <= units; u += 4) {
     __m128i x[4] = {four.Load(0, u), four.Load(1, u), four.Load(2, u), four.Load(3, u)};
     Transpose(x);
@@ -163,6 +164,25 @@ void TransposeRows(const FourRows& four, int units, uint32_t* out, int64_t strid
   }
 }
 
+// The same of eight rows.
+void TransposeRows(const FourRows& low, const FourRows& high, int units, uint32_t* out,
+                   int64_t stride) {
+  int u = 0;
+  for (; u + 8 <= units; u += 8) {
+    __m256 x[8];
+    for (int r = 0; r < 4; ++r) {
+      x[r] = _mm256_loadu_ps(static_cast<const float*>(low.row[r]) + u);
+      x[r + 4] = _mm256_loadu_ps(static_cast<const float*>(high.row[r]) + u);
+    }
+    TransposeEight(x);
+    for (int i = 0; i < 8; ++i) {
+      _mm256_storeu_ps(reinterpret_cast<float*>(out + (u + i) * stride), x[i]);
+    }
+  }
+  TransposeRows(low, u, units, out, stride);
+  TransposeRows(high, u, units, out + 4, stride);
+}
+
 // Two rows of bfloat16, element by element: one group of four pairs a step.
 void InterleavePair(const void* even, const void* odd, int padded_size, uint32_t* out,
                     int64_t group_stride) {
@@ -173,32 +193,6 @@ void InterleavePair(const void* even, const void* odd, int padded_size, uint32_t
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(odd) + d));
     Store(out + (d / 4) * group_stride, _mm_unpacklo_epi16(a, b));
   }
-}
-
-// Columns d .. d+7 of one finished row, the last of them perhaps past its end.
-void StoreEight(const UnitFormat& format, char* row, int d, __m128 low, __m128 high) {
-  const int count = std::min(8, format.head_size - d);
-  char eight[32];
-  const bool whole = count == 8;
-  if (format.element == Element::kFloat32) {
-    char* to = whole ? row + 4 * static_cast<int64_t>(d) : eight;
-    _mm_storeu_ps(reinterpret_cast<float*>(to), low);
-    _mm_storeu_ps(reinterpret_cast<float*>(to) + 4, high);
-    if (!whole)
-      std::memcpy(row + 4 * static_cast<int64_t>(d), eight, static_cast<size_t>(count) * 4);
-  } else {
-    char* to = whole ? row + 2 * static_cast<int64_t>(d) : eight;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                     _mm_packus_epi32(ToBfloat16(low), ToBfloat16(high)));
-    if (!whole)
-      std::memcpy(row + 2 * static_cast<int64_t>(d), eight, static_cast<size_t>(count) * 2);
-  }
-}
-
-// Four rows' columns d .. d+3 of a tile, divided by the rows' sums.
-void LoadFour(const float* out, int width, __m128 factor, __m128 (&x)[4]) {
-  for (int i = 0; i < 4; ++i) x[i] = _mm_mul_ps(_mm_loadu_ps(out + i * width), factor);
-  _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
 }
 
 int PaddedLength(const UnitFormat& format, const Rows& rows) {
@@ -243,20 +237,49 @@ bool PackValueTiles(const UnitFormat& format, const Rows& rows, uint32_t* out) {
   return odd;
 }
 
+// Eight queries at a time: their columns, divided by their sums, become rows.
+template <class T>
+void StoreRows(const UnitFormat& format, const float* out, const float* sums, int width,
+               float nothing, const Rows& rows) {
+  const int size = format.head_size, padded = format.padded_size();
+  for (int q = 0; q < rows.span.length; q += 8) {
+    const int used = std::min(8, rows.span.length - q);
+    T* row[8];
+    for (int i = 0; i < used; ++i) {
+      row[i] = reinterpret_cast<T*>(const_cast<char*>(RowAt(format, rows, q + i)));
+    }
+    const __m256 sum = _mm256_loadu_ps(sums + q);
+    const __m256 factor =
+        _mm256_blendv_ps(_mm256_div_ps(_mm256_set1_ps(1.0f), sum), _mm256_set1_ps(nothing),
+                         _mm256_cmp_ps(sum, _mm256_setzero_ps(), _CMP_EQ_OQ));
+    for (int d = 0; d < size; d += 8) {
+      const int columns = std::min(8, padded - d);
+      __m256 x[8];
+      for (int i = 0; i < 8; ++i) {
+        x[i] = i < columns ? _mm256_mul_ps(_mm256_loadu_ps(out + (d + i) * width + q), factor)
+                           : _mm256_setzero_ps();
+      }
+      TransposeEight(x);
+      for (int i = 0; i < used; ++i) StoreSome(row[i] + d, size - d, x[i]);
+    }
+  }
+}
+
 }  // namespace
 
 void PackKeys(const UnitFormat& format, const Rows& rows, uint32_t* out) {
   if (format.tiles) return PackKeyTiles(format, rows, out);
   for (int key = 0; key < rows.span.length; key += kGroup) {
     const FourRows four(format, rows, key);
-    TransposeRows(four, format.units(), out + static_cast<int64_t>(key) * format.units(), kGroup);
+    TransposeRows(four, 0, format.units(), out + static_cast<int64_t>(key) * format.units(),
+                  kGroup);
   }
 }
 
 void PackQuery(const UnitFormat& format, const Rows& rows, int width, uint32_t* out) {
-  for (int q = 0; q < width; q += kGroup) {
-    const FourRows four(format, rows, q);
-    TransposeRows(four, format.units(), out + q, width);
+  for (int q = 0; q < width; q += 8) {
+    const FourRows low(format, rows, q), high(format, rows, q + 4);
+    TransposeRows(low, high, format.units(), out + q, width);
   }
 }
 
@@ -277,7 +300,7 @@ void PackKeysInt8(const UnitFormat& format, const Rows& rows, const float* mean,
     if (format.tiles) {
       StoreTileRows(four, key, units, out);
     } else {
-      TransposeRows(four, units, out + static_cast<int64_t>(key) * units, kGroup);
+      TransposeRows(four, 0, units, out + static_cast<int64_t>(key) * units, kGroup);
     }
   }
 }
@@ -297,7 +320,7 @@ void PackQueryInt8(const UnitFormat& format, const Rows& rows, int width, uint32
       StoreQuantised(format, bytes, /*key=*/false, four.scratch[r]);
       four.row[r] = four.scratch[r];
     }
-    TransposeRows(four, format.score_units(), out + q, width);
+    TransposeRows(four, 0, format.score_units(), out + q, width);
   }
 }
 
@@ -342,25 +365,10 @@ void LoadValue(const UnitFormat& format, const Rows& rows, int i, float* out) {
 
 void StoreTile(const UnitFormat& format, const float* out, const float* sums, int width,
                float nothing, const Rows& rows) {
-  const auto element_size = static_cast<size_t>(ElementBytes(format.element));
-  for (int q = 0; q < rows.span.length; q += 4) {
-    char* row[4];
-    float inverse[4];
-    for (int i = 0; i < 4; ++i) {
-      const int position = rows.span.first + std::min(q + i, rows.span.length - 1);
-      const int64_t token = rows.order != nullptr ? rows.order[position] : position;
-      row[i] = static_cast<char*>(const_cast<void*>(rows.data)) +
-               token * rows.stride * static_cast<int64_t>(element_size);
-      inverse[i] = sums[q + i] == 0.0f ? nothing : 1.0f / sums[q + i];
-    }
-    const __m128 factor = _mm_loadu_ps(inverse);
-    const int used = std::min(4, rows.span.length - q);
-    for (int d = 0; d < format.head_size; d += 8) {
-      __m128 low[4], high[4] = {};
-      LoadFour(out + d * width + q, width, factor, low);
-      if (d + 4 < format.padded_size()) LoadFour(out + (d + 4) * width + q, width, factor, high);
-      for (int i = 0; i < used; ++i) StoreEight(format, row[i], d, low[i], high[i]);
-    }
+  if (format.element == Element::kFloat32) {
+    StoreRows<float>(format, out, sums, width, nothing, rows);
+  } else {
+    StoreRows<uint16_t>(format, out, sums, width, nothing, rows);
   }
 }
 

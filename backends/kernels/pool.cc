@@ -106,6 +106,12 @@ void LoadRow(const HeadRows& rows, int64_t token, float* out) {
   for (; d < rows.head_size; ++d) out[d] = LoadOne(rows, at + d);
 }
 
+void PrefetchRow(const HeadRows& rows, int64_t token) {
+  const int64_t bytes = ElementBytes(rows.element);
+  const char* row = static_cast<const char*>(rows.data) + token * rows.stride * bytes;
+  for (int64_t at = 0; at < rows.head_size * bytes; at += 64) __builtin_prefetch(row + at);
+}
+
 void BlockMean(const HeadRows& rows, const int32_t* tokens, int64_t count, float* mean) {
   int64_t d = 0;
   for (; d + 64 <= rows.head_size; d += 64) SumColumns<8>(rows, tokens, count, d, mean);

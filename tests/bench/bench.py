@@ -25,7 +25,7 @@ import server_rows
 import serving_model_rows
 import transformer_rows
 from marks import judge, sentence
-from pairs import LEVELS, ROOT, cpu, levels, summary, surroundings, under_roofline
+from pairs import LEVELS, ROOT, cpu, levels, summary, surroundings
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import tether  # noqa: E402, F401
@@ -66,10 +66,10 @@ def pinned(measure):
 
 
 def completed(row):
-    samples, roofline = row.pop("samples", None), row.pop("roofline", None)
+    samples, rooflines = row.pop("samples", None), row.pop("rooflines", ())
     if samples:
-        row.update(summary([tuple(pair) for pair in samples]))
-    return under_roofline(row, roofline) if roofline else row
+        row.update(summary([tuple(pair) for pair in samples], rooflines))
+    return row
 
 
 GROUPS = (

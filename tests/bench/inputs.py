@@ -124,16 +124,23 @@ def psnr(ours, peer, top):
     return float(10 * numpy.log10(top**2 / numpy.mean(errors(ours, peer)[0]**2)))
 
 
-def pairwise(options, workers, inputs, request, pairs=None, requests=None):
+def pairwise(options, workers, inputs, request, pairs=None, requests=None, roofline=None):
     """Summary of one request that all workers understand; `requests` adds to it by worker. Outputs are
-    inputs.out("ours"), ("peer") and ("stock").
+    inputs.out("ours"), ("peer") and ("stock"). `roofline`: what the request would take at the best rate of a
+    product, asked after each pair.
     """
     names = ("ours", "peer", "stock")[:len(workers)]
+    rooflines = []
 
     def side(index):
         more = requests[index] if requests else {}
         return lambda: workers[index].ask(**request, **more, out=inputs.out(names[index]))["seconds"]
-    return summary(alternate([side(i) for i in range(len(workers))], pairs or options.pairs))
+
+    def after():
+        if roofline:
+            rooflines.append(roofline())
+    samples = alternate([side(i) for i in range(len(workers))], pairs or options.pairs, after=after)
+    return summary(samples, rooflines)
 
 
 def dtype_error(inputs, dtype):

@@ -92,10 +92,10 @@ class Worker:
         self.close()
 
 
-def alternate(sides, pairs, warm_ups=1):
+def alternate(sides, pairs, warm_ups=1, after=None):
     """Seconds of every side for each pair: `sides` are ours, the peer and perhaps the stock peer; the side
     that starts changes from pair to pair. Each comes after a rest: OpenMP's helpers of another process spin for
-    tens of milliseconds after its work.
+    tens of milliseconds after its work. `after` follows each pair.
     """
     for _ in range(warm_ups):
         for side in sides:
@@ -108,12 +108,15 @@ def alternate(sides, pairs, warm_ups=1):
             time.sleep(REST)
             seconds[side] = sides[side]()
         samples.append(tuple(seconds))
+        if after:
+            after()
     return samples
 
 
-def summary(samples):
+def summary(samples, rooflines=()):
     """Median of the per-pair ratios peer / ours (above 1: we are faster), with their range; the stock
-    peer's as `stock_ratio`.
+    peer's as `stock_ratio`. `rooflines`: what the work would take at the rate that this machine's best GEMM had
+    when each pair was timed: the ratio that this would give, and our share of it.
     """
     ratios = [sample[1] / sample[0] for sample in samples]
     row = {
@@ -127,15 +130,12 @@ def summary(samples):
     if len(samples[0]) > 2:
         row["stock_ratio"] = round(statistics.median(sample[2] / sample[0] for sample in samples), 4)
         row["stock_peer"] = statistics.median(sample[2] for sample in samples)
+    if rooflines:
+        both = list(zip(samples, rooflines, strict=True))
+        row["roofline"] = statistics.median(rooflines)
+        row["roofline_ratio"] = round(statistics.median(sample[1] / seconds for sample, seconds in both), 4)
+        row["roofline_share"] = round(statistics.median(seconds / sample[0] for sample, seconds in both), 4)
     return row
-
-
-def under_roofline(row, seconds):
-    """`seconds` are what the work would take at the rate that this machine's best GEMM had in the same run:
-    the ratio that this would give, and our share of it.
-    """
-    return {**row, "roofline": seconds, "roofline_ratio": round(row["peer"] / seconds, 4),
-            "roofline_share": round(seconds / row["ours"], 4)}
 
 
 @functools.cache

@@ -37,8 +37,8 @@ double SecondsOf(const Work& work);
 void Settle();
 
 // Seconds of both sides in turns, each after a rest and a warm-up of its own; the side that starts
-// changes. Short work is repeated until a sample takes 50 ms.
-Json Alternate(const Work& ours, const Work& peer, int pairs);
+// changes. Short work is repeated until a sample takes 50 ms. `after` follows each pair.
+Json Alternate(const Work& ours, const Work& peer, int pairs, const Work& after = {});
 
 double MedianSeconds(const Work& work, int count);
 
@@ -58,8 +58,18 @@ struct GemmShape {
 // By our own packed GEMM.
 Work PackedProduct(at::ScalarType dtype, const GemmShape& shape = {});
 
-// Multiply-adds a second of the better of ours and LibTorch's.
-double BestGemmRate(at::ScalarType dtype, const GemmShape& shape = {});
+// One product, by our own packed GEMM and by LibTorch.
+class GemmRates {
+ public:
+  explicit GemmRates(at::ScalarType dtype, const GemmShape& shape = {});
+  // Multiply-adds a second of the better of both, at the moment: a sample each, as Alternate takes.
+  double Best() const;
+
+ private:
+  const double multiply_adds_;
+  const Work ours_;
+  const Work peer_;
+};
 
 // main() of a bench program: --pairs, --threads, --cpu_isa and rows; prints a JSON line a row.
 // A backend that this build or machine lacks gives a row with `skipped` and its own sentence.

@@ -7,7 +7,7 @@ import statistics
 
 from inputs import (dtype_error, model_folder, our_worker, pairwise, peer_worker, psnr, relative_error,
                     scratch_inputs)
-from pairs import ROOT, alternate, summary, under_roofline
+from pairs import ROOT, alternate, summary
 
 ROWS = ("A1", "A2", "A3", "A1i", "A3b", "A11", "B8f", "B9", "B10", "H3")
 
@@ -31,7 +31,7 @@ def forward_request(inputs, preset, repeat, text=None):
 
 
 def roofline_seconds(worker, dtype, preset="mid"):
-    """A forward at the best rate of a product here: linear layers, and attention at the same rate."""
+    """A forward at the best rate of a product at the moment: linear layers, and attention at the same rate."""
     width, layers, ffn = (SIZES[preset][name] for name in ("width", "layers", "ffn"))
     frames, height, tall = LATENTS[preset]
     tokens, text = frames * height * tall // 4, TEXT[preset][0]
@@ -57,9 +57,8 @@ def diffusers_rows(options, rows):
                 continue
             load(workers, folder_of(preset), dtype)
             request = forward_request(inputs, preset, repeat)
-            result = pairwise(options, workers, inputs, request)
-            if row == "A1":
-                result = under_roofline(result, roofline_seconds(ours, dtype))
+            roofline = (lambda: roofline_seconds(ours, dtype)) if row == "A1" else None
+            result = pairwise(options, workers, inputs, request, roofline=roofline)
             if dtype != "float32":
                 load((peer,), folder_of(preset), "float32")
                 peer.ask(**{**request, "repeat": 1}, out=inputs.out("float32"))
@@ -77,8 +76,7 @@ def compiled_row(options):
         load((ours,), folder_of("mid"), dtype)
         load((peer,), folder_of("mid"), dtype, compile=True)
         compiling = peer.ask(**request, out=inputs.out("peer"))["seconds"]
-        result = pairwise(options, (ours, peer), inputs, request)
-        result = under_roofline(result, roofline_seconds(ours, dtype))
+        result = pairwise(options, (ours, peer), inputs, request, roofline=lambda: roofline_seconds(ours, dtype))
         return {"row": "A2", "name": f"DiT forward, mid, {dtype}, against torch.compile", **result, "unit": "s",
                 "dtype": dtype, "compile_seconds": compiling, **dtype_error(inputs, dtype)}
 
@@ -121,8 +119,8 @@ def earlier_row(options):
         def compare(mine, theirs):
             load((ours,), folder, mine)
             load((earlier,), folder, theirs)
-            return under_roofline(pairwise(options, (ours, earlier), inputs, request),
-                                  roofline_seconds(ours, mine, "shipped"))
+            return pairwise(options, (ours, earlier), inputs, request,
+                            roofline=lambda: roofline_seconds(ours, mine, "shipped"))
 
         floats = result = compare("float32", "float32")
         agreed = relative_error(inputs.out("ours"), inputs.out("peer"))
