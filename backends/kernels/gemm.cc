@@ -1,6 +1,7 @@
 #include "backends/kernels/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "backends/kernels/gemm_kernels.h"
@@ -54,15 +55,21 @@ struct PanelGroup {
 
 class GemmRunner {
  public:
-  GemmRunner(std::span<const GemmProduct> products, const GemmTileKernel& tile)
+  GemmRunner(std::span<const GemmProduct> products, const GemmTileKernel& tile,
+             const RowsDone& done)
       : products_(products),
         kernel_(products[0].weight->kernel()),
         tile_(tile),
         source_(RowsOf(products[0])),
+        read_(products[0].call.read),
+        done_(done),
         units_(products[0].weight->units()),
         piece_units_(kernel_.piece_units()),
         tiles_(CeilDiv(source_.rows, tile_rows_)) {
     ShareOut();
+    if (!done_) return;
+    left_ = std::vector<std::atomic<int64_t>>(blocks_);
+    for (std::atomic<int64_t>& shares : left_) shares = shares_;
   }
 
   void Run(const RunWorkers& run_workers) {
@@ -86,10 +93,12 @@ class GemmRunner {
   // A thread's own: a block of rows as tiles read them, and the sums of a group of panels.
   struct Desk {
     explicit Desk(const GemmRunner& runner)
-        : rows(runner.block_tiles_ * runner.tile_rows_ * runner.units_),
+        : made(runner.read_ != nullptr ? runner.RowBytes() * runner.tile_rows_ : 0),
+          rows(runner.block_tiles_ * runner.tile_rows_ * runner.units_),
           scales(runner.block_tiles_ * runner.tile_rows_),
           sums(runner.block_tiles_ * runner.tile_rows_ * kMostGroupPanels * kPanelColumns) {}
-    int64_t block = -1;  // whose rows these are
+    const ThreadBuffer<char> made;  // a tile's rows, where x does not hold them
+    int64_t block = -1;             // whose rows these are
     const ThreadBuffer<uint32_t> rows;
     const ThreadBuffer<float> scales, sums;
   };
@@ -130,6 +139,8 @@ class GemmRunner {
     }
   }
 
+  int64_t RowBytes() const { return source_.k * ElementBytes(source_.element); }
+
   // Whether to go on.
   bool RunTask(int64_t block, int64_t share, Desk* desk) {
     const int64_t groups = static_cast<int64_t>(groups_.size());
@@ -138,13 +149,24 @@ class GemmRunner {
       if (desk->block != block) PackBlock(block, desk);
       RunGroup(groups_[g], *desk);
     }
+    if (done_ && --left_[block] == 0) {
+      const int64_t first = FirstRowOf(block, 0);
+      done_(first, EndOf(block) - first);
+    }
     return true;
   }
 
   void PackBlock(int64_t block, Desk* desk) const {
     desk->block = block;
     for (int64_t t = 0; t < TilesOf(block); ++t) {
-      PackTileRows(kernel_, source_, FirstRowOf(block, t), HeightOf(block, t),
+      int64_t first = FirstRowOf(block, t);
+      RowSource source = source_;
+      if (read_ != nullptr) {
+        source = {desk->made.get(), source_.element, RowsIn(block, t), source_.k, source_.k};
+        (*read_)(first, source.rows, desk->made.get());
+        first = 0;
+      }
+      PackTileRows(kernel_, source, first, HeightOf(block, t),
                    desk->rows.get() + t * tile_rows_ * units_, desk->scales.get() + t * tile_rows_);
     }
   }
@@ -285,10 +307,13 @@ class GemmRunner {
   const GemmKernel& kernel_;
   const GemmTileKernel& tile_;
   const RowSource source_;
+  const RowReader* const read_;
+  const RowsDone& done_;
   const int64_t units_, piece_units_;
   const int64_t tile_rows_ = kernel_.tile_rows(), tiles_;
   int64_t block_rows_ = 1, block_tiles_ = 1, blocks_ = 1, shares_ = 1;
   std::vector<PanelGroup> groups_;
+  std::vector<std::atomic<int64_t>> left_;  // [block]: shares, where somebody is told of the last
   SharedStop stop_;
 };
 
@@ -300,74 +325,6 @@ const GemmTileKernel& GemmKernelOf(const WeightPanels& weight) {
   return halves ? kernel.half_tile : kernel.tile;
 }
 
-WeightPanels::WeightPanels(Element element, int64_t n, int64_t k, GemmIsa isa)
-    : kernel_(KernelOf(isa)),
-      element_(element),
-      n_(n),
-      k_(k),
-      units_(kernel_.Units(k)),
-      panels_(CeilDiv(n, kPanelColumns)),
-      unit_bytes_(kPanelColumns * kernel_.PanelUnitBytes(element)),
-      data_(Allocate<char>(panels_ * units_ * unit_bytes_)) {
-  if (!kernel_.int8()) return;
-  scales_ = Allocate<float>(panels() * kPanelColumns);
-  offsets_ = Allocate<int32_t>(panels() * kPanelColumns);
-}
-
-WeightPanels::WeightPanels(const void* weight, Element element, int64_t n, int64_t k, GemmIsa isa,
-                           const RunWorkers& run_workers)
-    : WeightPanels(element, n, k, isa) {
-  const RowSource rows{weight, element, n, k, k};
-  ForPanels(run_workers, [&](int64_t panel) { PackInto(panel, rows, panel * kPanelColumns); });
-}
-
-WeightPanels::WeightPanels(const RowReader& read, Element element, int64_t n, int64_t k,
-                           GemmIsa isa, const RunWorkers& run_workers)
-    : WeightPanels(element, n, k, isa) {
-  SharedStop stop;
-  ForPanels(run_workers, [&](int64_t panel) {
-    if (stop.Asked()) return;
-    const int64_t first = panel * kPanelColumns,
-                  count = std::min<int64_t>(n - first, kPanelColumns);
-    const ThreadBuffer<char> room(count * k * ElementBytes(element));
-    read(first, count, room.get());
-    PackInto(panel, {room.get(), element, count, k, k}, 0);
-  });
-  stop.ThrowIfAsked();
-}
-
-void WeightPanels::ForPanels(const RunWorkers& run_workers,
-                             const std::function<void(int64_t panel)>& work) const {
-  TaskShares tasks(panels());
-  run_workers(panels(), [&](const Worker& worker) {
-    for (int64_t panel; (panel = tasks.Take(worker)) >= 0;) work(panel);
-  });
-}
-
-void WeightPanels::PackInto(int64_t panel, const RowSource& rows, int64_t first) {
-  const int64_t column = panel * kPanelColumns;
-  float* const scales = scales_ ? scales_.get() + column : nullptr;
-  int32_t* const offsets = offsets_ ? offsets_.get() + column : nullptr;
-  PackPanel(kernel_, rows, first, data_.get() + panel * units() * unit_bytes(), scales, offsets);
-}
-
-void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
-  ForPanels(run_workers, [&](int64_t panel) {
-    const int64_t first = panel * kPanelColumns;
-    const int64_t columns = std::min<int64_t>(n_ - first, kPanelColumns);
-    char* const to = static_cast<char*>(weight) + first * k_ * ElementBytes(element_);
-    UnpackPanel(kernel_, element_, Panel(panel, 0), columns, k_, to);
-  });
-}
-
-GemmIsa WeightPanels::isa() const { return kernel_.isa; }
-
-int64_t WeightPanels::bytes() const {
-  constexpr int64_t kScaleAndOffset = 8;
-  const int64_t of_columns = kernel_.int8() ? kPanelColumns * kScaleAndOffset : 0;
-  return panels() * (units() * unit_bytes() + of_columns);
-}
-
 void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& run_workers,
           const GemmTileKernel* kernel) {
   const GemmProduct product{call, &weight};
@@ -375,10 +332,10 @@ void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& ru
 }
 
 void GemmMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
-              const GemmTileKernel* kernel) {
+              const GemmTileKernel* kernel, const RowsDone& done) {
   if (products.empty() || products[0].call.rows <= 0) return;
   const GemmTileKernel& own = GemmKernelOf(*products[0].weight);
-  GemmRunner(products, kernel != nullptr ? *kernel : own).Run(run_workers);
+  GemmRunner(products, kernel != nullptr ? *kernel : own, done).Run(run_workers);
 }
 
 }  // namespace denoised::kernels

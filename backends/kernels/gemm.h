@@ -59,6 +59,10 @@ inline constexpr int64_t kMostInt8K = 131072;
 // Puts rows `first` to `first + count` of a matrix, row-major, to `out`. Any threads at once.
 using RowReader = std::function<void(int64_t first, int64_t count, void* out)>;
 
+// Hears of rows of which all columns are there, from the thread that wrote the last of them and has
+// them near. Each row once; any threads at once.
+using RowsDone = std::function<void(int64_t first, int64_t count)>;
+
 struct GemmKernel;  // gemm_kernels.h
 struct RowSource;   // gemm_pack.h
 
@@ -115,7 +119,7 @@ struct GemmCall {
   int64_t rows = 0;
   const void* x = nullptr;  // [rows][K]
   int64_t x_stride = 0;
-  void* y = nullptr;  // [rows][N]
+  void* y = nullptr;                // [rows][N]
   int64_t y_stride = 0;
   const float* bias = nullptr;  // [N] or null
   Activation activation = Activation::kNone;
@@ -125,6 +129,8 @@ struct GemmCall {
   const float* gate = nullptr;  // rows of [N], one for so many rows of x; null: ones
   int64_t gate_stride = 0, rows_a_gate = 1;
   const int32_t* gate_index = nullptr;  // which row of the gate each time; null: one after another
+  // Puts rows of x, dense, where x is null; a row may be asked for more than once.
+  const RowReader* read = nullptr;
 };
 
 // A call and its weights.
@@ -139,10 +145,10 @@ struct GemmProduct {
 void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& run_workers,
           const GemmTileKernel* kernel = nullptr);
 
-// Several products of the same rows (x, x_stride and rows alike) with weights of one kind, element
-// and K: the rows are packed once. Bits as of one call each.
+// Several products of the same rows (x, x_stride, read and rows alike) with weights of one kind,
+// element and K: the rows are packed once. Bits as of one call each.
 void GemmMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
-              const GemmTileKernel* kernel = nullptr);
+              const GemmTileKernel* kernel = nullptr, const RowsDone& done = {});
 
 }  // namespace denoised::kernels
 

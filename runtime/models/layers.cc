@@ -67,10 +67,10 @@ at::Tensor RunPackedConvolution(const at::Tensor& x, const at::Tensor& weight,
                     {x, weight, bias, padding, ones, ones, int64_t{1}, "none", none, ""});
 }
 
-at::Tensor EmptyResult(const kernels::WeightPanels& panels, const at::Tensor& in) {
+at::Tensor EmptyResult(const kernels::WeightPanels& panels, const LinearInput& in) {
   std::vector<int64_t> shape = in.sizes().vec();
   shape.back() = panels.n();
-  return at::empty(shape, in.options());
+  return at::empty(shape, at::TensorOptions(in.dtype()));
 }
 
 // What memory of its own begins at a multiple of: what at::empty gives, on a CPU and by CUDA.
@@ -164,22 +164,24 @@ Linear::Linear(const WeightRows& weight, const at::Tensor& bias, LinearNumerics 
                                                      RunOnIntraOpThreads));
 }
 
-at::Tensor Linear::operator()(const at::Tensor& x, Activation activation,
+at::Tensor Linear::operator()(const LinearInput& x, Activation activation,
                               at::IntArrayRef parts) const {
   StopPoint();
   if (const SharedPanels panels = PanelsNow()) {
-    const at::Tensor in = x.contiguous(), out = EmptyResult(*panels, in);
+    const LinearInput in = x.Dense();
+    const at::Tensor out = EmptyResult(*panels, in);
     kernels::GemmCall call = CallOn(*panels, in);
     call.y = out.mutable_data_ptr();
     call.activation = activation;
     kernels::Gemm(call, *panels, RunOnIntraOpThreads);
     return out;
   }
-  return RunExact(x, activation, parts);
+  return RunExact(x.Whole(), activation, parts);
 }
 
 std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
-                                       const at::Tensor& x, at::IntArrayRef parts) {
+                                       const LinearInput& x, at::IntArrayRef parts,
+                                       const RowsDone& done) {
   std::vector<SharedPanels> panels;
   for (const Linear* layer : layers) panels.push_back(layer->PanelsNow());
   const auto as_the_first = [&](const SharedPanels& p) {
@@ -187,35 +189,41 @@ std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
   };
   std::vector<at::Tensor> results;
   if (!std::ranges::all_of(panels, as_the_first)) {
-    for (const Linear* layer : layers) results.push_back((*layer)(x, Activation::kNone, parts));
+    const at::Tensor whole = x.Whole();
+    for (const Linear* layer : layers) {
+      results.push_back((*layer)(whole, Activation::kNone, parts));
+    }
+    if (done) done(results, 0, whole.numel() / whole.size(-1));
     return results;
   }
   StopPoint();
-  const at::Tensor in = x.contiguous();
+  const LinearInput in = x.Dense();
   std::vector<kernels::GemmProduct> products;
   for (size_t i = 0; i < layers.size(); ++i) {
     results.push_back(EmptyResult(*panels[i], in));
     products.push_back({layers[i]->CallOn(*panels[i], in), panels[i].get()});
     products[i].call.y = results[i].mutable_data_ptr();
   }
-  kernels::GemmMany(products, RunOnIntraOpThreads);
+  kernels::RowsDone rows_done;
+  if (done) rows_done = [&](int64_t first, int64_t count) { done(results, first, count); };
+  kernels::GemmMany(products, RunOnIntraOpThreads, nullptr, rows_done);
   return results;
 }
 
-void Linear::AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate,
+void Linear::AddTo(const at::Tensor& hidden, const LinearInput& x, const at::Tensor& gate,
                    const at::Tensor& index) const {
   StopPoint();
   const SharedPanels panels = PanelsNow();
   TORCH_CHECK(panels && hidden.is_contiguous() && hidden.scalar_type() == at::kFloat,
               "linear: only our own product adds, to dense float32");
-  const at::Tensor in = x.contiguous();
+  const LinearInput in = x.Dense();
   kernels::GemmCall call = CallOn(*panels, in);
   call.add_to = hidden.mutable_data_ptr<float>();
   if (gate.defined()) {
     const bool one_a_batch = (index.defined() ? index : gate).size(1) == 1;
     call.gate = gate.const_data_ptr<float>();
     call.gate_stride = gate.stride(one_a_batch || index.defined() ? 0 : 1);
-    call.rows_a_gate = one_a_batch ? x.size(1) : 1;
+    call.rows_a_gate = one_a_batch ? in.size(1) : 1;
     if (index.defined()) call.gate_index = index.const_data_ptr<int32_t>();
   }
   kernels::Gemm(call, *panels, RunOnIntraOpThreads);
@@ -235,13 +243,14 @@ Linear::SharedPanels Linear::PanelsNow() const {
 }
 
 // Rows and bias; where the result goes is for the caller to say.
-kernels::GemmCall Linear::CallOn(const kernels::WeightPanels& panels, const at::Tensor& in) const {
-  TORCH_CHECK(in.scalar_type() == dtype_ && in.size(-1) == panels.k(), "linear: wanted rows of ",
-              panels.k(), " ", dtype_, ", came ", in.sizes(), " ", in.scalar_type());
+kernels::GemmCall Linear::CallOn(const kernels::WeightPanels& panels, const LinearInput& in) const {
+  TORCH_CHECK(in.dtype() == dtype_ && in.size(-1) == panels.k(), "linear: wanted rows of ",
+              panels.k(), " ", dtype_, ", came ", in.sizes(), " ", in.dtype());
   kernels::GemmCall call;
-  call.rows = in.numel() / panels.k();
-  call.x = in.const_data_ptr();
+  call.rows = c10::multiply_integers(in.sizes()) / panels.k();
+  call.x = in.data();
   call.x_stride = panels.k();
+  call.read = in.rows();
   call.y_stride = panels.n();
   call.bias = float_bias_.defined() ? float_bias_.const_data_ptr<float>() : nullptr;
   return call;

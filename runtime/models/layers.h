@@ -18,6 +18,7 @@
 #include "backends/attention_spec.h"
 #include "backends/kernels/gemm.h"
 #include "runtime/loaders/weights.h"
+#include "runtime/models/linear_input.h"
 #include "runtime/numerics.h"
 
 namespace denoised {
@@ -100,6 +101,9 @@ at::Tensor Joined(std::vector<at::Tensor> parts);
 // other layers are packed.
 class Linear {
  public:
+  using RowsDone =
+      std::function<void(const std::vector<at::Tensor>& results, int64_t first, int64_t count)>;
+
   Linear() = default;
   // weight [out, in]; bias [out] or undefined. `kept`: the form of the weights, and what a call
   // outside of every ScopedLinearNumerics computes.
@@ -130,15 +134,17 @@ class Linear {
   // `parts`: sizes along the first axis of x, which is dense then. ATen's product does not promise
   // a row its bits in any company; with exact numerics each part has a product of its own, as it
   // would without the others. None: x is one part.
-  at::Tensor operator()(const at::Tensor& x, Activation activation = Activation::kNone,
+  at::Tensor operator()(const LinearInput& x, Activation activation = Activation::kNone,
                         at::IntArrayRef parts = {}) const;
   // What each layer gives for the same x, of whose rows our own product packs one copy for all.
+  // `done` hears of rows of all results that are complete (kernels::RowsDone), and may change them.
   static std::vector<at::Tensor> RunAll(const std::vector<const Linear*>& layers,
-                                        const at::Tensor& x, at::IntArrayRef parts = {});
+                                        const LinearInput& x, at::IntArrayRef parts = {},
+                                        const RowsDone& done = {});
   // hidden += gate * (x W^T + b), in float32 to the end; not with exact numerics. hidden [B, S,
   // out] float32, dense; x [B, S, in]; gate [B, 1 or S, out] float32 with dense rows, or undefined:
   // ones. With an `index`, int32 [B, 1 or S], the gates are [U, 1, out], each once.
-  void AddTo(const at::Tensor& hidden, const at::Tensor& x, const at::Tensor& gate,
+  void AddTo(const at::Tensor& hidden, const LinearInput& x, const at::Tensor& gate,
              const at::Tensor& index = {}) const;
 
  private:
@@ -149,7 +155,7 @@ class Linear {
          bool tolerant);
 
   SharedPanels PanelsNow() const;
-  kernels::GemmCall CallOn(const kernels::WeightPanels& panels, const at::Tensor& in) const;
+  kernels::GemmCall CallOn(const kernels::WeightPanels& panels, const LinearInput& in) const;
   at::Tensor RunExact(const at::Tensor& x, Activation activation, at::IntArrayRef parts) const;
   at::Tensor RunPart(const at::Tensor& x, const at::Tensor& weight) const;
   kernels::GemmIsa IsaFor(LinearNumerics numerics) const;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "backends/intra_op.h"
 #include "backends/kernels/activations.h"
@@ -105,9 +106,11 @@ void SiluRow(const T* x, T* out, int64_t d) {
 
 constexpr int64_t kGrainElements = 16 * 1024;
 
+int64_t RowGrain(int64_t width) { return std::max<int64_t>(1, kGrainElements / width); }
+
 template <typename F>
 void ForRows(int64_t rows, int64_t width, const F& run) {
-  ParallelFor(rows, std::max<int64_t>(1, kGrainElements / width), [&](int64_t begin, int64_t end) {
+  ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) run(r);
   });
 }
@@ -122,23 +125,24 @@ void ForDtype(at::ScalarType dtype, const F& f) {
 
 }  // namespace
 
-at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
-                        const at::Tensor& shift, double eps, at::ScalarType dtype,
-                        const at::Tensor& index) {
+LinearInput NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
+                         const at::Tensor& shift, double eps, at::ScalarType dtype,
+                         const at::Tensor& index) {
   if (x.is_cuda()) return NormModulateCuda(x, scale_plus_one, shift, eps, dtype);
-  const at::Tensor in = x.contiguous();
-  at::Tensor out = at::empty(in.sizes(), in.options().dtype(dtype));
-  const PerRow scales(scale_plus_one, index), shifts(shift, index);
-  const int64_t tokens = x.size(1), d = x.size(2);
-  const float* from = in.const_data_ptr<float>();
+  kernels::RowReader rows;
   ForDtype(dtype, [&]<typename T>(T) {
-    T* to = out.mutable_data_ptr<T>();
-    ForRows(x.size(0) * tokens, d, [&](int64_t r) {
-      const int64_t b = r / tokens, s = r % tokens;
-      NormModulateRow(from + r * d, scales.Row(b, s), shifts.Row(b, s), eps, to + r * d, d);
-    });
+    rows = [in = x.contiguous(), scale_plus_one, shift, index, eps, tokens = x.size(1),
+            d = x.size(2)](int64_t first, int64_t count, void* out) {
+      const PerRow scales(scale_plus_one, index), shifts(shift, index);
+      const float* from = in.const_data_ptr<float>();
+      T* to = static_cast<T*>(out);
+      for (int64_t r = first; r < first + count; ++r, to += d) {
+        const int64_t b = r / tokens, s = r % tokens;
+        NormModulateRow(from + r * d, scales.Row(b, s), shifts.Row(b, s), eps, to, d);
+      }
+    };
   });
-  return out;
+  return {x.sizes(), dtype, std::move(rows)};
 }
 
 at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps) {
@@ -156,35 +160,48 @@ at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return out;
 }
 
+void NormRmsRows(const at::Tensor& x, const at::Tensor& weight, double eps, int64_t first,
+                 int64_t count) {
+  const int64_t d = x.size(-1);
+  ForDtype(x.scalar_type(), [&]<typename T>(T) {
+    T* row = x.mutable_data_ptr<T>() + first * d;
+    const T* gain = weight.const_data_ptr<T>();
+    for (int64_t r = 0; r < count; ++r, row += d) NormRmsRow(row, gain, eps, row, d);
+  });
+}
+
 std::vector<at::Tensor> NormRmsRotate(const std::vector<RmsNormed>& normed, double eps,
                                       const RopeTables& rope, int64_t heads) {
   std::vector<at::Tensor> outs;
-  const at::Tensor& first = normed.front().x;
-  if (first.is_cuda()) {
-    for (const auto& [x, weight] : normed) {
-      outs.push_back(NormRmsRotateCuda(x, weight, eps, rope, heads));
-    }
-    return outs;
-  }
-  const int64_t tokens = first.size(1), d = first.size(2), head_size = d / heads;
-  const int64_t rows = first.size(0) * tokens;
-  const float* cos = rope.cos.const_data_ptr<float>();
-  const float* sin = rope.sin.const_data_ptr<float>();
-  std::vector<RmsNormed> dense;
   for (const auto& [x, weight] : normed) {
-    dense.push_back({x.contiguous(), weight});
-    outs.push_back(at::empty({x.size(0), tokens, heads, head_size}, x.options()));
-  }
-  ForDtype(first.scalar_type(), [&]<typename T>(T) {
-    ForRows(static_cast<int64_t>(normed.size()) * rows, d, [&](int64_t i) {
-      const int64_t r = i % rows, table = r % tokens * (head_size / 2);
-      const RmsNormed& in = dense[i / rows];
-      T* to = static_cast<T*>(outs[i / rows].mutable_data_ptr()) + r * d;
-      NormRmsRow(in.x.const_data_ptr<T>() + r * d, in.weight.const_data_ptr<T>(), eps, to, d);
-      RotateToken(cos + table, sin + table, heads, head_size, to);
+    if (x.is_cuda()) {
+      outs.push_back(NormRmsRotateCuda(x, weight, eps, rope, heads));
+      continue;
+    }
+    const at::Tensor out = x.clone(at::MemoryFormat::Contiguous);
+    const int64_t d = out.size(2), rows = out.size(0) * out.size(1);
+    ParallelFor(rows, RowGrain(d), [&](int64_t begin, int64_t end) {
+      NormRmsRotateRows(out, weight, eps, rope, heads, begin, end - begin);
     });
-  });
+    outs.push_back(out.view({out.size(0), out.size(1), heads, d / heads}));
+  }
   return outs;
+}
+
+void NormRmsRotateRows(const at::Tensor& x, const at::Tensor& weight, double eps,
+                       const RopeTables& rope, int64_t heads, int64_t first, int64_t count) {
+  const int64_t tokens = x.size(1), d = x.size(2), head_size = d / heads;
+  const float* const cos = rope.cos.const_data_ptr<float>();
+  const float* const sin = rope.sin.const_data_ptr<float>();
+  ForDtype(x.scalar_type(), [&]<typename T>(T) {
+    const T* gain = weight.const_data_ptr<T>();
+    T* row = x.mutable_data_ptr<T>() + first * d;
+    for (int64_t r = first; r < first + count; ++r, row += d) {
+      const int64_t table = r % tokens * (head_size / 2);
+      NormRmsRow(row, gain, eps, row, d);
+      RotateToken(cos + table, sin + table, heads, head_size, row);
+    }
+  });
 }
 
 at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,

@@ -13,19 +13,25 @@
 #include <initializer_list>
 #include <vector>
 
+#include "runtime/models/linear_input.h"
 #include "runtime/models/rope.h"
 
 namespace denoised {
 
 // layer_norm(x) * scale_plus_one + shift, in `dtype`. x [B, S, D] float32; scale_plus_one and shift
 // float32 [B, 1 or S, D]; with an `index` (CPU only), int32 [B, 1 or S], both are [U, 1, D] and row
-// (b, s) takes the one that its entry names.
-at::Tensor NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
-                        const at::Tensor& shift, double eps, at::ScalarType dtype,
-                        const at::Tensor& index = {});
+// (b, s) takes the one that its entry names. On a CPU rows are made when they are asked for: until
+// then x, scale_plus_one, shift and index keep their numbers.
+LinearInput NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
+                         const at::Tensor& shift, double eps, at::ScalarType dtype,
+                         const at::Tensor& index = {});
 
 // x / rms(x) * weight over the last axis; x [.., D], weight [D], both of x's dtype.
 at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// The same of rows first .. first + count of a dense x, in place, on the calling thread. CPU.
+void NormRmsRows(const at::Tensor& x, const at::Tensor& weight, double eps, int64_t first,
+                 int64_t count);
 
 struct RmsNormed {
   at::Tensor x, weight;
@@ -36,6 +42,9 @@ struct RmsNormed {
 // [B, S, H, Dh] of each.
 std::vector<at::Tensor> NormRmsRotate(const std::vector<RmsNormed>& normed, double eps,
                                       const RopeTables& rope, int64_t heads);
+// The same of rows first .. first + count of a dense x, in place, on the calling thread. CPU.
+void NormRmsRotateRows(const at::Tensor& x, const at::Tensor& weight, double eps,
+                       const RopeTables& rope, int64_t heads, int64_t first, int64_t count);
 
 // table + time, and 1 more in the parts that `scales` names: what modulates norms. table [1, P, D]
 // float32, time [U, 1, P or 1, D]. Returns [U, 1, P, D] float32.

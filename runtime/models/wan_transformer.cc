@@ -130,7 +130,7 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& row
   const Block& block = blocks_[layer];
   const Rows& first = repeats != nullptr ? repeats->once : rows;
   at::Tensor m = Modulated(block.modulation, first.time.projection, {kScale1, kScale2});
-  const at::Tensor n1 =
+  const LinearInput n1 =
       LayerNormModulate(hidden.wide, Part(m, kScale1), Part(m, kShift1), first.time.index);
   const at::Tensor attended = SelfAttend(layer, n1, first);
   Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), first);
@@ -144,7 +144,7 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& row
   const Hidden h2 = AddBranch(h1, block.cross.to_out, told, {}, rows);
 
   const at::Tensor& index = rows.time.index;
-  const at::Tensor n3 = LayerNormModulate(h2.wide, Part(m, kScale2), Part(m, kShift2), index);
+  const LinearInput n3 = LayerNormModulate(h2.wide, Part(m, kScale2), Part(m, kShift2), index);
   const at::Tensor f = block.ffn_in(n3, Activation::kGeluTanh, rows.sizes);
   return AddBranch(h2, block.ffn_out, f, Part(m, kGate2), rows);
 }
@@ -161,13 +161,23 @@ Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const
   return {config_.cross_attn_norm ? at::Tensor() : hidden.wide.to(dtype_), hidden.wide};
 }
 
-at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const {
+at::Tensor WanTransformer::SelfAttend(int layer, const LinearInput& x, const Rows& rows) const {
   const Block& block = blocks_[layer];
   const Attention& attention = block.self;
+  Linear::RowsDone norm;
+  if (own_.InUse()) {
+    norm = [&](const std::vector<at::Tensor>& qkv, int64_t first, int64_t count) {
+      NormRmsRotateRows(qkv[0], attention.norm_q, config_.eps, rows.rope, config_.num_heads, first,
+                        count);
+      NormRmsRotateRows(qkv[1], attention.norm_k, config_.eps, rows.rope, config_.num_heads, first,
+                        count);
+    };
+  }
   const std::vector<at::Tensor> qkv =
-      Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x, rows.sizes);
+      Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x, rows.sizes, norm);
   const std::vector<at::Tensor> qk =
-      RmsNormRotate({{qkv[0], attention.norm_q}, {qkv[1], attention.norm_k}}, rows.rope);
+      norm ? std::vector<at::Tensor>{SplitHeads(qkv[0]), SplitHeads(qkv[1])}
+           : RmsNormRotate({{qkv[0], attention.norm_q}, {qkv[1], attention.norm_k}}, rows.rope);
   const at::Tensor v = SplitHeads(qkv[2]);
   const AttentionLayer run(AttentionRole::kSelf, layer);
   std::vector<at::Tensor> parts;
@@ -182,13 +192,13 @@ at::Tensor WanTransformer::SelfAttend(int layer, const at::Tensor& x, const Rows
 }
 
 // What some backends take of the rows of a call of this layer, of all rows `x`.
-AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x,
+AttentionExtras WanTransformer::ExtrasOf(int layer, const LinearInput& x,
                                          const Together& part) const {
   const Block& block = blocks_[layer];
   AttentionExtras extras;
   if (has_gate_ && SelfAttentionRuns(AttnBackend::kVideoSparseAttn, layer)) {
-    extras.gate = SplitHeads(
-        block.to_gate(RowsAlone(x, part.first, part.rows()), Activation::kNone, part.sizes));
+    extras.gate = SplitHeads(block.to_gate(RowsAlone(x.Whole(), part.first, part.rows()),
+                                           Activation::kNone, part.sizes));
   }
   extras.projection = block.sla_weight;
   extras.projection_bias = block.sla_bias;
@@ -197,11 +207,17 @@ AttentionExtras WanTransformer::ExtrasOf(int layer, const at::Tensor& x,
 
 at::Tensor WanTransformer::CrossQuery(int layer, const Hidden& hidden, const Rows& rows) const {
   const Block& block = blocks_[layer];
-  const at::Tensor x = config_.cross_attn_norm
-                           ? LayerNorm(hidden.wide, block.norm2_weight, block.norm2_bias)
-                           : hidden.value;
-  const at::Tensor projected = block.cross.to_q(x, Activation::kNone, rows.sizes);
-  return SplitHeads(RmsNorm(projected, block.cross.norm_q));
+  const LinearInput x = config_.cross_attn_norm
+                            ? LayerNorm(hidden.wide, block.norm2_weight, block.norm2_bias)
+                            : LinearInput(hidden.value);
+  Linear::RowsDone norm;
+  if (own_.InUse()) {
+    norm = [&](const std::vector<at::Tensor>& q, int64_t first, int64_t count) {
+      NormRmsRows(q[0], block.cross.norm_q, config_.eps, first, count);
+    };
+  }
+  const at::Tensor projected = Linear::RunAll({&block.cross.to_q}, x, rows.sizes, norm)[0];
+  return SplitHeads(norm ? projected : RmsNorm(projected, block.cross.norm_q));
 }
 
 // A call for each set, whose keys and values are its own.
@@ -225,7 +241,7 @@ at::Tensor WanTransformer::CrossAttend(int layer, const at::Tensor& query, const
 // Norm, modulate, and from tokens back to latents.
 at::Tensor WanTransformer::Project(const Hidden& hidden, const Rows& rows) const {
   const at::Tensor m = Modulated(out_modulation_, rows.time.embedding.unsqueeze(2), {1});
-  const at::Tensor n = LayerNormModulate(hidden.wide, Part(m, 1), Part(m, 0), rows.time.index);
+  const LinearInput n = LayerNormModulate(hidden.wide, Part(m, 1), Part(m, 0), rows.time.index);
   return LatentsFromTokens(proj_out_(n, Activation::kNone, rows.sizes), rows.grid,
                            config_.patch_size);
 }
@@ -237,17 +253,17 @@ at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
 }
 
 // Without weights, scaled and shifted by what belongs to the time step.
-at::Tensor WanTransformer::LayerNormModulate(const at::Tensor& wide,
-                                             const at::Tensor& scale_plus_one,
-                                             const at::Tensor& shift,
-                                             const at::Tensor& index) const {
+LinearInput WanTransformer::LayerNormModulate(const at::Tensor& wide,
+                                              const at::Tensor& scale_plus_one,
+                                              const at::Tensor& shift,
+                                              const at::Tensor& index) const {
   if (OwnRows()) return NormModulate(wide, scale_plus_one, shift, config_.eps, dtype_, index);
   return Modulate(at::layer_norm(wide, {config_.width()}, {}, {}, config_.eps), scale_plus_one,
                   shift, dtype_);
 }
 
-at::Tensor WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
-                                     const at::Tensor& bias) const {
+LinearInput WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
+                                      const at::Tensor& bias) const {
   if (!OwnRows()) {
     return at::layer_norm(wide, {config_.width()}, weight, bias, config_.eps).to(dtype_);
   }

@@ -188,17 +188,17 @@ class WanTransformer {
                   const Repeats* repeats = nullptr) const;
   Hidden AddBranch(const Hidden& hidden, const Linear& last, const at::Tensor& x,
                    const at::Tensor& gate, const Rows& rows) const;
-  at::Tensor SelfAttend(int layer, const at::Tensor& x, const Rows& rows) const;
-  AttentionExtras ExtrasOf(int layer, const at::Tensor& x, const Together& part) const;
+  at::Tensor SelfAttend(int layer, const LinearInput& x, const Rows& rows) const;
+  AttentionExtras ExtrasOf(int layer, const LinearInput& x, const Together& part) const;
   at::Tensor CrossQuery(int layer, const Hidden& hidden, const Rows& rows) const;
   at::Tensor CrossAttend(int layer, const at::Tensor& query, const Rows& rows) const;
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
   bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;
-  at::Tensor LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
-                               const at::Tensor& shift, const at::Tensor& index) const;
-  at::Tensor LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
-                       const at::Tensor& bias) const;
+  LinearInput LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
+                                const at::Tensor& shift, const at::Tensor& index) const;
+  LinearInput LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
+                        const at::Tensor& bias) const;
   at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) const;
   std::vector<at::Tensor> RmsNormRotate(const std::vector<RmsNormed>& normed,
                                         const RopeTables& rope) const;

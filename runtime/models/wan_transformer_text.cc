@@ -56,11 +56,19 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
       layers.push_back(&blocks_[i].cross.to_k);
       layers.push_back(&blocks_[i].cross.to_v);
     }
-    std::vector<at::Tensor> results = Linear::RunAll(layers, text);
+    Linear::RowsDone norm;
+    if (own_.InUse()) {
+      norm = [&](const std::vector<at::Tensor>& all, int64_t row, int64_t count) {
+        for (size_t i = 0; i < together; ++i) {
+          NormRmsRows(all[2 * i], blocks_[first + i].cross.norm_k, config_.eps, row, count);
+        }
+      };
+    }
+    std::vector<at::Tensor> results = Linear::RunAll(layers, text, {}, norm);
     for (size_t i = 0; i < together; ++i) {
       // What is done with makes room for what takes its place.
-      const at::Tensor key =
-          RmsNorm(std::exchange(results[2 * i], {}), blocks_[first + i].cross.norm_k);
+      at::Tensor key = std::exchange(results[2 * i], {});
+      if (!norm) key = RmsNorm(key, blocks_[first + i].cross.norm_k);
       const at::Tensor value = std::exchange(results[2 * i + 1], {});
       context.blocks.push_back(
           {SplitHeads(LastRepeated(key, length)), SplitHeads(LastRepeated(value, length))});

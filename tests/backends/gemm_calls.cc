@@ -52,8 +52,8 @@ WeightPanels Pack(const at::Tensor& weight, const GemmCase& c) {
   return WeightPanels(weight.const_data_ptr(), c.element, weight.size(0), weight.size(1), c.isa);
 }
 
-void MultiplyMany(std::span<const GemmProduct> products, int threads) {
-  GemmMany(products, OnThreads(threads), StandIn(products[0].weight->isa()));
+void MultiplyMany(std::span<const GemmProduct> products, int threads, const RowsDone& done) {
+  GemmMany(products, OnThreads(threads), StandIn(products[0].weight->isa()), done);
 }
 
 at::Tensor Multiply(const at::Tensor& x, const WeightPanels& weight, const at::Tensor& bias,

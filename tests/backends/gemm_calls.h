@@ -33,7 +33,7 @@ struct How {
 
 WeightPanels Pack(const at::Tensor& weight, const GemmCase& c);
 // GemmMany as Multiply calls Gemm: with emulated tiles where the CPU has no others.
-void MultiplyMany(std::span<const GemmProduct> products, int threads);
+void MultiplyMany(std::span<const GemmProduct> products, int threads, const RowsDone& done = {});
 at::Tensor Multiply(const at::Tensor& x, const WeightPanels& weight, const at::Tensor& bias,
                     const How& how = {});
 

@@ -165,10 +165,13 @@ TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
   }
 }
 
+// Rows, K and N that are cut into low blocks on near panels, tall ones on far panels, many shares
+// of few rows.
+const std::vector<std::array<int64_t, 3>> kCuts = {
+    {1300, 70, 40}, {230, 2100, 140}, {50, 2100, 300}};
+
 TEST_P(GemmTest, HowACallIsCutIntoTasksChangesNothing) {
-  // Low blocks of rows on near panels, tall ones on far panels, many shares of few rows.
-  for (const auto& [rows, k, n] :
-       std::vector<std::array<int64_t, 3>>{{1300, 70, 40}, {230, 2100, 140}, {50, 2100, 300}}) {
+  for (const auto& [rows, k, n] : kCuts) {
     const at::Tensor x = Random(rows, k), bias = at::randn({n});
     const WeightPanels weight = Pack(Random(n, k));
     const at::Tensor whole = Multiply(x, weight, bias, {3});
@@ -176,6 +179,56 @@ TEST_P(GemmTest, HowACallIsCutIntoTasksChangesNothing) {
       EXPECT_TRUE(at::equal(Multiply(x.narrow(0, first, 40).contiguous(), weight, bias),
                             whole.narrow(0, first, 40)))
           << rows << " x " << k << " x " << n << " from " << first;
+    }
+  }
+}
+
+TEST_P(GemmTest, RowsThatAreMadeAsTheyArePackedAreTheSame) {
+  for (const auto& [rows, k, n] : kCuts) {
+    const at::Tensor x = Random(rows, k), bias = at::randn({n});
+    const WeightPanels weight = Pack(Random(n, k));
+    const at::Tensor wanted = Multiply(x, weight, bias);
+    const RowReader reader = ReaderOf(x);
+    for (const int threads : {1, 2, 3}) {
+      at::Tensor y = at::full({rows, n}, 7, x.options());
+      GemmCall call{rows, nullptr, k, y.mutable_data_ptr(), n, bias.const_data_ptr<float>()};
+      call.read = &reader;
+      const GemmProduct product{call, &weight};
+      MultiplyMany({&product, 1}, threads);
+      EXPECT_TRUE(at::equal(y, wanted)) << rows << " x " << k << " x " << n;
+    }
+  }
+}
+
+// What it sees of the rows must be all of them, in every product, and once: it doubles them.
+TEST_P(GemmTest, WhoHearsOfRowsHearsOfAllOnceAndWhenTheyAreComplete) {
+  for (const auto& [rows, k, n] : kCuts) {
+    const at::Tensor x = Random(rows, k);
+    const std::array<int64_t, 2> widths = {n, 45};
+    std::vector<WeightPanels> weights;
+    std::vector<at::Tensor> wanted;
+    for (const int64_t width : widths) {
+      weights.push_back(Pack(Random(width, k)));
+      wanted.push_back(Multiply(x, weights.back(), {}) * 2);
+    }
+    for (const int threads : {1, 2, 3}) {
+      std::vector<at::Tensor> results;
+      std::vector<GemmProduct> products;
+      for (size_t i = 0; i < widths.size(); ++i) {
+        results.push_back(at::full({rows, widths[i]}, 7, x.options()));
+        products.push_back(
+            {{rows, x.const_data_ptr(), k, results[i].mutable_data_ptr(), widths[i]}, &weights[i]});
+      }
+      std::atomic<int64_t> heard = 0;
+      MultiplyMany(products, threads, [&](int64_t first, int64_t count) {
+        heard += count;
+        for (const at::Tensor& result : results) result.narrow(0, first, count).mul_(2);
+      });
+      EXPECT_EQ(heard, rows);
+      for (size_t i = 0; i < widths.size(); ++i) {
+        EXPECT_TRUE(at::equal(results[i], wanted[i]))
+            << rows << " x " << k << " x " << widths[i] << ", " << threads << " threads";
+      }
     }
   }
 }

@@ -80,6 +80,13 @@ TEST(NormRmsRotateTest, TakesQueriesAndKeysAtOnceWithTheBitsThatTheyHaveAlone) {
     };
     EXPECT_TRUE(at::equal(both[0], alone(q, gain_q)));
     EXPECT_TRUE(at::equal(both[1], alone(k, gain_k)));
+    // A few rows, in place, and no others.
+    const at::Tensor some = q.clone();
+    NormRmsRotateRows(some, gain_q, 1e-6, rope, 3, 20, 30);
+    const at::Tensor flat = both[0].view({72, 60}), before = q.view({72, 60});
+    EXPECT_TRUE(at::equal(
+        some.view({72, 60}),
+        at::cat({before.narrow(0, 0, 20), flat.narrow(0, 20, 30), before.narrow(0, 50, 22)})));
   }
 }
 
