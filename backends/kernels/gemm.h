@@ -119,7 +119,7 @@ struct GemmCall {
   int64_t rows = 0;
   const void* x = nullptr;  // [rows][K]
   int64_t x_stride = 0;
-  void* y = nullptr;                // [rows][N]
+  void* y = nullptr;  // [rows][N]
   int64_t y_stride = 0;
   const float* bias = nullptr;  // [N] or null
   Activation activation = Activation::kNone;
