@@ -27,11 +27,10 @@ const GateKernels& GateKernelsOf(const DeviceInfo& cpu) {
 }
 
 void PackMeans(const float* means, int64_t chunks, int64_t size, float* packed) {
-  constexpr int64_t kRows = 4;
   for (int64_t chunk = 0; chunk < PaddedChunks(chunks); ++chunk) {
-    float* to = packed + chunk / kRows * kRows * size + chunk % kRows;
+    float* to = packed + chunk / kChunkGroup * kChunkGroup * size + chunk % kChunkGroup;
     for (int64_t d = 0; d < size; ++d) {
-      to[UnitOf(d, size) * kRows] = chunk < chunks ? means[chunk * size + d] : 0.0f;
+      to[UnitOf(d, size) * kChunkGroup] = chunk < chunks ? means[chunk * size + d] : 0.0f;
     }
   }
 }

@@ -18,7 +18,11 @@ namespace denoised::kernels {
 // Queries at once. Arrays of numbers are [row][kGateLanes].
 inline constexpr int kGateLanes = 64;
 
-inline int64_t PaddedChunks(int64_t chunks) { return (chunks + 3) / 4 * 4; }
+// Chunks that lie side by side in packed means.
+inline constexpr int64_t kChunkGroup = 4;
+inline int64_t PaddedChunks(int64_t chunks) {
+  return (chunks + kChunkGroup - 1) / kChunkGroup * kChunkGroup;
+}
 
 // Dot adds up rows of eight numbers of a query and a mean: lane by lane, then in a tree.
 inline constexpr int kDotLanes = 8;

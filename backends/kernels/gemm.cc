@@ -17,8 +17,8 @@ namespace {
 // Twice as many where they are narrow: what all cores stream is read from a cache that they share.
 constexpr int64_t kTaskRows = 96;
 constexpr int64_t kNarrowBytes = int64_t{192} << 10;  // of twice as many
-// So few blocks are equally high, though tiles are cut short for it: no thread has more rows than
-// another. Of more the last one has what is left.
+// So few blocks are equally high but for a step, though tiles are cut short for it: else a thread
+// would have a tile or more to wait for. Of more blocks the last one has what is left.
 constexpr int64_t kFewBlocks = 8;
 // Panels whose sums are held at once.
 constexpr int64_t kMostGroupPanels = 8;

@@ -59,8 +59,8 @@ inline constexpr int64_t kMostInt8K = 131072;
 // Puts rows `first` to `first + count` of a matrix, row-major, to `out`. Any threads at once.
 using RowReader = std::function<void(int64_t first, int64_t count, void* out)>;
 
-// Hears of rows of which all columns are there, from the thread that wrote the last of them and has
-// them near. Each row once; any threads at once.
+// Hears of rows of which all columns are there, from the thread that wrote the last of them. Each
+// row once; any threads at once.
 using RowsDone = std::function<void(int64_t first, int64_t count)>;
 
 struct GemmKernel;  // gemm_kernels.h
@@ -146,7 +146,8 @@ void Gemm(const GemmCall& call, const WeightPanels& weight, const RunWorkers& ru
           const GemmTileKernel* kernel = nullptr);
 
 // Several products of the same rows (x, x_stride, read and rows alike) with weights of one kind,
-// element and K: the rows are packed once. Bits as of one call each.
+// element and K: the rows are packed once. Bits as of one call each. `done` and `read` run between
+// tiles, and do not call a product; what they throw is thrown, when the other threads are through.
 void GemmMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
               const GemmTileKernel* kernel = nullptr, const RowsDone& done = {});
 

@@ -12,9 +12,6 @@ namespace denoised {
 namespace {
 
 constexpr int64_t kLanes = 8;
-constexpr int64_t kGrainElements = 32 * 1024;
-
-int64_t RowGrain(int64_t row) { return std::max<int64_t>(1, kGrainElements / row); }
 
 // The kernels take any x with dense rows; `d` elements, the last few one by one.
 template <typename T>

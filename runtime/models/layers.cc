@@ -181,7 +181,7 @@ at::Tensor Linear::operator()(const LinearInput& x, Activation activation,
 
 std::vector<at::Tensor> Linear::RunAll(const std::vector<const Linear*>& layers,
                                        const LinearInput& x, at::IntArrayRef parts,
-                                       const RowsDone& done) {
+                                       const ResultsDone& done) {
   std::vector<SharedPanels> panels;
   for (const Linear* layer : layers) panels.push_back(layer->PanelsNow());
   const auto as_the_first = [&](const SharedPanels& p) {

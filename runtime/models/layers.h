@@ -101,7 +101,7 @@ at::Tensor Joined(std::vector<at::Tensor> parts);
 // other layers are packed.
 class Linear {
  public:
-  using RowsDone =
+  using ResultsDone =
       std::function<void(const std::vector<at::Tensor>& results, int64_t first, int64_t count)>;
 
   Linear() = default;
@@ -140,7 +140,7 @@ class Linear {
   // `done` hears of rows of all results that are complete (kernels::RowsDone), and may change them.
   static std::vector<at::Tensor> RunAll(const std::vector<const Linear*>& layers,
                                         const LinearInput& x, at::IntArrayRef parts = {},
-                                        const RowsDone& done = {});
+                                        const ResultsDone& done = {});
   // hidden += gate * (x W^T + b), in float32 to the end; not with exact numerics. hidden [B, S,
   // out] float32, dense; x [B, S, in]; gate [B, 1 or S, out] float32 with dense rows, or undefined:
   // ones. With an `index`, int32 [B, 1 or S], the gates are [U, 1, out], each once.

@@ -1,8 +1,7 @@
 #include "runtime/models/linear_input.h"
 
-#include <algorithm>
-
 #include "backends/intra_op.h"
+#include "runtime/models/rows.h"
 
 namespace denoised {
 
@@ -13,11 +12,10 @@ int64_t LinearInput::size(int64_t axis) const {
 
 at::Tensor LinearInput::Whole() const {
   if (tensor_.defined()) return tensor_;
-  constexpr int64_t kGrainElements = 16 * 1024;
   const at::Tensor whole = at::empty(sizes_, at::TensorOptions(dtype_));
   const int64_t d = sizes_.back(), bytes = d * whole.element_size();
   char* const to = static_cast<char*>(whole.mutable_data_ptr());
-  ParallelFor(whole.numel() / d, std::max<int64_t>(1, kGrainElements / d),
+  ParallelFor(whole.numel() / d, RowGrain(d),
               [&](int64_t begin, int64_t end) { rows_(begin, end - begin, to + begin * bytes); });
   return whole;
 }

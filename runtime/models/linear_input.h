@@ -1,4 +1,4 @@
-// What a linear layer multiplies. ATen; engine thread.
+// What a linear layer multiplies. ATen; engine thread, but for the making of rows: any.
 #ifndef DENOISED_RUNTIME_MODELS_LINEAR_INPUT_H_
 #define DENOISED_RUNTIME_MODELS_LINEAR_INPUT_H_
 
@@ -16,7 +16,9 @@ namespace denoised {
 // near, and are never written whole to memory and read from there. Cheap to copy.
 class LinearInput {
  public:
-  LinearInput(at::Tensor x) : tensor_(std::move(x)) {}  // NOLINT(google-explicit-constructor)
+  LinearInput(at::Tensor x) : tensor_(std::move(x)) {  // NOLINT(google-explicit-constructor)
+    TORCH_CHECK(tensor_.defined(), "linear: no tensor");
+  }
   // `rows` puts them as `dtype`, float32 or bfloat16; a row may be asked for more than once. What
   // they are made from stays as it is until the last product is done. CPU.
   LinearInput(at::IntArrayRef sizes, at::ScalarType dtype, kernels::RowReader rows)

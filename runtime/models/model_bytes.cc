@@ -16,7 +16,9 @@ int64_t ForwardBytes(const WanTransformerConfig& config, const ForwardSize& size
   const bool wide_apart = size.element != kFloat;
   const int64_t hidden = narrow + (wide_apart ? tokens * width * kFloat : 0);
   const int64_t norm = 3 * tokens * width * kFloat;  // what a norm widens, squares and scales
-  // A block's widest points. Attention: norm, q, k, v and gate, q and k rotated, the result.
+  // A block's widest points, with exact numerics; packed ones hold less, for they rotate in place
+  // and make a norm's rows where they are multiplied. Attention: norm, q, k, v and gate, q and k
+  // rotated, the result.
   const int64_t attend = hidden + (size.gated ? 8 : 7) * narrow + attention;
   // The norm of k beside q and the input.
   const int64_t normed = hidden + 3 * narrow + norm;

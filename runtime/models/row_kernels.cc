@@ -104,10 +104,6 @@ void SiluRow(const T* x, T* out, int64_t d) {
 
 // ---- tensors -----------------------------------------------------------------------------------
 
-constexpr int64_t kGrainElements = 16 * 1024;
-
-int64_t RowGrain(int64_t width) { return std::max<int64_t>(1, kGrainElements / width); }
-
 template <typename F>
 void ForRows(int64_t rows, int64_t width, const F& run) {
   ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end) {
@@ -168,24 +164,6 @@ void NormRmsRows(const at::Tensor& x, const at::Tensor& weight, double eps, int6
     const T* gain = weight.const_data_ptr<T>();
     for (int64_t r = 0; r < count; ++r, row += d) NormRmsRow(row, gain, eps, row, d);
   });
-}
-
-std::vector<at::Tensor> NormRmsRotate(const std::vector<RmsNormed>& normed, double eps,
-                                      const RopeTables& rope, int64_t heads) {
-  std::vector<at::Tensor> outs;
-  for (const auto& [x, weight] : normed) {
-    if (x.is_cuda()) {
-      outs.push_back(NormRmsRotateCuda(x, weight, eps, rope, heads));
-      continue;
-    }
-    const at::Tensor out = x.clone(at::MemoryFormat::Contiguous);
-    const int64_t d = out.size(2), rows = out.size(0) * out.size(1);
-    ParallelFor(rows, RowGrain(d), [&](int64_t begin, int64_t end) {
-      NormRmsRotateRows(out, weight, eps, rope, heads, begin, end - begin);
-    });
-    outs.push_back(out.view({out.size(0), out.size(1), heads, d / heads}));
-  }
-  return outs;
 }
 
 void NormRmsRotateRows(const at::Tensor& x, const at::Tensor& weight, double eps,

@@ -1,9 +1,9 @@
 // Norms of a DiT block whose rows have their bits alone, and what modulates them: float32 inside,
-// sums in eight lanes in a fixed order, one rounding at the end (NormRmsRotate: one more between
-// its two parts). CPU, float32 and bfloat16; engine thread; parallel over rows. Used with packed
-// numerics (runtime/numerics.h); ATen's norms may sum in another order where few rows share many
-// threads. NormModulate, NormRms and NormRmsRotate run on CUDA devices too, whatever the numerics:
-// there they spare a block most of its trips to memory (cuda_rows.h).
+// sums in eight lanes in a fixed order, one rounding at the end (NormRmsRotateRows: one more
+// between its two parts). CPU, float32 and bfloat16; engine thread, parallel over rows, where
+// nothing else is said. Used with packed numerics (runtime/numerics.h); ATen's norms may sum in
+// another order where few rows share many threads. NormModulate and NormRms run on CUDA devices
+// too, whatever the numerics: there they spare a block most of its trips to memory (cuda_rows.h).
 #ifndef DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_
 #define DENOISED_RUNTIME_MODELS_ROW_KERNELS_H_
 
@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <vector>
 
 #include "runtime/models/linear_input.h"
 #include "runtime/models/rope.h"
@@ -20,8 +19,8 @@ namespace denoised {
 
 // layer_norm(x) * scale_plus_one + shift, in `dtype`. x [B, S, D] float32; scale_plus_one and shift
 // float32 [B, 1 or S, D]; with an `index` (CPU only), int32 [B, 1 or S], both are [U, 1, D] and row
-// (b, s) takes the one that its entry names. On a CPU rows are made when they are asked for: until
-// then x, scale_plus_one, shift and index keep their numbers.
+// (b, s) takes the one that its entry names. On a CPU rows are made when they are asked for, by any
+// thread: x, scale_plus_one, shift and index keep their numbers until the last product is done.
 LinearInput NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
                          const at::Tensor& shift, double eps, at::ScalarType dtype,
                          const at::Tensor& index = {});
@@ -33,16 +32,8 @@ at::Tensor NormRms(const at::Tensor& x, const at::Tensor& weight, double eps);
 void NormRmsRows(const at::Tensor& x, const at::Tensor& weight, double eps, int64_t first,
                  int64_t count);
 
-struct RmsNormed {
-  at::Tensor x, weight;
-};
-
-// The same over all heads of a token at once, then pairs rotated as Rotate does; of several tensors
-// of one shape, queries and keys, in one go. x [B, S, H * Dh], cos and sin [S, Dh / 2]. Returns
-// [B, S, H, Dh] of each.
-std::vector<at::Tensor> NormRmsRotate(const std::vector<RmsNormed>& normed, double eps,
-                                      const RopeTables& rope, int64_t heads);
-// The same of rows first .. first + count of a dense x, in place, on the calling thread. CPU.
+// The same over all heads of a token at once, then pairs rotated as Rotate does. x [B, S, H * Dh],
+// cos and sin [S, Dh / 2].
 void NormRmsRotateRows(const at::Tensor& x, const at::Tensor& weight, double eps,
                        const RopeTables& rope, int64_t heads, int64_t first, int64_t count);
 

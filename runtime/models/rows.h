@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "backends/kernels/rounding.h"
@@ -34,6 +35,12 @@ struct PerRow {
     return data + index[index_tokens == 1 ? b : b * index_tokens + s] * batch_stride;
   }
 };
+
+// Rows that are worth a part of a loop of their own.
+inline int64_t RowGrain(int64_t width) {
+  constexpr int64_t kElements = 16 * 1024;
+  return std::max<int64_t>(1, kElements / width);
+}
 
 inline __m256 Load8(const float* p) { return kernels::LoadEight(p); }
 inline __m256 Load8(const c10::BFloat16* p) {

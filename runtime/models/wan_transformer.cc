@@ -3,10 +3,12 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "backends/error.h"
 #include "runtime/attention/forward_context.h"
 #include "runtime/models/patches.h"
+#include "runtime/models/row_kernels_cuda.h"
 
 namespace denoised {
 namespace {
@@ -130,8 +132,9 @@ Hidden WanTransformer::RunBlock(int layer, const Hidden& hidden, const Rows& row
   const Block& block = blocks_[layer];
   const Rows& first = repeats != nullptr ? repeats->once : rows;
   at::Tensor m = Modulated(block.modulation, first.time.projection, {kScale1, kScale2});
-  const LinearInput n1 =
+  LinearInput n1 =
       LayerNormModulate(hidden.wide, Part(m, kScale1), Part(m, kShift1), first.time.index);
+  if (has_gate_) n1 = n1.Whole();  // the gate's layer takes parts of it
   const at::Tensor attended = SelfAttend(layer, n1, first);
   Hidden h1 = AddBranch(hidden, block.self.to_out, attended, Part(m, kGate1), first);
   at::Tensor query = CrossQuery(layer, h1, first);
@@ -164,20 +167,20 @@ Hidden WanTransformer::AddBranch(const Hidden& hidden, const Linear& last, const
 at::Tensor WanTransformer::SelfAttend(int layer, const LinearInput& x, const Rows& rows) const {
   const Block& block = blocks_[layer];
   const Attention& attention = block.self;
-  Linear::RowsDone norm;
-  if (own_.InUse()) {
-    norm = [&](const std::vector<at::Tensor>& qkv, int64_t first, int64_t count) {
-      NormRmsRotateRows(qkv[0], attention.norm_q, config_.eps, rows.rope, config_.num_heads, first,
-                        count);
-      NormRmsRotateRows(qkv[1], attention.norm_k, config_.eps, rows.rope, config_.num_heads, first,
-                        count);
-    };
-  }
+  const Linear::ResultsDone norm =
+      IfOwn([&](const std::vector<at::Tensor>& qkv, int64_t first, int64_t count) {
+        const auto run = [&](const at::Tensor& of, const at::Tensor& weight) {
+          NormRmsRotateRows(of, weight, config_.eps, rows.rope, config_.num_heads, first, count);
+        };
+        run(qkv[0], attention.norm_q);
+        run(qkv[1], attention.norm_k);
+      });
   const std::vector<at::Tensor> qkv =
       Linear::RunAll({&attention.to_q, &attention.to_k, &attention.to_v}, x, rows.sizes, norm);
-  const std::vector<at::Tensor> qk =
-      norm ? std::vector<at::Tensor>{SplitHeads(qkv[0]), SplitHeads(qkv[1])}
-           : RmsNormRotate({{qkv[0], attention.norm_q}, {qkv[1], attention.norm_k}}, rows.rope);
+  const auto heads = [&](const at::Tensor& of, const at::Tensor& weight) {
+    return norm ? SplitHeads(of) : RmsNormRotate(of, weight, rows.rope);
+  };
+  const at::Tensor q = heads(qkv[0], attention.norm_q), k = heads(qkv[1], attention.norm_k);
   const at::Tensor v = SplitHeads(qkv[2]);
   const AttentionLayer run(AttentionRole::kSelf, layer);
   std::vector<at::Tensor> parts;
@@ -185,7 +188,7 @@ at::Tensor WanTransformer::SelfAttend(int layer, const LinearInput& x, const Row
     const auto of = [&](const at::Tensor& all) { return RowsAlone(all, part.first, part.rows()); };
     parts.push_back(UnderPlan(part.plan, [&] {
       const AttentionExtras extras = ExtrasOf(layer, x, part);
-      return run.Forward(of(qk[0]), of(qk[1]), of(v), extras).flatten(2);
+      return run.Forward(of(q), of(k), of(v), extras).flatten(2);
     }));
   }
   return Joined(std::move(parts));
@@ -210,12 +213,10 @@ at::Tensor WanTransformer::CrossQuery(int layer, const Hidden& hidden, const Row
   const LinearInput x = config_.cross_attn_norm
                             ? LayerNorm(hidden.wide, block.norm2_weight, block.norm2_bias)
                             : LinearInput(hidden.value);
-  Linear::RowsDone norm;
-  if (own_.InUse()) {
-    norm = [&](const std::vector<at::Tensor>& q, int64_t first, int64_t count) {
-      NormRmsRows(q[0], block.cross.norm_q, config_.eps, first, count);
-    };
-  }
+  const Linear::ResultsDone norm =
+      IfOwn([&](const std::vector<at::Tensor>& q, int64_t first, int64_t count) {
+        NormRmsRows(q[0], block.cross.norm_q, config_.eps, first, count);
+      });
   const at::Tensor projected = Linear::RunAll({&block.cross.to_q}, x, rows.sizes, norm)[0];
   return SplitHeads(norm ? projected : RmsNorm(projected, block.cross.norm_q));
 }
@@ -246,6 +247,11 @@ at::Tensor WanTransformer::Project(const Hidden& hidden, const Rows& rows) const
                            config_.patch_size);
 }
 
+// What is done with rows as our own product completes them; nothing where it is not in use.
+Linear::ResultsDone WanTransformer::IfOwn(Linear::ResultsDone done) const {
+  return own_.InUse() ? std::move(done) : nullptr;
+}
+
 bool WanTransformer::OwnRows() const { return own_.InUse() || device_.is_cuda(); }
 
 at::Tensor WanTransformer::SplitHeads(const at::Tensor& x) const {
@@ -272,18 +278,14 @@ LinearInput WanTransformer::LayerNorm(const at::Tensor& wide, const at::Tensor& 
 }
 
 at::Tensor WanTransformer::RmsNorm(const at::Tensor& x, const at::Tensor& weight) const {
-  if (OwnRows()) return NormRms(x, weight, config_.eps);
+  if (x.is_cuda()) return NormRms(x, weight, config_.eps);
   return at::rms_norm(x, {config_.width()}, weight, config_.eps);
 }
 
-std::vector<at::Tensor> WanTransformer::RmsNormRotate(const std::vector<RmsNormed>& normed,
-                                                      const RopeTables& rope) const {
-  if (OwnRows()) return NormRmsRotate(normed, config_.eps, rope, config_.num_heads);
-  std::vector<at::Tensor> rotated;
-  for (const auto& [x, weight] : normed) {
-    rotated.push_back(Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin));
-  }
-  return rotated;
+at::Tensor WanTransformer::RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
+                                         const RopeTables& rope) const {
+  if (x.is_cuda()) return NormRmsRotateCuda(x, weight, config_.eps, rope, config_.num_heads);
+  return Rotate(SplitHeads(RmsNorm(x, weight)), rope.cos, rope.sin);
 }
 
 }  // namespace denoised

@@ -193,6 +193,7 @@ class WanTransformer {
   at::Tensor CrossQuery(int layer, const Hidden& hidden, const Rows& rows) const;
   at::Tensor CrossAttend(int layer, const at::Tensor& query, const Rows& rows) const;
   at::Tensor Project(const Hidden& hidden, const Rows& rows) const;
+  Linear::ResultsDone IfOwn(Linear::ResultsDone done) const;
   bool OwnRows() const;  // norms are those of row_kernels.h
   at::Tensor SplitHeads(const at::Tensor& x) const;
   LinearInput LayerNormModulate(const at::Tensor& wide, const at::Tensor& scale_plus_one,
@@ -200,8 +201,8 @@ class WanTransformer {
   LinearInput LayerNorm(const at::Tensor& wide, const at::Tensor& weight,
                         const at::Tensor& bias) const;
   at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) const;
-  std::vector<at::Tensor> RmsNormRotate(const std::vector<RmsNormed>& normed,
-                                        const RopeTables& rope) const;
+  at::Tensor RmsNormRotate(const at::Tensor& x, const at::Tensor& weight,
+                           const RopeTables& rope) const;
 
   const WanTransformerConfig config_;
   const at::ScalarType dtype_;

@@ -56,14 +56,12 @@ TextContext WanTransformer::EncodeText(const at::Tensor& embeds) const {
       layers.push_back(&blocks_[i].cross.to_k);
       layers.push_back(&blocks_[i].cross.to_v);
     }
-    Linear::RowsDone norm;
-    if (own_.InUse()) {
-      norm = [&](const std::vector<at::Tensor>& all, int64_t row, int64_t count) {
-        for (size_t i = 0; i < together; ++i) {
-          NormRmsRows(all[2 * i], blocks_[first + i].cross.norm_k, config_.eps, row, count);
-        }
-      };
-    }
+    const Linear::ResultsDone norm =
+        IfOwn([&](const std::vector<at::Tensor>& done, int64_t row, int64_t count) {
+          for (size_t i = 0; i < together; ++i) {
+            NormRmsRows(done[2 * i], blocks_[first + i].cross.norm_k, config_.eps, row, count);
+          }
+        });
     std::vector<at::Tensor> results = Linear::RunAll(layers, text, {}, norm);
     for (size_t i = 0; i < together; ++i) {
       // What is done with makes room for what takes its place.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backends/kernels/gemm_tile.h"
+#include "backends/kernels/team.h"
 #include "tests/backends/gemm_amx_emulated.h"
 
 namespace denoised::kernels {
@@ -35,6 +36,12 @@ RunWorkers OnThreads(int threads) {
   };
 }
 
+RunWorkers OnOwnTeam() {
+  return [](int64_t tasks, const std::function<void(const Worker&)>& work) {
+    OwnTeam().Run(std::min<int64_t>(tasks, 2), work);
+  };
+}
+
 at::ScalarType TypeOf(Element element) {
   return element == Element::kFloat32 ? at::kFloat : at::kBFloat16;
 }
@@ -52,8 +59,9 @@ WeightPanels Pack(const at::Tensor& weight, const GemmCase& c) {
   return WeightPanels(weight.const_data_ptr(), c.element, weight.size(0), weight.size(1), c.isa);
 }
 
-void MultiplyMany(std::span<const GemmProduct> products, int threads, const RowsDone& done) {
-  GemmMany(products, OnThreads(threads), StandIn(products[0].weight->isa()), done);
+void MultiplyMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
+                  const RowsDone& done) {
+  GemmMany(products, run_workers, StandIn(products[0].weight->isa()), done);
 }
 
 at::Tensor Multiply(const at::Tensor& x, const WeightPanels& weight, const at::Tensor& bias,

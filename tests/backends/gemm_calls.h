@@ -15,6 +15,8 @@ at::ScalarType TypeOf(Element element);
 
 // Workers on so many threads of their own.
 RunWorkers OnThreads(int threads);
+// On this thread's team of two, which throws what a worker throws.
+RunWorkers OnOwnTeam();
 
 // An instruction set whose tiles this CPU has; AMX ones are emulated where it has none.
 struct GemmCase {
@@ -33,7 +35,8 @@ struct How {
 
 WeightPanels Pack(const at::Tensor& weight, const GemmCase& c);
 // GemmMany as Multiply calls Gemm: with emulated tiles where the CPU has no others.
-void MultiplyMany(std::span<const GemmProduct> products, int threads, const RowsDone& done = {});
+void MultiplyMany(std::span<const GemmProduct> products, const RunWorkers& run_workers,
+                  const RowsDone& done = {});
 at::Tensor Multiply(const at::Tensor& x, const WeightPanels& weight, const at::Tensor& bias,
                     const How& how = {});
 

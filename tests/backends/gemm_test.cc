@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "backends/error.h"
-#include "backends/kernels/team.h"
 #include "backends/stop_point.h"
 #include "tests/backends/gemm_calls.h"
 
@@ -98,10 +97,7 @@ TEST_P(GemmTest, WhatReadingThrowsIsThrown) {
     if (first == 288) throw Error(StatusCode::kDataLoss, "shorter");
     zeros(first, count, out);
   };
-  const RunWorkers on_two = [](int64_t tasks, const std::function<void(const Worker&)>& work) {
-    OwnTeam().Run(std::min<int64_t>(tasks, 2), work);
-  };
-  EXPECT_THROW(WeightPanels(broken, element(), 320, 64, GetParam().isa, on_two), Error);
+  EXPECT_THROW(WeightPanels(broken, element(), 320, 64, GetParam().isa, OnOwnTeam()), Error);
   const ScopedStopCheck stopped([] { return Error(StatusCode::kCancelled, "enough"); });
   std::atomic<int> reads = 0;
   const RowReader counted = [&](int64_t, int64_t, void*) { ++reads; };
@@ -127,7 +123,7 @@ TEST_P(GemmTest, SeveralProductsOfTheSameRowsHaveTheBitsOfOneEach) {
       if (i == 0) call.bias = bias.const_data_ptr<float>();
       products.push_back({call, &weights[i]});
     }
-    MultiplyMany(products, threads);
+    MultiplyMany(products, OnThreads(threads));
     for (size_t i = 0; i < weights.size(); ++i) {
       const at::Tensor alone = Multiply(x, weights[i], i == 0 ? bias : at::Tensor());
       EXPECT_TRUE(at::equal(results[i], alone)) << i << ", " << threads << " threads";
@@ -156,7 +152,7 @@ TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
                    .to(at::kDouble);
       }
       const GemmProduct product{call, &weight};
-      MultiplyMany({&product, 1}, 2);
+      MultiplyMany({&product, 1}, OnThreads(2));
       const at::Tensor a = x.to(at::kDouble), b = w.to(at::kDouble).t(), c = bias.to(at::kDouble);
       const at::Tensor magnitudes = before.abs() + gate.abs() * (a.abs().matmul(b.abs()) + c.abs());
       EXPECT_LE(ErrorShare(sum, before + gate * (a.matmul(b) + c), magnitudes), 1)
@@ -194,10 +190,33 @@ TEST_P(GemmTest, RowsThatAreMadeAsTheyArePackedAreTheSame) {
       GemmCall call{rows, nullptr, k, y.mutable_data_ptr(), n, bias.const_data_ptr<float>()};
       call.read = &reader;
       const GemmProduct product{call, &weight};
-      MultiplyMany({&product, 1}, threads);
+      MultiplyMany({&product, 1}, OnThreads(threads));
       EXPECT_TRUE(at::equal(y, wanted)) << rows << " x " << k << " x " << n;
     }
   }
+}
+
+TEST_P(GemmTest, WhatMakingRowsOrHearingOfThemThrowsIsThrown) {
+  const int64_t rows = 300, k = 64, n = 40;
+  const at::Tensor x = Random(rows, k), y = at::empty({rows, n}, x.options());
+  const WeightPanels weight = Pack(Random(n, k));
+  const RowReader reader = ReaderOf(x);
+  const RowReader broken = [&](int64_t first, int64_t count, void* out) {
+    if (first + count > 200) throw Error(StatusCode::kDataLoss, "shorter");
+    reader(first, count, out);
+  };
+  const RowsDone refuses = [](int64_t first, int64_t count) {
+    if (first + count > 200) throw Error(StatusCode::kDataLoss, "unheard of");
+  };
+  const auto multiply = [&](const RowReader& read, const RowsDone& done) {
+    GemmCall call{rows, nullptr, k, y.mutable_data_ptr(), n};
+    call.read = &read;
+    const GemmProduct product{call, &weight};
+    MultiplyMany({&product, 1}, OnOwnTeam(), done);
+  };
+  EXPECT_THROW(multiply(broken, {}), Error);
+  EXPECT_THROW(multiply(reader, refuses), Error);
+  EXPECT_NO_THROW(multiply(reader, {}));
 }
 
 // What it sees of the rows must be all of them, in every product, and once: it doubles them.
@@ -220,7 +239,7 @@ TEST_P(GemmTest, WhoHearsOfRowsHearsOfAllOnceAndWhenTheyAreComplete) {
             {{rows, x.const_data_ptr(), k, results[i].mutable_data_ptr(), widths[i]}, &weights[i]});
       }
       std::atomic<int64_t> heard = 0;
-      MultiplyMany(products, threads, [&](int64_t first, int64_t count) {
+      MultiplyMany(products, OnThreads(threads), [&](int64_t first, int64_t count) {
         heard += count;
         for (const at::Tensor& result : results) result.narrow(0, first, count).mul_(2);
       });

@@ -95,6 +95,11 @@ class Judging(unittest.TestCase):
         row = self.compared(row="A3", ratio=9.0, error=2e-4, error_limit=1e-4)
         self.assertFalse(row["agreed"] or row["ok"] or row["reached_aim"])
 
+    def test_a_roofline_is_compared_with_the_pair_that_it_followed(self):
+        row = pairs.summary([(2.0, 4.0), (4.0, 4.0), (2.0, 6.0)], [1.0, 3.0, 1.0])
+        self.assertEqual((row["roofline_ratio"], row["roofline_share"], row["roofline"]), (4.0, 0.5, 1.0))
+        self.assertNotIn("roofline_share", pairs.summary([(2.0, 4.0)]))
+
     def test_a_roofline_below_the_mark_judges_by_its_share(self):
         self.assertTrue(self.compared(row="A1", ratio=1.5, roofline_ratio=1.7, roofline_share=0.88)["ok"])
         self.assertFalse(self.compared(row="A1", ratio=1.4, roofline_ratio=1.7, roofline_share=0.87)["ok"])

@@ -54,33 +54,25 @@ double SecondsOf(const Work& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-namespace {
-
-// So many that a sample takes 50 ms.
-int RepeatsOf(const Work& work) {
-  work();
-  return std::max(1, static_cast<int>(std::ceil(0.05 / std::max(SecondsOf(work), 1e-6))));
-}
-
-// Of one, after a rest and a warm-up.
-double Sample(const Work& work, int repeats) {
-  Settle();
-  work();
-  return SecondsOf([&] {
-           for (int i = 0; i < repeats; ++i) work();
-         }) /
-         repeats;
-}
-
-}  // namespace
-
 Json Alternate(const Work& ours, const Work& peer, int pairs, const Work& after) {
-  const int ours_repeats = RepeatsOf(ours), peer_repeats = RepeatsOf(peer);
+  const auto repeats = [](const Work& work) {
+    work();
+    return std::max(1, static_cast<int>(std::ceil(0.05 / std::max(SecondsOf(work), 1e-6))));
+  };
+  const int ours_repeats = repeats(ours), peer_repeats = repeats(peer);
+  const auto sample = [](const Work& work, int repeat) {
+    Settle();
+    work();
+    return SecondsOf([&] {
+             for (int i = 0; i < repeat; ++i) work();
+           }) /
+           repeat;
+  };
   Json samples = Json::array();
   for (int pair = 0; pair < pairs; ++pair) {
-    double mine = pair % 2 == 0 ? Sample(ours, ours_repeats) : 0;
-    const double theirs = Sample(peer, peer_repeats);
-    if (pair % 2 == 1) mine = Sample(ours, ours_repeats);
+    double mine = pair % 2 == 0 ? sample(ours, ours_repeats) : 0;
+    const double theirs = sample(peer, peer_repeats);
+    if (pair % 2 == 1) mine = sample(ours, ours_repeats);
     samples.push_back({mine, theirs});
     if (after) after();
   }
@@ -117,8 +109,13 @@ GemmRates::GemmRates(at::ScalarType dtype, const GemmShape& shape)
       peer_(LibTorchProduct(dtype, shape)) {}
 
 double GemmRates::Best() const {
-  const double ours = Sample(ours_, RepeatsOf(ours_)), peer = Sample(peer_, RepeatsOf(peer_));
-  return multiply_adds_ / std::min(ours, peer);
+  double least = INFINITY;
+  for (const Work& product : {ours_, peer_}) {
+    Settle();
+    product();
+    for (int i = 0; i < 5; ++i) least = std::min(least, SecondsOf(product));
+  }
+  return multiply_adds_ / least;
 }
 
 int RunBench(int argc, char** argv, const Rows& rows) {

@@ -62,7 +62,7 @@ Work PackedProduct(at::ScalarType dtype, const GemmShape& shape = {});
 class GemmRates {
  public:
   explicit GemmRates(at::ScalarType dtype, const GemmShape& shape = {});
-  // Multiply-adds a second of the better of both, at the moment: a sample each, as Alternate takes.
+  // Multiply-adds a second of the better of both, at the moment: the fastest of five calls.
   double Best() const;
 
  private:

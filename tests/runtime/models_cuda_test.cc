@@ -7,6 +7,7 @@
 #include "backends/error.h"
 #include "runtime/models/fused.h"
 #include "runtime/models/row_kernels.h"
+#include "runtime/models/row_kernels_cuda.h"
 
 namespace denoised {
 namespace {
@@ -73,7 +74,7 @@ TEST_P(RowsOnCuda, ARootMeanSquareNormRunsOverAllHeadsAndPairsAreRotated) {
     const at::Tensor c = Wide(angle).cos().unsqueeze(1), s = Wide(angle).sin().unsqueeze(1);
     const at::Tensor a = pairs.select(-1, 0), b = pairs.select(-1, 1);
     const RopeTables rope{angle.cos().to(at::kCUDA), angle.sin().to(at::kCUDA)};
-    ExpectClose(NormRmsRotate({{x.to(at::kCUDA), weight.to(at::kCUDA)}}, kEps, rope, heads)[0],
+    ExpectClose(NormRmsRotateCuda(x.to(at::kCUDA), weight.to(at::kCUDA), kEps, rope, heads),
                 at::stack({a * c - b * s, a * s + b * c}, -1).flatten(-2));
   }
 }

@@ -117,13 +117,12 @@ TEST(LinearTest, SeveralAtOnceAreEachAlone) {
   }
 }
 
-// Widths that are no multiple of a vector, so that parts lie anywhere.
 // However the layer computes: rows that are made when they are packed are those of a tensor, and
 // whoever hears of results hears of all rows once.
 TEST(LinearTest, TakesRowsThatAreMadeWhenTheyArePacked) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const at::Tensor weight = at::randn({45, 130}).to(dtype), bias = at::randn({45}).to(dtype);
-    const at::Tensor x = at::randn({2, 19, 130}).to(dtype);
+    const at::Tensor x = at::randn({2, 190, 130}).to(dtype);
     const int64_t bytes = 130 * x.element_size();
     const LinearInput made(x.sizes(), dtype, [&](int64_t first, int64_t count, void* out) {
       std::memcpy(out, static_cast<const char*>(x.const_data_ptr()) + first * bytes, count * bytes);
@@ -132,7 +131,7 @@ TEST(LinearTest, TakesRowsThatAreMadeWhenTheyArePacked) {
     for (const LinearNumerics kept : AllLinearNumerics()) {
       const Linear layer(weight, bias, kept, true), other(weight, {}, kept);
       EXPECT_TRUE(at::equal(layer(made), layer(x))) << LinearNumericsName(kept);
-      at::Tensor sum = at::ones({2, 19, 45}), wanted = sum.clone();
+      at::Tensor sum = at::ones({2, 190, 45}), wanted = sum.clone();
       if (kept != LinearNumerics::kExact) {
         layer.AddTo(sum, made, {});
         layer.AddTo(wanted, x, {});
@@ -145,13 +144,14 @@ TEST(LinearTest, TakesRowsThatAreMadeWhenTheyArePacked) {
         for (const at::Tensor& y : results) y.view({-1, 45}).narrow(0, first, count).mul_(2);
       };
       const std::vector<at::Tensor> both = Linear::RunAll({&layer, &other}, made, {}, doubled);
-      EXPECT_EQ(heard, 38);
+      EXPECT_EQ(heard, 380);
       EXPECT_TRUE(at::equal(both[0], layer(x) * 2)) << LinearNumericsName(kept);
       EXPECT_TRUE(at::equal(both[1], other(x) * 2)) << LinearNumericsName(kept);
     }
   }
 }
 
+// Widths that are no multiple of a vector, so that parts lie anywhere.
 TEST(LinearTest, WithExactNumericsEachPartHasItsOwnBits) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
     for (const auto& [in, out] : {std::pair{25, 40}, {25, 43}, {80, 96}, {130, 520}}) {

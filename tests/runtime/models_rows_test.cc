@@ -68,25 +68,45 @@ TEST(ModulationTest, IsTableAndTimeAndOneMoreInScales) {
   }
 }
 
-TEST(NormRmsRotateTest, TakesQueriesAndKeysAtOnceWithTheBitsThatTheyHaveAlone) {
+TEST(NormRowsTest, OfSomeRowsAreTheOnesOfAllAndTouchNoOthers) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const RopeTables rope = RopeCache(20, 16, at::kCPU).Get({2, 3, 4});
-    const auto draw = [&] { return at::randn({3, 24, 60}).to(dtype); };
-    const at::Tensor q = draw(), k = draw();
-    const at::Tensor gain_q = at::randn({60}).to(dtype), gain_k = at::randn({60}).to(dtype);
-    const auto both = NormRmsRotate({{q, gain_q}, {k, gain_k}}, 1e-6, rope, 3);
-    const auto alone = [&](const at::Tensor& x, const at::Tensor& gain) {
-      return Rotate(NormRms(x, gain, 1e-6).view({3, 24, 3, 20}), rope.cos, rope.sin);
+    const at::Tensor x = at::randn({3, 24, 60}).to(dtype), gain = at::randn({60}).to(dtype);
+    const at::Tensor normed = NormRms(x, gain, 1e-6);
+    const at::Tensor rotated = Rotate(normed.view({3, 24, 3, 20}), rope.cos, rope.sin);
+    const auto in_the_middle = [&](const at::Tensor& of) {
+      const at::Tensor before = x.view({72, 60});
+      return at::cat(
+          {before.narrow(0, 0, 20), of.view({72, 60}).narrow(0, 20, 30), before.narrow(0, 50, 22)});
     };
-    EXPECT_TRUE(at::equal(both[0], alone(q, gain_q)));
-    EXPECT_TRUE(at::equal(both[1], alone(k, gain_k)));
-    // A few rows, in place, and no others.
-    const at::Tensor some = q.clone();
-    NormRmsRotateRows(some, gain_q, 1e-6, rope, 3, 20, 30);
-    const at::Tensor flat = both[0].view({72, 60}), before = q.view({72, 60});
-    EXPECT_TRUE(at::equal(
-        some.view({72, 60}),
-        at::cat({before.narrow(0, 0, 20), flat.narrow(0, 20, 30), before.narrow(0, 50, 22)})));
+    at::Tensor some = x.clone();
+    NormRmsRows(some, gain, 1e-6, 20, 30);
+    EXPECT_TRUE(at::equal(some.view({72, 60}), in_the_middle(normed)));
+    some = x.clone();
+    NormRmsRotateRows(some, gain, 1e-6, rope, 3, 20, 30);
+    EXPECT_TRUE(at::equal(some.view({72, 60}), in_the_middle(rotated)));
+  }
+}
+
+// By batch row, by token and by index; whole, and from the middle of a batch row on into the next.
+TEST(NormModulateTest, MakesAnyRowsOfTheWhole) {
+  const int64_t batch = 3, tokens = 400, width = 60;
+  const at::Tensor x = at::randn({batch, tokens, width});
+  const at::Tensor norm = at::layer_norm(x, {width}, {}, {}, 1e-6);
+  const at::Tensor index = at::randint(0, 5, {batch, tokens}, at::kInt);
+  for (const int64_t kind : {0, 1, 2}) {
+    const std::vector<int64_t> shape = {kind == 2 ? 5 : batch, kind == 1 ? tokens : 1, width};
+    const at::Tensor scale = at::randn(shape), shift = at::randn(shape);
+    const auto each = [&](const at::Tensor& of) {
+      return kind == 2 ? of.squeeze(1).index_select(0, index.view(-1)).view(x.sizes()) : of;
+    };
+    const LinearInput made =
+        NormModulate(x, scale, shift, 1e-6, at::kFloat, kind == 2 ? index : at::Tensor());
+    const at::Tensor whole = made.Whole();
+    EXPECT_TRUE(at::allclose(whole, norm * each(scale) + each(shift), 1e-5, 1e-5)) << kind;
+    const at::Tensor some = at::empty({250, width});
+    (*made.rows())(300, 250, some.mutable_data_ptr());
+    EXPECT_TRUE(at::equal(some, whole.view({-1, width}).narrow(0, 300, 250))) << kind;
   }
 }
 
