@@ -124,7 +124,7 @@ int64_t ChunkChoice::ChooseBytes(int64_t chunks, int64_t head_size) {
 // other; a few at a time between products they cost nothing.
 void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, int64_t soon,
                             Desk* desk) const {
-  constexpr int64_t kStep = kernels::kChunkGroup;
+  constexpr int64_t kStep = kernels::kGroup;
   const int64_t size = call_.head_size(), stride = RowStride(size);
   const kernels::HeadRows rows = call_.Rows(call_.host_query, head);
   for (int64_t i = 0; i < count; ++i) {

@@ -28,9 +28,9 @@ const GateKernels& GateKernelsOf(const DeviceInfo& cpu) {
 
 void PackMeans(const float* means, int64_t chunks, int64_t size, float* packed) {
   for (int64_t chunk = 0; chunk < PaddedChunks(chunks); ++chunk) {
-    float* to = packed + chunk / kChunkGroup * kChunkGroup * size + chunk % kChunkGroup;
+    float* to = packed + chunk / kGroup * kGroup * size + chunk % kGroup;
     for (int64_t d = 0; d < size; ++d) {
-      to[UnitOf(d, size) * kChunkGroup] = chunk < chunks ? means[chunk * size + d] : 0.0f;
+      to[UnitOf(d, size) * kGroup] = chunk < chunks ? means[chunk * size + d] : 0.0f;
     }
   }
 }

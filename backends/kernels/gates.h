@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "backends/kernels/tile.h"
+
 namespace denoised {
 struct DeviceInfo;
 }
@@ -18,11 +20,8 @@ namespace denoised::kernels {
 // Queries at once. Arrays of numbers are [row][kGateLanes].
 inline constexpr int kGateLanes = 64;
 
-// Chunks that lie side by side in packed means.
-inline constexpr int64_t kChunkGroup = 4;
-inline int64_t PaddedChunks(int64_t chunks) {
-  return (chunks + kChunkGroup - 1) / kChunkGroup * kChunkGroup;
-}
+// Packed means lie in groups of kGroup chunks, the last one filled up.
+inline int64_t PaddedChunks(int64_t chunks) { return (chunks + kGroup - 1) / kGroup * kGroup; }
 
 // Dot adds up rows of eight numbers of a query and a mean: lane by lane, then in a tree.
 inline constexpr int kDotLanes = 8;

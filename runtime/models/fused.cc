@@ -2,8 +2,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "backends/intra_op.h"
 #include "runtime/models/row_kernels_cuda.h"
 #include "runtime/models/rows.h"
