@@ -26,10 +26,6 @@ const kernels::GateKernels& Gates() {
   return gates;
 }
 
-int64_t RowStride(int64_t head_size) {
-  return (head_size + kernels::kDotLanes - 1) / kernels::kDotLanes * kernels::kDotLanes;
-}
-
 std::vector<kernels::Buffer<float>> PackedMeans(const SparseCall& call, const Partition& chunks) {
   std::vector<kernels::Buffer<float>> packed;
   std::vector<std::vector<float>> heads = MeansOfHeads(call, call.host_key, chunks);
@@ -46,11 +42,10 @@ std::vector<kernels::Buffer<float>> PackedMeans(const SparseCall& call, const Pa
 
 struct ChunkChoice::Desk {
   Desk(int64_t chunks, int64_t head_size)
-      : rows(kRun * RowStride(head_size)),
-        queries(kRun * head_size),
+      : queries(kRun * head_size),
         gates(kRun * kernels::PaddedChunks(chunks)),
         share(Gates(), chunks) {}
-  const kernels::ThreadBuffer<float> rows, queries, gates;
+  const kernels::ThreadBuffer<float> queries, gates;
   kernels::ShareChoice share;
   std::vector<float> row;
   kernels::ChoiceScratch scratch;
@@ -116,7 +111,7 @@ int64_t ChunkChoice::GroupOf(int64_t head, int64_t chunk) const {
 
 int64_t ChunkChoice::ChooseBytes(int64_t chunks, int64_t head_size) {
   constexpr int64_t kMostBytes = 4 + 4 + 2 * 8;  // of a chunk, where the largest are chosen
-  return kRun * 4 * (RowStride(head_size) + head_size + kernels::PaddedChunks(chunks)) +
+  return kRun * 4 * (head_size + kernels::PaddedChunks(chunks)) +
          kernels::ShareChoice::Bytes(chunks) + chunks * kMostBytes;
 }
 
@@ -125,12 +120,9 @@ int64_t ChunkChoice::ChooseBytes(int64_t chunks, int64_t head_size) {
 void ChunkChoice::FillGates(int64_t head, int64_t first, int64_t count, int64_t soon,
                             Desk* desk) const {
   constexpr int64_t kStep = kernels::kGroup;
-  const int64_t size = call_.head_size(), stride = RowStride(size);
+  const int64_t size = call_.head_size();
   const kernels::HeadRows rows = call_.Rows(call_.host_query, head);
-  for (int64_t i = 0; i < count; ++i) {
-    kernels::LoadRow(rows, cut_.order[first + i], desk->rows.get() + i * stride);
-  }
-  kernels::PackQueries(desk->rows.get(), stride, static_cast<int>(count), size,
+  kernels::PackQueries(rows, cut_.order.data() + first, static_cast<int>(count),
                        desk->queries.get());
   int64_t fetched = 0;
   for (int64_t chunk = 0; chunk < chunks_; chunk += kStep) {

@@ -1,7 +1,8 @@
 // Gates: products of single queries with the mean keys of chunks, for many queries at once, and the
 // steps of row_choice.h's ChooseShare that look at all of them. A lane is a query, so that no step
-// but the last few entries of a choice is taken query by query. The bits are those of Dot (pool.h)
-// and StretchRow on every instruction set.
+// but the last few entries of a choice is taken query by query. The same bits on every instruction
+// set: a product is a chain of fused multiply-adds in the order of the numbers, and stretched gates
+// are StretchRow's.
 //
 // No std containers here: see tile.h.
 #ifndef DENOISED_BACKENDS_KERNELS_GATES_H_
@@ -17,14 +18,13 @@ struct DeviceInfo;
 
 namespace denoised::kernels {
 
+struct HeadRows;
+
 // Queries at once. Arrays of numbers are [row][kGateLanes].
 inline constexpr int kGateLanes = 64;
 
 // Packed means lie in groups of kGroup chunks, the last one filled up.
 inline int64_t PaddedChunks(int64_t chunks) { return (chunks + kGroup - 1) / kGroup * kGroup; }
-
-// Dot adds up rows of eight numbers of a query and a mean: lane by lane, then in a tree.
-inline constexpr int kDotLanes = 8;
 
 // Each for kGateLanes queries.
 struct GateKernels {
@@ -49,9 +49,9 @@ const GateKernels& GateKernelsOf(const DeviceInfo& cpu);
 // packed[PaddedChunks(chunks) * size] of means[chunks][size]; chunks that are none are 0.
 void PackMeans(const float* means, int64_t chunks, int64_t size, float* packed);
 
-// packed[size] of `count` rows of queries, 1 .. kGateLanes; lanes past them repeat the first. Rows
-// lie `stride` floats apart, a multiple of 8, and can be read so far.
-void PackQueries(const float* queries, int64_t stride, int count, int64_t size, float* packed);
+// packed[head size] of the rows of `count` tokens, 1 .. kGateLanes; lanes past them repeat the
+// first.
+void PackQueries(const HeadRows& rows, const int32_t* tokens, int count, float* packed);
 
 }  // namespace denoised::kernels
 

@@ -3,42 +3,20 @@
 // AddAtLeast (sum, x, floor) (x where it is `floor` or more), and for float64 Doubles,
 // AddDoubles(&sums, F), Sum(a, b), StoreDoubles.
 
-// Sums of kRuns runs of `units` units each, as a tree over the runs.
-template <class S, int kV, int kRuns>
-inline void MultiplyRuns(const uint32_t* means, const uint32_t* queries, int units,
-                         typename S::F (&acc)[kGroup][kV]) {
-  if constexpr (kRuns == 1) {
-    for (auto& row : acc) {
-      for (auto& x : row) x = S::Zero();
-    }
-    MultiplyUnits<S, kV>(means, queries, units, kGateLanes, acc);
-  } else {
-    constexpr int kHalf = kRuns / 2;
-    typename S::F other[kGroup][kV];
-    MultiplyRuns<S, kV, kHalf>(means, queries, units, acc);
-    MultiplyRuns<S, kV, kHalf>(means + kHalf * units * kGroup, queries + kHalf * units * kGateLanes,
-                               units, other);
-    for (int r = 0; r < kGroup; ++r) {
-      for (int v = 0; v < kV; ++v) acc[r][v] = S::Add(acc[r][v], other[r][v]);
-    }
-  }
-}
-
 template <class S>
 inline void MultiplyGates(const float* means, const float* queries, int64_t chunks, int64_t size,
                           float* gates) {
   constexpr int kV = S::kColumns / 2 * 2;
   static_assert(kGateLanes % (kV * S::kLanes) == 0);
-  const int units = static_cast<int>(size / kDotLanes), rest = static_cast<int>(size % kDotLanes);
   for (int64_t chunk = 0; chunk < chunks; chunk += kGroup) {
     const uint32_t* mean = reinterpret_cast<const uint32_t*>(means + chunk * size);
     for (int lane = 0; lane < kGateLanes; lane += kV * S::kLanes) {
-      const uint32_t* query = reinterpret_cast<const uint32_t*>(queries + lane);
       typename S::F acc[kGroup][kV];
-      MultiplyRuns<S, kV, kDotLanes>(mean, query, units, acc);
-      const int64_t whole = units * kDotLanes;
-      MultiplyUnits<S, kV>(mean + whole * kGroup, query + whole * kGateLanes, rest, kGateLanes,
-                           acc);
+      for (auto& row : acc) {
+        for (auto& x : row) x = S::Zero();
+      }
+      MultiplyUnits<S, kV>(mean, reinterpret_cast<const uint32_t*>(queries + lane),
+                           static_cast<int>(size), kGateLanes, acc);
       for (int r = 0; r < kGroup; ++r) {
         for (int v = 0; v < kV; ++v) {
           S::Store(gates + (chunk + r) * kGateLanes + lane + v * S::kLanes, acc[r][v]);
@@ -48,42 +26,75 @@ inline void MultiplyGates(const float* means, const float* queries, int64_t chun
   }
 }
 
-// Of the lanes at `gates`: how far each is stretched.
+// How far the gates of some lanes are stretched: (x - low) / spread.
 template <class S>
-inline void FindRange(const float* gates, int64_t chunks, typename S::F* low,
-                      typename S::F* spread) {
-  typename S::F least = S::Load(gates), most = least;
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    const typename S::F x = S::Load(gates + chunk * kGateLanes);
-    least = S::Min(least, x);
-    most = S::Max(most, x);
+struct Stretch {
+  typename S::F low, spread, inverse, rest;
+
+  Stretch(const float* gates, int64_t chunks) {
+    typename S::F most = low = S::Load(gates);
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const typename S::F x = S::Load(gates + chunk * kGateLanes);
+      low = S::Min(low, x);
+      most = S::Max(most, x);
+    }
+    const typename S::F range = S::Sub(most, low);
+    spread = S::Select(range, S::Set1(1e-6f), range, S::Set1(1.0f));
+    inverse = S::Div(S::Set1(1.0f), spread);
+    rest = S::Mul(S::Sub(S::Zero(), S::MulAdd(S::Set1(-1.0f), spread, inverse)), inverse);
   }
-  const typename S::F range = S::Sub(most, least);
-  *low = least;
-  *spread = S::Select(range, S::Set1(1e-6f), range, S::Set1(1.0f));
-}
+
+  // Whether Quotient is what division gives: no step of it is below 2^-126 then, since what is not
+  // 0 of x - low is a multiple of the last bit of numbers from 2^-77 on.
+  bool IsPlain() const {
+    constexpr uint32_t kAll = (1u << S::kLanes) - 1;
+    const typename S::F size = S::Max(low, S::Sub(S::Zero(), low));
+    return S::AtLeast(size, S::Set1(0x1p-76f)) == kAll &&
+           S::AtLeast(S::Set1(0x1p24f), spread) == kAll;
+  }
+
+  // x / spread in the manner of Markstein (Computation of elementary functions on the IBM RISC
+  // System/6000, 1990): a quotient that is off by at most the last bit, and a step of correction
+  // with the remainder, which is exact. Four operations where a division takes as long as sixteen.
+  typename S::F Quotient(typename S::F x) const {
+    const typename S::F near = S::MulAdd(S::Mul(x, inverse), x, rest);
+    const typename S::F remainder = S::MulAdd(x, S::Sub(S::Zero(), near), spread);
+    return S::MulAdd(near, remainder, inverse);
+  }
+};
 
 // Totals as StretchRow has them: of every fourth value, then the four together, then what is left.
+template <class S, typename Divide>
+inline void StretchLanes(float* gates, int64_t chunks, const Divide& divide, double* totals) {
+  using D = typename S::Doubles;
+  const auto stretch = [&](int64_t chunk) {
+    float* at = gates + chunk * kGateLanes;
+    const typename S::F x = divide(S::Load(at));
+    S::Store(at, x);
+    return x;
+  };
+  D sums[4] = {};
+  int64_t chunk = 0;
+  for (; chunk + 4 <= chunks; chunk += 4) {
+    for (int i = 0; i < 4; ++i) S::AddDoubles(&sums[i], stretch(chunk + i));
+  }
+  D total = S::Sum(S::Sum(S::Sum(sums[0], sums[1]), sums[2]), sums[3]);
+  for (; chunk < chunks; ++chunk) S::AddDoubles(&total, stretch(chunk));
+  S::StoreDoubles(totals, total);
+}
+
 template <class S>
 inline void StretchGates(float* gates, int64_t chunks, double* totals) {
-  using D = typename S::Doubles;
   for (int lane = 0; lane < kGateLanes; lane += S::kLanes) {
-    typename S::F low, spread;
-    FindRange<S>(gates + lane, chunks, &low, &spread);
-    const auto stretch = [&](int64_t chunk) {
-      float* at = gates + chunk * kGateLanes + lane;
-      const typename S::F x = S::Div(S::Sub(S::Load(at), low), spread);
-      S::Store(at, x);
-      return x;
-    };
-    D sums[4] = {};
-    int64_t chunk = 0;
-    for (; chunk + 4 <= chunks; chunk += 4) {
-      for (int i = 0; i < 4; ++i) S::AddDoubles(&sums[i], stretch(chunk + i));
+    using F = typename S::F;
+    const Stretch<S> by(gates + lane, chunks);
+    if (by.IsPlain()) {
+      const auto divide = [&by](F x) { return by.Quotient(S::Sub(x, by.low)); };
+      StretchLanes<S>(gates + lane, chunks, divide, totals + lane);
+    } else {
+      const auto divide = [&by](F x) { return S::Div(S::Sub(x, by.low), by.spread); };
+      StretchLanes<S>(gates + lane, chunks, divide, totals + lane);
     }
-    D total = S::Sum(S::Sum(S::Sum(sums[0], sums[1]), sums[2]), sums[3]);
-    for (; chunk < chunks; ++chunk) S::AddDoubles(&total, stretch(chunk));
-    S::StoreDoubles(totals + lane, total);
   }
 }
 

@@ -23,7 +23,7 @@ HeadRows HeadOf(const View& view, Element element, int64_t head_size, int64_t ba
 // One row as float32 into out[head_size].
 void LoadRow(const HeadRows& rows, int64_t token, float* out);
 
-// Has a row fetched that LoadRow will soon want.
+// Has a row fetched that will soon be wanted.
 void PrefetchRow(const HeadRows& rows, int64_t token);
 
 // Mean of `count` >= 1 tokens' rows into mean[head_size], accumulated in float32 in their order.

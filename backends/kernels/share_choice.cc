@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <utility>
 
 namespace denoised::kernels {
 namespace {
 
-// So many that a few of normally distributed values lie between a floor and the next.
+// So many that one or two of normally distributed values lie between a floor and the next.
 int DigitsFor(int64_t chunks) {
-  return std::clamp(static_cast<int>(std::bit_width(static_cast<uint64_t>(chunks))) - 2, 1, 16);
+  return std::clamp(static_cast<int>(std::bit_width(static_cast<uint64_t>(chunks))) - 1, 1, 16);
 }
 
 }  // namespace
@@ -49,9 +48,8 @@ void ShareChoice::Measure(float* gates, int count, const int32_t* own, double sh
   for (int query = 0; query < kGateLanes; ++query) {
     float* at = gates + own[query < count ? query : 0] * kGateLanes + query;
     own_value_[query] = std::exchange(*at, -1.0f);
-    whole_[query] = totals_[query] + 1e-6;
-    need_[query] = share - own_value_[query] / whole_[query];
-    wanted_[query] = static_cast<float>(need_[query] * whole_[query]);
+    needed_[query] = share * (totals_[query] + 1e-6) - own_value_[query];
+    wanted_[query] = static_cast<float>(needed_[query]);
   }
 }
 
@@ -81,16 +79,17 @@ void ShareChoice::ListWithin(const float* gates, uint64_t queries) {
 // What lies within, in falling order, until the share is held. False: the query is an odd one, or
 // the floor is not its own.
 bool ShareChoice::TakeWithin(const float* gates, int query, uint64_t* chosen, int64_t stride) {
-  const double whole = whole_[query], need = need_[query];
+  const double needed = needed_[query];
   double sum = sums_[query];
-  if (!(need > 0) || sum / whole >= need || entries_[query] == kTooMany) return false;
-  const auto begin = entry_[query].begin(), end = begin + entries_[query];
-  std::sort(begin, end, std::greater<>());
-  for (auto entry = begin; entry != end; ++entry) {
-    const int64_t chunk = IndexOf(*entry);
+  if (!(needed > 0) || sum >= needed || entries_[query] == kTooMany) return false;
+  // Some of a few are wanted: not worth a sort.
+  const auto end = entry_[query].begin() + entries_[query];
+  for (auto left = entry_[query].begin(); left != end; ++left) {
+    std::iter_swap(left, std::max_element(left, end));
+    const int64_t chunk = IndexOf(*left);
     chosen[chunk * stride] |= uint64_t{1} << query;
     sum += gates[chunk * kGateLanes + query];
-    if (sum / whole >= need) return true;
+    if (sum >= needed) return true;
   }
   return floors_[query] == 0;  // all are taken
 }

@@ -1,5 +1,5 @@
-// ChooseShare (row_choice.h) for many queries at once: the same choice, which differs from it only
-// in what order float64 sums are made.
+// ChooseShare (row_choice.h) for many queries at once: the same choice, but for the rounding of
+// float64 sums and of what they are held against.
 #ifndef DENOISED_BACKENDS_KERNELS_SHARE_CHOICE_H_
 #define DENOISED_BACKENDS_KERNELS_SHARE_CHOICE_H_
 
@@ -43,7 +43,7 @@ class ShareChoice {
   const int64_t chunks_;
   const int digits_;  // of the floors
   const ThreadBuffer<uint64_t> within_;
-  std::array<double, kGateLanes> totals_, whole_, need_, sums_;
+  std::array<double, kGateLanes> totals_, needed_, sums_;
   std::array<float, kGateLanes> own_value_, wanted_, floors_, ceilings_;
   std::array<uint8_t, kGateLanes> entries_;
   std::array<std::array<uint64_t, kMostWithin>, kGateLanes> entry_;

@@ -34,28 +34,89 @@ Row Drawn(int64_t n, int seed) {
   return row;
 }
 
-TEST(Gates, HaveTheBitsOfDot) {
+float Chain(const float* a, const float* b, int64_t size) {
+  float sum = 0;
+  for (int64_t d = 0; d < size; ++d) sum = std::fma(a[d], b[d], sum);
+  return sum;
+}
+
+int Different(const Row& a, const Row& b) {
+  int different = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    different += std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]);
+  }
+  return different;
+}
+
+TEST(Gates, AreAChainOfMultiplyAddsInTheOrderOfTheNumbers) {
   for (const GateKernels* kernels : AllKernels()) {
     for (const int64_t size : {1, 7, 8, 9, 40, 64, 128, 131}) {
       for (const int64_t chunks : {1, 3, 4, 65}) {
         for (const int count : {1, 5, 63, 64}) {
-          const int64_t stride = (size + 7) / 8 * 8;
-          const Row means = Drawn(chunks * size, 1), queries = Drawn(count * stride, 2);
+          const int64_t stride = size + 3;
+          const Row means = Drawn(chunks * size, 1), queries = Drawn(2 * count * stride, 2);
           Row packed_means(PaddedChunks(chunks) * size), packed_queries(size * kGateLanes),
-              gates(PaddedChunks(chunks) * kGateLanes);
+              gates(PaddedChunks(chunks) * kGateLanes), want(chunks * kGateLanes);
+          std::vector<int32_t> tokens;  // from the last one to the first, every other one
+          for (int i = 0; i < count; ++i) tokens.push_back(2 * (count - i) - 1);
           PackMeans(means.data(), chunks, size, packed_means.data());
-          PackQueries(queries.data(), stride, count, size, packed_queries.data());
+          PackQueries({queries.data(), stride, Element::kFloat32, size}, tokens.data(), count,
+                      packed_queries.data());
           kernels->multiply(packed_means.data(), packed_queries.data(), chunks, size, gates.data());
-          int different = 0;
           for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             for (int lane = 0; lane < kGateLanes; ++lane) {
-              const float* query = queries.data() + (lane < count ? lane : 0) * stride;
-              const float want = Dot(query, means.data() + chunk * size, size);
-              different += std::bit_cast<uint32_t>(gates[chunk * kGateLanes + lane]) !=
-                           std::bit_cast<uint32_t>(want);
+              const float* query = queries.data() + tokens[lane < count ? lane : 0] * stride;
+              want[chunk * kGateLanes + lane] = Chain(query, means.data() + chunk * size, size);
             }
           }
-          EXPECT_EQ(different, 0) << size << " " << chunks << " " << count;
+          gates.resize(want.size());
+          EXPECT_EQ(Different(gates, want), 0) << size << " " << chunks << " " << count;
+        }
+      }
+    }
+  }
+}
+
+TEST(Gates, QueriesOfBfloat16ArePackedAsTheFloatsThatTheyAre) {
+  for (const int64_t size : {1, 8, 24, 131}) {
+    const int64_t stride = size + 5;
+    std::vector<uint16_t> halves(kGateLanes * stride);
+    Row floats;
+    for (const float x : Drawn(kGateLanes * stride, 3)) {
+      floats.push_back(RoundToBFloat16(x));
+      halves[floats.size() - 1] = std::bit_cast<uint32_t>(floats.back()) >> 16;
+    }
+    std::vector<int32_t> tokens(kGateLanes);
+    for (int i = 0; i < kGateLanes; ++i) tokens[i] = i * 5 % kGateLanes;
+    Row wide(size * kGateLanes), narrow(size * kGateLanes);
+    PackQueries({floats.data(), stride, Element::kFloat32, size}, tokens.data(), 37, wide.data());
+    PackQueries({halves.data(), stride, Element::kBFloat16, size}, tokens.data(), 37,
+                narrow.data());
+    EXPECT_EQ(Different(wide, narrow), 0) << size;
+  }
+}
+
+// Ranges of all sizes, near zero and far from it.
+TEST(Gates, AreStretchedToTheBitsOfStretchRow) {
+  const std::vector<float> sizes = {1,     1e-6f, 3e-6f, 1e-24f, 1e-30f, 1e-42f,
+                                    3e-3f, 1e3f,  2e7f,  1e20f,  1e37f};
+  for (const GateKernels* kernels : AllKernels()) {
+    for (const int64_t chunks : {1, 2, 5, 64, 391, 4001}) {
+      for (const float size : sizes) {
+        for (const float offset : {0.0f, 1.0f, -77.0f}) {
+          Row gates(chunks * kGateLanes), want = gates;
+          std::vector<double> totals(kGateLanes);
+          for (int lane = 0; lane < kGateLanes; ++lane) {
+            Row row = Drawn(chunks, 200 + lane);
+            for (float& x : row) x = x * size + offset;
+            for (int64_t i = 0; i < chunks; ++i) gates[i * kGateLanes + lane] = row[i];
+            totals[lane] = StretchRow(row.data(), chunks);
+            for (int64_t i = 0; i < chunks; ++i) want[i * kGateLanes + lane] = row[i];
+          }
+          std::vector<double> got(kGateLanes);
+          kernels->stretch(gates.data(), chunks, got.data());
+          EXPECT_EQ(Different(gates, want), 0) << chunks << " " << size << " " << offset;
+          EXPECT_EQ(got, totals) << chunks << " " << size << " " << offset;
         }
       }
     }
