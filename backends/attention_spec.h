@@ -31,6 +31,7 @@ struct DeviceInfo {
   std::string name;          // as the device calls itself
   bool avx2 = false, avx512 = false, avx512_bf16 = false, avx512_vnni = false;
   bool amx_bf16 = false, amx_int8 = false;
+  bool slow_bf16 = false;  // vector products of bfloat16 take longer than those of float32
   bool operator==(const DeviceInfo&) const = default;
 };
 

@@ -1,7 +1,6 @@
 #include "backends/cpu_isa.h"
 
 #include <ATen/Version.h>
-#include <cpuid.h>
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
@@ -47,16 +46,6 @@ std::string Lower(std::string text) {
   return text;
 }
 
-// MKL heeds its limit on Intel's processors only; on all others it has one path, for AVX2.
-bool IsIntel() {
-  static const bool intel = [] {  // a virtual machine is slow to say
-    unsigned eax = 0, name[3] = {};
-    __get_cpuid(0, &eax, &name[0], &name[2], &name[1]);
-    return std::memcmp(name, "GenuineIntel", sizeof(name)) == 0;
-  }();
-  return intel;
-}
-
 // LibTorch decides at its first look, which this may be.
 std::string LibTorchCapability() { return Lower(at::get_cpu_capability()); }
 
@@ -98,6 +87,11 @@ CpuIsa BestCpuIsa(const DeviceInfo& cpu) {
   return cpu.amx_bf16 && cpu.amx_int8 ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
 }
 
+CpuIsa FastestCpuIsa(const DeviceInfo& cpu) {
+  const CpuIsa best = BestCpuIsa(cpu);
+  return best == CpuIsa::kAvx512Bf16 && cpu.slow_bf16 ? CpuIsa::kAvx512Vnni : best;
+}
+
 DeviceInfo LimitCpu(DeviceInfo cpu, CpuIsa isa) {
   const CpuIsa best = BestCpuIsa(cpu);
   const CpuIsa level = isa == CpuIsa::kAuto ? best : std::min(isa, best);
@@ -108,12 +102,12 @@ DeviceInfo LimitCpu(DeviceInfo cpu, CpuIsa isa) {
   return cpu;
 }
 
-DeviceInfo QueryCpu() { return LimitCpu(QueryMachine(), g_pinned.load()); }
+DeviceInfo QueryCpu() { return LimitCpu(QueryMachine(), CurrentCpuIsa()); }
 
 void PinCpuIsa(CpuIsa isa) {
   const DeviceInfo machine = QueryMachine();
   CheckAllowed(isa, machine);
-  if (isa == CpuIsa::kAuto) isa = BestCpuIsa(machine);
+  if (isa == CpuIsa::kAuto) isa = FastestCpuIsa(machine);
   CpuIsa before = CpuIsa::kAuto;
   if (!g_pinned.compare_exchange_strong(before, isa)) {
     if (before == isa) return;
@@ -144,7 +138,7 @@ void PinCpuIsa(CpuIsa isa) {
 
 CpuIsa CurrentCpuIsa() {
   const CpuIsa pinned = g_pinned.load();
-  return pinned != CpuIsa::kAuto ? pinned : BestCpuIsa(QueryMachine());
+  return pinned != CpuIsa::kAuto ? pinned : FastestCpuIsa(QueryMachine());
 }
 
 std::string KernelIdentity() {

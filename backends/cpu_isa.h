@@ -17,7 +17,7 @@ namespace denoised {
 
 // Each has all that stand before it.
 enum class CpuIsa : uint8_t {
-  kAuto,        // the widest that the machine has
+  kAuto,        // the fastest that the machine has
   kAvx2,        // AVX2 and FMA: the floor
   kAvx512,      // AVX-512 F, DQ, BW and VL
   kAvx512Vnni,  // products of bytes
@@ -33,23 +33,30 @@ std::optional<CpuIsa> CpuIsaFromName(std::string_view name);
 // The highest level all of whose instructions `cpu` has.
 CpuIsa BestCpuIsa(const DeviceInfo& cpu);
 
+// The fastest: the highest, but kAvx512Vnni where that is kAvx512Bf16 and `cpu.slow_bf16`.
+CpuIsa FastestCpuIsa(const DeviceInfo& cpu);
+
 // `cpu` without what lies above `isa`; kAuto leaves what its best level has.
 DeviceInfo LimitCpu(DeviceInfo cpu, CpuIsa isa);
 
 // What the machine has, whatever is pinned (device_info.cc). QueryCpu() is this under the pin.
 DeviceInfo QueryMachine();
 
+// Whether Intel made it. MKL heeds its limit on Intel's processors only; on all others it has one
+// path, for AVX2.
+bool IsIntel();
+
 // Holds for the whole process and cannot be taken back. Called by main() before the first thread
 // and the first LibTorch call: the libraries read their limits once, from the environment, which
 // this sets: ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS from outside count
 // for nothing, and MKL_CBWR and oneDNN's math modes are taken away (on Intel kAvx2 sets MKL_CBWR to
-// its strict mode). kAuto pins the machine's best.
+// its strict mode). kAuto pins the machine's fastest.
 //
 // Throws INVALID_ARGUMENT where the machine lacks `isa`, naming its best; FAILED_PRECONDITION where
 // LibTorch has made its choice already, or another level is pinned.
 void PinCpuIsa(CpuIsa isa);
 
-// The level that holds: the pinned one, else the machine's best. Never kAuto.
+// The level that holds: the pinned one, else the machine's fastest. Never kAuto.
 CpuIsa CurrentCpuIsa();
 
 // Which kernels this process runs on the CPU, for receipts and fingerprints: our own level,

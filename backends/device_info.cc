@@ -50,6 +50,26 @@ std::string CpuName() {
   return name;
 }
 
+bool ReadIsIntel() {
+  const CpuidLeaf leaf0 = Cpuid(0);
+  char maker[12];
+  std::memcpy(maker, &leaf0.ebx, 4);
+  std::memcpy(maker + 4, &leaf0.edx, 4);
+  std::memcpy(maker + 8, &leaf0.ecx, 4);
+  return std::memcmp(maker, "GenuineIntel", sizeof(maker)) == 0;
+}
+
+// Of vdpbf16ps Intel's cores since Golden Cove do a quarter as many a second as of float32's
+// multiply-adds, half the products: measured on Emerald Rapids and Sapphire Rapids
+// (backends/README.md), and so it is reported in libxsmm/tpp-mlir's pull request 1025. Cooper
+// Lake, the one before them, does twice the products by Intel's account, as AMD's cores do.
+bool MultipliesBf16Slowly(uint32_t signature) {
+  const uint32_t family = (signature >> 8) & 0xfu;
+  const uint32_t model = ((signature >> 4) & 0xfu) | ((signature >> 12) & 0xf0u);
+  const bool cooper_lake = family == 6 && model == 0x55;
+  return IsIntel() && !cooper_lake;
+}
+
 DeviceInfo ReadMachine() {
   constexpr uint64_t kAvxStates = 0x6, kAvx512States = 0xe6, kTileStates = 0x60000;
   const uint64_t states = EnabledStates();
@@ -64,6 +84,7 @@ DeviceInfo ReadMachine() {
                 Bit(leaf7.ebx, 31);  // F, DQ, BW, VL
   info.avx512_bf16 = info.avx512 && Bit(leaf7_1.eax, 5);
   info.avx512_vnni = info.avx512 && Bit(leaf7.ecx, 11);
+  info.slow_bf16 = info.avx512_bf16 && MultipliesBf16Slowly(leaf1.eax);
   const bool tiles = (states & kTileStates) == kTileStates && Bit(leaf7.edx, 24);
   if (tiles && RequestAmxPermission()) {
     info.amx_bf16 = Bit(leaf7.edx, 22);
@@ -75,6 +96,11 @@ DeviceInfo ReadMachine() {
 }  // namespace
 
 // A virtual machine is slow to answer CPUID, and its answers do not change.
+bool IsIntel() {
+  static const bool intel = ReadIsIntel();
+  return intel;
+}
+
 DeviceInfo QueryMachine() {
   static const DeviceInfo machine = ReadMachine();
   return machine;

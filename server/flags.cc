@@ -331,7 +331,7 @@ Flag CpuIsaFlag(CpuIsa* target) {
       "cpu_isa", "LEVEL", "auto",
       "auto, avx2, avx512, avx512_vnni, avx512_bf16 or amx: the widest CPU instructions that our "
       "kernels, LibTorch's, oneDNN's and MKL's may use; never above the machine's. auto is the "
-      "machine's widest.",
+      "machine's fastest.",
       [target](const std::string& text) {
         std::string name;
         SetChoice("cpu_isa", CpuIsaNames(), &name)(text);

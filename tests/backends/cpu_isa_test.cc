@@ -66,6 +66,20 @@ TEST(CpuIsa, TheBestOfAMachineIsTheHighestLevelThatItHasWhole) {
   EXPECT_EQ(BestCpuIsa(bf16_alone), CpuIsa::kAvx512);
 }
 
+// Sapphire Rapids in a virtual machine without AMX.
+TEST(CpuIsa, TheFastestIsTheBestButWhereItsProductsOfBfloat16AreSlow) {
+  for (DeviceInfo cpu : {Haswell(), Skylake(), IceLake(), Zen4(), SapphireRapids()}) {
+    EXPECT_EQ(FastestCpuIsa(cpu), BestCpuIsa(cpu)) << cpu.name;
+  }
+  DeviceInfo slow = Zen4();
+  slow.slow_bf16 = true;
+  EXPECT_EQ(BestCpuIsa(slow), CpuIsa::kAvx512Bf16);
+  EXPECT_EQ(FastestCpuIsa(slow), CpuIsa::kAvx512Vnni);
+  slow = SapphireRapids();
+  slow.slow_bf16 = true;
+  EXPECT_EQ(FastestCpuIsa(slow), CpuIsa::kAmx);
+}
+
 TEST(CpuIsa, AMachineUnderAPinLooksLikeTheLesserOne) {
   const auto renamed = [](DeviceInfo cpu) {
     cpu.name = "Sapphire Rapids";

@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "backends/attention_spec.h"
+#include "backends/cpu_isa.h"
 #include "backends/error.h"
 
 namespace denoised {
@@ -19,6 +19,9 @@ TEST(DeviceInfo, AgreesWithTheCompilersOwnLook) {
   const DeviceInfo cpu = QueryCpu();
   EXPECT_EQ(cpu.avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
   EXPECT_EQ(cpu.avx512_vnni, cpu.avx512 && __builtin_cpu_supports("avx512vnni"));
+  const DeviceInfo machine = QueryMachine();
+  EXPECT_EQ(machine.slow_bf16,
+            machine.avx512_bf16 && __builtin_cpu_is("intel") && !__builtin_cpu_is("cooperlake"));
 }
 
 TEST(DeviceInfo, ACudaDeviceThatIsNotThereIsRefusedByName) {

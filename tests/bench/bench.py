@@ -24,6 +24,7 @@ import model_rows
 import server_rows
 import serving_model_rows
 import transformer_rows
+from inputs import fastest_level
 from marks import judge, sentence
 from pairs import LEVELS, ROOT, cpu, levels, summary, surroundings
 
@@ -36,14 +37,15 @@ AT_EVERY_LEVEL = ("A1", "A1i", "A3", "A4", "A5", "A6", "A6b", "A6c", "A7", "A9",
 
 
 def runs(options, rows):
-    """(level, rows) of the runs that --cpu_isa asks for: "all" adds every lower level, for the rows whose
+    """(level, rows) of the runs that --cpu_isa asks for: "all" adds every other level, for the rows whose
     marks hold at each.
     """
     if options.cpu_isa in LEVELS:
         return [(options.cpu_isa, rows)]
-    best, lower = levels()[-1], levels()[:-1] if options.cpu_isa == "all" else []
+    fastest = fastest_level()
+    others = [level for level in levels() if level != fastest] if options.cpu_isa == "all" else []
     everywhere = [row for row in rows if row in AT_EVERY_LEVEL]
-    return [(best, rows), *((level, everywhere) for level in lower if everywhere)]
+    return [(fastest, rows), *((level, everywhere) for level in others if everywhere)]
 
 
 def in_one_process(program):
@@ -105,8 +107,8 @@ def parse():
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu_isa", default="all", choices=[*LEVELS, "auto", "all"],
-                        help="level of both sides (denoised --help); auto: the best that the machine has; all: the "
-                        "rows about kernels at every lower one too")
+                        help="level of both sides (denoised --help); auto: what the server takes here; all: the "
+                        "rows about kernels at every other one too")
     parser.add_argument("--earlier", help="another build's model_bench, for the row that compares with it")
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("rows", nargs="*")

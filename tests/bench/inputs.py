@@ -3,6 +3,7 @@ the shared cache; tensors travel as files of raw float32.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -89,6 +90,13 @@ def scratch_inputs():
 
 def our_worker(options, name="ours", command=None):
     return ready(Worker(name, [*(command or OURS), f"--cpu_isa={options.cpu_isa}"], options.threads), options)
+
+
+@functools.cache
+def fastest_level():
+    """What --cpu_isa=auto pins here."""
+    with Worker("level", [*OURS, "--cpu_isa=auto"], 1) as ours:
+        return ours.ask(do="level")["level"]
 
 
 def peer_worker(options, stock=False):

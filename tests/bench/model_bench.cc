@@ -147,6 +147,7 @@ class Bench {
     static const std::map<std::string, Json (Bench::*)(const Json&)> kHandlers = {
         {"threads", &Bench::Threads},
         {"auto_dtype", &Bench::AutoDType},
+        {"level", &Bench::Level},
         {"gemm_rate", &Bench::GemmRate},
         {"load_transformer", &Bench::LoadTransformer},
         {"read_files", &Bench::ReadFiles},
@@ -173,6 +174,8 @@ class Bench {
 
   // Of transformers and text encoders, as a server on this CPU takes it.
   Json AutoDType(const Json&) { return {{"dtype", Name(ParseDType("auto", QueryCpu()))}}; }
+
+  Json Level(const Json&) { return {{"level", std::string(CpuIsaName(CurrentCpuIsa()))}}; }
 
   Json GemmRate(const Json& request) {
     const GemmShape shape{request.at("m"), request.at("k"), request.at("n")};
