@@ -1,4 +1,6 @@
 // W of a packed product (gemm.h): how it is packed, and comes back.
+#include <sys/mman.h>
+
 #include <algorithm>
 
 #include "backends/kernels/gemm.h"
@@ -9,6 +11,20 @@
 #include "backends/stop_point.h"
 
 namespace denoised::kernels {
+namespace {
+
+// Has the kernel map fresh memory that is to be written: a fault for each page of a large model
+// took a sixth of a start. Best effort: kernels before Linux 5.14 refuse.
+void MapForWriting(char* data, int64_t bytes) {
+  constexpr int64_t kWorthACall = 1 << 16;
+  constexpr uintptr_t kPage = 4096;
+  if (bytes < kWorthACall) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_WRITE);
+}
+
+}  // namespace
 
 WeightPanels::WeightPanels(Element element, int64_t n, int64_t k, GemmIsa isa)
     : kernel_(KernelOf(isa)),
@@ -58,7 +74,10 @@ void WeightPanels::PackInto(int64_t panel, const RowSource& rows, int64_t first)
   const int64_t column = panel * kPanelColumns;
   float* const scales = scales_ ? scales_.get() + column : nullptr;
   int32_t* const offsets = offsets_ ? offsets_.get() + column : nullptr;
-  PackPanel(kernel_, rows, first, data_.get() + panel * units() * unit_bytes(), scales, offsets);
+  const int64_t bytes = units() * unit_bytes();
+  char* const data = data_.get() + panel * bytes;
+  MapForWriting(data, bytes);
+  PackPanel(kernel_, rows, first, data, scales, offsets);
 }
 
 void WeightPanels::Unpack(void* weight, const RunWorkers& run_workers) const {
