@@ -94,15 +94,16 @@ CpuIsa FastestCpuIsa(const DeviceInfo& cpu) {
 
 DeviceInfo LimitCpu(DeviceInfo cpu, CpuIsa isa) {
   const CpuIsa best = BestCpuIsa(cpu);
-  const CpuIsa level = isa == CpuIsa::kAuto ? best : std::min(isa, best);
+  const CpuIsa level = isa == CpuIsa::kAuto ? FastestCpuIsa(cpu) : std::min(isa, best);
   cpu.avx512 = level >= CpuIsa::kAvx512;
   cpu.avx512_vnni = level >= CpuIsa::kAvx512Vnni;
   cpu.avx512_bf16 = level >= CpuIsa::kAvx512Bf16;
+  cpu.slow_bf16 = cpu.slow_bf16 && cpu.avx512_bf16;
   cpu.amx_bf16 = cpu.amx_int8 = level >= CpuIsa::kAmx;
   return cpu;
 }
 
-DeviceInfo QueryCpu() { return LimitCpu(QueryMachine(), CurrentCpuIsa()); }
+DeviceInfo QueryCpu() { return LimitCpu(QueryMachine(), g_pinned.load()); }
 
 void PinCpuIsa(CpuIsa isa) {
   const DeviceInfo machine = QueryMachine();

@@ -36,14 +36,14 @@ CpuIsa BestCpuIsa(const DeviceInfo& cpu);
 // The fastest: the highest, but kAvx512Vnni where that is kAvx512Bf16 and `cpu.slow_bf16`.
 CpuIsa FastestCpuIsa(const DeviceInfo& cpu);
 
-// `cpu` without what lies above `isa`; kAuto leaves what its best level has.
+// `cpu` without what lies above `isa`; kAuto leaves what its fastest level has.
 DeviceInfo LimitCpu(DeviceInfo cpu, CpuIsa isa);
 
 // What the machine has, whatever is pinned (device_info.cc). QueryCpu() is this under the pin.
 DeviceInfo QueryMachine();
 
-// Whether Intel made it. MKL heeds its limit on Intel's processors only; on all others it has one
-// path, for AVX2.
+// Whether Intel made this CPU. MKL heeds its limit on Intel's processors only; on all others it has
+// one path, for AVX2.
 bool IsIntel();
 
 // Holds for the whole process and cannot be taken back. Called by main() before the first thread

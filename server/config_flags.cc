@@ -121,8 +121,8 @@ std::vector<Flag> ComputeFlags(Config* config) {
        SetDevice("device", &engine->device)},
       {"dtype", "DTYPE", "auto",
        "auto, float32 or bfloat16: of the transformer and the text encoder. auto is bfloat16 where "
-       "the device multiplies it (CUDA; a CPU with AVX-512 BF16 or AMX), else float32, whatever "
-       "the checkpoint's files hold.",
+       "the device multiplies it (CUDA; a CPU at the levels avx512_bf16 and amx), else float32, "
+       "whatever the checkpoint's files hold.",
        SetChoice("dtype", {"auto", "float32", "bfloat16"}, &engine->dtype)},
       VaeDtypeFlag(&engine->vae_dtype),
       KeepTextEncoderFlag(&engine->keep_text_encoder),

@@ -2,7 +2,7 @@
 // steps of row_choice.h's ChooseShare that look at all of them. A lane is a query, so that no step
 // but the last few entries of a choice is taken query by query. The same bits on every instruction
 // set: a product is a chain of fused multiply-adds in the order of the numbers, and stretched gates
-// are StretchRow's.
+// are StretchRow's but for a zero's sign.
 //
 // No std containers here: see tile.h.
 #ifndef DENOISED_BACKENDS_KERNELS_GATES_H_

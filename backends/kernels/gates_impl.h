@@ -29,7 +29,7 @@ inline void MultiplyGates(const float* means, const float* queries, int64_t chun
 // How far the gates of some lanes are stretched: (x - low) / spread.
 template <class S>
 struct Stretch {
-  typename S::F low, spread, inverse, rest;
+  typename S::F low, spread, minus_spread, inverse, rest;
 
   Stretch(const float* gates, int64_t chunks) {
     typename S::F most = low = S::Load(gates);
@@ -40,16 +40,17 @@ struct Stretch {
     }
     const typename S::F range = S::Sub(most, low);
     spread = S::Select(range, S::Set1(1e-6f), range, S::Set1(1.0f));
+    minus_spread = S::Sub(S::Zero(), spread);
     inverse = S::Div(S::Set1(1.0f), spread);
-    rest = S::Mul(S::Sub(S::Zero(), S::MulAdd(S::Set1(-1.0f), spread, inverse)), inverse);
+    rest = S::Mul(S::MulAdd(S::Set1(1.0f), minus_spread, inverse), inverse);
   }
 
-  // Whether Quotient is what division gives: no step of it is below 2^-126 then, since what is not
-  // 0 of x - low is a multiple of the last bit of numbers from 2^-77 on.
+  // Whether Quotient is what division gives: what is not 0 of x - low is a multiple of the last bit
+  // of numbers from 2^-55 on, so that no step of it, the remainder included, is below 2^-126.
   bool IsPlain() const {
     constexpr uint32_t kAll = (1u << S::kLanes) - 1;
     const typename S::F size = S::Max(low, S::Sub(S::Zero(), low));
-    return S::AtLeast(size, S::Set1(0x1p-76f)) == kAll &&
+    return S::AtLeast(size, S::Set1(0x1p-54f)) == kAll &&
            S::AtLeast(S::Set1(0x1p24f), spread) == kAll;
   }
 
@@ -58,7 +59,7 @@ struct Stretch {
   // with the remainder, which is exact. Four operations where a division takes as long as sixteen.
   typename S::F Quotient(typename S::F x) const {
     const typename S::F near = S::MulAdd(S::Mul(x, inverse), x, rest);
-    const typename S::F remainder = S::MulAdd(x, S::Sub(S::Zero(), near), spread);
+    const typename S::F remainder = S::MulAdd(x, near, minus_spread);
     return S::MulAdd(near, remainder, inverse);
   }
 };

@@ -14,7 +14,7 @@ namespace denoised::kernels {
 namespace {
 
 // Has the kernel map fresh memory that is to be written: a fault for each page of a large model
-// took a sixth of a start. Best effort: kernels before Linux 5.14 refuse.
+// took a sixth of a start (row A12). Best effort: kernels before Linux 5.14 refuse.
 void MapForWriting(char* data, int64_t bytes) {
   constexpr int64_t kWorthACall = 1 << 16;
   constexpr uintptr_t kPage = 4096;

@@ -17,8 +17,9 @@ at::Device ParseDevice(const std::string& name);
 
 DeviceInfo QueryDevice(const at::Device& device);
 
-// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it, whatever the files
-// hold, else float32. INVALID_ARGUMENT (field "dtype") for another name.
+// "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it and, of a CPU, its
+// level allows that (backends/cpu_isa.h), whatever the files hold, else float32. INVALID_ARGUMENT
+// (field "dtype") for another name.
 at::ScalarType ParseDType(const std::string& name, const DeviceInfo& device);
 
 // The decoder's: "auto" is float32 on a CPU, where frames in bfloat16 would gain little and show

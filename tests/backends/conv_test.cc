@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/cpu_isa.h"
 #include "backends/kernels/conv_winograd.h"
 #include "tests/backends/gemm_calls.h"
 
@@ -40,7 +41,8 @@ struct HowConvolved {
 class ConvTest : public testing::TestWithParam<GemmCase> {
  protected:
   void SetUp() override {
-    if (!HasGemmIsa(isa(), QueryCpu())) GTEST_SKIP() << "this CPU has no " << GemmIsaName(isa());
+    if (!HasGemmIsa(isa(), QueryMachine()))
+      GTEST_SKIP() << "this CPU has no " << GemmIsaName(isa());
     at::manual_seed(11);
   }
   GemmIsa isa() const { return GetParam().isa; }

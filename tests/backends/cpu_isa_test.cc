@@ -71,10 +71,14 @@ TEST(CpuIsa, TheFastestIsTheBestButWhereItsProductsOfBfloat16AreSlow) {
   for (DeviceInfo cpu : {Haswell(), Skylake(), IceLake(), Zen4(), SapphireRapids()}) {
     EXPECT_EQ(FastestCpuIsa(cpu), BestCpuIsa(cpu)) << cpu.name;
   }
-  DeviceInfo slow = Zen4();
+  DeviceInfo slow = Zen4(), renamed_ice_lake = IceLake();
   slow.slow_bf16 = true;
+  renamed_ice_lake.name = slow.name;
   EXPECT_EQ(BestCpuIsa(slow), CpuIsa::kAvx512Bf16);
   EXPECT_EQ(FastestCpuIsa(slow), CpuIsa::kAvx512Vnni);
+  EXPECT_EQ(LimitCpu(slow, CpuIsa::kAvx512Bf16), slow);
+  EXPECT_EQ(LimitCpu(slow, CpuIsa::kAvx512Vnni), renamed_ice_lake);
+  EXPECT_EQ(LimitCpu(slow, CpuIsa::kAuto), renamed_ice_lake);
   slow = SapphireRapids();
   slow.slow_bf16 = true;
   EXPECT_EQ(FastestCpuIsa(slow), CpuIsa::kAmx);

@@ -1,5 +1,5 @@
-// Gates of many queries at once, under every instruction set that this machine has: the bits of one
-// product and the choice of one row, as pool.h and row_choice.h have them.
+// Gates of many queries at once, under every instruction set that this machine has: products as a
+// chain of multiply-adds, and the choice of one row as row_choice.h has it.
 #include "backends/kernels/gates.h"
 
 #include <gtest/gtest.h>
@@ -118,6 +118,35 @@ TEST(Gates, AreStretchedToTheBitsOfStretchRow) {
           EXPECT_EQ(Different(gates, want), 0) << chunks << " " << size << " " << offset;
           EXPECT_EQ(got, totals) << chunks << " " << size << " " << offset;
         }
+      }
+    }
+  }
+}
+
+// Where the reciprocal's steps would leave the numbers that are exact: the least value on both
+// sides of the bound, others close to it, and ranges on both sides of theirs.
+TEST(Gates, AreStretchedToTheBitsOfStretchRowAtTheirBounds) {
+  for (const GateKernels* kernels : AllKernels()) {
+    for (const float low : {0.0f, 0x1p-149f, 0x1p-120f, 0x1p-77f, 0x1p-55f, 0x1p-54f, 0x1p-53f,
+                            -0x1p-120f, -0x1p-77f, -0x1p-54f, -0x1p-30f}) {
+      for (const float range : {0x1p-19f, 0x1.8p-3f, 0x1.fffffep0f, 0x1.fffffep23f, 0x1p24f,
+                                0x1.555556p25f, 0x1p100f, 0x1.fffffep127f}) {
+        constexpr int64_t kChunks = 60;
+        Row row = {low, range};
+        for (float x = low; std::ssize(row) < kChunks;) {
+          x = std::nextafter(x, range);
+          row.push_back(x);
+          row.push_back(std::abs(low) * static_cast<float>(row.size()));
+          row.push_back(range / static_cast<float>(row.size()));
+        }
+        row.resize(kChunks);
+        Row gates(kChunks * kGateLanes), want = gates;
+        for (size_t i = 0; i < gates.size(); ++i) gates[i] = row[i / kGateLanes];
+        std::vector<double> totals(kGateLanes, StretchRow(row.data(), kChunks)), got(kGateLanes);
+        for (size_t i = 0; i < want.size(); ++i) want[i] = row[i / kGateLanes];
+        kernels->stretch(gates.data(), kChunks, got.data());
+        EXPECT_EQ(Different(gates, want), 0) << low << " " << range;
+        EXPECT_EQ(got, totals) << low << " " << range;
       }
     }
   }

@@ -15,7 +15,7 @@ import tempfile
 import numpy
 from safetensors.torch import load_file, save_file
 
-from pairs import OUR_ALLOCATOR, ROOT, Worker, alternate, limits, summary
+from pairs import OUR_ALLOCATOR, ROOT, Worker, alternate, levels, limits, summary
 
 CACHE = pathlib.Path(os.environ.get("DENOISED_CACHE", pathlib.Path.home() / ".cache/denoised"))
 MODELS = CACHE / "bench-models-2"  # the number changes with tools/random_model.py
@@ -94,7 +94,9 @@ def our_worker(options, name="ours", command=None):
 
 @functools.cache
 def fastest_level():
-    """What --cpu_isa=auto pins here."""
+    """What --cpu_isa=auto pins here; the highest where only the CUDA build exists, whose rows ask for none."""
+    if not os.path.exists(OURS[0]):
+        return levels()[-1]
     with Worker("level", [*OURS, "--cpu_isa=auto"], 1) as ours:
         return ours.ask(do="level")["level"]
 

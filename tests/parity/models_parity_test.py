@@ -1,7 +1,7 @@
 """Models and schedulers against diffusers and transformers, live, on random weights made here.
 
 Bit-equal where nothing is said; where an operation forces a tolerance, the test names it. Both
-sides run the same LibTorch build with the same number of threads.
+sides run the same LibTorch build with the same number of threads, on the same CPU instructions.
 """
 
 import itertools
@@ -15,6 +15,8 @@ import unittest
 
 # Threads that spin while they wait ruin both sides on a busy machine. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from level import LEVEL  # before torch
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -43,7 +45,7 @@ class Driver:
 
     @staticmethod
     def command():
-        return [os.environ["DENOISED_DRIVER"], f"--cpu_isa={os.environ.get('DENOISED_CPU_ISA', 'auto')}"]
+        return [os.environ["DENOISED_DRIVER"], f"--cpu_isa={LEVEL}"]
 
     def ask_raw(self, **request):
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -480,7 +482,9 @@ class VaeParity(Parity):
                 path = self.make(name)
                 ours, same_layout = self.both(path, "bfloat16", shape, channels_last=True)
                 levels = ((ours - same_layout) * 127.5).abs().max().item()
-                self.assertLessEqual(levels, 1.0)
+                # Without instructions for bfloat16 oneDNN rounds in between; neither side is nearer to float32.
+                if LEVEL in ("avx512_bf16", "amx"):
+                    self.assertLessEqual(levels, 1.0)
                 apart = max(apart, levels)
                 ours, shipped = self.both(path, "bfloat16", shape)
                 _, truth = self.both(path, "float32", shape)

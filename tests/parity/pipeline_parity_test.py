@@ -1,8 +1,8 @@
 """A whole text-to-video run: `denoisectl run` and diffusers' WanPipeline, from the same seed.
 
 Latents agree to 1e-5 relative in float32 and frames to one level of 255. Models are small, random and
-made here; the client runs in a process of its own, as a user starts it. DENOISED_CPU_ISA pins the client's CPU
-instructions, and diffusers' to the same: bfloat16 has other bits on other levels.
+made here; the client runs in a process of its own, as a user starts it. Both sides run the same
+CPU instructions (level.py): bfloat16 has other bits on other levels.
 """
 
 import os
@@ -12,10 +12,7 @@ import sys
 import tempfile
 import unittest
 
-LEVEL = os.environ.get("DENOISED_CPU_ISA", "auto")
-if LEVEL != "auto":  # before torch is loaded
-    os.environ["ATEN_CPU_CAPABILITY"] = "avx2" if LEVEL == "avx2" else "avx512"
-    os.environ["ONEDNN_MAX_CPU_ISA"] = LEVEL.replace("avx512", "avx512_core").replace("amx", "avx512_core_amx")
+from level import LEVEL  # before torch
 
 import numpy as np
 import torch
