@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "backends/intra_op.h"
 #include "backends/kernels/activations.h"
@@ -119,6 +120,16 @@ void ForDtype(at::ScalarType dtype, const F& f) {
   f(c10::BFloat16{});
 }
 
+// ATen's exp is MKL's on Intel's processors, and has other bits on other levels.
+std::vector<float> TimeFrequencies(int64_t count) {
+  std::vector<float> frequencies(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const float exponent = -static_cast<float>(std::log(10000.0)) * static_cast<float>(i);
+    frequencies[i] = static_cast<float>(std::exp(double{exponent / static_cast<float>(count)}));
+  }
+  return frequencies;
+}
+
 }  // namespace
 
 LinearInput NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
@@ -217,12 +228,11 @@ at::Tensor Silu(const at::Tensor& x) {
   return out;
 }
 
-at::Tensor TimeFeatures(const at::Tensor& times, const at::Tensor& frequencies) {
-  const at::Tensor t = times.contiguous(), f = frequencies.contiguous();
-  const int64_t count = f.numel();
+at::Tensor TimeFeatures(const at::Tensor& times, int64_t count) {
+  const at::Tensor t = times.contiguous();
+  const std::vector<float> frequency = TimeFrequencies(count);
   at::Tensor out = at::empty({t.numel(), 2 * count}, t.options());
   const float* time = t.const_data_ptr<float>();
-  const float* frequency = f.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   ForRows(t.numel(), 2 * count, [&](int64_t r) {
     for (int64_t i = 0; i < count; ++i) {

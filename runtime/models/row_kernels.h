@@ -45,9 +45,9 @@ at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
 // x * sigmoid(x).
 at::Tensor Silu(const at::Tensor& x);
 
-// cos and sin of time * frequency, side by side: [n, 2 F] float32. times [n], frequencies [F],
-// float32.
-at::Tensor TimeFeatures(const at::Tensor& times, const at::Tensor& frequencies);
+// cos and sin of time * frequency, side by side: [n, 2 count] float32. times [n] float32; the i-th
+// frequency is 10000^(-i / count).
+at::Tensor TimeFeatures(const at::Tensor& times, int64_t count);
 
 }  // namespace denoised
 

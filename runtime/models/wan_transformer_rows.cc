@@ -121,7 +121,7 @@ WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& times
     if (is_new) values.push_back(value);
     time.index.mutable_data_ptr<int32_t>()[i] = found->second;
   }
-  const at::Tensor features = TimeFeatures(at::tensor(values, at::kFloat), time_frequencies_);
+  const at::Tensor features = TimeFeatures(at::tensor(values, at::kFloat), config_.freq_dim / 2);
   time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
   time.projection = time_projection_(Silu(time.embedding))
                         .to(at::kFloat)
