@@ -48,6 +48,7 @@ at::Tensor Dense(const AttentionInputs& inputs, int64_t last_key_count = 1) {
 
 // Keys that are alike are one key that counts for all of them.
 at::Tensor Shortened(const AttentionInputs& inputs, int64_t alike_from) {
+  if (alike_from + 1 == inputs.key.size(1)) return Dense(inputs);
   AttentionInputs in = inputs;
   in.key = inputs.key.narrow(1, 0, alike_from + 1);
   in.value = inputs.value.narrow(1, 0, alike_from + 1);

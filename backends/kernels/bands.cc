@@ -59,7 +59,7 @@ class RunningRows {
 
 // What a thread keeps from band to band.
 struct BandDesk {
-  explicit BandDesk(const HeadPacks& packs) : desk(packs) {}
+  explicit BandDesk(HeadPacks& packs) : desk(packs) {}
   TileDesk desk;
   std::unique_ptr<RunningRows> running;  // once a band has rows
   Band band;

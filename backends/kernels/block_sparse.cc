@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "backends/kernels/head_packs.h"
+#include "backends/kernels/transpose.h"
 #include "backends/kernels/variants.h"
 #include "backends/stop_point.h"
 
@@ -36,24 +37,6 @@ int TokenAt(const std::vector<int32_t>& order, int position) {
 
 constexpr int kLanes = 8;
 
-void Transpose8(__m256 (&rows)[kLanes]) {
-  __m256 pairs[kLanes], fours[kLanes];
-  for (int i = 0; i < kLanes; i += 2) {
-    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < kLanes; i += 4) {
-    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-  }
-  for (int i = 0; i < kLanes / 2; ++i) {
-    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
-    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
-  }
-}
-
 // Of a pair that is not hidden: masks of the least number hide the like, but where all of a row's
 // are, it attends them all. Half of it, so that a score beside it does not make it infinite.
 constexpr float kLeastBias = std::numeric_limits<float>::lowest() / 2;
@@ -71,7 +54,7 @@ void AddBias8(const ScoreEdit& edit, Span keys, int key, int query, float* score
     const float* from = edit.bias + row * edit.call->bias_strides[2] + keys.first + key;
     bias[q] = _mm256_maskload_ps(from, some);
   }
-  Transpose8(bias);
+  TransposeEight(bias);
   const __m256 hidden = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
   const __m256 per_scale = _mm256_set1_ps(1.0f / edit.call->scale);  // scores are not scaled yet
   const __m256 per_query = edit.query_scale != nullptr ? _mm256_loadu_ps(edit.query_scale + query)

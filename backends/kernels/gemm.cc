@@ -22,14 +22,12 @@ constexpr int64_t kNarrowBytes = int64_t{192} << 10;  // of twice as many
 constexpr int64_t kFewBlocks = 8;
 // Panels whose sums are held at once.
 constexpr int64_t kMostGroupPanels = 8;
-// Weights that stay in a core's cache whatever the order of the tasks.
-constexpr int64_t kNearBytes = int64_t{512} << 10;
+// Weights that stay in a core's cache whatever the order of the tasks, and most tiles of a task
+// that streams them from there: a panel that has come nearer still serves so many.
+constexpr int64_t kNearBytes = int64_t{768} << 10;
+constexpr int64_t kNearTiles = 4;
 // Multiply-adds that take no longer than waking another thread.
 constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
-
-// Enough for every core to have some, and for the last ones to end about together. How rows and
-// columns are shared out changes no bit.
-int64_t WantedTasks() { return std::max<int64_t>(16, 8 * HardwareThreads()); }
 
 // Frames what a thread does with a tile kernel.
 class KernelSession {
@@ -110,15 +108,19 @@ class GemmRunner {
   }
 
   // A task is a block of rows against a share of the groups of panels. Each thread packs the rows
-  // that it takes, so where panels are few and near, lower blocks are better than many shares.
+  // that it takes, so where panels are few and near, lower blocks, two a thread at least, are
+  // better than many shares.
   void ShareOut() {
-    const int64_t wanted = WantedTasks();
+    // Tasks enough for every core to have some, and for the last ones to end about together. How
+    // rows and columns are shared out changes no bit.
+    const int64_t threads = HardwareThreads(), wanted = std::max<int64_t>(16, 8 * threads);
     int64_t panels = 0;
     for (const GemmProduct& product : products_) panels += product.weight->panels();
     const bool near = panels * units_ * products_[0].weight->unit_bytes() <= kNearBytes;
     const bool narrow = 2 * kTaskRows * units_ * 4 <= kNarrowBytes;
     const int64_t tallest = (narrow ? 2 : 1) * kTaskRows / tile_rows_;
-    const int64_t lowest = near ? 1 : tallest;
+    const int64_t lowest =
+        near ? std::clamp<int64_t>(tiles_ / (2 * threads), 1, kNearTiles) : tallest;
     const int64_t tiles = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, tiles);
     const int64_t step = blocks_ <= kFewBlocks ? kernel_.row_step() : tile_rows_;
@@ -126,8 +128,7 @@ class GemmRunner {
     block_tiles_ = CeilDiv(block_rows_, tile_rows_);
     blocks_ = CeilDiv(source_.rows, block_rows_);
     Group(std::clamp<int64_t>(panels * blocks_ / wanted, 1, kMostGroupPanels));
-    const int64_t shares = near ? wanted / blocks_ : CeilDiv(wanted, blocks_);
-    shares_ = std::clamp<int64_t>(shares, 1, static_cast<int64_t>(groups_.size()));
+    shares_ = std::min(CeilDiv(wanted, blocks_), static_cast<int64_t>(groups_.size()));
   }
 
   void Group(int64_t width) {

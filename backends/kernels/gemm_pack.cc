@@ -9,6 +9,7 @@
 
 #include "backends/kernels/int8_rule.h"
 #include "backends/kernels/rounding.h"
+#include "backends/kernels/transpose.h"
 
 namespace denoised::kernels {
 namespace {
@@ -40,7 +41,7 @@ void Fetch(const RowSource& source, int64_t row, int64_t k) {
                             : static_cast<const void*>(HalfRow(source, row) + k));
 }
 
-// ---- what a unit is: one by one, and four that are whole
+// ---- what a unit is: one by one, and eight that are whole
 // -----------------------------------------
 
 struct FloatUnits {
@@ -52,12 +53,7 @@ struct FloatUnits {
     std::memcpy(&bits, &x, 4);
     return bits;
   }
-  __m128 Four(int64_t row, int64_t u) const {
-    if (source.element == Element::kFloat32) return _mm_loadu_ps(FloatRow(source, row) + u);
-    const __m128i half =
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(HalfRow(source, row) + u));
-    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
-  }
+  __m256 Eight(int64_t row, int64_t u) const { return LoadEight(source, row, u); }
 };
 
 struct PairUnits {
@@ -68,8 +64,8 @@ struct PairUnits {
     const uint32_t second = 2 * u + 1 < source.k ? x[2 * u + 1] : 0;
     return x[2 * u] | second << 16;
   }
-  __m128 Four(int64_t row, int64_t u) const {
-    return _mm_loadu_ps(reinterpret_cast<const float*>(HalfRow(source, row) + 2 * u));
+  __m256 Eight(int64_t row, int64_t u) const {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(HalfRow(source, row) + 2 * u));
   }
 };
 
@@ -84,11 +80,14 @@ struct IntegerUnits {
     if (k >= source.k) return 0;
     return _mm_cvtss_si32(_mm_set_ss(LoadOne(source, row, k) * inverses[row - first]));
   }
-  // Eight words.
-  __m128i Eight(int64_t row, int64_t k) const {
+  // Eight integers.
+  __m256i Integers(int64_t row, int64_t k) const {
     const __m256 inverse = _mm256_set1_ps(inverses[row - first]);
-    const __m256i x = _mm256_cvtps_epi32(_mm256_mul_ps(LoadEight(source, row, k), inverse));
-    return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    return _mm256_cvtps_epi32(_mm256_mul_ps(LoadEight(source, row, k), inverse));
+  }
+  // Sixteen words, whose middle eight have changed places.
+  __m256i Words(int64_t row, int64_t k) const {
+    return _mm256_packs_epi32(Integers(row, k), Integers(row, k + 8));
   }
 };
 
@@ -97,7 +96,9 @@ struct WordUnits : IntegerUnits {
   uint32_t Unit(int64_t row, int64_t u) const {
     return (One(row, 2 * u) & 0xffff) | static_cast<uint32_t>(One(row, 2 * u + 1)) << 16;
   }
-  __m128 Four(int64_t row, int64_t u) const { return _mm_castsi128_ps(Eight(row, 2 * u)); }
+  __m256 Eight(int64_t row, int64_t u) const {
+    return _mm256_castsi256_ps(_mm256_permute4x64_epi64(Words(row, 2 * u), 0xd8));
+  }
 };
 
 // kFlip: plus 128.
@@ -111,9 +112,11 @@ struct ByteUnits : IntegerUnits {
     }
     return unit;
   }
-  __m128 Four(int64_t row, int64_t u) const {
-    const __m128i bytes = _mm_packs_epi16(Eight(row, 4 * u), Eight(row, 4 * u + 8));
-    return _mm_castsi128_ps(_mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(kFlip))));
+  __m256 Eight(int64_t row, int64_t u) const {
+    const __m256i bytes = _mm256_packs_epi16(Words(row, 4 * u), Words(row, 4 * u + 16));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i flip = _mm256_set1_epi8(static_cast<char>(kFlip));
+    return _mm256_castsi256_ps(_mm256_xor_si256(_mm256_permutevar8x32_epi32(bytes, order), flip));
   }
 };
 
@@ -125,14 +128,14 @@ struct Interleaved {
   uint32_t* out;
   int height;
   void StoreOne(int64_t u, int r, uint32_t unit) const { out[u * height + r] = unit; }
-  // Four units of four rows.
-  void StoreFour(int64_t u, int r, __m128 a, __m128 b, __m128 c, __m128 d) const {
-    _MM_TRANSPOSE4_PS(a, b, c, d);
+  // Eight units of four rows.
+  void StoreRows(int64_t u, int r, __m256 (&x)[4]) const {
+    TransposeFour(x);
     float* to = reinterpret_cast<float*>(out + u * height + r);
-    _mm_storeu_ps(to, a);
-    _mm_storeu_ps(to + height, b);
-    _mm_storeu_ps(to + 2 * height, c);
-    _mm_storeu_ps(to + 3 * height, d);
+    for (int i = 0; i < 4; ++i, to += height) {
+      _mm_storeu_ps(to, _mm256_castps256_ps128(x[i]));
+      _mm_storeu_ps(to + 4 * height, _mm256_extractf128_ps(x[i], 1));
+    }
   }
 };
 
@@ -143,19 +146,13 @@ struct InTiles {
   uint32_t* At(int64_t u, int r) const {
     return out + (u / kAmxUnits * height + r) * kAmxUnits + u % kAmxUnits;
   }
-  void Store(int64_t u, int r, __m128 four) const {
-    _mm_storeu_ps(reinterpret_cast<float*>(At(u, r)), four);
-  }
   void StoreOne(int64_t u, int r, uint32_t unit) const { *At(u, r) = unit; }
-  void StoreFour(int64_t u, int r, __m128 a, __m128 b, __m128 c, __m128 d) const {
-    Store(u, r, a);
-    Store(u, r + 1, b);
-    Store(u, r + 2, c);
-    Store(u, r + 3, d);
+  void StoreRows(int64_t u, int r, const __m256 (&x)[4]) const {
+    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(reinterpret_cast<float*>(At(u, r + i)), x[i]);
   }
 };
 
-// `whole` units of a row, in fours, can be read four at once; from `filled` on they are zeros.
+// `whole` units of a row, in eights, can be read eight at once; from `filled` on they are zeros.
 struct Extent {
   int64_t whole, filled, units;
 };
@@ -175,15 +172,16 @@ void PackUnits(const Units units, const int64_t first, const int height, const E
       for (int64_t i = 0; i < there && end < extent.whole; ++i) {
         Fetch(units.source, row + i, end * Units::kNumbers);
       }
-      const auto place_fours = [&](auto all) {
-        const auto four = [&](int i, int64_t u) {
-          return all || i < there ? units.Four(row + i, u) : _mm_setzero_ps();
-        };
-        for (int64_t u = begin; u < end; u += 4) {
-          place.StoreFour(u, r, four(0, u), four(1, u), four(2, u), four(3, u));
+      const auto place_rows = [&](auto all) {
+        for (int64_t u = begin; u < end; u += 8) {
+          __m256 x[4];
+          for (int i = 0; i < 4; ++i) {
+            x[i] = all || i < there ? units.Eight(row + i, u) : _mm256_setzero_ps();
+          }
+          place.StoreRows(u, r, x);
         }
       };
-      there == 4 ? place_fours(std::true_type()) : place_fours(std::false_type());
+      there == 4 ? place_rows(std::true_type()) : place_rows(std::false_type());
     }
   }
   for (int64_t u = extent.whole; u < extent.units; ++u) {
@@ -196,7 +194,7 @@ void PackUnits(const Units units, const int64_t first, const int height, const E
 
 Extent ExtentOf(const GemmKernel& kernel, int64_t k) {
   const int64_t per = kernel.numbers_a_unit();
-  return {k / per / 4 * 4, (k + per - 1) / per, kernel.Units(k)};
+  return {k / per / 8 * 8, (k + per - 1) / per, kernel.Units(k)};
 }
 
 // ---- int8

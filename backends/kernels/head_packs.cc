@@ -1,7 +1,9 @@
 #include "backends/kernels/head_packs.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
-#include <atomic>
+#include <thread>
 
 #include "backends/stop_point.h"
 
@@ -46,18 +48,23 @@ void HeadPacks::ForEachTurn(const RunWorkers& run_workers,
   const int64_t turn = std::clamp<int64_t>(kMaxPackedUnits / (key_units_ + value_units_), 1, all);
   packed_ = Allocate<uint32_t>(turn * (key_units_ + value_units_));
   odd_.resize(turn * blocks());
+  progress_ = std::vector<Progress>(turn);
   if (format_.int8()) {
     key_scale_ = Allocate<float>(turn * packed_keys_);
     key_mean_ = Allocate<float>(turn * format_.padded_size());
   }
   for (int64_t first = 0; first < all; first += turn) {
     const int64_t heads = std::min(turn, all - first);
-    Pack(first, heads, run_workers);
+    StopPoint();
+    first_head_ = first;
+    for (Progress& progress : progress_) progress.begun = progress.packed = 0;
+    if (format_.int8()) FindMeans(first, heads, run_workers);
     work(first, heads);
   }
 }
 
-PackedHead HeadPacks::At(int64_t slot) const {
+PackedHead HeadPacks::At(int64_t slot) {
+  Complete(slot);
   return {Units(slot), Units(slot) + key_units_,
           key_scale_ ? key_scale_.get() + slot * packed_keys_ : nullptr, first_.data(),
           length_.data()};
@@ -80,23 +87,22 @@ void HeadPacks::FindMeans(int64_t first, int64_t heads, const RunWorkers& run_wo
   });
 }
 
-void HeadPacks::Pack(int64_t first, int64_t heads, const RunWorkers& run_workers) {
-  if (format_.int8()) FindMeans(first, heads, run_workers);
-  const int64_t tasks = heads * blocks();
-  TaskShares shares(tasks);
-  SharedStop stop;
-  run_workers(tasks, [&](const Worker& worker) {
-    for (int64_t i; (i = shares.Take(worker)) >= 0;) {
-      if (stop.Asked()) return;
-      // Heads innermost: a token's heads lie side by side, on one memory page.
-      PackBlock(first + i % heads, i % heads, i / heads);
-    }
-  });
-  stop.ThrowIfAsked();
+void HeadPacks::Complete(int64_t slot) {
+  constexpr int kLooks = 256;  // before a thread that may be kept from its work gets this processor
+  Progress& progress = progress_[slot];
+  const int64_t all = blocks();
+  if (progress.packed.load(std::memory_order_acquire) == all) return;
+  for (int64_t block; (block = progress.begun.fetch_add(1, std::memory_order_relaxed)) < all;) {
+    PackBlock(slot, block);
+    progress.packed.fetch_add(1, std::memory_order_release);
+  }
+  for (int look = 0; progress.packed.load(std::memory_order_acquire) < all; ++look) {
+    look < kLooks ? _mm_pause() : std::this_thread::yield();
+  }
 }
 
-void HeadPacks::PackBlock(int64_t head, int64_t slot, int64_t block) {
-  const int64_t at = first_[block];
+void HeadPacks::PackBlock(int64_t slot, int64_t block) {
+  const int64_t head = first_head_ + slot, at = first_[block];
   uint32_t* keys = Units(slot) + at * format_.score_units();
   const Rows rows = RowsOfBlock(call_.key, head, block);
   if (format_.int8()) {
@@ -110,7 +116,7 @@ void HeadPacks::PackBlock(int64_t head, int64_t slot, int64_t block) {
   odd_[slot * blocks() + block] = PackValues(format_, ValuesOf(head, block), values);
 }
 
-TileDesk::TileDesk(const HeadPacks& packs)
+TileDesk::TileDesk(HeadPacks& packs)
     : packs_(packs),
       query_(int64_t{packs.format().units()} * kMaxWidth),
       probs_(int64_t{kKeysPerPass} * kMaxWidth),

@@ -3,6 +3,7 @@
 #ifndef DENOISED_BACKENDS_KERNELS_HEAD_PACKS_H_
 #define DENOISED_BACKENDS_KERNELS_HEAD_PACKS_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -16,21 +17,23 @@
 namespace denoised::kernels {
 
 // Keys and values of a call, in blocks of an order. Heads are packed in turns that fit a shared
-// cache; `head` counts over batch * heads, `slot` within the turn. Keeps references to all of its
-// arguments but the format.
+// cache, each by the threads that first ask for it; `head` counts over batch * heads, `slot` within
+// the turn. Keeps references to all of its arguments but the format.
 class HeadPacks {
  public:
   HeadPacks(const BlockSparseCall& call, const std::vector<int32_t>& key_order,
             const std::vector<Span>& key_blocks, const UnitFormat& format);
 
-  // For each turn: packs its heads, then runs work(first head, heads). A stop point between blocks.
+  // For each turn: runs work(first head, heads), which may ask for its slots. A stop point between
+  // turns.
   void ForEachTurn(const RunWorkers& run_workers,
                    const std::function<void(int64_t first, int64_t heads)>& work);
 
-  // Of a slot, for a TileJob.
-  PackedHead At(int64_t slot) const;
-  // Whether the block has values that are not finite: they were packed as 0, and the caller adds
-  // them to the rows that attend them (PackValues).
+  // Of a slot, for a TileJob: packs what of it no thread has begun, and waits for those that are at
+  // the rest. Any thread.
+  PackedHead At(int64_t slot);
+  // Of a slot that was asked for: whether the block has values that are not finite: they were
+  // packed as 0, and the caller adds them to the rows that attend them (PackValues).
   bool IsOdd(int64_t slot, int64_t block) const { return odd_[slot * blocks() + block] != 0; }
 
   Rows ValuesOf(int64_t head, int64_t block) const { return RowsOfBlock(call_.value, head, block); }
@@ -41,15 +44,22 @@ class HeadPacks {
  private:
   int64_t blocks() const { return static_cast<int64_t>(key_blocks_.size()); }
   void FindMeans(int64_t first, int64_t heads, const RunWorkers& run_workers);
-  void Pack(int64_t first, int64_t heads, const RunWorkers& run_workers);
-  void PackBlock(int64_t head, int64_t slot, int64_t block);
+  void Complete(int64_t slot);
+  void PackBlock(int64_t slot, int64_t block);
   Rows RowsOfBlock(const View& view, int64_t head, int64_t block) const;
   uint32_t* Units(int64_t slot) const { return packed_.get() + slot * (key_units_ + value_units_); }
+
+  // Blocks of a slot.
+  struct alignas(64) Progress {
+    std::atomic<int64_t> begun = 0, packed = 0;
+  };
 
   const BlockSparseCall& call_;
   const std::vector<int32_t>& key_order_;
   const std::vector<Span>& key_blocks_;
   const UnitFormat format_;
+  int64_t first_head_ = 0;               // of the turn
+  std::vector<Progress> progress_;       // [slot]
   std::vector<int32_t> first_, length_;  // of the blocks, in packed keys and in keys
   int64_t packed_keys_ = 0, key_units_ = 0, value_units_ = 0;
   Buffer<uint32_t> packed_;
@@ -66,7 +76,7 @@ Rows OutRowsOf(const BlockSparseCall& call, int64_t head, const int32_t* order, 
 // Scratch of one thread for the queries of one tile.
 class TileDesk {
  public:
-  explicit TileDesk(const HeadPacks& packs);
+  explicit TileDesk(HeadPacks& packs);
 
   // A job over the head in `slot` for these 1 .. kMaxWidth queries, packed; blocks and edits are
   // for the caller to set. Valid until the next call.
@@ -79,7 +89,7 @@ class TileDesk {
   void Finish(const TileJob& job, float nothing, const Rows& out) const;
 
  private:
-  const HeadPacks& packs_;
+  HeadPacks& packs_;
   const ThreadBuffer<uint32_t> query_, probs_;
   const ThreadBuffer<float> out_, max_, sums_, query_scale_, scores_;
   const ThreadBuffer<int32_t> query_offset_;

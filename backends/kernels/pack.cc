@@ -347,10 +347,9 @@ bool PackValues(const UnitFormat& format, const Rows& rows, uint32_t* out) {
       InterleavePair(four.row[2], four.row[3], padded_size, out + key * 2 + 4, group_stride);
       continue;
     }
-    for (int r = 0; r < kGroup; ++r) {
-      for (int d = 0; d < padded_size; d += 4) {
-        Store(out + (d / 4) * group_stride + (key + r) * 4, four.Load(r, d));
-      }
+    for (int d = 0; d < padded_size; d += 4) {
+      uint32_t* const group = out + (d / 4) * group_stride + key * 4;
+      for (int r = 0; r < kGroup; ++r) Store(group + r * 4, four.Load(r, d));
     }
   }
   return odd;

@@ -1,13 +1,14 @@
 #include "runtime/models/patches.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "backends/intra_op.h"
 
 namespace denoised {
 namespace {
 
-constexpr int64_t kGrainElements = 16 * 1024;
+constexpr int64_t kGrainElements = 2 * 1024;
 
 // How latents [B, C, F, H, W] are cut.
 struct Cut {
@@ -35,18 +36,24 @@ void ForTokenLines(const Cut& cut, const F& run) {
   });
 }
 
-template <typename T>
+// kPw: the patch's width, which most models have alike; 0: any.
+template <int64_t kPw, typename T>
 void Gather(const Cut& cut, const T* from, T* to) {
-  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = cut.patch[2];
+  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = kPw > 0 ? kPw : cut.patch[2];
+  const int64_t tokens = cut.grid[2], row = cut.row();
   ForTokenLines(cut, [&](int64_t b, int64_t t, int64_t h) {
-    T* rows = to + ((b * cut.grid[0] + t) * cut.grid[1] + h) * cut.grid[2] * cut.row();
+    T* rows = to + ((b * cut.grid[0] + t) * cut.grid[1] + h) * tokens * row;
     for (int64_t c = 0; c < cut.channels; ++c) {
       for (int64_t i = 0; i < pt; ++i) {
         for (int64_t j = 0; j < ph; ++j, rows += pw) {
           const T* line = from + cut.Line(b, c, t * pt + i, h * ph + j);
           T* part = rows;
-          for (int64_t w = 0; w < cut.grid[2]; ++w, line += pw, part += cut.row()) {
-            for (int64_t k = 0; k < pw; ++k) part[k] = line[k];
+          for (int64_t w = 0; w < tokens; ++w, line += pw, part += row) {
+            if constexpr (kPw > 0) {
+              std::memcpy(part, line, kPw * sizeof(T));
+            } else {
+              std::copy_n(line, pw, part);
+            }
           }
         }
       }
@@ -54,18 +61,19 @@ void Gather(const Cut& cut, const T* from, T* to) {
   });
 }
 
-template <typename T>
+template <int64_t kPw, typename T>
 void Scatter(const Cut& cut, const T* from, T* to) {
-  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = cut.patch[2];
+  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = kPw > 0 ? kPw : cut.patch[2];
+  const int64_t tokens = cut.grid[2], row = cut.row(), channels = cut.channels;
   ForTokenLines(cut, [&](int64_t b, int64_t t, int64_t h) {
-    const T* rows = from + ((b * cut.grid[0] + t) * cut.grid[1] + h) * cut.grid[2] * cut.row();
+    const T* rows = from + ((b * cut.grid[0] + t) * cut.grid[1] + h) * tokens * row;
     for (int64_t i = 0; i < pt; ++i) {
-      for (int64_t j = 0; j < ph; ++j, rows += pw * cut.channels) {
-        for (int64_t c = 0; c < cut.channels; ++c) {
+      for (int64_t j = 0; j < ph; ++j, rows += pw * channels) {
+        for (int64_t c = 0; c < channels; ++c) {
           T* line = to + cut.Line(b, c, t * pt + i, h * ph + j);
           const T* part = rows + c;
-          for (int64_t w = 0; w < cut.grid[2]; ++w, part += cut.row()) {
-            for (int64_t k = 0; k < pw; ++k) *line++ = part[k * cut.channels];
+          for (int64_t w = 0; w < tokens; ++w, part += row) {
+            for (int64_t k = 0; k < pw; ++k) *line++ = part[k * channels];
           }
         }
       }
@@ -73,13 +81,16 @@ void Scatter(const Cut& cut, const T* from, T* to) {
   });
 }
 
-// Runs f with an integer of the tensor's width.
+// Runs f<kPw>(T) with an integer of the tensor's width.
 template <typename F>
-void ForWidth(const at::Tensor& x, const F& f) {
-  if (x.element_size() == 2) return f(uint16_t{});
-  if (x.element_size() == 4) return f(uint32_t{});
+void ForWidths(const at::Tensor& x, const PatchSize& patch, const F& f) {
+  const auto of = [&]<typename T>(T zero) {
+    patch[2] == 2 ? f.template operator()<2>(zero) : f.template operator()<0>(zero);
+  };
+  if (x.element_size() == 2) return of(uint16_t{});
+  if (x.element_size() == 4) return of(uint32_t{});
   TORCH_CHECK(x.element_size() == 8, "patches: no copy for ", x.scalar_type());
-  f(uint64_t{});
+  of(uint64_t{});
 }
 
 }  // namespace
@@ -92,8 +103,9 @@ void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Te
   TORCH_CHECK(x.is_cpu() && x.is_contiguous() && out.is_contiguous() &&
                   x.scalar_type() == out.scalar_type() && x.numel() == out.numel(),
               "patches: wanted dense CPU tensors of one dtype and size");
-  ForWidth(x, [&]<typename T>(T) {
-    Gather(cut, static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
+  ForWidths(x, patch, [&]<int64_t kPw, typename T>(T) {
+    Gather<kPw>(cut, static_cast<const T*>(x.const_data_ptr()),
+                static_cast<T*>(out.mutable_data_ptr()));
   });
 }
 
@@ -110,9 +122,9 @@ at::Tensor LatentsFromTokens(const at::Tensor& rows, const std::array<int64_t, 3
   const at::Tensor in = rows.contiguous();
   at::Tensor out = at::empty(sizes, in.options());
   const Cut cut{batch, channels, grid, patch};
-  ForWidth(in, [&]<typename T>(T) {
-    Scatter(cut, static_cast<const T*>(in.const_data_ptr()),
-            static_cast<T*>(out.mutable_data_ptr()));
+  ForWidths(in, patch, [&]<int64_t kPw, typename T>(T) {
+    Scatter<kPw>(cut, static_cast<const T*>(in.const_data_ptr()),
+                 static_cast<T*>(out.mutable_data_ptr()));
   });
   return out;
 }

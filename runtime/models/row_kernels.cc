@@ -120,16 +120,6 @@ void ForDtype(at::ScalarType dtype, const F& f) {
   f(c10::BFloat16{});
 }
 
-// ATen's exp is MKL's on Intel's processors, and has other bits on other levels.
-std::vector<float> TimeFrequencies(int64_t count) {
-  std::vector<float> frequencies(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const float exponent = -static_cast<float>(std::log(10000.0)) * static_cast<float>(i);
-    frequencies[i] = static_cast<float>(std::exp(double{exponent / static_cast<float>(count)}));
-  }
-  return frequencies;
-}
-
 }  // namespace
 
 LinearInput NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
@@ -228,15 +218,22 @@ at::Tensor Silu(const at::Tensor& x) {
   return out;
 }
 
-at::Tensor TimeFeatures(const at::Tensor& times, int64_t count) {
-  const at::Tensor t = times.contiguous();
-  const std::vector<float> frequency = TimeFrequencies(count);
-  at::Tensor out = at::empty({t.numel(), 2 * count}, t.options());
-  const float* time = t.const_data_ptr<float>();
+std::vector<float> TimeFrequencies(int64_t count) {
+  std::vector<float> frequencies(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const float exponent = -static_cast<float>(std::log(10000.0)) * static_cast<float>(i);
+    frequencies[i] = static_cast<float>(std::exp(double{exponent / static_cast<float>(count)}));
+  }
+  return frequencies;
+}
+
+at::Tensor TimeFeatures(const std::vector<float>& times, const std::vector<float>& frequencies) {
+  const int64_t rows = std::ssize(times), count = std::ssize(frequencies);
+  at::Tensor out = at::empty({rows, 2 * count}, at::kFloat);
   float* to = out.mutable_data_ptr<float>();
-  ForRows(t.numel(), 2 * count, [&](int64_t r) {
+  ForRows(rows, 2 * count, [&](int64_t r) {
     for (int64_t i = 0; i < count; ++i) {
-      const float angle = time[r] * frequency[i];
+      const float angle = times[r] * frequencies[i];
       to[r * 2 * count + i] = std::cos(angle);
       to[r * 2 * count + count + i] = std::sin(angle);
     }

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <vector>
 
 #include "runtime/models/linear_input.h"
 #include "runtime/models/rope.h"
@@ -45,9 +46,12 @@ at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
 // x * sigmoid(x).
 at::Tensor Silu(const at::Tensor& x);
 
-// cos and sin of time * frequency, side by side: [n, 2 count] float32. times [n] float32; the i-th
-// frequency is 10000^(-i / count).
-at::Tensor TimeFeatures(const at::Tensor& times, int64_t count);
+// The i-th is 10000^(-i / count), correctly rounded: ATen's exp is MKL's on Intel's processors, and
+// has other bits on other levels.
+std::vector<float> TimeFrequencies(int64_t count);
+
+// cos and sin of time * frequency, side by side: [times, 2 frequencies] float32.
+at::Tensor TimeFeatures(const std::vector<float>& times, const std::vector<float>& frequencies);
 
 }  // namespace denoised
 

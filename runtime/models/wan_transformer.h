@@ -180,7 +180,7 @@ class WanTransformer {
   Conditioning EmbedTime(const Rows& rows) const;
   Conditioning EmbedEach(const std::vector<at::Tensor>& times,
                          const std::vector<int64_t>& sizes) const;
-  Conditioning EmbedUnique(const at::Tensor& timestep) const;
+  Conditioning EmbedUnique(const Rows& rows) const;
   at::Tensor EmbedPatches(const Rows& rows) const;
   at::Tensor Modulated(const at::Tensor& table, const at::Tensor& time,
                        std::initializer_list<int64_t> scales) const;
@@ -210,7 +210,8 @@ class WanTransformer {
   const RopeCache rope_;
   OwnKernels own_;
   std::atomic<int64_t> made_bytes_ = 0;
-  at::Tensor time_frequencies_;           // [1, freq_dim / 2] float32
+  at::Tensor time_frequencies_;  // [1, freq_dim / 2] float32: the reference's
+  std::vector<float> own_time_frequencies_;
   at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
   Linear patch_linear_;                   // the same numbers, a patch a row
   Linear time_linear_1_, time_linear_2_;  // float32

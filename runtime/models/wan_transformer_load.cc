@@ -68,6 +68,7 @@ WanTransformer::WanTransformer(WanTransformerConfig config, at::ScalarType dtype
   const int64_t half = config_.freq_dim / 2;
   const at::Tensor exponent = -std::log(10000.0) * at::arange(half, at::kFloat) / half;
   time_frequencies_ = at::exp(exponent).unsqueeze(0).to(device);
+  own_time_frequencies_ = TimeFrequencies(half);
 }
 
 std::unique_ptr<WanTransformer> WanTransformer::Load(const ModelFolder& folder,

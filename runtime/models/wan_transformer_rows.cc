@@ -32,6 +32,17 @@ bool FirstCallIsWatched(const AttentionPlan* plan) {
   return slot != nullptr && !slot->watched.empty();
 }
 
+// The numbers of a dense tensor on the CPU. A conversion of ATen's takes longer than all else that
+// is done with a step's time.
+std::vector<float> Floats(const at::Tensor& x) {
+  const auto all = [&]<typename T>(const T* numbers) {
+    return std::vector<float>(numbers, numbers + x.numel());
+  };
+  if (x.is_contiguous() && x.scalar_type() == at::kLong) return all(x.const_data_ptr<int64_t>());
+  const at::Tensor floats = x.to(at::kFloat).contiguous();
+  return all(floats.const_data_ptr<float>());
+}
+
 bool AreTheSame(const RowSet& a, const RowSet& b) {
   return a.latents.is_same(b.latents) && a.timestep.is_same(b.timestep);
 }
@@ -103,25 +114,28 @@ void WanTransformer::CheckSet(const RowSet& set, const RowSet& first, int64_t to
 }
 
 WanTransformer::Conditioning WanTransformer::EmbedTime(const Rows& rows) const {
+  if (own_.InUse()) return EmbedUnique(rows);
   std::vector<at::Tensor> times;
   for (const RowSet* set : rows.sets) times.push_back(set->timestep.to(device_, at::kFloat));
-  return own_.InUse() ? EmbedUnique(Joined(std::move(times))) : EmbedEach(times, rows.sizes);
+  return EmbedEach(times, rows.sizes);
 }
 
-WanTransformer::Conditioning WanTransformer::EmbedUnique(const at::Tensor& timestep) const {
-  const at::Tensor each = timestep.contiguous();
-  std::vector<float> values;
+WanTransformer::Conditioning WanTransformer::EmbedUnique(const Rows& rows) const {
+  std::vector<float> unique;
   std::unordered_map<uint32_t, int32_t> place;  // by their bits
+  const at::Tensor& first = rows.sets.front()->timestep;
   Conditioning time;
-  time.index = at::empty({each.size(0), each.dim() == 2 ? each.size(1) : 1}, at::kInt);
-  for (int64_t i = 0; i < each.numel(); ++i) {
-    const float value = each.const_data_ptr<float>()[i];
-    const auto [found, is_new] =
-        place.emplace(std::bit_cast<uint32_t>(value), static_cast<int32_t>(values.size()));
-    if (is_new) values.push_back(value);
-    time.index.mutable_data_ptr<int32_t>()[i] = found->second;
+  time.index = at::empty({rows.count, first.dim() == 2 ? first.size(1) : 1}, at::kInt);
+  int32_t* index = time.index.mutable_data_ptr<int32_t>();
+  for (const RowSet* set : rows.sets) {
+    for (const float value : Floats(set->timestep)) {
+      const auto [found, is_new] =
+          place.emplace(std::bit_cast<uint32_t>(value), static_cast<int32_t>(unique.size()));
+      if (is_new) unique.push_back(value);
+      *index++ = found->second;
+    }
   }
-  const at::Tensor features = TimeFeatures(at::tensor(values, at::kFloat), config_.freq_dim / 2);
+  const at::Tensor features = TimeFeatures(unique, own_time_frequencies_);
   time.embedding = time_linear_2_(time_linear_1_(features, Activation::kSilu)).to(dtype_);
   time.projection = time_projection_(Silu(time.embedding))
                         .to(at::kFloat)
