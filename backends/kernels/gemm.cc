@@ -97,6 +97,8 @@ class GemmRunner {
           sums(runner.block_tiles_ * runner.tile_rows_ * kMostGroupPanels * kPanelColumns) {}
     const ThreadBuffer<char> made;  // a tile's rows, where x does not hold them
     int64_t block = -1;             // whose rows these are
+    int64_t first_row = 0, tiles = 0, soon_step = 0;
+    int64_t last_rows = 0, last_height = 0;  // of the last tile: the others are whole
     const ThreadBuffer<uint32_t> rows;
     const ThreadBuffer<float> scales, sums;
   };
@@ -151,23 +153,29 @@ class GemmRunner {
       RunGroup(groups_[g], *desk);
     }
     if (done_ && --left_[block] == 0) {
-      const int64_t first = FirstRowOf(block, 0);
+      const int64_t first = block * block_rows_;
       done_(first, EndOf(block) - first);
     }
     return true;
   }
 
   void PackBlock(int64_t block, Desk* desk) const {
+    const int64_t step = kernel_.row_step(), rows = EndOf(block) - block * block_rows_;
     desk->block = block;
-    for (int64_t t = 0; t < TilesOf(block); ++t) {
-      int64_t first = FirstRowOf(block, t);
+    desk->first_row = block * block_rows_;
+    desk->tiles = CeilDiv(rows, tile_rows_);
+    desk->last_rows = rows - (desk->tiles - 1) * tile_rows_;
+    desk->last_height = CeilDiv(desk->last_rows, step) * step;
+    desk->soon_step = products_[0].weight->unit_bytes() / desk->tiles;
+    for (int64_t t = 0; t < desk->tiles; ++t) {
+      int64_t first = desk->first_row + t * tile_rows_;
       RowSource source = source_;
       if (read_ != nullptr) {
-        source = {desk->made.get(), source_.element, RowsIn(block, t), source_.k, source_.k};
+        source = {desk->made.get(), source_.element, RowsIn(*desk, t), source_.k, source_.k};
         (*read_)(first, source.rows, desk->made.get());
         first = 0;
       }
-      PackTileRows(kernel_, source, first, HeightOf(block, t),
+      PackTileRows(kernel_, source, first, HeightOf(*desk, t),
                    desk->rows.get() + t * tile_rows_ * units_, desk->scales.get() + t * tile_rows_);
     }
   }
@@ -182,7 +190,7 @@ class GemmRunner {
   // A piece of K for one panel.
   void RunPiece(const PanelGroup& group, int64_t panel, int64_t unit, const Desk& desk) const {
     const WeightPanels& weight = *group.product->weight;
-    const int64_t count = std::min(piece_units_, units_ - unit), tiles = TilesOf(desk.block);
+    const int64_t count = std::min(piece_units_, units_ - unit), tiles = desk.tiles;
     const bool first = unit == 0, last = unit + count == units_;
     const int64_t tile_sums = tile_rows_ * kPanelColumns;
     GemmTile tile{};
@@ -193,10 +201,10 @@ class GemmRunner {
     tile.sum_stride = kPanelColumns;
     tile.soon =
         panel + 1 < group.end ? weight.Panel(panel + 1, unit) : AfterPiece(group, unit, count);
-    tile.soon_step = weight.unit_bytes() / tiles;  // each tile fetches its part of the next
-    GemmFinish finish = last ? FinishOf(*group.product, panel, desk.block) : GemmFinish{};
+    tile.soon_step = desk.soon_step;  // each tile fetches its part of the next
+    GemmFinish finish = last ? FinishOf(*group.product, panel, desk.first_row) : GemmFinish{};
     for (int64_t t = 0; t < tiles; ++t) {
-      tile.height = HeightOf(desk.block, t);
+      tile.height = HeightOf(desk, t);
       tile.rows = desk.rows.get() + t * tile_rows_ * units_ + unit * tile.height;
       last ? RunLast(*group.product, panel, t, desk, tile, &finish) : tile_.run(tile);
       if (!(first && last)) tile.sums += tile_sums;
@@ -215,9 +223,9 @@ class GemmRunner {
   void RunLast(const GemmProduct& product, int64_t panel, int64_t t, const Desk& desk,
                const GemmTile& tile, GemmFinish* finish) const {
     const GemmCall& call = product.call;
-    const int64_t first = FirstRowOf(desk.block, t), column = panel * kPanelColumns;
+    const int64_t first = desk.first_row + t * tile_rows_, column = panel * kPanelColumns;
     finish->sums = tile.sums;
-    finish->rows = static_cast<int>(RowsIn(desk.block, t));
+    finish->rows = static_cast<int>(RowsIn(desk, t));
     const float* gates[kMostTileRows];
     if (call.gate != nullptr) finish->gates = GatesOf(call, first, finish->rows, column, gates);
     FetchResults(*finish);
@@ -256,12 +264,12 @@ class GemmRunner {
     return finish.half && finish.add_to == nullptr ? 2 : 4;
   }
 
-  // What all tiles of a block have alike, and where the first one's results go.
-  GemmFinish FinishOf(const GemmProduct& product, int64_t panel, int64_t block) const {
+  // What all tiles of a block have alike, and where the results of its first row go.
+  GemmFinish FinishOf(const GemmProduct& product, int64_t panel, int64_t first_row) const {
     const GemmCall& call = product.call;
     const WeightPanels& weight = *product.weight;
     const int64_t column = panel * kPanelColumns;
-    const int64_t at = FirstRowOf(block, 0) * call.y_stride + column;
+    const int64_t at = first_row * call.y_stride + column;
     GemmFinish finish{};
     finish.columns = static_cast<int>(std::min<int64_t>(weight.n() - column, kPanelColumns));
     finish.bias = call.bias != nullptr ? call.bias + column : nullptr;
@@ -275,10 +283,11 @@ class GemmRunner {
 
   static const float* const* GatesOf(const GemmCall& call, int64_t first, int64_t rows,
                                      int64_t column, const float** gates) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t nth = (first + r) / call.rows_a_gate;
+    int64_t nth = first / call.rows_a_gate, end = (nth + 1) * call.rows_a_gate;
+    for (int64_t r = 0; r < rows; ++nth, end += call.rows_a_gate) {
       const int64_t row = call.gate_index != nullptr ? call.gate_index[nth] : nth;
-      gates[r] = call.gate + row * call.gate_stride + column;
+      const float* const gate = call.gate + row * call.gate_stride + column;
+      for (; r < rows && first + r < end; ++r) gates[r] = gate;
     }
     return gates;
   }
@@ -289,19 +298,12 @@ class GemmRunner {
   }
 
   int64_t EndOf(int64_t block) const { return std::min(source_.rows, (block + 1) * block_rows_); }
-  int64_t TilesOf(int64_t block) const {
-    return CeilDiv(EndOf(block) - block * block_rows_, tile_rows_);
-  }
-  int64_t FirstRowOf(int64_t block, int64_t tile) const {
-    return block * block_rows_ + tile * tile_rows_;
-  }
-  int64_t RowsIn(int64_t block, int64_t tile) const {
-    return std::min(EndOf(block) - FirstRowOf(block, tile), tile_rows_);
+  int64_t RowsIn(const Desk& desk, int64_t tile) const {
+    return tile + 1 < desk.tiles ? tile_rows_ : desk.last_rows;
   }
   // Rows that are multiplied, some of which may not be there.
-  int HeightOf(int64_t block, int64_t tile) const {
-    const int64_t step = kernel_.row_step();
-    return static_cast<int>(CeilDiv(RowsIn(block, tile), step) * step);
+  int HeightOf(const Desk& desk, int64_t tile) const {
+    return static_cast<int>(tile + 1 < desk.tiles ? tile_rows_ : desk.last_height);
   }
 
   const std::span<const GemmProduct> products_;

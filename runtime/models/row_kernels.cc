@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -23,53 +24,77 @@ float Sum(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-// Of f over x[0 .. d), eight lanes at a time; the last few by one.
-template <typename T, typename F, typename G>
-float SumOver(const T* x, int64_t d, const F& eight, const G& one) {
-  __m256 a = _mm256_setzero_ps(), b = a;
+// Of each of kRows rows of d: the sum of eight(row, v) over its numbers, eight lanes at a time, the
+// last few by one(row, v). Several rows, whose chains of sums then wait for each other less.
+template <int kRows, typename T, typename F, typename G>
+std::array<float, kRows> SumsOver(const T* x, int64_t d, const F& eight, const G& one) {
+  __m256 a[kRows], b[kRows];
+  for (int r = 0; r < kRows; ++r) a[r] = b[r] = _mm256_setzero_ps();
   int64_t i = 0;
   for (; i + 16 <= d; i += 16) {
-    a = _mm256_add_ps(a, eight(Load8(x + i)));
-    b = _mm256_add_ps(b, eight(Load8(x + i + 8)));
+    for (int r = 0; r < kRows; ++r) {
+      a[r] = _mm256_add_ps(a[r], eight(r, Load8(x + r * d + i)));
+      b[r] = _mm256_add_ps(b[r], eight(r, Load8(x + r * d + i + 8)));
+    }
   }
-  for (; i + 8 <= d; i += 8) a = _mm256_add_ps(a, eight(Load8(x + i)));
-  float sum = Sum(_mm256_add_ps(a, b));
-  for (; i < d; ++i) sum += one(static_cast<float>(x[i]));
-  return sum;
+  for (; i + 8 <= d; i += 8) {
+    for (int r = 0; r < kRows; ++r) a[r] = _mm256_add_ps(a[r], eight(r, Load8(x + r * d + i)));
+  }
+  std::array<float, kRows> sums;
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = Sum(_mm256_add_ps(a[r], b[r]));
+    for (int64_t j = i; j < d; ++j) sums[r] += one(r, static_cast<float>(x[r * d + j]));
+  }
+  return sums;
 }
 
 template <typename T>
 float SumOfSquares(const T* x, int64_t d) {
-  return SumOver(
-      x, d, [](__m256 v) { return _mm256_mul_ps(v, v); }, [](float v) { return v * v; });
+  return SumsOver<1>(
+      x, d, [](int, __m256 v) { return _mm256_mul_ps(v, v); },
+      [](int, float v) { return v * v; })[0];
 }
 
 // ---- rows --------------------------------------------------------------------------------------
 
-template <typename T>
-void NormModulateRow(const float* x, const float* scale, const float* shift, double eps, T* out,
-                     int64_t d) {
-  const float mean = SumOver(
-                         x, d, [](__m256 v) { return v; }, [](float v) { return v; }) /
-                     static_cast<float>(d);
-  const __m256 mean8 = _mm256_set1_ps(mean);
-  const float squares = SumOver(
+// A row less its mean and over its deviation, scaled and shifted.
+struct Normalisation {
+  float mean, inverse;
+  template <typename T>
+  void Apply(const float* x, const float* scale, const float* shift, T* out, int64_t d) const {
+    const __m256 mean8 = _mm256_set1_ps(mean), inverse8 = _mm256_set1_ps(inverse);
+    int64_t i = 0;
+    for (; i + 8 <= d; i += 8) {
+      const __m256 n = _mm256_mul_ps(_mm256_sub_ps(Load8(x + i), mean8), inverse8);
+      Store8(out + i, _mm256_add_ps(_mm256_mul_ps(n, Load8(scale + i)), Load8(shift + i)));
+    }
+    for (; i < d; ++i) out[i] = static_cast<T>((x[i] - mean) * inverse * scale[i] + shift[i]);
+  }
+};
+
+// Of kRows rows of d.
+template <int kRows>
+std::array<Normalisation, kRows> NormalisationsOf(const float* x, int64_t d, double eps) {
+  std::array<Normalisation, kRows> norms;
+  const auto sums = SumsOver<kRows>(
+      x, d, [](int, __m256 v) { return v; }, [](int, float v) { return v; });
+  __m256 mean8[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    norms[r].mean = sums[r] / static_cast<float>(d);
+    mean8[r] = _mm256_set1_ps(norms[r].mean);
+  }
+  const auto squares = SumsOver<kRows>(
       x, d,
-      [&](__m256 v) {
-        const __m256 off = _mm256_sub_ps(v, mean8);
+      [&](int r, __m256 v) {
+        const __m256 off = _mm256_sub_ps(v, mean8[r]);
         return _mm256_mul_ps(off, off);
       },
-      [&](float v) { return (v - mean) * (v - mean); });
-  const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + static_cast<float>(eps));
-  const __m256 inverse8 = _mm256_set1_ps(inverse);
-  int64_t i = 0;
-  for (; i + 8 <= d; i += 8) {
-    const __m256 n = _mm256_mul_ps(_mm256_sub_ps(Load8(x + i), mean8), inverse8);
-    Store8(out + i, _mm256_add_ps(_mm256_mul_ps(n, Load8(scale + i)), Load8(shift + i)));
+      [&](int r, float v) { return (v - norms[r].mean) * (v - norms[r].mean); });
+  for (int r = 0; r < kRows; ++r) {
+    norms[r].inverse =
+        1.0f / std::sqrt(squares[r] / static_cast<float>(d) + static_cast<float>(eps));
   }
-  for (; i < d; ++i) {
-    out[i] = static_cast<T>((x[i] - mean) * inverse * scale[i] + shift[i]);
-  }
+  return norms;
 }
 
 template <typename T>
@@ -133,10 +158,17 @@ LinearInput NormModulate(const at::Tensor& x, const at::Tensor& scale_plus_one,
       const PerRow scales(scale_plus_one, index), shifts(shift, index);
       const float* from = in.const_data_ptr<float>();
       T* to = static_cast<T*>(out);
-      for (int64_t r = first; r < first + count; ++r, to += d) {
+      const auto apply = [&](const Normalisation& norm, int64_t r) {
         const int64_t b = r / tokens, s = r % tokens;
-        NormModulateRow(from + r * d, scales.Row(b, s), shifts.Row(b, s), eps, to, d);
+        norm.Apply(from + r * d, scales.Row(b, s), shifts.Row(b, s), to + (r - first) * d, d);
+      };
+      constexpr int kTogether = 4;
+      int64_t r = first;
+      for (; r + kTogether <= first + count; r += kTogether) {
+        const auto norms = NormalisationsOf<kTogether>(from + r * d, d, eps);
+        for (int i = 0; i < kTogether; ++i) apply(norms[i], r + i);
       }
+      for (; r < first + count; ++r) apply(NormalisationsOf<1>(from + r * d, d, eps)[0], r);
     };
   });
   return {x.sizes(), dtype, std::move(rows)};
