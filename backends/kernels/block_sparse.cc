@@ -118,7 +118,7 @@ void EditScores(const void* context, int block, float* scores, int width) {
   }
 }
 
-// One call: packs heads, then runs tiles.
+// One call: tiles, whose heads are packed by who first asks.
 class Runner {
  public:
   Runner(const BlockSparseCall& call, const BlockPlan& plan, const UnitFormat& format,

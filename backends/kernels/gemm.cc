@@ -22,9 +22,9 @@ constexpr int64_t kNarrowBytes = int64_t{192} << 10;  // of twice as many
 constexpr int64_t kFewBlocks = 8;
 // Panels whose sums are held at once.
 constexpr int64_t kMostGroupPanels = 8;
-// Weights that stay in a core's cache whatever the order of the tasks, and most tiles of a task
-// that streams them from there: a panel that has come nearer still serves so many.
+// Weights that stay in a core's cache of 1 MiB whatever the order of the tasks.
 constexpr int64_t kNearBytes = int64_t{768} << 10;
+// Tiles that a panel of those serves once it has come nearer still, before there are tasks enough.
 constexpr int64_t kNearTiles = 4;
 // Multiply-adds that take no longer than waking another thread.
 constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
@@ -95,10 +95,11 @@ class GemmRunner {
           rows(runner.block_tiles_ * runner.tile_rows_ * runner.units_),
           scales(runner.block_tiles_ * runner.tile_rows_),
           sums(runner.block_tiles_ * runner.tile_rows_ * kMostGroupPanels * kPanelColumns) {}
-    const ThreadBuffer<char> made;  // a tile's rows, where x does not hold them
-    int64_t block = -1;             // whose rows these are
-    int64_t first_row = 0, tiles = 0, soon_step = 0;
-    int64_t last_rows = 0, last_height = 0;  // of the last tile: the others are whole
+    const ThreadBuffer<char> made;           // a tile's rows, where x does not hold them
+    int64_t block = -1;                      // whose rows these are
+    int64_t first_row = 0, tiles = 0;        // its
+    int64_t last_rows = 0, last_height = 0;  // of its last tile: the others are whole
+    int64_t soon_step = 0;                   // bytes of a unit of panels that a tile fetches
     const ThreadBuffer<uint32_t> rows;
     const ThreadBuffer<float> scales, sums;
   };
@@ -110,8 +111,8 @@ class GemmRunner {
   }
 
   // A task is a block of rows against a share of the groups of panels. Each thread packs the rows
-  // that it takes, so where panels are few and near, lower blocks, two a thread at least, are
-  // better than many shares.
+  // that it takes and streams the panels: where these are near, blocks are low, so that each thread
+  // has two at least, else high. Shares make up for what tasks lack.
   void ShareOut() {
     // Tasks enough for every core to have some, and for the last ones to end about together. How
     // rows and columns are shared out changes no bit.
@@ -122,7 +123,8 @@ class GemmRunner {
     const bool narrow = 2 * kTaskRows * units_ * 4 <= kNarrowBytes;
     const int64_t tallest = (narrow ? 2 : 1) * kTaskRows / tile_rows_;
     const int64_t lowest =
-        near ? std::clamp<int64_t>(tiles_ / (2 * threads), 1, kNearTiles) : tallest;
+        near ? std::clamp<int64_t>(tiles_ / (2 * threads), 1, std::min(kNearTiles, tallest))
+             : tallest;
     const int64_t tiles = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, tiles);
     const int64_t step = blocks_ <= kFewBlocks ? kernel_.row_step() : tile_rows_;
@@ -153,16 +155,15 @@ class GemmRunner {
       RunGroup(groups_[g], *desk);
     }
     if (done_ && --left_[block] == 0) {
-      const int64_t first = block * block_rows_;
-      done_(first, EndOf(block) - first);
+      done_(desk->first_row, EndOf(block) - desk->first_row);
     }
     return true;
   }
 
   void PackBlock(int64_t block, Desk* desk) const {
-    const int64_t step = kernel_.row_step(), rows = EndOf(block) - block * block_rows_;
     desk->block = block;
     desk->first_row = block * block_rows_;
+    const int64_t step = kernel_.row_step(), rows = EndOf(block) - desk->first_row;
     desk->tiles = CeilDiv(rows, tile_rows_);
     desk->last_rows = rows - (desk->tiles - 1) * tile_rows_;
     desk->last_height = CeilDiv(desk->last_rows, step) * step;
@@ -284,7 +285,7 @@ class GemmRunner {
   static const float* const* GatesOf(const GemmCall& call, int64_t first, int64_t rows,
                                      int64_t column, const float** gates) {
     int64_t nth = first / call.rows_a_gate, end = (nth + 1) * call.rows_a_gate;
-    for (int64_t r = 0; r < rows; ++nth, end += call.rows_a_gate) {
+    for (int64_t r = 0; r < rows; ++nth, end += call.rows_a_gate) {  // a gate at a time
       const int64_t row = call.gate_index != nullptr ? call.gate_index[nth] : nth;
       const float* const gate = call.gate + row * call.gate_stride + column;
       for (; r < rows && first + r < end; ++r) gates[r] = gate;

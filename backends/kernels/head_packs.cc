@@ -88,7 +88,7 @@ void HeadPacks::FindMeans(int64_t first, int64_t heads, const RunWorkers& run_wo
 }
 
 void HeadPacks::Complete(int64_t slot) {
-  constexpr int kLooks = 256;  // before a thread that may be kept from its work gets this processor
+  constexpr int kLooks = 256;  // before whoever packs the rest gets this processor
   Progress& progress = progress_[slot];
   const int64_t all = blocks();
   if (progress.packed.load(std::memory_order_acquire) == all) return;
@@ -101,7 +101,7 @@ void HeadPacks::Complete(int64_t slot) {
   }
 }
 
-void HeadPacks::PackBlock(int64_t slot, int64_t block) {
+void HeadPacks::PackBlock(int64_t slot, int64_t block) noexcept {
   const int64_t head = first_head_ + slot, at = first_[block];
   uint32_t* keys = Units(slot) + at * format_.score_units();
   const Rows rows = RowsOfBlock(call_.key, head, block);

@@ -17,15 +17,15 @@
 namespace denoised::kernels {
 
 // Keys and values of a call, in blocks of an order. Heads are packed in turns that fit a shared
-// cache, each by the threads that first ask for it; `head` counts over batch * heads, `slot` within
-// the turn. Keeps references to all of its arguments but the format.
+// cache, each by the threads that first ask for it, which have it near then; `head` counts over
+// batch * heads, `slot` within the turn. Keeps references to all of its arguments but the format.
 class HeadPacks {
  public:
   HeadPacks(const BlockSparseCall& call, const std::vector<int32_t>& key_order,
             const std::vector<Span>& key_blocks, const UnitFormat& format);
 
-  // For each turn: runs work(first head, heads), which may ask for its slots. A stop point between
-  // turns.
+  // For each turn: runs work(first head, heads), which may ask for its slots. A stop point before
+  // each. `run_workers` makes what int8 keys go without.
   void ForEachTurn(const RunWorkers& run_workers,
                    const std::function<void(int64_t first, int64_t heads)>& work);
 
@@ -42,17 +42,17 @@ class HeadPacks {
   const std::vector<Span>& key_blocks() const { return key_blocks_; }
 
  private:
-  int64_t blocks() const { return static_cast<int64_t>(key_blocks_.size()); }
-  void FindMeans(int64_t first, int64_t heads, const RunWorkers& run_workers);
-  void Complete(int64_t slot);
-  void PackBlock(int64_t slot, int64_t block);
-  Rows RowsOfBlock(const View& view, int64_t head, int64_t block) const;
-  uint32_t* Units(int64_t slot) const { return packed_.get() + slot * (key_units_ + value_units_); }
-
   // Blocks of a slot.
   struct alignas(64) Progress {
     std::atomic<int64_t> begun = 0, packed = 0;
   };
+
+  int64_t blocks() const { return static_cast<int64_t>(key_blocks_.size()); }
+  void FindMeans(int64_t first, int64_t heads, const RunWorkers& run_workers);
+  void Complete(int64_t slot);
+  void PackBlock(int64_t slot, int64_t block) noexcept;  // threads wait for its end
+  Rows RowsOfBlock(const View& view, int64_t head, int64_t block) const;
+  uint32_t* Units(int64_t slot) const { return packed_.get() + slot * (key_units_ + value_units_); }
 
   const BlockSparseCall& call_;
   const std::vector<int32_t>& key_order_;

@@ -116,7 +116,7 @@ at::Tensor Joined(std::vector<at::Tensor> parts) {
 }
 
 at::Tensor RowsAlone(const at::Tensor& x, int64_t first, int64_t rows) {
-  const at::Tensor part = rows == x.size(0) ? x : x.narrow(0, first, rows);
+  const at::Tensor part = first == 0 && rows == x.size(0) ? x : x.narrow(0, first, rows);
   return LiesAlone(part) ? part : part.clone();
 }
 

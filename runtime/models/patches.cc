@@ -1,14 +1,13 @@
 #include "runtime/models/patches.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "backends/intra_op.h"
 
 namespace denoised {
 namespace {
 
-constexpr int64_t kGrainElements = 2 * 1024;
+constexpr int64_t kGrainElements = 2 * 1024;  // scattered: each takes several of a row's
 
 // How latents [B, C, F, H, W] are cut.
 struct Cut {
@@ -36,7 +35,7 @@ void ForTokenLines(const Cut& cut, const F& run) {
   });
 }
 
-// kPw: the patch's width, which most models have alike; 0: any.
+// kPw: the patch's width where it is known, 2 as in Wan's models; 0: any.
 template <int64_t kPw, typename T>
 void Gather(const Cut& cut, const T* from, T* to) {
   const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = kPw > 0 ? kPw : cut.patch[2];
@@ -49,11 +48,7 @@ void Gather(const Cut& cut, const T* from, T* to) {
           const T* line = from + cut.Line(b, c, t * pt + i, h * ph + j);
           T* part = rows;
           for (int64_t w = 0; w < tokens; ++w, line += pw, part += row) {
-            if constexpr (kPw > 0) {
-              std::memcpy(part, line, kPw * sizeof(T));
-            } else {
-              std::copy_n(line, pw, part);
-            }
+            std::copy_n(line, pw, part);
           }
         }
       }
@@ -81,9 +76,9 @@ void Scatter(const Cut& cut, const T* from, T* to) {
   });
 }
 
-// Runs f<kPw>(T) with an integer of the tensor's width.
+// Runs f<kPw>(T) with the patch's width and an integer of the tensor's.
 template <typename F>
-void ForWidths(const at::Tensor& x, const PatchSize& patch, const F& f) {
+void ForWidthAndPatch(const at::Tensor& x, const PatchSize& patch, const F& f) {
   const auto of = [&]<typename T>(T zero) {
     patch[2] == 2 ? f.template operator()<2>(zero) : f.template operator()<0>(zero);
   };
@@ -103,7 +98,7 @@ void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Te
   TORCH_CHECK(x.is_cpu() && x.is_contiguous() && out.is_contiguous() &&
                   x.scalar_type() == out.scalar_type() && x.numel() == out.numel(),
               "patches: wanted dense CPU tensors of one dtype and size");
-  ForWidths(x, patch, [&]<int64_t kPw, typename T>(T) {
+  ForWidthAndPatch(x, patch, [&]<int64_t kPw, typename T>(T) {
     Gather<kPw>(cut, static_cast<const T*>(x.const_data_ptr()),
                 static_cast<T*>(out.mutable_data_ptr()));
   });
@@ -122,7 +117,7 @@ at::Tensor LatentsFromTokens(const at::Tensor& rows, const std::array<int64_t, 3
   const at::Tensor in = rows.contiguous();
   at::Tensor out = at::empty(sizes, in.options());
   const Cut cut{batch, channels, grid, patch};
-  ForWidths(in, patch, [&]<int64_t kPw, typename T>(T) {
+  ForWidthAndPatch(in, patch, [&]<int64_t kPw, typename T>(T) {
     Scatter<kPw>(cut, static_cast<const T*>(in.const_data_ptr()),
                  static_cast<T*>(out.mutable_data_ptr()));
   });

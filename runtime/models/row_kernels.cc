@@ -25,7 +25,7 @@ float Sum(__m256 x) {
 }
 
 // Of each of kRows rows of d: the sum of eight(row, v) over its numbers, eight lanes at a time, the
-// last few by one(row, v). Several rows, whose chains of sums then wait for each other less.
+// last few by one(row, v). A row's additions wait for each other: other rows' run meanwhile.
 template <int kRows, typename T, typename F, typename G>
 std::array<float, kRows> SumsOver(const T* x, int64_t d, const F& eight, const G& one) {
   __m256 a[kRows], b[kRows];

@@ -46,8 +46,8 @@ at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
 // x * sigmoid(x).
 at::Tensor Silu(const at::Tensor& x);
 
-// The i-th is 10000^(-i / count), correctly rounded: ATen's exp is MKL's on Intel's processors, and
-// has other bits on other levels.
+// The i-th is 10000^(-i / count), its exponent in float32 as the reference has it. Not by ATen's
+// exp, which is MKL's on Intel's processors and has other bits on other levels.
 std::vector<float> TimeFrequencies(int64_t count);
 
 // cos and sin of time * frequency, side by side: [times, 2 frequencies] float32.

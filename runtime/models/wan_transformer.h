@@ -210,12 +210,12 @@ class WanTransformer {
   const RopeCache rope_;
   OwnKernels own_;
   std::atomic<int64_t> made_bytes_ = 0;
-  at::Tensor time_frequencies_;  // [1, freq_dim / 2] float32: the reference's
-  std::vector<float> own_time_frequencies_;
-  at::Tensor patch_weight_, patch_bias_;  // [D, in, pt, ph, pw], [D]
-  Linear patch_linear_;                   // the same numbers, a patch a row
-  Linear time_linear_1_, time_linear_2_;  // float32
-  Linear time_projection_;                // D -> 6 D
+  at::Tensor time_frequencies_;              // [1, freq_dim / 2] float32: the reference's
+  std::vector<float> own_time_frequencies_;  // [freq_dim / 2], of our own product's numerics
+  at::Tensor patch_weight_, patch_bias_;     // [D, in, pt, ph, pw], [D]
+  Linear patch_linear_;                      // the same numbers, a patch a row
+  Linear time_linear_1_, time_linear_2_;     // float32
+  Linear time_projection_;                   // D -> 6 D
   Linear text_linear_1_, text_linear_2_;
   std::vector<Block> blocks_;
   at::Tensor out_modulation_;  // [1, 2, D] float32

@@ -12,6 +12,7 @@
 #include <random>
 
 #include "tests/backends/attention_oracle.h"
+#include "tests/backends/gemm_calls.h"
 #include "tests/backends/tile_amx_emulated.h"
 
 namespace denoised::kernels {
@@ -77,7 +78,8 @@ View ViewOf(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-at::Tensor Attend(const AttentionInputs& in, const BlockPlan& plan, Variant variant) {
+at::Tensor Attend(const AttentionInputs& in, const BlockPlan& plan, Variant variant,
+                  const RunWorkers& run_workers = RunHere) {
   at::Tensor out = at::zeros(in.query.sizes(), in.query.options());
   BlockSparseCall call;
   call.element = variant.element;
@@ -91,7 +93,7 @@ at::Tensor Attend(const AttentionInputs& in, const BlockPlan& plan, Variant vari
   call.value = ViewOf(in.value);
   call.out = out.mutable_data_ptr();
   call.scale = static_cast<float>(in.scale);
-  BlockSparseAttention(call, plan, variant.isa, RunHere, variant.kernel);
+  BlockSparseAttention(call, plan, variant.isa, run_workers, variant.kernel);
   return out;
 }
 
@@ -251,6 +253,42 @@ TEST_P(BlockSparse, LargeScoresDoNotOverflow) {
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Three workers one after the other, as where fewer threads come than were asked for; the last of
+// three alone, as where the others never come.
+void RunInTurns(int64_t, const std::function<void(const Worker&)>& work) {
+  for (int64_t i = 0; i < 3; ++i) work({i, 3});
+}
+void RunTheLast(int64_t, const std::function<void(const Worker&)>& work) { work({2, 3}); }
+
+// Heads so large that one or two fit a turn.
+void ExpectHeadsOfManyTurnsAlike(const Variant& variant) {
+  const Shape shape{1, 70, 4200, 3, 512};
+  AttentionInputs inputs = Draw(shape, variant.element);
+  inputs.value[0][37][0][5] = kInfinity;  // of the first head alone
+  const BlockPlan plan = DensePlan(shape.q_len, shape.kv_len);
+  std::vector<at::Tensor> alone;
+  for (int64_t head = 0; head < shape.heads; ++head) {
+    AttentionInputs one = inputs;
+    for (at::Tensor* x : {&one.query, &one.key, &one.value}) *x = x->narrow(2, head, 1);
+    alone.push_back(Attend(one, plan, variant));
+    EXPECT_EQ(alone[head].isfinite().all().item<bool>(), head > 0);
+  }
+  const at::Tensor wanted = at::cat(alone, 2);
+  for (const RunWorkers& run_workers : {RunWorkers(RunHere), OnThreads(2), OnThreads(3),
+                                        RunWorkers(RunInTurns), RunWorkers(RunTheLast)}) {
+    EXPECT_TRUE(SameBits(Attend(inputs, plan, variant, run_workers), wanted));
+  }
+}
+
+TEST_P(BlockSparse, HeadsOfManyTurnsHaveTheirBitsAloneWhoeverComes) {
+  ExpectHeadsOfManyTurnsAlike(GetParam());
+}
+
+TEST_P(Int8Scores, HeadsOfManyTurnsHaveTheirBitsAloneWhoeverComesInInt8) {
+  ExpectHeadsOfManyTurnsAlike(GetParam());
+}
+
 const std::vector<float> kNotFinite = {std::nanf(""), kInfinity, -kInfinity};
 
 // Token 37's keys or values of head 1 with one element that is not finite.

@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -70,6 +72,24 @@ TEST_P(GemmTest, RowsHaveTheirBitsAloneInAnyCompanyAndOnAnyNumberOfThreads) {
   }
 }
 
+// Rows whose last one ends where memory does.
+TEST_P(GemmTest, NothingIsReadPastTheEndOfRows) {
+  const int64_t page = sysconf(_SC_PAGESIZE), rows = 13;
+  const size_t bytes = static_cast<size_t>(2 * page);
+  void* const memory =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  char* const end = static_cast<char*>(memory) + page;
+  ASSERT_EQ(mprotect(end, static_cast<size_t>(page), PROT_NONE), 0);
+  for (const int64_t k : {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 65}) {
+    const at::Tensor x = Random(rows, k), bias = at::randn({40});
+    const WeightPanels weight = Pack(Random(40, k));
+    const at::Tensor at_the_end = at::from_blob(end - x.nbytes(), x.sizes(), x.options()).copy_(x);
+    EXPECT_TRUE(at::equal(Multiply(at_the_end, weight, bias), Multiply(x, weight, bias))) << k;
+  }
+  munmap(memory, bytes);
+}
+
 // Rows of a matrix, as a file would give them: from several threads, in any order.
 RowReader ReaderOf(const at::Tensor& weight) {
   return [weight](int64_t first, int64_t count, void* out) {
@@ -132,23 +152,30 @@ TEST_P(GemmTest, SeveralProductsOfTheSameRowsHaveTheBitsOfOneEach) {
 }
 
 TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
-  const int64_t rows = 30, k = 70;
+  const int64_t rows = 30, k = 90;  // with 96 columns more than is left to one thread
+  // Rows a gate, 0: no gate; and whether gates are named by an index.
+  const std::vector<std::pair<int64_t, bool>> kinds = {{1, false}, {7, false},  {10, false},
+                                                       {10, true}, {30, false}, {0, false}};
   for (const int64_t n : {96, 45}) {
-    for (const int64_t rows_a_gate : {1, 10, 30, 0}) {  // 0: no gate
+    for (const auto& [rows_a_gate, by_index] : kinds) {
       const at::Tensor x = Random(rows, k), w = Random(n, k), bias = at::randn({n});
       const at::Tensor gates = at::randn({rows, 3, n}), before = at::randn({rows, n});
       const WeightPanels weight = Pack(w);
       at::Tensor sum = before.clone();
       GemmCall call{rows, x.const_data_ptr(), k, nullptr, n, bias.const_data_ptr<float>()};
       call.add_to = sum.mutable_data_ptr<float>();
-      at::Tensor gate = at::ones({rows, n}, at::kDouble);
+      at::Tensor gate = at::ones({rows, n}, at::kDouble), index;
       if (rows_a_gate > 0) {
         call.gate = gates.const_data_ptr<float>() + n;  // the middle one of three
         call.gate_stride = 3 * n;
         call.rows_a_gate = rows_a_gate;
+        index = at::arange((rows + rows_a_gate - 1) / rows_a_gate, at::kInt);
+        if (by_index) index = index.flip(0).mul_(2).contiguous();
+        if (by_index) call.gate_index = index.const_data_ptr<int32_t>();
         gate = gates.select(1, 1)
-                   .narrow(0, 0, rows / rows_a_gate)
+                   .index_select(0, index)
                    .repeat_interleave(rows_a_gate, 0)
+                   .narrow(0, 0, rows)
                    .to(at::kDouble);
       }
       const GemmProduct product{call, &weight};
@@ -161,10 +188,10 @@ TEST_P(ExactGemmTest, TheEndOfABranchIsGatedAndAddedInFloat32) {
   }
 }
 
-// Rows, K and N that are cut into low blocks on near panels, tall ones on far panels, many shares
-// of few rows.
+// Rows, K and N that are cut into low blocks on near panels, of long rows too, tall ones on far
+// panels, many shares of few rows.
 const std::vector<std::array<int64_t, 3>> kCuts = {
-    {1300, 70, 40}, {230, 2100, 140}, {50, 2100, 300}};
+    {1300, 70, 40}, {1040, 1100, 40}, {230, 2100, 400}, {50, 2100, 300}};
 
 TEST_P(GemmTest, HowACallIsCutIntoTasksChangesNothing) {
   for (const auto& [rows, k, n] : kCuts) {

@@ -116,6 +116,26 @@ TEST(StopPoint, EveryBackendCanBeLeftInsideOneCall) {
   EXPECT_GE(served, 8);
 }
 
+// Whichever point it is that stops it, the caller's or one that its helper takes first.
+TEST(StopPoint, ACallOnTwoThreadsCanBeLeftAnywhereAndTheNextIsWhole) {
+  SetIntraOpThreads(2);
+  const AttentionSpec spec = Spec();
+  const AttentionBackend& flash =
+      *BackendRegistry::Default().Find(AttnBackend::kFlashAttn)->backend;
+  const AttentionInputs inputs = Inputs(spec);
+  const at::Tensor wanted = flash.Forward(inputs, nullptr);
+  int left = 0;
+  for (int64_t last = 1; last <= 60; ++last) {
+    try {
+      Ask(flash, spec, last);
+    } catch (const Error&) {
+      ++left;
+    }
+    EXPECT_TRUE(at::equal(flash.Forward(inputs, nullptr), wanted)) << last;
+  }
+  EXPECT_GE(left, 1);
+}
+
 TEST(StopPoint, ALongCallOfLibTorchGoesHeadByHeadWithTheSameBits) {
   AttentionSpec spec = Spec();
   spec.num_heads = 4;

@@ -110,5 +110,30 @@ TEST(NormModulateTest, MakesAnyRowsOfTheWhole) {
   }
 }
 
+TEST(NormModulateTest, ARowHasItsBitsWhicheverAreMadeWithIt) {
+  const int64_t rows = 23;
+  for (const int64_t width : {1, 5, 8, 27, 60, 1536}) {
+    const at::Tensor x = at::randn({1, rows, width}), scale = at::randn({1, 1, width});
+    const at::Tensor shift = at::randn({1, 1, width});
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      const LinearInput made = NormModulate(x, scale, shift, 1e-6, dtype);
+      const auto of = [&](int64_t first, int64_t count) {
+        const at::Tensor some = at::empty({count, width}, dtype);
+        (*made.rows())(first, count, some.mutable_data_ptr());
+        return some;
+      };
+      std::vector<at::Tensor> alone;
+      for (int64_t row = 0; row < rows; ++row) alone.push_back(of(row, 1));
+      const at::Tensor wanted = at::cat(alone);
+      for (const int64_t first : {0, 1, 2, 3}) {
+        for (const int64_t count : {2, 3, 4, 5, 12, 19}) {
+          EXPECT_TRUE(at::equal(of(first, count), wanted.narrow(0, first, count)))
+              << width << " " << dtype << ": " << first << " + " << count;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace denoised

@@ -238,6 +238,29 @@ TEST_P(RowSets, MayHaveATimestepForEachToken) {
   EXPECT_TRUE(at::equal(Forward({&row}).front(), wanted));
 }
 
+// Whole times, as a solver's int64 ones are: in any dtype, strided too, a set's beside others'.
+TEST_P(RowSets, MayHaveTimestepsOfAnyDtype) {
+  Load({});
+  std::vector<Set> sets;
+  for (int i = 0; i < 3; ++i) {
+    sets.push_back(Make({2, 8, 12}, Backends()[i], 1 + i % 2, 9, false));
+    sets[i].timestep = at::arange(250, 250 + 1 + i % 2, at::kFloat);
+  }
+  const std::vector<const Set*> all = {&sets[0], &sets[1], &sets[2]};
+  const std::vector<at::Tensor> wanted = Forward(all);
+  const at::Tensor times = sets[1].timestep;
+  for (const at::ScalarType dtype : {at::kLong, at::kInt, at::kDouble, at::kBFloat16}) {
+    const at::Tensor strided = at::zeros({2, 3}, dtype).select(1, 1).copy_(times);
+    for (const at::Tensor& of : {times.to(dtype), strided}) {
+      sets[1].timestep = of;
+      const std::vector<at::Tensor> got = Forward(all);
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_TRUE(at::equal(got[i], wanted[i])) << dtype << ", set " << i;
+      }
+    }
+  }
+}
+
 TEST_P(RowSets, ThatAgreeInBackendMetadataAndTallyShareTheCallsOfSelfAttention) {
   Load({});
   AttentionTally mine, other;
