@@ -48,7 +48,6 @@ void HeadPacks::ForEachTurn(const RunWorkers& run_workers,
   const int64_t turn = std::clamp<int64_t>(kMaxPackedUnits / (key_units_ + value_units_), 1, all);
   packed_ = Allocate<uint32_t>(turn * (key_units_ + value_units_));
   odd_.resize(turn * blocks());
-  progress_ = std::vector<Progress>(turn);
   if (format_.int8()) {
     key_scale_ = Allocate<float>(turn * packed_keys_);
     key_mean_ = Allocate<float>(turn * format_.padded_size());
@@ -57,7 +56,7 @@ void HeadPacks::ForEachTurn(const RunWorkers& run_workers,
     const int64_t heads = std::min(turn, all - first);
     StopPoint();
     first_head_ = first;
-    for (Progress& progress : progress_) progress.begun = progress.packed = 0;
+    progress_ = std::vector<Progress>(heads);
     if (format_.int8()) FindMeans(first, heads, run_workers);
     work(first, heads);
   }

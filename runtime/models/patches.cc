@@ -35,10 +35,9 @@ void ForTokenLines(const Cut& cut, const F& run) {
   });
 }
 
-// kPw: the patch's width where it is known, 2 as in Wan's models; 0: any.
-template <int64_t kPw, typename T>
+template <typename T>
 void Gather(const Cut& cut, const T* from, T* to) {
-  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = kPw > 0 ? kPw : cut.patch[2];
+  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = cut.patch[2];
   const int64_t tokens = cut.grid[2], row = cut.row();
   ForTokenLines(cut, [&](int64_t b, int64_t t, int64_t h) {
     T* rows = to + ((b * cut.grid[0] + t) * cut.grid[1] + h) * tokens * row;
@@ -48,7 +47,7 @@ void Gather(const Cut& cut, const T* from, T* to) {
           const T* line = from + cut.Line(b, c, t * pt + i, h * ph + j);
           T* part = rows;
           for (int64_t w = 0; w < tokens; ++w, line += pw, part += row) {
-            std::copy_n(line, pw, part);
+            for (int64_t k = 0; k < pw; ++k) part[k] = line[k];
           }
         }
       }
@@ -56,9 +55,9 @@ void Gather(const Cut& cut, const T* from, T* to) {
   });
 }
 
-template <int64_t kPw, typename T>
+template <typename T>
 void Scatter(const Cut& cut, const T* from, T* to) {
-  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = kPw > 0 ? kPw : cut.patch[2];
+  const int64_t pt = cut.patch[0], ph = cut.patch[1], pw = cut.patch[2];
   const int64_t tokens = cut.grid[2], row = cut.row(), channels = cut.channels;
   ForTokenLines(cut, [&](int64_t b, int64_t t, int64_t h) {
     const T* rows = from + ((b * cut.grid[0] + t) * cut.grid[1] + h) * tokens * row;
@@ -76,16 +75,13 @@ void Scatter(const Cut& cut, const T* from, T* to) {
   });
 }
 
-// Runs f<kPw>(T) with the patch's width and an integer of the tensor's.
+// Runs f with an integer of the tensor's width.
 template <typename F>
-void ForWidthAndPatch(const at::Tensor& x, const PatchSize& patch, const F& f) {
-  const auto of = [&]<typename T>(T zero) {
-    patch[2] == 2 ? f.template operator()<2>(zero) : f.template operator()<0>(zero);
-  };
-  if (x.element_size() == 2) return of(uint16_t{});
-  if (x.element_size() == 4) return of(uint32_t{});
+void ForWidth(const at::Tensor& x, const F& f) {
+  if (x.element_size() == 2) return f(uint16_t{});
+  if (x.element_size() == 4) return f(uint32_t{});
   TORCH_CHECK(x.element_size() == 8, "patches: no copy for ", x.scalar_type());
-  of(uint64_t{});
+  f(uint64_t{});
 }
 
 }  // namespace
@@ -98,9 +94,8 @@ void TokensFromLatents(const at::Tensor& x, const PatchSize& patch, const at::Te
   TORCH_CHECK(x.is_cpu() && x.is_contiguous() && out.is_contiguous() &&
                   x.scalar_type() == out.scalar_type() && x.numel() == out.numel(),
               "patches: wanted dense CPU tensors of one dtype and size");
-  ForWidthAndPatch(x, patch, [&]<int64_t kPw, typename T>(T) {
-    Gather<kPw>(cut, static_cast<const T*>(x.const_data_ptr()),
-                static_cast<T*>(out.mutable_data_ptr()));
+  ForWidth(x, [&]<typename T>(T) {
+    Gather(cut, static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
   });
 }
 
@@ -117,9 +112,9 @@ at::Tensor LatentsFromTokens(const at::Tensor& rows, const std::array<int64_t, 3
   const at::Tensor in = rows.contiguous();
   at::Tensor out = at::empty(sizes, in.options());
   const Cut cut{batch, channels, grid, patch};
-  ForWidthAndPatch(in, patch, [&]<int64_t kPw, typename T>(T) {
-    Scatter<kPw>(cut, static_cast<const T*>(in.const_data_ptr()),
-                 static_cast<T*>(out.mutable_data_ptr()));
+  ForWidth(in, [&]<typename T>(T) {
+    Scatter(cut, static_cast<const T*>(in.const_data_ptr()),
+            static_cast<T*>(out.mutable_data_ptr()));
   });
   return out;
 }

@@ -9,9 +9,9 @@
 #include <limits>
 #include <numeric>
 #include <random>
-#include <thread>
 
 #include "tests/backends/attention_oracle.h"
+#include "tests/backends/on_threads.h"
 #include "tests/backends/tile_amx_emulated.h"
 
 namespace denoised::kernels {
@@ -140,14 +140,7 @@ at::Tensor Attend(const AttentionInputs& in, const BandMaker& bands, const Varia
   call.value = ViewOf(in.value);
   call.out = out.mutable_data_ptr();
   call.scale = static_cast<float>(in.scale);
-  BandAttention(
-      call, bands, variant.isa,
-      [&](int64_t, const std::function<void(const Worker&)>& work) {
-        std::vector<std::jthread> all;
-        for (int i = 1; i < threads; ++i) all.emplace_back(work, Worker{i, threads});
-        work({0, threads});
-      },
-      variant.kernel);
+  BandAttention(call, bands, variant.isa, OnThreads(threads), variant.kernel);
   return out;
 }
 

@@ -12,7 +12,7 @@
 #include <random>
 
 #include "tests/backends/attention_oracle.h"
-#include "tests/backends/gemm_calls.h"
+#include "tests/backends/on_threads.h"
 #include "tests/backends/tile_amx_emulated.h"
 
 namespace denoised::kernels {

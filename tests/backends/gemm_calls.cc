@@ -2,9 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <thread>
-#include <vector>
-
 #include "backends/kernels/gemm_tile.h"
 #include "backends/kernels/team.h"
 #include "tests/backends/gemm_amx_emulated.h"
@@ -25,16 +22,6 @@ const GemmTileKernel* StandIn(GemmIsa isa) {
 }
 
 }  // namespace
-
-RunWorkers OnThreads(int threads) {
-  return [threads](int64_t tasks, const std::function<void(const Worker&)>& work) {
-    const int64_t count = std::min<int64_t>(tasks, threads);
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < count; ++i) others.emplace_back(work, Worker{i, count});
-    work({0, count});
-    for (std::thread& thread : others) thread.join();
-  };
-}
 
 RunWorkers OnOwnTeam() {
   return [](int64_t tasks, const std::function<void(const Worker&)>& work) {

@@ -8,13 +8,12 @@
 #include <ostream>
 
 #include "backends/kernels/gemm.h"
+#include "tests/backends/on_threads.h"
 
 namespace denoised::kernels {
 
 at::ScalarType TypeOf(Element element);
 
-// Workers on so many threads of their own.
-RunWorkers OnThreads(int threads);
 // On this thread's team of two, which throws what a worker throws.
 RunWorkers OnOwnTeam();
 
