@@ -18,11 +18,10 @@ struct Floats8 {
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }  // of a NaN: b
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }
   static F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-  static F NegativeMulAdd(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
-  static F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static F PowerOfTwo(F whole) {
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  // x times two to the power of the whole number in the lowest bits of `whole`.
+  static F AddToExponent(F x, F whole) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(whole), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
   }
   // `ratio`, and where y is above `most` a zero of x's sign.
   static F ZeroWhereAbove(F y, F most, F ratio, F x) {

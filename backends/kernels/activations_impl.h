@@ -2,40 +2,43 @@
 // operations of every lane in the same order. Each instruction set's file includes this inside its
 // own unnamed namespace, beside the V that it is written for.
 
-// e^x for |x| <= 88, below 2e-7 relative.
+// 2^x for |x| <= 125, below 2e-7 relative. Of NaN: some number.
 template <class V>
-inline typename V::F Exp(typename V::F x) {
-  const typename V::F whole = V::Round(V::Mul(x, V::Set1(1.44269504f)));
-  typename V::F part = V::NegativeMulAdd(whole, V::Set1(0.693359375f), x);
-  part = V::NegativeMulAdd(whole, V::Set1(-2.12194440e-4f), part);
-  typename V::F y = V::Set1(1.9875691500e-4f);
-  y = V::MulAdd(y, part, V::Set1(1.3981999507e-3f));
-  y = V::MulAdd(y, part, V::Set1(8.3334519073e-3f));
-  y = V::MulAdd(y, part, V::Set1(4.1665795894e-2f));
-  y = V::MulAdd(y, part, V::Set1(1.6666665459e-1f));
-  y = V::MulAdd(y, part, V::Set1(5.0000001201e-1f));
-  y = V::MulAdd(V::Mul(part, part), y, V::Add(part, V::Set1(1.0f)));
-  return V::Mul(y, V::PowerOfTwo(whole));
+inline typename V::F Exp2(typename V::F x) {
+  // A float of this size has no fraction: what is added to it is rounded, and is its lowest bits.
+  const typename V::F shift = V::Set1(12582912.0f);  // 1.5 * 2^23
+  const typename V::F shifted = V::Add(x, shift);
+  const typename V::F part = V::Sub(x, V::Sub(shifted, shift));
+  typename V::F y = V::Set1(1.5403530393381609954e-4f);
+  y = V::MulAdd(y, part, V::Set1(1.3333558146428443423e-3f));
+  y = V::MulAdd(y, part, V::Set1(9.6181291076284771619e-3f));
+  y = V::MulAdd(y, part, V::Set1(5.5504108664821579953e-2f));
+  y = V::MulAdd(y, part, V::Set1(2.4022650695910071233e-1f));
+  y = V::MulAdd(y, part, V::Set1(6.9314718055994530942e-1f));
+  y = V::MulAdd(y, part, V::Set1(1.0f));
+  return V::AddToExponent(y, shifted);
 }
 
-// x / (1 + e^y); NaN in either stays NaN. Where e^y would be infinite, a zero of x's sign.
+// x / (1 + 2^y) for a y that is NaN only where x is, and there NaN. Where the power is near what a
+// float holds, a zero of x's sign.
 template <class V>
-inline typename V::F OverOnePlusExp(typename V::F x, typename V::F y) {
-  const typename V::F within = V::Min(V::Set1(87.0f), V::Max(V::Set1(-87.0f), y));
-  const typename V::F ratio = V::Div(x, V::Add(Exp<V>(within), V::Set1(1.0f)));
-  return V::ZeroWhereAbove(y, V::Set1(87.0f), ratio, x);
+inline typename V::F OverOnePlusExp2(typename V::F x, typename V::F y) {
+  const typename V::F most = V::Set1(125.0f);
+  const typename V::F within = V::Min(most, V::Max(V::Set1(-125.0f), y));
+  const typename V::F ratio = V::Div(x, V::Add(Exp2<V>(within), V::Set1(1.0f)));
+  return V::ZeroWhereAbove(y, most, ratio, x);
 }
 
+// x / (1 + e^-x).
 template <class V>
 inline typename V::F Silu(typename V::F x) {
-  return OverOnePlusExp<V>(x, V::Sub(V::Set1(0.0f), x));
+  return OverOnePlusExp2<V>(x, V::Mul(x, V::Set1(-1.44269504f)));
 }
 
 // x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3): half of x (1 + tanh u), without its
-// cancellation.
+// cancellation. Its power is of two: -2 sqrt(2 / pi) log2(e) is in both constants.
 template <class V>
 inline typename V::F GeluTanh(typename V::F x) {
-  const typename V::F cube = V::Mul(V::Mul(x, x), x);
-  const typename V::F u = V::MulAdd(cube, V::Set1(0.044715f), x);
-  return OverOnePlusExp<V>(x, V::Mul(u, V::Set1(-1.5957691216057308f)));
+  const typename V::F slope = V::MulAdd(V::Mul(x, x), V::Set1(-0.10294324f), V::Set1(-2.3022082f));
+  return OverOnePlusExp2<V>(x, V::Mul(x, slope));
 }

@@ -13,13 +13,9 @@ struct Floats16 {
   static F Min(F a, F b) { return _mm512_min_ps(a, b); }
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }
   static F MulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  static F NegativeMulAdd(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
-  static F Round(F x) {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  static F PowerOfTwo(F whole) {
-    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(whole), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  static F AddToExponent(F x, F whole) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(whole), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
   }
   static F ZeroWhereAbove(F y, F most, F ratio, F x) {
     const F zero = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));

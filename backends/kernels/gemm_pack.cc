@@ -14,106 +14,90 @@
 namespace denoised::kernels {
 namespace {
 
-const float* FloatRow(const RowSource& source, int64_t row) {
-  return static_cast<const float*>(source.data) + row * source.stride;
+float One(const float* x) { return *x; }
+float One(const uint16_t* x) {
+  const uint32_t bits = static_cast<uint32_t>(*x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
 }
 
-const uint16_t* HalfRow(const RowSource& source, int64_t row) {
-  return static_cast<const uint16_t*>(source.data) + row * source.stride;
-}
-
-__m256 LoadEight(const RowSource& source, int64_t row, int64_t k) {
-  if (source.element == Element::kFloat32) return _mm256_loadu_ps(FloatRow(source, row) + k);
-  return kernels::LoadEight(HalfRow(source, row) + k);
-}
-
-float LoadOne(const RowSource& source, int64_t row, int64_t k) {
-  if (source.element == Element::kFloat32) return FloatRow(source, row)[k];
-  const uint32_t bits = static_cast<uint32_t>(HalfRow(source, row)[k]) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-void Fetch(const RowSource& source, int64_t row, int64_t k) {
-  const bool floats = source.element == Element::kFloat32;
-  __builtin_prefetch(floats ? static_cast<const void*>(FloatRow(source, row) + k)
-                            : static_cast<const void*>(HalfRow(source, row) + k));
+template <typename T>
+const T* RowOf(const RowSource& source, int64_t row) {
+  return static_cast<const T*>(source.data) + row * source.stride;
 }
 
 // ---- what a unit is: one by one, and eight that are whole
 // -----------------------------------------
 
+// Of a row of T, which is all that they know of it.
+
+template <typename T>
 struct FloatUnits {
   static constexpr int kNumbers = 1;
-  RowSource source;
-  uint32_t Unit(int64_t row, int64_t u) const {
-    const float x = LoadOne(source, row, u);
+  const T* row;
+  uint32_t Unit(int64_t u, int64_t /*k*/) const {
+    const float x = One(row + u);
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     return bits;
   }
-  __m256 Eight(int64_t row, int64_t u) const { return LoadEight(source, row, u); }
+  __m256 Eight(int64_t u) const { return LoadEight(row + u); }
 };
 
 struct PairUnits {
   static constexpr int kNumbers = 2;
-  RowSource source;
-  uint32_t Unit(int64_t row, int64_t u) const {
-    const uint16_t* x = HalfRow(source, row);
-    const uint32_t second = 2 * u + 1 < source.k ? x[2 * u + 1] : 0;
-    return x[2 * u] | second << 16;
+  const uint16_t* row;
+  uint32_t Unit(int64_t u, int64_t k) const {
+    const uint32_t second = 2 * u + 1 < k ? row[2 * u + 1] : 0;
+    return row[2 * u] | second << 16;
   }
-  __m256 Eight(int64_t row, int64_t u) const {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(HalfRow(source, row) + 2 * u));
+  __m256 Eight(int64_t u) const {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 2 * u));
   }
 };
 
-// Rows in units of their scale. What is not a number becomes some integer; its row's scale shows
-// it.
+// In units of the row's scale. What is not a number becomes some integer; the scale shows it.
+template <typename T>
 struct IntegerUnits {
-  RowSource source;
-  int64_t first;          // the row that inverses begin with
-  const float* inverses;  // 1 / scale
+  const T* row;
+  float inverse;  // 1 / scale
 
-  int One(int64_t row, int64_t k) const {
-    if (k >= source.k) return 0;
-    return _mm_cvtss_si32(_mm_set_ss(LoadOne(source, row, k) * inverses[row - first]));
+  int Integer(int64_t i, int64_t k) const {
+    return i < k ? _mm_cvtss_si32(_mm_set_ss(One(row + i) * inverse)) : 0;
   }
-  // Eight integers.
-  __m256i Integers(int64_t row, int64_t k) const {
-    const __m256 inverse = _mm256_set1_ps(inverses[row - first]);
-    return _mm256_cvtps_epi32(_mm256_mul_ps(LoadEight(source, row, k), inverse));
+  __m256i Integers(int64_t i) const {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(LoadEight(row + i), _mm256_set1_ps(inverse)));
   }
   // Sixteen words, whose middle eight have changed places.
-  __m256i Words(int64_t row, int64_t k) const {
-    return _mm256_packs_epi32(Integers(row, k), Integers(row, k + 8));
-  }
+  __m256i Words(int64_t i) const { return _mm256_packs_epi32(Integers(i), Integers(i + 8)); }
 };
 
-struct WordUnits : IntegerUnits {
+template <typename T>
+struct WordUnits : IntegerUnits<T> {
   static constexpr int kNumbers = 2;
-  uint32_t Unit(int64_t row, int64_t u) const {
-    return (One(row, 2 * u) & 0xffff) | static_cast<uint32_t>(One(row, 2 * u + 1)) << 16;
+  uint32_t Unit(int64_t u, int64_t k) const {
+    return (this->Integer(2 * u, k) & 0xffff) | static_cast<uint32_t>(this->Integer(2 * u + 1, k))
+                                                    << 16;
   }
-  __m256 Eight(int64_t row, int64_t u) const {
-    return _mm256_castsi256_ps(_mm256_permute4x64_epi64(Words(row, 2 * u), 0xd8));
+  __m256 Eight(int64_t u) const {
+    return _mm256_castsi256_ps(_mm256_permute4x64_epi64(this->Words(2 * u), 0xd8));
   }
 };
 
 // kFlip: plus 128.
-template <uint8_t kFlip>
-struct ByteUnits : IntegerUnits {
+template <typename T, uint8_t kFlip>
+struct ByteUnits : IntegerUnits<T> {
   static constexpr int kNumbers = 4;
-  uint32_t Unit(int64_t row, int64_t u) const {
+  uint32_t Unit(int64_t u, int64_t k) const {
     uint32_t unit = 0;
     for (int i = 0; i < 4; ++i) {
-      unit |= static_cast<uint32_t>((One(row, 4 * u + i) & 0xff) ^ kFlip) << 8 * i;
+      unit |= static_cast<uint32_t>((this->Integer(4 * u + i, k) & 0xff) ^ kFlip) << 8 * i;
     }
     return unit;
   }
-  __m256 Eight(int64_t row, int64_t u) const {
-    const __m256i bytes = _mm256_packs_epi16(Words(row, 4 * u), Words(row, 4 * u + 16));
+  __m256 Eight(int64_t u) const {
+    const __m256i bytes = _mm256_packs_epi16(this->Words(4 * u), this->Words(4 * u + 16));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i flip = _mm256_set1_epi8(static_cast<char>(kFlip));
     return _mm256_castsi256_ps(_mm256_xor_si256(_mm256_permutevar8x32_epi32(bytes, order), flip));
@@ -157,37 +141,35 @@ struct Extent {
   int64_t whole, filled, units;
 };
 
-// Some units of each row after the other, so that what is written is near until it is complete;
-// meanwhile the row's next ones are brought near. By value: the stores could else change what they
-// are told.
+// `there` rows of a tile of `height`, the others zeros: eight units of all rows after the other, so
+// that what is written is near until it is complete; meanwhile the rows' next ones are brought
+// near. By value: the stores could else change what they are told.
 template <class Units, class Place>
-void PackUnits(const Units units, const int64_t first, const int height, const Extent extent,
-               const Place place) {
-  constexpr int64_t kSome = 16;
-  const int64_t rows = units.source.rows;
-  for (int64_t begin = 0; begin < extent.whole; begin += kSome) {
-    const int64_t end = std::min(begin + kSome, extent.whole);
+void PackUnits(const Units* rows, const int there, const int height, const int64_t k,
+               const Extent extent, const Place place) {
+  constexpr int64_t kLine = 16;  // units, of a line of memory at least
+  Units unit[kMostTileRows];
+  std::copy_n(rows, there, unit);
+  for (int64_t u = 0; u < extent.whole; u += 8) {
+    if (u % kLine == 0 && u + kLine < extent.whole) {
+      for (int r = 0; r < there; ++r)
+        __builtin_prefetch(unit[r].row + (u + kLine) * Units::kNumbers);
+    }
     for (int r = 0; r < height; r += 4) {
-      const int64_t row = first + r, there = std::min<int64_t>(rows - row, 4);
-      for (int64_t i = 0; i < there && end < extent.whole; ++i) {
-        Fetch(units.source, row + i, end * Units::kNumbers);
-      }
-      const auto place_rows = [&](auto all) {
-        for (int64_t u = begin; u < end; u += 8) {
-          __m256 x[4];
-          for (int i = 0; i < 4; ++i) {
-            x[i] = all || i < there ? units.Eight(row + i, u) : _mm256_setzero_ps();
-          }
-          place.StoreRows(u, r, x);
+      __m256 x[4];
+      if (r + 4 <= there) {
+        for (int i = 0; i < 4; ++i) x[i] = unit[r + i].Eight(u);
+      } else {
+        for (int i = 0; i < 4; ++i) {
+          x[i] = r + i < there ? unit[r + i].Eight(u) : _mm256_setzero_ps();
         }
-      };
-      there == 4 ? place_rows(std::true_type()) : place_rows(std::false_type());
+      }
+      place.StoreRows(u, r, x);
     }
   }
   for (int64_t u = extent.whole; u < extent.units; ++u) {
     for (int r = 0; r < height; ++r) {
-      const bool is_there = first + r < rows && u < extent.filled;
-      place.StoreOne(u, r, is_there ? units.Unit(first + r, u) : 0);
+      place.StoreOne(u, r, r < there && u < extent.filled ? unit[r].Unit(u, k) : 0);
     }
   }
 }
@@ -202,20 +184,26 @@ Extent ExtentOf(const GemmKernel& kernel, int64_t k) {
 
 // The largest magnitude of a row. As whole numbers, of which those of infinity and NaN are larger
 // than all others.
-float MostOf(const RowSource& source, int64_t row) {
+template <typename T>
+float MostOf(const T* row, int64_t count) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256i most = _mm256_setzero_si256();
   int64_t k = 0;
-  for (; k + 8 <= source.k; k += 8) {
-    const __m256i x = _mm256_castps_si256(LoadEight(source, row, k));
+  for (; k + 8 <= count; k += 8) {
+    const __m256i x = _mm256_castps_si256(LoadEight(row + k));
     most = _mm256_max_epi32(most, _mm256_and_si256(x, magnitude));
   }
   alignas(32) float lanes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
   float top = 0;
   for (const float lane : lanes) top = Int8Larger(lane, top);
-  for (; k < source.k; ++k) top = Int8Larger(std::fabs(LoadOne(source, row, k)), top);
+  for (; k < count; ++k) top = Int8Larger(std::fabs(One(row + k)), top);
   return top;
+}
+
+float MostOf(const RowSource& source, int64_t row) {
+  return source.element == Element::kFloat32 ? MostOf(RowOf<float>(source, row), source.k)
+                                             : MostOf(RowOf<uint16_t>(source, row), source.k);
 }
 
 // A row whose bytes would be worth a denormal number counts as zeros: so does one past the last.
@@ -265,23 +253,46 @@ void UnpackColumns(const char* panel, int64_t columns, int64_t k, char* out) {
   }
 }
 
+// unit(row of T, r) is the r-th row's.
+template <typename T, class Unit, class Place>
+void PackRowsAs(const GemmKernel& kernel, const RowSource& source, int64_t first,
+                const Place& place, const Unit& unit) {
+  using Units = decltype(unit(static_cast<const T*>(nullptr), 0));
+  Units rows[kMostTileRows];
+  const int there = static_cast<int>(std::clamp<int64_t>(source.rows - first, 0, place.height));
+  for (int r = 0; r < there; ++r) rows[r] = unit(RowOf<T>(source, first + r), r);
+  PackUnits(rows, there, place.height, source.k, ExtentOf(kernel, source.k), place);
+}
+
+template <typename T, class Place>
+void PackAsUnits(const GemmKernel& kernel, const RowSource& source, int64_t first,
+                 const float* inverses, bool signed_bytes, const Place& place) {
+  const auto pack = [&](const auto& unit) { PackRowsAs<T>(kernel, source, first, place, unit); };
+  switch (kernel.units) {
+    case GemmUnits::kFloats:
+      return pack([](const T* row, int) { return FloatUnits<T>{row}; });
+    case GemmUnits::kPairs:
+      if constexpr (std::is_same_v<T, uint16_t>) {
+        return pack([](const T* row, int) { return PairUnits{row}; });
+      }
+      return;
+    case GemmUnits::kWords:
+      return pack([&](const T* row, int r) { return WordUnits<T>{{row, inverses[r]}}; });
+    case GemmUnits::kBytes:
+      if (signed_bytes) {
+        return pack([&](const T* row, int r) { return ByteUnits<T, 0>{{row, inverses[r]}}; });
+      }
+      return pack([&](const T* row, int r) { return ByteUnits<T, 0x80>{{row, inverses[r]}}; });
+  }
+}
+
 template <class Place>
 void PackAs(const GemmKernel& kernel, const RowSource& source, int64_t first, const float* inverses,
             bool signed_bytes, const Place& place) {
-  const Extent extent = ExtentOf(kernel, source.k);
-  const auto pack = [&](const auto& units) {
-    PackUnits(units, first, place.height, extent, place);
-  };
-  switch (kernel.units) {
-    case GemmUnits::kFloats:
-      return pack(FloatUnits{source});
-    case GemmUnits::kPairs:
-      return pack(PairUnits{source});
-    case GemmUnits::kWords:
-      return pack(WordUnits{{source, first, inverses}});
-    case GemmUnits::kBytes:
-      if (signed_bytes) return pack(ByteUnits<0>{{source, first, inverses}});
-      return pack(ByteUnits<0x80>{{source, first, inverses}});
+  if (source.element == Element::kFloat32) {
+    PackAsUnits<float>(kernel, source, first, inverses, signed_bytes, place);
+  } else {
+    PackAsUnits<uint16_t>(kernel, source, first, inverses, signed_bytes, place);
   }
 }
 
