@@ -26,6 +26,8 @@ constexpr int64_t kMostGroupPanels = 8;
 constexpr int64_t kNearBytes = int64_t{768} << 10;
 // Tiles that a panel of those serves once it has come nearer still, before there are tasks enough.
 constexpr int64_t kNearTiles = 4;
+// Blocks that far weights are streamed for, so that so many threads can end rows.
+constexpr int64_t kMostEnds = 4;
 // Multiply-adds that take no longer than waking another thread.
 constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
 
@@ -122,9 +124,12 @@ class GemmRunner {
     const bool near = panels * units_ * products_[0].weight->unit_bytes() <= kNearBytes;
     const bool narrow = 2 * kTaskRows * units_ * 4 <= kNarrowBytes;
     const int64_t tallest = (narrow ? 2 : 1) * kTaskRows / tile_rows_;
-    const int64_t lowest =
-        near ? std::clamp<int64_t>(tiles_ / (2 * threads), 1, std::min(kNearTiles, tallest))
-             : tallest;
+    int64_t lowest = tallest;
+    if (near) {
+      lowest = std::clamp<int64_t>(tiles_ / (2 * threads), 1, std::min(kNearTiles, tallest));
+    } else if (done_) {  // what ends a block's rows runs on one thread
+      lowest = std::min(tallest, CeilDiv(tiles_, std::min(threads, kMostEnds)));
+    }
     const int64_t tiles = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, tiles);
     const int64_t step = blocks_ <= kFewBlocks ? kernel_.row_step() : tile_rows_;

@@ -111,6 +111,17 @@ void NormRmsRow(const T* x, const T* weight, double eps, T* out, int64_t d) {
   }
 }
 
+// out = a + b, and `more` to each sum.
+template <typename T>
+void AddRow(const float* a, const T* b, float more, float* out, int64_t d) {
+  const __m256 more8 = _mm256_set1_ps(more);
+  int64_t i = 0;
+  for (; i + 8 <= d; i += 8) {
+    Store8(out + i, _mm256_add_ps(_mm256_add_ps(Load8(a + i), Load8(b + i)), more8));
+  }
+  for (; i < d; ++i) out[i] = a[i] + static_cast<float>(b[i]) + more;
+}
+
 // A token of H heads, rotated in place.
 template <typename T>
 void RotateToken(const float* cos, const float* sin, int64_t heads, int64_t head_size, T* x) {
@@ -228,11 +239,7 @@ at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
       const int64_t part = r % parts;
       const float* a = from_table + part * d;
       const T* b = from_time + (each == 1 ? r / parts : r) * d;
-      const bool is_scale = std::ranges::find(scales, part) != scales.end();
-      for (int64_t i = 0; i < d; ++i) {
-        const float sum = a[i] + static_cast<float>(b[i]);
-        to[r * d + i] = is_scale ? sum + 1 : sum;
-      }
+      AddRow(a, b, std::ranges::find(scales, part) != scales.end() ? 1.0f : 0.0f, to + r * d, d);
     });
   });
   return out;
