@@ -18,7 +18,8 @@ struct Floats8 {
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }  // of a NaN: b
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }
   static F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-  // x times two to the power of the whole number in the lowest bits of `whole`.
+  // x times two to the power of the whole number, signed, in the nine lowest bits of `whole`. Both
+  // x and what comes of it are normal numbers.
   static F AddToExponent(F x, F whole) {
     const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(whole), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));

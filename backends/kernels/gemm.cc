@@ -24,9 +24,10 @@ constexpr int64_t kFewBlocks = 8;
 constexpr int64_t kMostGroupPanels = 8;
 // Weights that stay in a core's cache of 1 MiB whatever the order of the tasks.
 constexpr int64_t kNearBytes = int64_t{768} << 10;
-// Tiles that a panel of those serves once it has come nearer still, before there are tasks enough.
-constexpr int64_t kNearTiles = 4;
-// Blocks that far weights are streamed for, so that so many threads can end rows.
+// Tiles that a panel serves once it has come nearer still: of near weights where tasks are enough
+// without fewer, of far ones always.
+constexpr int64_t kLeastTiles = 4;
+// Threads that far weights come near once more for each, so that they all can end rows.
 constexpr int64_t kMostEnds = 4;
 // Multiply-adds that take no longer than waking another thread.
 constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
@@ -114,7 +115,8 @@ class GemmRunner {
 
   // A task is a block of rows against a share of the groups of panels. Each thread packs the rows
   // that it takes and streams the panels: where these are near, blocks are low, so that each thread
-  // has two at least, else high. Shares make up for what tasks lack.
+  // has two at least, else high, but for some more where one thread had what ends all rows to do.
+  // Shares make up for what tasks lack.
   void ShareOut() {
     // Tasks enough for every core to have some, and for the last ones to end about together. How
     // rows and columns are shared out changes no bit.
@@ -124,11 +126,12 @@ class GemmRunner {
     const bool near = panels * units_ * products_[0].weight->unit_bytes() <= kNearBytes;
     const bool narrow = 2 * kTaskRows * units_ * 4 <= kNarrowBytes;
     const int64_t tallest = (narrow ? 2 : 1) * kTaskRows / tile_rows_;
+    const int64_t least = std::min(kLeastTiles, tallest);
     int64_t lowest = tallest;
     if (near) {
-      lowest = std::clamp<int64_t>(tiles_ / (2 * threads), 1, std::min(kNearTiles, tallest));
-    } else if (done_) {  // what ends a block's rows runs on one thread
-      lowest = std::min(tallest, CeilDiv(tiles_, std::min(threads, kMostEnds)));
+      lowest = std::clamp<int64_t>(tiles_ / (2 * threads), 1, least);
+    } else if (done_) {
+      lowest = std::clamp(CeilDiv(tiles_, kMostEnds), least, tallest);
     }
     const int64_t tiles = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, tiles);

@@ -14,6 +14,10 @@
 namespace denoised::kernels {
 namespace {
 
+constexpr int64_t kLineBytes = 64;
+static_assert(kPanelColumns <=
+              kMostTileRows);  // rows that are packed together: a panel's or a tile's
+
 float One(const float* x) { return *x; }
 float One(const uint16_t* x) {
   const uint32_t bits = static_cast<uint32_t>(*x) << 16;
@@ -27,10 +31,7 @@ const T* RowOf(const RowSource& source, int64_t row) {
   return static_cast<const T*>(source.data) + row * source.stride;
 }
 
-// ---- what a unit is: one by one, and eight that are whole
-// -----------------------------------------
-
-// Of a row of T, which is all that they know of it.
+// ---- what a row's units are: one by one, and eight that are whole ------------------------------
 
 template <typename T>
 struct FloatUnits {
@@ -104,8 +105,7 @@ struct ByteUnits : IntegerUnits<T> {
   }
 };
 
-// ---- where units go
-// ------------------------------------------------------------------------------
+// ---- where units go ----------------------------------------------------------------------------
 
 // To [units][height].
 struct Interleaved {
@@ -141,30 +141,35 @@ struct Extent {
   int64_t whole, filled, units;
 };
 
-// `there` rows of a tile of `height`, the others zeros: eight units of all rows after the other, so
-// that what is written is near until it is complete; meanwhile the rows' next ones are brought
-// near. By value: the stores could else change what they are told.
+// `there` rows of a tile of `height`, the others zeros: a line of memory of all rows after the
+// other, so that what is written is near until it is complete; meanwhile the next ones are brought
+// near.
 template <class Units, class Place>
-void PackUnits(const Units* rows, const int there, const int height, const int64_t k,
-               const Extent extent, const Place place) {
-  constexpr int64_t kLine = 16;  // units, of a line of memory at least
+void PackUnits(const Units* rows, int there, int height, int64_t k, const Extent extent,
+               const Place place) {
+  constexpr int64_t kUnitBytes = sizeof(*rows->row) * Units::kNumbers;
+  constexpr int64_t kStep = std::max<int64_t>(8, kLineBytes / kUnitBytes);
+  // A copy, which what is written cannot change for all that the compiler knows.
   Units unit[kMostTileRows];
   std::copy_n(rows, there, unit);
-  for (int64_t u = 0; u < extent.whole; u += 8) {
-    if (u % kLine == 0 && u + kLine < extent.whole) {
-      for (int r = 0; r < there; ++r)
-        __builtin_prefetch(unit[r].row + (u + kLine) * Units::kNumbers);
+  for (int64_t u = 0; u < extent.whole; u += kStep) {
+    const int64_t end = std::min(u + kStep, extent.whole);
+    for (int r = 0; end < extent.whole && r < there; ++r) {
+      const char* const next = reinterpret_cast<const char*>(unit[r].row + end * Units::kNumbers);
+      for (int64_t at = 0; at < kStep * kUnitBytes; at += kLineBytes) __builtin_prefetch(next + at);
     }
     for (int r = 0; r < height; r += 4) {
-      __m256 x[4];
-      if (r + 4 <= there) {
-        for (int i = 0; i < 4; ++i) x[i] = unit[r + i].Eight(u);
-      } else {
-        for (int i = 0; i < 4; ++i) {
-          x[i] = r + i < there ? unit[r + i].Eight(u) : _mm256_setzero_ps();
+      for (int64_t v = u; v < end; v += 8) {
+        __m256 x[4];
+        if (r + 4 <= there) {
+          for (int i = 0; i < 4; ++i) x[i] = unit[r + i].Eight(v);
+        } else {
+          for (int i = 0; i < 4; ++i) {
+            x[i] = r + i < there ? unit[r + i].Eight(v) : _mm256_setzero_ps();
+          }
         }
+        place.StoreRows(v, r, x);
       }
-      place.StoreRows(u, r, x);
     }
   }
   for (int64_t u = extent.whole; u < extent.units; ++u) {
@@ -179,8 +184,7 @@ Extent ExtentOf(const GemmKernel& kernel, int64_t k) {
   return {k / per / 8 * 8, (k + per - 1) / per, kernel.Units(k)};
 }
 
-// ---- int8
-// ----------------------------------------------------------------------------------------
+// ---- int8 --------------------------------------------------------------------------------------
 
 // The largest magnitude of a row. As whole numbers, of which those of infinity and NaN are larger
 // than all others.
@@ -275,7 +279,7 @@ void PackAsUnits(const GemmKernel& kernel, const RowSource& source, int64_t firs
       if constexpr (std::is_same_v<T, uint16_t>) {
         return pack([](const T* row, int) { return PairUnits{row}; });
       }
-      return;
+      __builtin_unreachable();  // float32 has no pairs: `Takes`
     case GemmUnits::kWords:
       return pack([&](const T* row, int r) { return WordUnits<T>{{row, inverses[r]}}; });
     case GemmUnits::kBytes:

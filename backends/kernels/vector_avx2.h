@@ -38,19 +38,19 @@ struct Float32 {
     }
   }
 
-  // 2^x for x <= 0, below 1e-7 relative; 0 below kLeastExponent and for -inf, NaN for NaN.
+  // 2^x for x <= 0, below 9e-8 relative; 0 below kLeastExponent and for -inf, NaN for NaN.
   static F Exp2Float(F x) {
     const F smallest = _mm256_set1_ps(kLeastExponent);
     const F zero = _mm256_cmp_ps(x, smallest, _CMP_LT_OQ);
     x = _mm256_max_ps(smallest, x);  // in this order NaN stays
     const F whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm256_sub_ps(x, whole);
-    F y = _mm256_set1_ps(1.5403530393381609954e-4f);
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(1.3333558146428443423e-3f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(9.6181291076284771619e-3f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(5.5504108664821579953e-2f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(2.4022650695910071233e-1f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(6.9314718055994530942e-1f));
+    F y = _mm256_set1_ps(1.55946781613e-4f);
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(1.34066439024e-3f));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(9.61769297299e-3f));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(5.55031055101e-2f));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(2.40226527829e-1f));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(6.93147214968e-1f));
     y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(1.0f));
     const __m256i exponent =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);

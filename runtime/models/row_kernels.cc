@@ -111,15 +111,17 @@ void NormRmsRow(const T* x, const T* weight, double eps, T* out, int64_t d) {
   }
 }
 
-// out = a + b, and `more` to each sum.
+// out = table + time, and 1 more in a part that is a scale. What is not more is -0: with it every
+// sum stays what it is, zeros too.
 template <typename T>
-void AddRow(const float* a, const T* b, float more, float* out, int64_t d) {
+void ModulationRow(const float* table, const T* time, bool is_scale, float* out, int64_t d) {
+  const float more = is_scale ? 1.0f : -0.0f;
   const __m256 more8 = _mm256_set1_ps(more);
   int64_t i = 0;
   for (; i + 8 <= d; i += 8) {
-    Store8(out + i, _mm256_add_ps(_mm256_add_ps(Load8(a + i), Load8(b + i)), more8));
+    Store8(out + i, _mm256_add_ps(_mm256_add_ps(Load8(table + i), Load8(time + i)), more8));
   }
-  for (; i < d; ++i) out[i] = a[i] + static_cast<float>(b[i]) + more;
+  for (; i < d; ++i) out[i] = table[i] + static_cast<float>(time[i]) + more;
 }
 
 // A token of H heads, rotated in place.
@@ -239,7 +241,7 @@ at::Tensor Modulation(const at::Tensor& table, const at::Tensor& time,
       const int64_t part = r % parts;
       const float* a = from_table + part * d;
       const T* b = from_time + (each == 1 ? r / parts : r) * d;
-      AddRow(a, b, std::ranges::find(scales, part) != scales.end() ? 1.0f : 0.0f, to + r * d, d);
+      ModulationRow(a, b, std::ranges::find(scales, part) != scales.end(), to + r * d, d);
     });
   });
   return out;

@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numbers>
 #include <utility>
 #include <vector>
 
@@ -279,6 +281,22 @@ TEST_P(GemmTest, WhoHearsOfRowsHearsOfAllOnceAndWhenTheyAreComplete) {
   }
 }
 
+// Far weights are streamed again for it, but not for a few rows.
+TEST(RowsDoneTest, EndsOfRowsAreSharedOutThoughWeightsAreFar) {
+  const int64_t k = 2100, n = 400;
+  const WeightPanels weight = Pack(at::randn({n, k}), {GemmIsa::kAvx2, Element::kFloat32});
+  for (const auto& [rows, least, most] :
+       std::vector<std::array<int64_t, 3>>{{24, 1, 1}, {96, 2, 2}, {300, 4, 4}}) {
+    const at::Tensor x = at::randn({rows, k});
+    at::Tensor y = at::empty({rows, n});
+    std::atomic<int64_t> calls = 0;
+    const GemmProduct product{{rows, x.const_data_ptr(), k, y.mutable_data_ptr(), n}, &weight};
+    GemmMany({&product, 1}, RunHere, nullptr, [&](int64_t, int64_t) { ++calls; });
+    EXPECT_GE(calls, least) << rows;
+    EXPECT_LE(calls, most) << rows;
+  }
+}
+
 TEST_P(ExactGemmTest, PanelsGiveTheirWeightsBack) {
   for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {33, 7}, {130, 64}}) {
     const at::Tensor weight = Random(n, k);
@@ -323,6 +341,47 @@ TEST_P(ExactGemmTest, ActivationsAreThoseOfTheUnroundedSum) {
   EXPECT_TRUE(
       at::equal(z.narrow(0, 5, 2), far.to(one.scalar_type()).narrow(0, 5, 2).to(at::kFloat)));
   EXPECT_TRUE(std::isnan(z[7][0].item<float>()));
+}
+
+// Against x / (1 + 2^t) in float64. Each rounding on the way to t costs the power a unit of t's
+// last place times log 2, beside four of its own; far out zeros of x's sign stand for next to
+// nothing.
+TEST(ActivationsTest, HoldOnTheirWholeRange) {
+  at::manual_seed(9);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const at::Tensor odd = at::tensor({NAN, kInfinity, FLT_MAX, -FLT_MAX, -kInfinity});
+  const at::Tensor x = at::cat({at::arange(-100, 100, 0x1p-7, at::kFloat), at::randn({20000}) * 9,
+                                at::randn({20000}), at::tensor({-1e-30f, 0.0f, 1e-30f}), odd})
+                           .unsqueeze(1);
+  const int64_t even = x.size(0) - odd.size(0);
+  const at::Tensor one = at::ones({1, 1}), a = x.narrow(0, 0, even).to(at::kDouble);
+  const at::Tensor t = a * -std::numbers::log2e;
+  const double slope = std::sqrt(8 / std::numbers::pi);
+  struct Case {
+    Activation activation;
+    at::Tensor t;
+    int roundings;  // constants' too
+  };
+  for (const Case& c : {Case{Activation::kGeluTanh, t * slope * (1 + 0.044715 * a * a), 5},
+                        Case{Activation::kSilu, t, 2}}) {
+    const at::Tensor wanted = a / (1 + at::exp2(c.t));
+    const at::Tensor ulps = 4 + c.roundings * std::numbers::ln2 * c.t.abs().clamp_max(130);
+    const at::Tensor limit = wanted.abs() * ulps * 0x1p-24 + 1e-35;
+    for (const GemmIsa isa : {GemmIsa::kAvx2, GemmIsa::kAvx512}) {
+      if (!Runs(isa)) continue;
+      const at::Tensor y =
+          Multiply(x, Pack(one, {isa, Element::kFloat32}), {}, {1, 0, 0, c.activation});
+      const at::Tensor share = (y.narrow(0, 0, even).to(at::kDouble) - wanted).abs() / limit;
+      EXPECT_LE(share.max().item<double>(), 1)
+          << GemmIsaName(isa) << " at " << x[share.argmax().item<int64_t>()].item<float>();
+      const auto ends = y.narrow(0, even, odd.size(0)).contiguous();
+      const float* const end = ends.const_data_ptr<float>();
+      EXPECT_TRUE(std::isnan(end[0]));
+      EXPECT_EQ(end[1], kInfinity);
+      EXPECT_EQ(end[2], FLT_MAX);
+      for (int i = 3; i < 5; ++i) EXPECT_TRUE(end[i] == 0 && std::signbit(end[i])) << i;
+    }
+  }
 }
 
 std::vector<GemmCase> Cases(bool int8_too) {

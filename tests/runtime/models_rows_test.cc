@@ -64,8 +64,26 @@ TEST(ModulationTest, IsTableAndTimeAndOneMoreInScales) {
       EXPECT_TRUE(at::equal(Modulation(table, time, {1, 4}), want));
       time = at::randn({times, 1, 1, width}).to(at::kBFloat16);
       EXPECT_TRUE(at::equal(Modulation(table, time, {}), table.unsqueeze(1) + time));
+      want = table.unsqueeze(1) + time;
+      want.select(2, 0).add_(1);
+      EXPECT_TRUE(at::equal(Modulation(table, time, {0}), want));
     }
   }
+}
+
+TEST(ModulationTest, KeepsTheSignsOfZeros) {
+  const at::Tensor zeros = at::full({1, 2, 12}, -0.0);
+  EXPECT_TRUE(Modulation(zeros, zeros.unsqueeze(0), {1}).select(2, 0).signbit().all().item<bool>());
+}
+
+TEST(SiluTest, IsThatOfEveryNumberWhateverTheWidth) {
+  for (const int64_t width : {1, 60, 1536}) {
+    const at::Tensor x = at::randn({3, width}) * 5;
+    EXPECT_TRUE(at::allclose(Silu(x), at::silu(x), 2e-6, 0)) << width;
+    const at::Tensor half = x.to(at::kBFloat16);
+    EXPECT_TRUE(at::allclose(Silu(half), at::silu(half), 0x1p-7, 0)) << width;
+  }
+  EXPECT_TRUE(Silu(at::full({2, 3}, NAN)).isnan().all().item<bool>());
 }
 
 TEST(NormRowsTest, OfSomeRowsAreTheOnesOfAllAndTouchNoOthers) {
