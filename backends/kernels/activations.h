@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include "backends/kernels/exp2_powers.h"
+
 namespace denoised::kernels {
 
 // Eight floats.

@@ -1,21 +1,20 @@
 // Activations over a vector type `V` of floats, with the same bits whatever its width: the same
-// operations of every lane in the same order. Each instruction set's file includes this inside its
-// own unnamed namespace, beside the V that it is written for.
+// operations of every lane in the same order. Each instruction set's file includes this inside a
+// namespace of its own, beside the V that it is written for and after exp2_powers.h.
 
-// 2^x for |x| <= 125, below 9e-8 relative: a minimax polynomial on [-0.5, 0.5] that is 1 at 0. Of
-// NaN: some number.
+// 2^x for |x| <= 125, below 9e-8 relative. Of NaN: some number.
 template <class V>
 inline typename V::F Exp2(typename V::F x) {
   // A float of this size has no fraction: what is added to it is rounded, and is its lowest bits.
   const typename V::F shift = V::Set1(12582912.0f);  // 1.5 * 2^23
   const typename V::F shifted = V::Add(x, shift);
   const typename V::F part = V::Sub(x, V::Sub(shifted, shift));
-  typename V::F y = V::Set1(1.55946781613e-4f);
-  y = V::MulAdd(y, part, V::Set1(1.34066439024e-3f));
-  y = V::MulAdd(y, part, V::Set1(9.61769297299e-3f));
-  y = V::MulAdd(y, part, V::Set1(5.55031055101e-2f));
-  y = V::MulAdd(y, part, V::Set1(2.40226527829e-1f));
-  y = V::MulAdd(y, part, V::Set1(6.93147214968e-1f));
+  typename V::F y = V::Set1(kExp2Powers[0]);
+  y = V::MulAdd(y, part, V::Set1(kExp2Powers[1]));
+  y = V::MulAdd(y, part, V::Set1(kExp2Powers[2]));
+  y = V::MulAdd(y, part, V::Set1(kExp2Powers[3]));
+  y = V::MulAdd(y, part, V::Set1(kExp2Powers[4]));
+  y = V::MulAdd(y, part, V::Set1(kExp2Powers[5]));
   y = V::MulAdd(y, part, V::Set1(1.0f));
   return V::AddToExponent(y, shifted);
 }

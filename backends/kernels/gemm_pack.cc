@@ -15,8 +15,8 @@ namespace denoised::kernels {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-static_assert(kPanelColumns <=
-              kMostTileRows);  // rows that are packed together: a panel's or a tile's
+// Rows that are packed together are a tile's or a panel's columns.
+static_assert(kPanelColumns <= kMostTileRows);
 
 float One(const float* x) { return *x; }
 float One(const uint16_t* x) {
@@ -141,44 +141,6 @@ struct Extent {
   int64_t whole, filled, units;
 };
 
-// `there` rows of a tile of `height`, the others zeros: a line of memory of all rows after the
-// other, so that what is written is near until it is complete; meanwhile the next ones are brought
-// near.
-template <class Units, class Place>
-void PackUnits(const Units* rows, int there, int height, int64_t k, const Extent extent,
-               const Place place) {
-  constexpr int64_t kUnitBytes = sizeof(*rows->row) * Units::kNumbers;
-  constexpr int64_t kStep = std::max<int64_t>(8, kLineBytes / kUnitBytes);
-  // A copy, which what is written cannot change for all that the compiler knows.
-  Units unit[kMostTileRows];
-  std::copy_n(rows, there, unit);
-  for (int64_t u = 0; u < extent.whole; u += kStep) {
-    const int64_t end = std::min(u + kStep, extent.whole);
-    for (int r = 0; end < extent.whole && r < there; ++r) {
-      const char* const next = reinterpret_cast<const char*>(unit[r].row + end * Units::kNumbers);
-      for (int64_t at = 0; at < kStep * kUnitBytes; at += kLineBytes) __builtin_prefetch(next + at);
-    }
-    for (int r = 0; r < height; r += 4) {
-      for (int64_t v = u; v < end; v += 8) {
-        __m256 x[4];
-        if (r + 4 <= there) {
-          for (int i = 0; i < 4; ++i) x[i] = unit[r + i].Eight(v);
-        } else {
-          for (int i = 0; i < 4; ++i) {
-            x[i] = r + i < there ? unit[r + i].Eight(v) : _mm256_setzero_ps();
-          }
-        }
-        place.StoreRows(v, r, x);
-      }
-    }
-  }
-  for (int64_t u = extent.whole; u < extent.units; ++u) {
-    for (int r = 0; r < height; ++r) {
-      place.StoreOne(u, r, r < there && u < extent.filled ? unit[r].Unit(u, k) : 0);
-    }
-  }
-}
-
 Extent ExtentOf(const GemmKernel& kernel, int64_t k) {
   const int64_t per = kernel.numbers_a_unit();
   return {k / per / 8 * 8, (k + per - 1) / per, kernel.Units(k)};
@@ -257,15 +219,45 @@ void UnpackColumns(const char* panel, int64_t columns, int64_t k, char* out) {
   }
 }
 
-// unit(row of T, r) is the r-th row's.
+// The rows of a tile from `first` on, as the units that unit(row of T, r) makes of the r-th: a line
+// of memory of all rows after the other, so that what is written is near until it is complete;
+// meanwhile the next ones are brought near. Rows that are not there are zeros.
 template <typename T, class Unit, class Place>
-void PackRowsAs(const GemmKernel& kernel, const RowSource& source, int64_t first,
-                const Place& place, const Unit& unit) {
+void PackRowsAs(const GemmKernel& kernel, const RowSource& source, int64_t first, const Place place,
+                const Unit& unit) {
   using Units = decltype(unit(static_cast<const T*>(nullptr), 0));
-  Units rows[kMostTileRows];
+  constexpr int64_t kUnitBytes = sizeof(T) * Units::kNumbers;
+  constexpr int64_t kStep = std::max<int64_t>(8, kLineBytes / kUnitBytes);
+  const Extent extent = ExtentOf(kernel, source.k);
+  const int64_t k = source.k;
   const int there = static_cast<int>(std::clamp<int64_t>(source.rows - first, 0, place.height));
+  Units rows[kMostTileRows];
   for (int r = 0; r < there; ++r) rows[r] = unit(RowOf<T>(source, first + r), r);
-  PackUnits(rows, there, place.height, source.k, ExtentOf(kernel, source.k), place);
+  for (int64_t u = 0; u < extent.whole; u += kStep) {
+    const int64_t end = std::min(u + kStep, extent.whole);
+    for (int r = 0; end < extent.whole && r < there; ++r) {
+      const char* const next = reinterpret_cast<const char*>(rows[r].row + end * Units::kNumbers);
+      for (int64_t at = 0; at < kStep * kUnitBytes; at += kLineBytes) __builtin_prefetch(next + at);
+    }
+    for (int r = 0; r < place.height; r += 4) {
+      for (int64_t v = u; v < end; v += 8) {
+        __m256 x[4];
+        if (r + 4 <= there) {
+          for (int i = 0; i < 4; ++i) x[i] = rows[r + i].Eight(v);
+        } else {
+          for (int i = 0; i < 4; ++i) {
+            x[i] = r + i < there ? rows[r + i].Eight(v) : _mm256_setzero_ps();
+          }
+        }
+        place.StoreRows(v, r, x);
+      }
+    }
+  }
+  for (int64_t u = extent.whole; u < extent.units; ++u) {
+    for (int r = 0; r < place.height; ++r) {
+      place.StoreOne(u, r, r < there && u < extent.filled ? rows[r].Unit(u, k) : 0);
+    }
+  }
 }
 
 template <typename T, class Place>

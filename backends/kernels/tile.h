@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "backends/kernels/exp2_powers.h"
+
 namespace denoised::kernels {
 
 // Key rows and head-size rows are packed in groups of kGroup: the height of the register tile.

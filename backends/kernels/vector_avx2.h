@@ -45,12 +45,12 @@ struct Float32 {
     x = _mm256_max_ps(smallest, x);  // in this order NaN stays
     const F whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm256_sub_ps(x, whole);
-    F y = _mm256_set1_ps(1.55946781613e-4f);
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(1.34066439024e-3f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(9.61769297299e-3f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(5.55031055101e-2f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(2.40226527829e-1f));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(6.93147214968e-1f));
+    F y = _mm256_set1_ps(kExp2Powers[0]);
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[1]));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[2]));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[3]));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[4]));
+    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[5]));
     y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(1.0f));
     const __m256i exponent =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);

@@ -39,12 +39,12 @@ struct Vector512 {
     const __mmask16 counts = Counts(x);
     const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm512_sub_ps(x, whole);
-    F y = _mm512_set1_ps(1.55946781613e-4f);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.34066439024e-3f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.61769297299e-3f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.55031055101e-2f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.40226527829e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.93147214968e-1f));
+    F y = _mm512_set1_ps(kExp2Powers[0]);
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[1]));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[2]));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[3]));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[4]));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[5]));
     y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0f));
     return _mm512_maskz_scalef_ps(counts, y, whole);
   }
