@@ -27,7 +27,7 @@ constexpr int64_t kNearBytes = int64_t{768} << 10;
 // Tiles that a panel serves once it has come nearer still: of near weights where tasks are enough
 // without fewer, of far ones always.
 constexpr int64_t kLeastTiles = 4;
-// Threads that far weights come near once more for each, so that they all can end rows.
+// Threads that can end rows of far weights at the least, which come near once more for each.
 constexpr int64_t kMostEnds = 4;
 // Multiply-adds that take no longer than waking another thread.
 constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
