@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "backends/kernels/exp2_powers.h"
+#include "backends/kernels/exp2_part.h"
 
 namespace denoised::kernels {
 
@@ -19,7 +19,7 @@ struct Floats8 {
   static F Div(F a, F b) { return _mm256_div_ps(a, b); }
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }  // of a NaN: b
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }
-  static F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F FusedMulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   // x times two to the power of the whole number, signed, in the nine lowest bits of `whole`. Both
   // x and what comes of it are normal numbers.
   static F AddToExponent(F x, F whole) {

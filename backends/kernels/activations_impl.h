@@ -1,6 +1,6 @@
 // Activations over a vector type `V` of floats, with the same bits whatever its width: the same
 // operations of every lane in the same order. Each instruction set's file includes this inside a
-// namespace of its own, beside the V that it is written for and after exp2_powers.h.
+// namespace of its own, beside the V that it is written for and after exp2_part.h.
 
 // 2^x for |x| <= 125, below 9e-8 relative. Of NaN: some number.
 template <class V>
@@ -9,14 +9,7 @@ inline typename V::F Exp2(typename V::F x) {
   const typename V::F shift = V::Set1(12582912.0f);  // 1.5 * 2^23
   const typename V::F shifted = V::Add(x, shift);
   const typename V::F part = V::Sub(x, V::Sub(shifted, shift));
-  typename V::F y = V::Set1(kExp2Powers[0]);
-  y = V::MulAdd(y, part, V::Set1(kExp2Powers[1]));
-  y = V::MulAdd(y, part, V::Set1(kExp2Powers[2]));
-  y = V::MulAdd(y, part, V::Set1(kExp2Powers[3]));
-  y = V::MulAdd(y, part, V::Set1(kExp2Powers[4]));
-  y = V::MulAdd(y, part, V::Set1(kExp2Powers[5]));
-  y = V::MulAdd(y, part, V::Set1(1.0f));
-  return V::AddToExponent(y, shifted);
+  return V::AddToExponent(Exp2Part<V>(part), shifted);
 }
 
 // x / (1 + 2^y) for a y that is NaN only where x is, and there NaN. Where the power is near what a
@@ -39,6 +32,7 @@ inline typename V::F Silu(typename V::F x) {
 // cancellation. Its power is of two: -2 sqrt(2 / pi) log2(e) is in both constants.
 template <class V>
 inline typename V::F GeluTanh(typename V::F x) {
-  const typename V::F slope = V::MulAdd(V::Mul(x, x), V::Set1(-0.10294324f), V::Set1(-2.3022082f));
+  const typename V::F slope =
+      V::FusedMulAdd(V::Mul(x, x), V::Set1(-0.10294324f), V::Set1(-2.3022082f));
   return OverOnePlusExp2<V>(x, V::Mul(x, slope));
 }

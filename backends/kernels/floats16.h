@@ -12,7 +12,7 @@ struct Floats16 {
   static F Div(F a, F b) { return _mm512_div_ps(a, b); }
   static F Min(F a, F b) { return _mm512_min_ps(a, b); }
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }
-  static F MulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F FusedMulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F AddToExponent(F x, F whole) {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(whole), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));

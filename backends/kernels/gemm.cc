@@ -27,8 +27,8 @@ constexpr int64_t kNearBytes = int64_t{768} << 10;
 // Tiles that a panel serves once it has come nearer still: of near weights where tasks are enough
 // without fewer, of far ones always.
 constexpr int64_t kLeastTiles = 4;
-// Threads that can end rows of far weights at the least, which come near once more for each.
-constexpr int64_t kMostEnds = 4;
+// So many threads can end rows of far weights, which come near once more for each.
+constexpr int64_t kEnds = 4;
 // Multiply-adds that take no longer than waking another thread.
 constexpr int64_t kFewMultiplyAdds = int64_t{1} << 18;
 
@@ -131,7 +131,7 @@ class GemmRunner {
     if (near) {
       lowest = std::clamp<int64_t>(tiles_ / (2 * threads), 1, least);
     } else if (done_) {
-      lowest = std::clamp(CeilDiv(tiles_, kMostEnds), least, tallest);
+      lowest = std::clamp(CeilDiv(tiles_, kEnds), least, tallest);
     }
     const int64_t tiles = std::min(tiles_, std::clamp(tiles_ / wanted, lowest, tallest));
     blocks_ = CeilDiv(tiles_, tiles);

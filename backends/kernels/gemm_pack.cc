@@ -18,14 +18,6 @@ constexpr int64_t kLineBytes = 64;
 // Rows that are packed together are a tile's or a panel's columns.
 static_assert(kPanelColumns <= kMostTileRows);
 
-float One(const float* x) { return *x; }
-float One(const uint16_t* x) {
-  const uint32_t bits = static_cast<uint32_t>(*x) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, 4);
-  return wide;
-}
-
 template <typename T>
 const T* RowOf(const RowSource& source, int64_t row) {
   return static_cast<const T*>(source.data) + row * source.stride;
@@ -38,7 +30,7 @@ struct FloatUnits {
   static constexpr int kNumbers = 1;
   const T* row;
   uint32_t Unit(int64_t u, int64_t /*k*/) const {
-    const float x = One(row + u);
+    const float x = LoadOne(row + u);
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     return bits;
@@ -65,7 +57,7 @@ struct IntegerUnits {
   float inverse;  // 1 / scale
 
   int Integer(int64_t i, int64_t k) const {
-    return i < k ? _mm_cvtss_si32(_mm_set_ss(One(row + i) * inverse)) : 0;
+    return i < k ? _mm_cvtss_si32(_mm_set_ss(LoadOne(row + i) * inverse)) : 0;
   }
   __m256i Integers(int64_t i) const {
     return _mm256_cvtps_epi32(_mm256_mul_ps(LoadEight(row + i), _mm256_set1_ps(inverse)));
@@ -163,7 +155,7 @@ float MostOf(const T* row, int64_t count) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
   float top = 0;
   for (const float lane : lanes) top = Int8Larger(lane, top);
-  for (; k < count; ++k) top = Int8Larger(std::fabs(One(row + k)), top);
+  for (; k < count; ++k) top = Int8Larger(std::fabs(LoadOne(row + k)), top);
   return top;
 }
 

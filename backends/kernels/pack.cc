@@ -44,14 +44,9 @@ void FloatRow(const UnitFormat& format, const Rows& rows, int i, float* out) {
   const uint16_t* half = reinterpret_cast<const uint16_t*>(row);
   int d = 0;
   for (; d + 8 <= format.head_size; d += 8) {
-    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(half + d));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d),
-                        _mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+    StoreEight(out + d, LoadEight(half + d));
   }
-  for (; d < format.head_size; ++d) {
-    const uint32_t bits = static_cast<uint32_t>(half[d]) << 16;
-    std::memcpy(out + d, &bits, 4);
-  }
+  for (; d < format.head_size; ++d) out[d] = LoadOne(half + d);
 }
 
 // One row in the units that values and unquantised scores use. Returns the caller's own row where

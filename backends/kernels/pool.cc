@@ -21,10 +21,7 @@ __m256 LoadEight(const HeadRows& rows, int64_t at) {
 
 float LoadOne(const HeadRows& rows, int64_t at) {
   if (rows.element == Element::kFloat32) return static_cast<const float*>(rows.data)[at];
-  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(rows.data)[at]) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
+  return kernels::LoadOne(static_cast<const uint16_t*>(rows.data) + at);
 }
 
 // Sums of kVectors * 8 columns from d on, one token after the other, kept in registers.

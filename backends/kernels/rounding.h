@@ -15,6 +15,14 @@ inline __m256 LoadEight(const uint16_t* x) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+inline float LoadOne(const float* x) { return *x; }
+inline float LoadOne(const uint16_t* x) {
+  const uint32_t bits = static_cast<uint32_t>(*x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+
 inline void StoreEight(float* y, __m256 x) { _mm256_storeu_ps(y, x); }
 
 // Round to nearest even; NaN stays NaN.

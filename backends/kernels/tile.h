@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "backends/kernels/exp2_powers.h"
+#include "backends/kernels/exp2_part.h"
 
 namespace denoised::kernels {
 

@@ -25,6 +25,7 @@ struct Float32 {
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F FusedMulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F MulAdd(F acc, F a, F b) { return _mm256_fmadd_ps(a, b, acc); }
 
   static void StorePair(F p0, F p1, uint32_t* out, int width) {
@@ -45,16 +46,10 @@ struct Float32 {
     x = _mm256_max_ps(smallest, x);  // in this order NaN stays
     const F whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm256_sub_ps(x, whole);
-    F y = _mm256_set1_ps(kExp2Powers[0]);
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[1]));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[2]));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[3]));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[4]));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(kExp2Powers[5]));
-    y = _mm256_fmadd_ps(y, part, _mm256_set1_ps(1.0f));
     const __m256i exponent =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
-    return _mm256_andnot_ps(zero, _mm256_mul_ps(y, _mm256_castsi256_ps(exponent)));
+    return _mm256_andnot_ps(zero,
+                            _mm256_mul_ps(Exp2Part<Float32>(part), _mm256_castsi256_ps(exponent)));
   }
   static F Exp2(F x) { return Exp2Float(x); }
 };

@@ -21,6 +21,7 @@ struct Vector512 {
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F FusedMulAdd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 
   // Scores of lanes whose bit is clear become -inf.
   static void HideRows(float* scores, uint64_t mask) {
@@ -39,14 +40,7 @@ struct Vector512 {
     const __mmask16 counts = Counts(x);
     const F whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F part = _mm512_sub_ps(x, whole);
-    F y = _mm512_set1_ps(kExp2Powers[0]);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[1]));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[2]));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[3]));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[4]));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(kExp2Powers[5]));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(counts, y, whole);
+    return _mm512_maskz_scalef_ps(counts, Exp2Part<Vector512>(part), whole);
   }
 
   // As above with a minimax cubic on [-0.5, 0.5], below 1e-4 relative.
